@@ -1,0 +1,322 @@
+"""The typed configuration of a run. Every default is the paper's value; imports no torch.
+
+`RunConfig` is frozen and refuses unknown fields: a typo is an error that names the path of the field.
+Equation, table and appendix numbers are those of arXiv 2607.00461.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from amvl_core.errors import ConfigError
+
+MicroworldTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
+MICROWORLD_TASKS: tuple[MicroworldTask, ...] = (
+    "colour",
+    "shape",
+    "count",
+    "compare",
+    "relation",
+    "odd_one_out",
+    "jigsaw",
+    "maze",
+)
+
+
+class Frozen(BaseModel):
+    """Base of every configuration model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MicroworldSource(Frozen):
+    """Generated images with questions, steps, regions and answers (`data_prep/microworld.py`)."""
+
+    kind: Literal["microworld"] = "microworld"
+    tasks: tuple[MicroworldTask, ...] = MICROWORLD_TASKS
+    train: int = Field(8000, ge=0, description="training samples, spread evenly over the tasks")
+    test: int = Field(800, ge=0, description="test samples; no test image is a training image")
+    seed: int = 0
+
+
+class ArchiveSource(Frozen):
+    """Fields of every source that is read from an archive or a folder."""
+
+    uri: str = Field(description="folder, .tar.gz or .zip; local or s3://")
+    train_limit: int | None = Field(None, ge=0, description="at most this many training samples, drawn by the seed")
+    test_limit: int | None = Field(None, ge=0, description="at most this many test samples, drawn by the seed")
+
+
+class EasyVqaSource(ArchiveSource):
+    """easy-VQA: 5,000 images of one shape, 48,248 questions, published train and test split."""
+
+    kind: Literal["easy_vqa"] = "easy_vqa"
+
+
+class NlvrSource(ArchiveSource):
+    """NLVR v1: human sentences about three-panel images, true or false; dev is divided by identifier prefix."""
+
+    kind: Literal["nlvr"] = "nlvr"
+
+
+class VspMazeSource(ArchiveSource):
+    """The maze tasks of Visual-Spatial-Planning: holes on a frozen lake and safe paths."""
+
+    kind: Literal["vsp_maze"] = "vsp_maze"
+
+
+class ChatJsonlSource(ArchiveSource):
+    """One's own data: a folder or archive with `train.jsonl`, `test.jsonl` and images.
+
+    A line is `{"messages": [{"role": "user", "content": "<image>..."}, {"role": "assistant", "content": "..."}],
+    "images": ["relative/path.jpg"]}`; `id`, `task` and `steps` (a list of strings) are optional.
+    """
+
+    kind: Literal["chat_jsonl"] = "chat_jsonl"
+    name: str = Field("chat", description="what reports and score tables call this source")
+
+
+Source = Annotated[
+    MicroworldSource | EasyVqaSource | NlvrSource | VspMazeSource | ChatJsonlSource, Field(discriminator="kind")
+]
+
+
+class DataConfig(Frozen):
+    """What is prepared, and how a sample is laid out (Appendix E)."""
+
+    sources: tuple[Source, ...] = (
+        ChatJsonlSource(name="visual_cot", uri="s3://amvl/sources/visual_cot"),
+        ChatJsonlSource(name="refocus", uri="s3://amvl/sources/refocus"),
+        ChatJsonlSource(name="cogcom", uri="s3://amvl/sources/cogcom"),
+        ChatJsonlSource(name="zebra_cot", uri="s3://amvl/sources/zebra_cot"),
+    )
+    layout: Literal["after_prompt"] = Field("after_prompt", description="where the latent block stands (Eq. 5)")
+    target: Literal["answer", "steps_and_answer"] = "steps_and_answer"
+    min_pixels: int = Field(256 * 28 * 28, ge=1, description="an image is scaled up to at least this many pixels")
+    max_pixels: int = Field(1280 * 28 * 28, ge=1, description="an image is scaled down to at most this many pixels")
+    max_tokens: int = Field(4096, ge=16, description="a longer sample is dropped and counted")
+    rows_per_shard: int = Field(4096, ge=1)
+    seed: int = 0
+
+
+class TinyConfig(Frozen):
+    """Size of the model that is built offline where `model.base` is `tiny`."""
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    intermediate_size: int = 384
+    vision_hidden_size: int = 64
+    vision_layers: int = 4
+    vision_heads: int = 4
+    vision_intermediate_size: int = 192
+    patch_size: int = 8
+    seed: int = 0
+
+
+class ModelConfig(Frozen):
+    """The base model. Both ways lead through the same `from_pretrained`."""
+
+    base: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="a Hub id, a folder, or `tiny`")
+    tiny: TinyConfig = TinyConfig()
+
+
+class LatentConfig(Frozen):
+    """Latent block and variational parts (Eq. 5 to 9, Tables 4 and 8)."""
+
+    num_slots: int = Field(8, ge=1, description="k")
+    dim: int = Field(512, ge=1, description="d")
+    head: Literal["linear", "mlp", "native", "deeper"] = Field("native", description="Table 8; native is Eq. 8")
+    head_hidden: int = Field(1024, ge=1)
+    separate_heads: bool = Field(False, description="a posterior head of its own; the paper shares one")
+    injector: Literal["linear", "mlp"] = "linear"
+    logvar_min: float = -8.0
+    logvar_max: float = 4.0
+
+    @model_validator(mode="after")
+    def _bounds(self) -> LatentConfig:
+        if self.logvar_min >= self.logvar_max:
+            raise ValueError(f"logvar_min ({self.logvar_min}) must be below logvar_max ({self.logvar_max})")
+        return self
+
+
+class SftMethod(Frozen):
+    """Supervised fine-tuning of the base model, without latents."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class AmvlMethod(Frozen):
+    """Asymmetric mutual variational learning (Eq. 10): L = L_NTP + beta L_fwd + gamma L_rev."""
+
+    kind: Literal["amvl"] = "amvl"
+    beta_max: float = Field(1.0, ge=0, description="weight of KL(sg[q] || p) after its warm-up")
+    beta_start: int = Field(0, ge=0, description="optimiser step at which beta leaves 0")
+    beta_warmup: int = Field(2000, ge=1, description="optimiser steps from 0 to beta_max (App. E)")
+    gamma_max: float = Field(0.5, ge=0, description="weight of KL(sg[p] || q) after its warm-up")
+    gamma_start: int = Field(1000, ge=0, description="optimiser step at which gamma leaves 0 (App. E)")
+    gamma_warmup: int = Field(2000, ge=1, description="optimiser steps from 0 to gamma_max (App. E)")
+    kl_reduction: Literal["sum", "mean"] = Field("sum", description="over latent dimensions; Eq. 12 sums")
+    stop_gradient_forward: bool = Field(True, description="sg on q in the forward KL (Table 10)")
+    stop_gradient_reverse: bool = Field(True, description="sg on p in the reverse KL (Table 10)")
+    posterior_positions: Literal["natural", "aligned"] = "natural"
+
+
+Method = Annotated[SftMethod | AmvlMethod, Field(discriminator="kind")]
+
+
+class StageConfig(Frozen):
+    """One training stage; it starts from the checkpoint of the stage before it."""
+
+    method: Method
+    trainable: Literal["all", "language", "new_rows"] = Field(
+        "language",
+        description="all: vision encoder too; language: everything but the vision encoder; "
+        "new_rows: only the embedding rows of the new tokens",
+    )
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    global_batch: int = Field(128, ge=1)
+    micro_batch: int = Field(1, ge=1, description="samples per worker and forward pass")
+    lr: float = Field(1e-5, gt=0)
+    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _length(self) -> StageConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        if self.trainable == "new_rows" and self.method.kind == "sft":
+            raise ValueError("sft has no new token rows to train; use trainable = all or language")
+        return self
+
+
+class TrainerConfig(Frozen):
+    """How a stage runs; the DeepSpeed configuration is derived from it (`amvl_core/train/engine.py`)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = True
+    checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints to resume from")
+    log_every: int = Field(1, ge=1, description="optimiser steps between logged metrics")
+    loader_workers: int = Field(4, ge=0, description="processes per worker that decode images ahead of the step")
+    max_failures: int = Field(3, ge=0, description="how often a failed worker group is started again")
+
+
+class ClusterConfig(Frozen):
+    """The machines: one worker per GPU, or CPU workers where there is none."""
+
+    address: str = Field("auto", description="RAY_ADDRESS if set, else a Ray of its own; or an address")
+    num_workers: int = Field(16, ge=1)
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+
+
+class EvaluationConfig(Frozen):
+    """Greedy generation on the test split, prior latents only (App. I)."""
+
+    batch_size: int = Field(16, ge=1)
+    max_new_tokens: int = Field(512, ge=1)
+    tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
+    seed: int = 0
+
+
+class TrackingConfig(Frozen):
+    """Where MLflow writes. Without `uri`: MLFLOW_TRACKING_URI, else SQLite below a local storage root."""
+
+    uri: str | None = None
+    experiment: str = "amvl"
+    registered_model: str = "amvl"
+    alias: str = "champion"
+
+
+class RunConfig(Frozen):
+    """Everything that a run is. The default is the paper's run on 16 A100s."""
+
+    storage: str = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    latent: LatentConfig = LatentConfig()
+    stages: dict[str, StageConfig] = {
+        "embedding_adaptation": StageConfig(method=AmvlMethod(), trainable="new_rows", epochs=0.15),
+        "amvl": StageConfig(method=AmvlMethod(), epochs=2.85),
+    }
+    trainer: TrainerConfig = TrainerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if not self.data.sources:
+            raise ValueError("data.sources is empty")
+        if not self.stages:
+            raise ValueError("stages is empty")
+        latent = False
+        for name, stage in self.stages.items():
+            per_step = self.cluster.num_workers * stage.micro_batch
+            if stage.global_batch % per_step:
+                raise ValueError(
+                    f"stages.{name}.global_batch ({stage.global_batch}) must be a multiple of cluster.num_workers x "
+                    f"micro_batch ({self.cluster.num_workers} x {stage.micro_batch} = {per_step})"
+                )
+            if latent and stage.method.kind == "sft":
+                raise ValueError(f"stages.{name}: sft cannot follow a latent stage; put it first")
+            latent = latent or stage.method.kind != "sft"
+        return self
+
+
+def override(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """`base` with the fields in `changes` replaced, nested fields one by one, and validated again.
+
+    Lists are replaced whole; a union whose `kind` changes starts from its own defaults. Raises ConfigError that names
+    each wrong field by its path.
+    """
+    return validate(_merge(base.model_dump(mode="json"), changes))
+
+
+def validate(fields: dict[str, Any]) -> RunConfig:
+    """A RunConfig from plain data, or a ConfigError that names each wrong field by its path."""
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"  {_path(item['loc'])}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("the configuration has an error:\n" + "\n".join(lines)) from error
+
+
+def flatten(config: BaseModel) -> dict[str, str]:
+    """Every field by its dotted path, as text: what a tracker calls parameters."""
+    return dict(_flatten(config.model_dump(mode="json"), ""))
+
+
+def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [pair for key, item in value.items() for pair in _flatten(item, f"{path}.{key}" if path else key)]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [pair for i, item in enumerate(value) for pair in _flatten(item, f"{path}.{i}")]
+    return [(path, str(value))]
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    kinds = {"microworld", "easy_vqa", "nlvr", "vsp_maze", "chat_jsonl", "sft", "amvl"}
+    parts = [str(part) for i, part in enumerate(location) if not (_is_union_tag(location, i) and part in kinds)]
+    return ".".join(parts) or "configuration"
+
+
+def _is_union_tag(location: tuple[int | str, ...], i: int) -> bool:
+    return i > 0 and (location[i - 1] == "method" or (i > 1 and location[i - 2] == "sources"))

@@ -1,0 +1,25 @@
+"""The exceptions that a user may see. Each message says what is wrong, where, and what to do."""
+
+
+class AmvlError(Exception):
+    """Base of every error that is the user's to fix; the command line prints it without a traceback."""
+
+
+class ConfigError(AmvlError):
+    """A configuration that cannot be run; the message names the field's path."""
+
+
+class DataError(AmvlError):
+    """Input that cannot be read: an archive that is missing, corrupt or of an unknown kind."""
+
+
+class StorageError(AmvlError):
+    """The storage root is missing, full, read-only or unreachable, or a file in it is damaged."""
+
+
+class ClusterError(AmvlError):
+    """The machines cannot run what the configuration asks for."""
+
+
+class CheckpointError(AmvlError):
+    """A checkpoint whose weights do not match the model that is to be built from it."""

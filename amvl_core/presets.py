@@ -1,0 +1,61 @@
+"""Whole configurations, as functions: they can be compared, tested and composed. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from amvl_core.config import (
+    AmvlMethod,
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    LatentConfig,
+    MicroworldSource,
+    ModelConfig,
+    RunConfig,
+    SftMethod,
+    StageConfig,
+    TrainerConfig,
+)
+
+LOCAL_STORAGE = ".amvl/storage"
+
+
+def paper() -> RunConfig:
+    """The paper's run: Qwen2.5-VL-7B on two nodes of 8 A100s (Appendix E)."""
+    return RunConfig()
+
+
+def demo() -> RunConfig:
+    """The whole pipeline on two CPU cores: a tiny model from scratch on microworld."""
+    amvl = AmvlMethod(beta_warmup=100, gamma_start=50, gamma_warmup=100, kl_reduction="mean")
+    return RunConfig(
+        storage=LOCAL_STORAGE,
+        data=DataConfig(
+            sources=(MicroworldSource(),),
+            target="answer",
+            min_pixels=16 * 16,
+            max_pixels=128 * 128,
+            max_tokens=256,
+            rows_per_shard=2048,
+        ),
+        model=ModelConfig(base="tiny"),
+        latent=LatentConfig(num_slots=4, dim=32, head_hidden=128),
+        stages={
+            "sft": StageConfig(
+                method=SftMethod(), trainable="all", steps=600, global_batch=64, micro_batch=32, lr=2e-3
+            ),
+            "embedding_adaptation": StageConfig(
+                method=amvl, trainable="new_rows", steps=20, global_batch=64, micro_batch=32, lr=2e-3
+            ),
+            "amvl": StageConfig(method=amvl, steps=200, global_batch=64, micro_batch=32, lr=5e-4),
+        },
+        trainer=TrainerConfig(
+            zero_stage=1, precision="fp32", gradient_checkpointing=False, loader_workers=0, checkpoint_every=100
+        ),
+        cluster=ClusterConfig(num_workers=2),
+        evaluation=EvaluationConfig(batch_size=64, max_new_tokens=12),
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {"paper": paper, "demo": demo}

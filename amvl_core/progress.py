@@ -1,0 +1,35 @@
+"""How long work tells how far it is: one event type for every stage, one callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of `stage`; `metrics` at training step `done` (name -> value)."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    seconds_left: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """One line for a terminal or a log."""
+        parts = [f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"]
+        parts += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        if self.seconds_left is not None:
+            parts.append(f"{_clock(self.seconds_left)} left")
+        return "  ".join(parts)
+
+
+ProgressFn = Callable[[Progress], None]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

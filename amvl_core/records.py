@@ -1,0 +1,190 @@
+"""The small records that stages talk through, and the fingerprints that name them.
+
+A stage writes `{root}/{stage}/{fingerprint}/` and its `record.json` last: a record that is there is a stage that
+is finished. A fingerprint covers the semantic fields of the stage's configuration, the fingerprints it builds on
+and a version of the stage's code, and nothing that depends on the machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from amvl_core import storage
+from amvl_core.errors import StorageError
+from amvl_core.sample import Split
+
+RECORD_NAME = "record.json"
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    fingerprint: str
+
+
+class Shard(BaseModel):
+    """One Parquet file of a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    split: Split
+    rows: int
+    sha256: str
+
+
+class DroppedExample(BaseModel):
+    """A sample that was not kept, for the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sample_id: str
+    detail: str
+
+
+class SourceReport(BaseModel):
+    """What one source gave: `read == kept + sum(dropped.values())`, always."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    split: Split
+    read: int
+    kept: int
+    dropped: dict[str, int]
+    examples: dict[str, list[DroppedExample]]
+
+
+class DatasetRecord(Record):
+    """A prepared dataset: `shards` are files below `uri`, in order."""
+
+    kind: Literal["dataset"] = "dataset"
+    schema_version: int
+    shards: list[Shard]
+    kept: int
+    dropped: dict[str, int]
+    reports: list[SourceReport]
+
+    def files(self, split: Split) -> list[Shard]:
+        """The shards of one split, in order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def rows(self, split: Split) -> int:
+        """Samples in one split."""
+        return sum(shard.rows for shard in self.files(split))
+
+
+class CheckpointRecord(Record):
+    """A trained model: a Hugging Face folder at `uri`/model."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    stage: str
+    method: str
+    step: int
+    config: dict[str, Any]
+    dataset: str
+    parent: str | None
+    num_parameters: int
+    metrics: dict[str, float]
+
+    @property
+    def model_uri(self) -> str:
+        """Where the weights, configuration, tokenizer and processor are."""
+        return storage.join(self.uri, "model")
+
+
+class TaskScore(BaseModel):
+    """Accuracy on one task with its 95 % Wilson interval, and what always giving the commonest answer scores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    n: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    majority: float
+
+
+class EvalRecord(Record):
+    """Scores of one checkpoint on the test split; `predictions.parquet` below `uri` holds every raw output."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    checkpoint: str
+    stage: str
+    dataset: str
+    scores: list[TaskScore]
+    overall: TaskScore
+
+    @property
+    def predictions_uri(self) -> str:
+        """The raw outputs the scores were computed from."""
+        return storage.join(self.uri, "predictions.parquet")
+
+
+class ModelRecord(Record):
+    """A version in the model registry."""
+
+    kind: Literal["model"] = "model"
+    name: str
+    version: int
+    alias: str
+    run_id: str
+    tracking_uri: str
+
+
+R = TypeVar("R", bound=Record)
+
+
+def fingerprint(stage: str, version: int, **parts: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `parts` in canonical JSON.
+
+    Raises TypeError on anything that has no stable form (a set, an object, NaN ...).
+    """
+    return hashlib.sha256(_canonical({"stage": stage, "version": version, **parts}).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any, path: str = "") -> str:
+    if isinstance(value, BaseModel):
+        return _canonical(value.model_dump(mode="json"), path)
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{path or 'value'}: keys must be strings to have a stable form")
+        items = (f"{json.dumps(key)}:{_canonical(value[key], f'{path}.{key}')}" for key in sorted(value))
+        return "{" + ",".join(items) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_canonical(item, f"{path}[{i}]") for i, item in enumerate(value)) + "]"
+    if value is None or isinstance(value, (str, bool, int)):
+        return json.dumps(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    raise TypeError(f"{path or 'value'}: {type(value).__name__} has no stable form, so it cannot be fingerprinted")
+
+
+def save_record(record: Record) -> None:
+    """Writes `record.json` below the record's own `uri`: the last write of a stage."""
+    storage.write_bytes(storage.join(record.uri, RECORD_NAME), record.model_dump_json(indent=2).encode())
+
+
+def load_record(uri: str, kind: type[R]) -> R | None:
+    """The record of a finished stage, or None where the stage has not finished."""
+    where = storage.join(uri, RECORD_NAME)
+    if not storage.exists(where):
+        return None
+    try:
+        record = kind.model_validate_json(storage.read_bytes(where))
+    except ValidationError as error:
+        raise StorageError(
+            f"{where} is damaged or was written by another version; remove the folder {uri} to redo that stage"
+        ) from error
+    # A storage root may be moved or reached by another path: the record is where it was found.
+    return record.model_copy(update={"uri": uri.rstrip("/")})
