@@ -1,0 +1,192 @@
+"""Segments and images -> token ids, labels and pixels. Imports no torch, so that preparation stays light."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from amvl_core.config import LatentConfig, ModelConfig
+from amvl_core.errors import DataError
+from amvl_core.sample import IMAGE_PLACEHOLDER, Segment
+from amvl_core.tokens import base_template, block_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+IGNORED = -100
+"""Label of a token that no loss is taken on."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images."""
+
+    sample_id: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    pixel_values: np.ndarray | None
+    image_grid_thw: np.ndarray | None
+
+
+class Encoder:
+    """Lays samples out for one method: with the latent block, or without it where `num_slots` is 0."""
+
+    def __init__(self, processor: Any, num_slots: int) -> None:
+        self.processor = processor
+        self.num_slots = num_slots
+        self.template = base_template(processor)
+        self.end_of_turn = processor.tokenizer.eos_token
+
+    def prompt(self, question: str) -> str:
+        """The chat prompt up to the assistant's turn; `<image>` becomes the processor's image placeholder."""
+        text: str = self.processor.apply_chat_template(
+            chat(question), chat_template=self.template, add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+    def encode(self, sample_id: str, segments: Sequence[Segment], images: Sequence[bytes]) -> Encoded:
+        """Token ids, labels and patches; a DataError names the sample where parts do not match."""
+        pixels, grids, counts = self._pixels(sample_id, images)
+        ids: list[int] = []
+        labels: list[int] = []
+        for position, segment in enumerate(segments):
+            if segment.kind == "latent":
+                if self.num_slots == 0:
+                    continue
+                if segment.num_slots != self.num_slots:
+                    raise DataError(
+                        f"{sample_id}: the sample has a block of {segment.num_slots} latent slots, "
+                        f"the model has {self.num_slots}; prepare the data again with this latent.num_slots"
+                    )
+            text = self._text(segment, last=position == len(segments) - 1)
+            if text.count(self.processor.image_token) > len(counts):
+                raise DataError(f"{sample_id}: more image placeholders than its {len(images)} images")
+            while self.processor.image_token in text and counts:
+                head, _, tail = text.partition(self.processor.image_token)
+                text = head + "\0" * counts.pop(0) + tail
+            tokens = self.processor.tokenizer(text.replace("\0", self.processor.image_token))["input_ids"]
+            ids += tokens
+            labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
+        if counts:
+            raise DataError(f"{sample_id}: {len(counts)} of its {len(images)} images have no placeholder in the text")
+        ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
+        labels_T[ids_T == self.processor.image_token_id] = IGNORED
+        return Encoded(sample_id, ids_T, labels_T, pixels, grids)
+
+    def _text(self, segment: Segment, last: bool) -> str:
+        if segment.kind == "prompt":
+            return self.prompt(segment.text)
+        if segment.kind == "latent":
+            return block_text(segment.num_slots)
+        text = segment.text.replace(IMAGE_PLACEHOLDER, f"<|vision_start|>{self.processor.image_token}<|vision_end|>")
+        return text + (self.end_of_turn if last else "")
+
+    def _pixels(self, sample_id: str, images: Sequence[bytes]) -> tuple[Any, Any, list[int]]:
+        if not images:
+            return None, None, []
+        try:
+            decoded = [Image.open(io.BytesIO(data)).convert("RGB") for data in images]
+        except OSError as error:
+            raise DataError(f"{sample_id}: an image of the prepared dataset cannot be read: {error}") from error
+        features = self.processor.image_processor(images=decoded, return_tensors="np")
+        grids = features["image_grid_thw"]
+        merge = self.processor.image_processor.merge_size**2
+        return features["pixel_values"], grids, [int(grid.prod()) // merge for grid in grids]
+
+
+def chat(question: str) -> list[dict[str, Any]]:
+    """A one-turn conversation; each `<image>` in `question` stands for an image."""
+    content: list[dict[str, str]] = []
+    for i, text in enumerate(question.split(IMAGE_PLACEHOLDER)):
+        if i:
+            content.append({"type": "image"})
+        if text:
+            content.append({"type": "text", "text": text})
+    return [{"role": "user", "content": content}]
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts a sample's tokens from its text and image sizes alone; small, picklable, without torch.
+
+    `overhead` is what the chat template puts around a text of the user.
+    """
+
+    tokenizer_json: str
+    overhead: int
+    patch_size: int
+    merge_size: int
+
+    @classmethod
+    def from_model(cls, model: ModelConfig, latent: LatentConfig) -> TokenCounter:
+        """For the processor of `model.base`."""
+        from amvl_core.base import base_processor
+
+        processor = base_processor(model)
+        tokenizer = processor.tokenizer
+        empty = Encoder(processor, 0).prompt("")
+        return cls(
+            tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+            overhead=len(tokenizer(empty)["input_ids"]) + 1,
+            patch_size=processor.image_processor.patch_size,
+            merge_size=processor.image_processor.merge_size,
+        )
+
+    def count(
+        self,
+        segments: Sequence[Segment],
+        image_sizes: Sequence[tuple[int, int]],
+        min_pixels: int,
+        max_pixels: int,
+    ) -> int:
+        """Tokens of the laid-out sample; `image_sizes` are (width, height) in pixels."""
+        tokenizer = _tokenizer(self.tokenizer_json)
+        total = self.overhead
+        for segment in segments:
+            if segment.kind == "latent":
+                total += segment.num_slots + 2
+            else:
+                text = segment.text.replace(IMAGE_PLACEHOLDER, "")
+                total += len(tokenizer.encode(text, add_special_tokens=False).ids) if text else 0
+        for width, height in image_sizes:
+            total += self.image_tokens(width, height, min_pixels, max_pixels) + 2
+        return total
+
+    def image_tokens(self, width: int, height: int, min_pixels: int, max_pixels: int) -> int:
+        """Merged patches of an image after Qwen2-VL's resizing to multiples of patch x merge within the budget."""
+        unit = self.patch_size * self.merge_size
+        rows, columns = round(height / unit), round(width / unit)
+        if rows * columns * unit**2 > max_pixels:
+            shrink = math.sqrt(height * width / max_pixels)
+            rows = max(1, math.floor(height / shrink / unit))
+            columns = max(1, math.floor(width / shrink / unit))
+        elif rows * columns * unit**2 < min_pixels:
+            grow = math.sqrt(min_pixels / (height * width))
+            rows, columns = math.ceil(height * grow / unit), math.ceil(width * grow / unit)
+        return rows * columns
+
+
+_TOKENIZERS: dict[int, Tokenizer] = {}
+
+
+def _tokenizer(state: str) -> Tokenizer:
+    """One tokenizer per process for each serialised state."""
+    from tokenizers import Tokenizer
+
+    key = hash(state)
+    if key not in _TOKENIZERS:
+        _TOKENIZERS[key] = Tokenizer.from_str(state)
+    return _TOKENIZERS[key]
+
+
+def sample_extra(text: str) -> dict[str, Any]:
+    """The `extra` column of a shard: task, answer, steps, regions."""
+    fields: dict[str, Any] = json.loads(text)
+    return fields

@@ -1,0 +1,79 @@
+"""From a checkpoint folder to answers: greedy generation, prior latents only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+from amvl_core.data.encode import chat
+from amvl_core.errors import DataError
+from amvl_core.modeling import AMVLForConditionalGeneration
+from amvl_core.processor import load_processor
+from amvl_core.sample import IMAGE_PLACEHOLDER
+
+
+class Answerer:
+    """A model and its processor. A latent model's prompt ends with its block, so it always reasons first."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.latent = isinstance(model, AMVLForConditionalGeneration)
+
+    @classmethod
+    def from_pretrained(cls, folder: str) -> Answerer:
+        """From a folder (or Hub id) of an AMVL model or a stock Qwen2.5-VL one; on the GPU where there is one."""
+        latent = AutoConfig.from_pretrained(folder).model_type == "amvl"
+        kind = AMVLForConditionalGeneration if latent else Qwen2_5_VLForConditionalGeneration
+        model = kind.from_pretrained(folder, dtype="auto")
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(folder))
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        images: Sequence[Sequence[bytes]],
+        questions: Sequence[str],
+        max_new_tokens: int = 64,
+        tau: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """One answer per question, as the model wrote it.
+
+        `images` holds each question's encoded images; a question without `<image>` gets them in front.
+        """
+        prompts = [self.prompt(question, len(group)) for question, group in zip(questions, images, strict=True)]
+        pictures = [[_open(data) for data in group] for group in images]
+        inputs = self.processor(
+            text=prompts,
+            images=pictures if any(pictures) else None,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device)
+        options: dict[str, Any] = {"tau": tau, "latent_seed": seed} if self.latent else {}
+        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
+        texts: list[str] = self.processor.tokenizer.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        return texts
+
+    def prompt(self, question: str, num_images: int) -> str:
+        """The chat prompt that the model sees."""
+        found = question.count(IMAGE_PLACEHOLDER)
+        if found == 0:
+            question = IMAGE_PLACEHOLDER * num_images + question
+        elif found != num_images:
+            raise DataError(f"the question has {found} {IMAGE_PLACEHOLDER} placeholders for {num_images} images")
+        text: str = self.processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
+        return text
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except OSError as error:
+        raise DataError(f"the image cannot be read: {error}") from error

@@ -1,0 +1,55 @@
+"""Special tokens of the latent block (Eq. 5), vocabulary growth, and where the block stands in the chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BLOCK_START = "<abs_token>"
+BLOCK_END = "</abs_token>"
+
+
+def slot_tokens(num_slots: int) -> list[str]:
+    """`<latent_pad_1>` ... `<latent_pad_k>`: one distinct token per slot."""
+    return [f"<latent_pad_{i}>" for i in range(1, num_slots + 1)]
+
+
+def block_text(num_slots: int) -> str:
+    """The latent block as text: start marker, k slots, end marker."""
+    return BLOCK_START + "".join(slot_tokens(num_slots)) + BLOCK_END
+
+
+def add_latent_tokens(processor: Any, num_slots: int) -> None:
+    """Adds the block's tokens to the tokenizer, and the block to the generation prompt of the chat template.
+
+    A prompt that ends with the block cannot lead to an answer without latent reasoning.
+    """
+    tokenizer = processor.tokenizer
+    tokens = [BLOCK_START, *slot_tokens(num_slots), BLOCK_END]
+    tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+    template = base_template(processor) + template_suffix(num_slots)
+    processor.chat_template = template
+    tokenizer.chat_template = template
+
+
+def template_suffix(num_slots: int) -> str:
+    """What `add_latent_tokens` appends to a chat template."""
+    return "{% if add_generation_prompt %}" + block_text(num_slots) + "{% endif %}"
+
+
+def base_template(processor: Any) -> str:
+    """The processor's chat template without a latent block."""
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if not template:
+        raise ValueError("the processor has no chat template; a vision-language chat model is needed")
+    head, found, _ = template.partition("{% if add_generation_prompt %}" + BLOCK_START)
+    return str(head) if found else str(template)
+
+
+def token_ids(processor: Any, num_slots: int) -> dict[str, Any]:
+    """The block's token ids, as fields of `AMVLConfig`."""
+    convert = processor.tokenizer.convert_tokens_to_ids
+    return {
+        "block_start_token_id": convert(BLOCK_START),
+        "block_end_token_id": convert(BLOCK_END),
+        "slot_token_ids": convert(slot_tokens(num_slots)),
+    }

@@ -1,0 +1,171 @@
+"""Training of one stage on one rank. Knows batches, an engine and named terms; no method, no Ray."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+
+from amvl_core import storage
+from amvl_core.base import base_folder, base_processor, set_pixel_budget
+from amvl_core.config import RunConfig
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import Encoder
+from amvl_core.data.loader import StepDataset, steps_from
+from amvl_core.data.order import num_steps
+from amvl_core.data.reader import ShardReader
+from amvl_core.errors import AmvlError
+from amvl_core.methods import METHODS, Clock, Method
+from amvl_core.processor import AMVLProcessor, load_processor
+from amvl_core.progress import Progress, ProgressFn
+from amvl_core.records import CheckpointRecord, DatasetRecord, save_record
+from amvl_core.schedules import cosine_with_warmup
+from amvl_core.train.checkpoint import load_latest, save_checkpoint, save_model
+from amvl_core.train.engine import DTYPES, Engine
+
+
+class TrainJob(BaseModel):
+    """All that a worker needs to know; crosses process borders as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: RunConfig
+    stage: str
+    dataset: DatasetRecord
+    parent: CheckpointRecord | None
+    uri: str
+    fingerprint: str
+
+
+def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
+    """Runs a stage from its last complete checkpoint to its end and writes the stage's record.
+
+    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step.
+    """
+    config, stage = job.config, job.config.stages[job.stage]
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(config.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    method, processor = build_method(job)
+    encoder = Encoder(processor, METHODS[stage.method.kind].num_slots(config.latent))
+    dataset = StepDataset(ShardReader(job.dataset, "train"), encoder, stage, config.seed, rank, world_size)
+    total = num_steps(stage.epochs, stage.steps, len(dataset.num_tokens), stage.global_batch)
+    engine = Engine(method, stage, config.trainer, world_size)
+    checkpoints = storage.join(job.uri, "checkpoints")
+    start = load_latest(engine, checkpoints, world_size)
+    log = _Log(job.stage, total, start, on_progress if rank == 0 else _silent)
+    batches = steps_from(dataset, start, total, config.trainer.loader_workers)
+    metrics: dict[str, float] = {}
+    for step in range(start, total):
+        log.waiting()
+        micro = next(batches)
+        log.working()
+        lr = stage.lr * cosine_with_warmup(step, total, stage.warmup_ratio)
+        engine.set_lr(lr)
+        terms = _optimiser_step(engine, micro, config.seed, step, world_size)
+        done = step + 1
+        if done % config.trainer.log_every == 0 or done == total:
+            terms |= {"lr": lr, "grad_norm": engine.gradient_norm()}
+            metrics = log.step(done, terms, sum(batch.num_tokens for batch in micro) * world_size)
+        if done % config.trainer.checkpoint_every == 0 and done < total:
+            save_checkpoint(engine, checkpoints, done, rank, world_size)
+    parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
+    engine.close()
+    if rank == 0:
+        save_record(
+            CheckpointRecord(
+                uri=job.uri,
+                fingerprint=job.fingerprint,
+                stage=job.stage,
+                method=stage.method.kind,
+                step=total,
+                config=config.model_dump(mode="json"),
+                dataset=job.dataset.fingerprint,
+                parent=job.parent.fingerprint if job.parent else None,
+                num_parameters=parameters,
+                metrics=metrics,
+            )
+        )
+        storage.remove(checkpoints)
+    dist.barrier()
+
+
+def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
+    """The stage's method on the parent's weights (or the base model's), and the processor that goes with it."""
+    config, stage = job.config, job.config.stages[job.stage]
+    kind = METHODS[stage.method.kind]
+    dtype = DTYPES[config.trainer.precision]
+    if job.parent is None:
+        processor = base_processor(config.model)
+        set_pixel_budget(processor, config.data)
+        with base_folder(config.model) as folder:
+            model = kind.load(folder, processor, config.latent, dtype=dtype)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            local = str(storage.download(job.parent.model_uri, Path(temporary)))
+            processor = load_processor(local)
+            set_pixel_budget(processor, config.data)
+            model = kind.load(local, processor, config.latent, dtype=dtype)
+    model.train()
+    return kind(model, stage.method), processor  # type: ignore[call-arg]
+
+
+def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int) -> dict[str, float]:
+    """Forward and backward over the rank's micro-batches, one optimiser step; terms averaged over all of them."""
+    count = torch.tensor(float(sum(batch.num_label_tokens for batch in micro)), device=engine.device)
+    dist.all_reduce(count)
+    clock = Clock(seed, step, max(1.0, float(count)) / (len(micro) * world_size))
+    sums: dict[str, float] = {}
+    for batch in micro:
+        output = engine.engine(batch.to(engine.device), clock)
+        engine.engine.backward(output.loss)
+        engine.engine.step()
+        for name, value in output.terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    names = sorted(sums)
+    means = torch.tensor([sums[name] / len(micro) for name in names], dtype=torch.float64, device=engine.device)
+    dist.all_reduce(means)
+    terms = dict(zip(names, (means / world_size).tolist(), strict=True))
+    if not math.isfinite(terms["loss"]):
+        ids = [sample_id for batch in micro for sample_id in batch.sample_ids]
+        raise AmvlError(
+            f"step {step + 1}: the loss is {terms['loss']} (terms: {terms}); samples on this rank: {ids[:8]} ... "
+            "Lower the learning rate or look at these samples."
+        )
+    return terms
+
+
+class _Log:
+    """Times steps and sends one `Progress` per logged step."""
+
+    def __init__(self, stage: str, total: int, start: int, send: Callable[[Progress], None]) -> None:
+        self.stage, self.total, self.first, self.send = stage, total, start, send
+        self.begun = self.mark = time.perf_counter()
+        self.waited = self.since = 0.0
+
+    def waiting(self) -> None:
+        """The step asks for data."""
+        self.mark = time.perf_counter()
+
+    def working(self) -> None:
+        """The data are there."""
+        self.waited = time.perf_counter() - self.mark
+
+    def step(self, done: int, terms: dict[str, float], tokens: int) -> dict[str, float]:
+        """Sends and returns the metrics of optimiser step `done`."""
+        seconds = time.perf_counter() - self.mark
+        pace = (time.perf_counter() - self.begun) / (done - self.first)
+        metrics = terms | {"tokens_per_s": tokens / seconds, "data_wait": self.waited / seconds}
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.send(Progress(self.stage, done, self.total, "steps", (self.total - done) * pace, metrics))
+        return metrics
+
+
+def _silent(progress: Progress) -> None:
+    """Ranks other than 0 report nothing."""

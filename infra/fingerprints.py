@@ -1,0 +1,42 @@
+"""Names of trained and evaluated results: what they depend on, and nothing of the machines they ran on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amvl_core.config import RunConfig
+from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
+
+TRAIN_VERSION = 1
+EVALUATE_VERSION = 1
+
+
+def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:
+    """Of the checkpoint that `stage` leaves. The micro-batch and ZeRO stage only say how the same sum is taken."""
+    return fingerprint(
+        "train",
+        TRAIN_VERSION,
+        stage=config.stages[stage].model_dump(mode="json", exclude={"micro_batch"}),
+        seed=config.seed,
+        model=_model(config),
+        latent=config.latent,
+        precision=config.trainer.precision,
+        dataset=dataset.fingerprint,
+        parent=parent.fingerprint if parent else None,
+    )
+
+
+def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord | None) -> str:
+    """Of the scores of `model` (None: the untrained base) on the test split."""
+    return fingerprint(
+        "evaluate",
+        EVALUATE_VERSION,
+        evaluation=config.evaluation.model_dump(mode="json", exclude={"batch_size"}),
+        model=model.fingerprint if model else _model(config),
+        dataset=dataset.fingerprint,
+    )
+
+
+def _model(config: RunConfig) -> dict[str, Any]:
+    fields = config.model.model_dump(mode="json")
+    return fields if config.model.base == "tiny" else {"base": fields["base"]}

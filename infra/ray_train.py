@@ -1,0 +1,154 @@
+"""A training stage on Ray Train: places the workers, starts them again after a failure, brings progress home."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from amvl_core import storage
+from amvl_core.config import RunConfig
+from amvl_core.errors import AmvlError, ClusterError
+from amvl_core.progress import Progress, ProgressFn
+from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
+from infra.cluster import resources
+
+POLL_SECONDS = 1.0
+
+
+class Mailbox:
+    """An actor that holds what rank 0 reports until the driver collects it."""
+
+    def __init__(self) -> None:
+        self.events: list[Progress] = []
+
+    def put(self, event: Progress) -> None:
+        """Adds one event."""
+        self.events.append(event)
+
+    def collect(self) -> list[Progress]:
+        """All events since the last call."""
+        events, self.events = self.events, []
+        return events
+
+
+def train(
+    config: RunConfig,
+    stage: str,
+    dataset: DatasetRecord,
+    parent: CheckpointRecord | None,
+    uri: str,
+    fingerprint: str,
+    on_progress: ProgressFn,
+) -> CheckpointRecord:
+    """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
+
+    Ray is connected. Raises ClusterError where the workers cannot be placed or keep failing, and the worker's own
+    AmvlError where the configuration or the data are at fault.
+    """
+    workers = resources(config.cluster)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    job = {
+        "config": config.model_dump(mode="json"),
+        "stage": stage,
+        "dataset": dataset.model_dump(mode="json"),
+        "parent": parent.model_dump(mode="json") if parent else None,
+        "uri": uri,
+        "fingerprint": fingerprint,
+    }
+    gpu = workers.device == "cuda"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=gpu,
+            resources_per_worker={"GPU": 1, "CPU": 1} if gpu else {"CPU": 0.5},
+        ),
+        run_config=RayRunConfig(
+            # A name of its own each time: what is resumed is decided by our checkpoints, not by Ray's snapshot.
+            name=f"{stage}-{fingerprint}-{uuid.uuid4().hex[:6]}",
+            **_ray_storage(config.storage),
+            failure_config=FailureConfig(max_failures=config.trainer.max_failures),
+        ),
+    )
+    with _Collector(mailbox, on_progress):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error, stage) from error
+    record = load_record(uri, CheckpointRecord)
+    if record is None:
+        raise ClusterError(f"training stage {stage} ended without a record at {uri}; look at the workers' logs")
+    return record
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    from transformers.utils import logging as hf_logging
+
+    from amvl_core.train.loop import TrainJob, train_stage
+
+    hf_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    mailbox = settings["mailbox"]
+    train_stage(TrainJob.model_validate(settings["job"]), lambda event: mailbox.put.remote(event))
+
+
+class _Collector:
+    """Hands events from the mailbox to a callback, each once, from a thread of its own while `fit` blocks."""
+
+    def __init__(self, mailbox: Any, on_progress: ProgressFn) -> None:
+        self.mailbox, self.on_progress = mailbox, on_progress
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+        self._collect()
+
+    def _run(self) -> None:
+        while not self.stop.wait(POLL_SECONDS):
+            self._collect()
+
+    def _collect(self) -> None:
+        for event in ray.get(self.mailbox.collect.remote()):
+            self.on_progress(event)
+
+
+def _ray_storage(root: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own small state: below our root, through the same file system."""
+    uri = storage.join(root, "ray")
+    if storage.is_local(uri):
+        return {"storage_path": str(storage.local_path(uri))}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = storage.filesystem(uri)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+def _cause(error: Exception, stage: str) -> AmvlError:
+    """The worker's own AmvlError where there is one in the chain, else a ClusterError with its text."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in [*failures.values(), error]:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, AmvlError):
+                return type(cause)(f"training stage {stage}: {cause}")
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return ClusterError(f"training stage {stage} failed: {error}")
