@@ -162,7 +162,7 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if tau > 0:
             noise = torch.randn(prior.mean.shape, generator=torch.Generator().manual_seed(latent_seed))
             latent_BKZ = prior.sample(noise.to(prior.mean), tau)
-        cache.crop(past + start)
+        cache.crop(-self.config.num_slots)
         second = self.model.language_model(
             inputs_embeds=torch.cat([self.injector(latent_BKZ).to(embeds_BTD.dtype), embeds_BTD[:, end:]], dim=1),
             attention_mask=attention_mask,

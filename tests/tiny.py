@@ -1,0 +1,73 @@
+"""Tiny models and samples for the tests: real architecture, random weights, random pictures."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from amvl_core.config import LatentConfig, TinyConfig
+from amvl_core.data.batch import Batch, collate
+from amvl_core.data.encode import Encoder
+from amvl_core.modeling import AMVLForConditionalGeneration, load_amvl
+from amvl_core.processor import AMVLProcessor, load_processor
+from amvl_core.sample import Segment
+from amvl_core.tiny import save_tiny_base
+
+TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)
+LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
+
+
+@lru_cache(maxsize=1)
+def stock_folder() -> str:
+    """A stock Qwen2.5-VL checkpoint folder with random weights."""
+    folder = mkdtemp(prefix="amvl-test-")
+    save_tiny_base(TINY, Path(folder))
+    return folder
+
+
+def amvl_model(
+    latent: LatentConfig = LATENT, dtype: torch.dtype = torch.float64
+) -> tuple[AMVLForConditionalGeneration, AMVLProcessor]:
+    """An AMVL model on the stock folder. Biases and heads are made large enough that nothing hides at zero."""
+    processor = load_processor(stock_folder())
+    torch.manual_seed(1)
+    model = load_amvl(stock_folder(), processor, latent, dtype=dtype)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype))
+    return model, processor
+
+
+def picture(seed: int, width: int = 32, height: int = 32) -> bytes:
+    """A PNG of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SAMPLES: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [
+    ("<image>What colour is the circle?", "red", ((32, 32),)),
+    ("<image><image>Are there more squares in the first?", "no, fewer", ((48, 32), (32, 64))),
+    ("Is there a circle in the image?", "yes", ()),
+    ("<image>A long question that falls back to bytes: zyxwv?", "A", ((64, 64),)),
+]
+
+
+def batch(processor: Any, num_slots: int, samples: Any = None) -> Batch:
+    """Samples of unequal length, one with two images and one with none."""
+    encoder = Encoder(processor, num_slots)
+    encoded = []
+    for number, (question, answer, sizes) in enumerate(samples or SAMPLES):
+        segments = [Segment("prompt", question), Segment("latent", num_slots=num_slots), Segment("answer", answer)]
+        images = [picture(10 * number + i, *size) for i, size in enumerate(sizes)]
+        encoded.append(encoder.encode(f"sample-{number}", segments, images))
+    return collate(encoded, processor.tokenizer.pad_token_id)
