@@ -213,12 +213,12 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
 
 def _head(latent: LatentConfig, size: int) -> VariationalHead:
-    return VariationalHead(
-        latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max
-    )
+    return VariationalHead(latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max)
 
 
-def load_amvl(folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> AMVLForConditionalGeneration:
+def load_amvl(
+    folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any
+) -> AMVLForConditionalGeneration:
     """An AMVL model from a folder of its own, or, with new parts, from a stock Qwen2.5-VL one.
 
     `processor` is the one that was loaded from the same folder; a CheckpointError names weights that do not fit.
@@ -230,6 +230,7 @@ def load_amvl(folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwa
         raise CheckpointError(f"{folder} holds a {config.model_type!r} model; AMVL starts from a qwen2_5_vl one")
     if config.num_slots != latent.num_slots:
         raise CheckpointError(f"{folder} has {config.num_slots} latent slots, the run asks for {latent.num_slots}")
+    model: AMVLForConditionalGeneration
     model, report = AMVLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
     _check(folder, report, new_parts=())
     return model
@@ -246,6 +247,7 @@ def _from_base(
     add_latent_tokens(processor, latent.num_slots)
     fields = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
     config = AMVLConfig(**fields, latent=latent.model_dump(), **token_ids(processor, latent.num_slots))
+    model: AMVLForConditionalGeneration
     with _quiet():  # the library warns about the new parts; _check says whether anything else is missing
         model, report = AMVLForConditionalGeneration.from_pretrained(
             folder, config=config, output_loading_info=True, **kwargs

@@ -77,7 +77,8 @@ def find_block(model: AMVLForConditionalGeneration, batch: Batch) -> Block:
     for row, (count, ordered) in enumerate(zip(is_slot_BT.sum(1).tolist(), in_order_B.tolist(), strict=True)):
         if count != len(slots) or not ordered:
             raise ValueError(
-                f"{batch.sample_ids[row]}: {count} latent slots in the sample, the model needs one block of {len(slots)}"
+                f"{batch.sample_ids[row]}: {count} latent slots in the sample, the model needs one block of "
+                f"{len(slots)}"
             )
     return block
 

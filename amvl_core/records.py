@@ -145,12 +145,12 @@ class ModelRecord(Record):
 R = TypeVar("R", bound=Record)
 
 
-def fingerprint(stage: str, version: int, **parts: Any) -> str:
+def fingerprint(stage: str, version: int, /, **parts: Any) -> str:
     """The first 16 hex digits of the SHA-256 of `parts` in canonical JSON.
 
     Raises TypeError on anything that has no stable form (a set, an object, NaN ...).
     """
-    return hashlib.sha256(_canonical({"stage": stage, "version": version, **parts}).encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical({"stage": stage, "version": version, "parts": parts}).encode()).hexdigest()[:16]
 
 
 def _canonical(value: Any, path: str = "") -> str:

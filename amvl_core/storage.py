@@ -78,7 +78,7 @@ def write_bytes(uri: str, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -112,7 +112,7 @@ def upload(folder: Path, uri: str) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
                     fs.put_file(str(file), str(temporary))
-                    os.replace(temporary, target)
+                    temporary.replace(target)
                 else:
                     fs.put_file(str(file), path)
             except OSError as error:

@@ -19,7 +19,8 @@ def random_gaussian(seed: int, dtype: torch.dtype = torch.float64) -> Gaussian:
 
 def reference(q: Gaussian, p: Gaussian) -> torch.Tensor:
     return kl_divergence(
-        Independent(Normal(q.mean, torch.exp(0.5 * q.logvar)), 1), Independent(Normal(p.mean, torch.exp(0.5 * p.logvar)), 1)
+        Independent(Normal(q.mean, torch.exp(0.5 * q.logvar)), 1),
+        Independent(Normal(p.mean, torch.exp(0.5 * p.logvar)), 1),
     )
 
 

@@ -31,7 +31,7 @@ def reference_loss(model, data, config: AmvlMethod, clock: Clock):
         ids = data.input_ids_BT[row, :length]
         labels = data.labels_BT[row, :length]
         count = int((ids == model.config.image_token_id).sum())
-        merge = model.config.vision_config.spatial_merge_size ** 2
+        merge = model.config.vision_config.spatial_merge_size**2
         grids = []
         while count:
             grid = data.image_grid_thw[image]
@@ -95,7 +95,9 @@ def grads(model) -> dict[str, torch.Tensor]:
     ],
     ids=["native", "one-slot-linear", "deeper-aligned-separate", "mlp-no-stop-gradient"],
 )
-def test_loss_terms_and_every_gradient_equal_the_written_out_reference(latent: LatentConfig, method: AmvlMethod) -> None:
+def test_loss_terms_and_every_gradient_equal_the_written_out_reference(
+    latent: LatentConfig, method: AmvlMethod
+) -> None:
     model, processor = amvl_model(latent)
     data = batch(processor, latent.num_slots)
     output = Amvl(model, method)(data, CLOCK)
