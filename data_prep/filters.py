@@ -1,0 +1,74 @@
+"""Why a sample is not kept. A predicate returns a `Drop`, or None where the sample is fine; every drop is counted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from amvl_core.config import DataConfig
+from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation
+
+MALFORMED_ROW = "malformed_row"
+TEST_OVERLAP = "test_overlap"
+NO_QUESTION = "no_question"
+NO_ANSWER = "no_answer"
+INCOMPLETE_REASONING = "incomplete_reasoning"
+PLACEHOLDER_MISMATCH = "placeholder_mismatch"
+RESERVED_TEXT = "reserved_text"
+MISSING_IMAGE = "missing_image"
+UNREADABLE_IMAGE = "unreadable_image"
+DECOMPRESSION_BOMB = "decompression_bomb"
+SMALL_IMAGE = "small_image"
+EXTREME_ASPECT = "extreme_aspect"
+TOO_LONG = "too_long"
+
+# Control tokens of Qwen2.5-VL and of the latent block. Inside a text they would be read as structure, not as text.
+_RESERVED = re.compile(r"<\|[a-z_]+\|>|</?abs_token>|<latent_pad_\d+>|\x00")
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why one sample is dropped: a reason that is counted, and what exactly was found."""
+
+    reason: str
+    detail: str
+
+
+def check_text(conversation: Conversation, config: DataConfig) -> Drop | None:
+    """The text of a sample: question, answer, steps (where they are a target) and image placeholders."""
+    if not conversation.question.replace(IMAGE_PLACEHOLDER, "").strip():
+        return Drop(NO_QUESTION, "the question is empty")
+    if not conversation.answer.strip():
+        return Drop(NO_ANSWER, "the answer is empty")
+    steps = conversation.steps if config.target == "steps_and_answer" else ()
+    for number, step in enumerate(steps, 1):
+        if not step.strip():
+            return Drop(INCOMPLETE_REASONING, f"step {number} of {len(steps)} is empty")
+    for text in (conversation.question, *steps, conversation.answer):
+        if found := _RESERVED.search(text):
+            return Drop(RESERVED_TEXT, f"the text contains {found.group()!r}, which the model reads as a control token")
+    return _check_placeholders(conversation, steps)
+
+
+def _check_placeholders(conversation: Conversation, steps: tuple[str, ...]) -> Drop | None:
+    if IMAGE_PLACEHOLDER in conversation.answer:
+        return Drop(PLACEHOLDER_MISMATCH, f"the answer contains {IMAGE_PLACEHOLDER}")
+    # Images are numbered through question and steps; where steps are no target, theirs are left out with them.
+    needed = sum(text.count(IMAGE_PLACEHOLDER) for text in (conversation.question, *conversation.steps))
+    if needed != len(conversation.images):
+        return Drop(PLACEHOLDER_MISMATCH, f"{needed} {IMAGE_PLACEHOLDER} for {len(conversation.images)} images")
+    return None
+
+
+def shown_images(conversation: Conversation, config: DataConfig) -> tuple[bytes, ...]:
+    """The images that the laid-out sample shows: those of steps only where steps are a target."""
+    if config.target == "steps_and_answer":
+        return conversation.images
+    return conversation.images[: conversation.question.count(IMAGE_PLACEHOLDER)]
+
+
+def check_length(num_tokens: int, config: DataConfig) -> Drop | None:
+    """A sample is never truncated: cutting inside an image or an answer would train on something false."""
+    if num_tokens > config.max_tokens:
+        return Drop(TOO_LONG, f"{num_tokens} tokens, data.max_tokens is {config.max_tokens}")
+    return None
