@@ -1,0 +1,135 @@
+"""Ray: a cluster that is there, or a small private one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Literal
+
+from amvl_core.config import ClusterConfig
+from amvl_core.errors import ClusterError
+
+CPUS_PER_WORKER = 0.5
+"""What a CPU worker asks of Ray: with a whole CPU each, two workers on two cores leave none for anything else."""
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What training and generation run on: `num_workers` processes, one device each."""
+
+    device: Literal["cuda", "cpu"]
+    num_workers: int
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one worker asks of Ray."""
+        return {"CPU": 1.0, "GPU": 1.0} if self.device == "cuda" else {"CPU": CPUS_PER_WORKER}
+
+
+def address(config: ClusterConfig) -> str | None:
+    """Where the cluster is: RAY_ADDRESS, else `cluster.address`; None for a Ray of its own."""
+    chosen = os.environ.get("RAY_ADDRESS") or config.address
+    return None if chosen in ("auto", "local") else chosen
+
+
+def connect(config: ClusterConfig) -> None:
+    """Joins the cluster, or starts a private one; does nothing where this process has joined one already.
+
+    Raises ClusterError if the address does not answer.
+    """
+    for name, value in _QUIET.items():  # read when Ray is imported, and inherited by its processes
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    chosen = address(config)
+    if chosen is None:
+        # An address in the environment would win over "local", and "auto" is not an address but our own word.
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            object_store_memory=_object_store_bytes(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+        return
+    try:
+        _probe(chosen)
+        ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {chosen!r} ({str(error).splitlines()[0]}); start one "
+            "(`ray up ray_cluster.yaml`), or unset RAY_ADDRESS and leave cluster.address at auto to run on this machine"
+        ) from error
+
+
+def _probe(chosen: str) -> None:
+    """Opens the address once: Ray itself goes on trying a dead one for many minutes. Raises OSError."""
+    host, colon, port = chosen.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("an address is HOST:PORT or ray://HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+def disconnect() -> None:
+    """Leaves the cluster; a private one ends. Does nothing where none was joined."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def resources(config: ClusterConfig) -> Workers:
+    """The device and the number of workers; call `connect` first.
+
+    `auto` takes a GPU each if there are enough, and CPUs only where the cluster has no GPU at all: an accidental
+    CPU run of a large model would take weeks. Raises ClusterError with both numbers if the cluster is too small.
+    """
+    import ray
+
+    total = _capacity(ray.cluster_resources())
+    gpus, cpus, wanted = int(total.get("GPU", 0)), total.get("CPU", 0.0), config.num_workers
+    device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cuda" and gpus < wanted:
+        fewer = f"set cluster.num_workers to at most {gpus}, " if gpus else "set "
+        raise ClusterError(
+            f"the run needs {wanted} workers with a GPU each, the cluster has {gpus} GPUs; "
+            f"{fewer}cluster.device to cpu, or RAY_ADDRESS to a larger cluster"
+        )
+    fitting = int(cpus / CPUS_PER_WORKER)
+    if device == "cpu" and fitting < wanted:
+        raise ClusterError(
+            f"the run needs {wanted} workers with {CPUS_PER_WORKER} CPU each ({wanted * CPUS_PER_WORKER:g} CPUs), "
+            f"the cluster has {cpus:g} CPUs; set cluster.num_workers to at most {max(fitting, 1)}, "
+            "or RAY_ADDRESS to a larger cluster"
+        )
+    return Workers(device=device, num_workers=wanted)
+
+
+def _capacity(now: dict[str, float]) -> dict[str, float]:
+    """What the cluster has, or can grow to: with an autoscaler the GPU nodes come when they are asked for."""
+    from ray._private.state import state
+
+    limit = state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0.0), float(limit.get(name, 0))) for name in {*now, *limit}}
+
+
+def _object_store_bytes() -> int:
+    """A tenth of the free memory, between 150 MiB and 2 GiB: blocks of encoded images are small."""
+    import psutil
+
+    return int(min(max(psutil.virtual_memory().available // 10, 150 * _MIB), 2048 * _MIB))
