@@ -136,6 +136,7 @@ def _run(work: Work, units: Iterator[Unit], on_progress: ProgressFn) -> list[Don
     import ray
     import ray.data
 
+    assert ray.is_initialized(), "the caller says which Ray this runs on"
     # A unit goes to the object store as soon as it is cut, where Ray may spill it: the driver holds one at a time.
     blocks: list[Any] = []
     total = 0

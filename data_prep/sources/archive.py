@@ -60,19 +60,24 @@ def open_archive(uri: str) -> Iterator[Archive]:
     if fs.isdir(path):
         yield _Folder(uri, fs, path)
         return
+    with _opened(uri, fs, path) as file:
+        head = file.read(512)
+        file.seek(0)
+        if head.startswith(b"PK"):
+            yield _Zip(uri, file)
+        elif head[257:262] == b"ustar" or _compression(head):
+            with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+                yield _Tar(uri, file, _compression(head), spool)
+        else:
+            raise DataError(f"{uri} is neither a folder nor a tar or zip archive; pack it as .tar.gz or .zip")
+
+
+def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
     try:
-        with fs.open(path, "rb") as file:
-            head = file.read(512)
-            file.seek(0)
-            if head.startswith(b"PK"):
-                yield _Zip(uri, file)
-            elif head[257:262] == b"ustar" or _compression(head):
-                with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
-                    yield _Tar(uri, file, _compression(head), spool)
-            else:
-                raise DataError(f"{uri} is neither a folder nor a tar or zip archive; pack it as .tar.gz or .zip")
-    except PermissionError as error:
+        file: IO[bytes] = fs.open(path, "rb")
+    except OSError as error:
         raise DataError(f"{uri} cannot be read: {error.strerror or error}") from error
+    return file
 
 
 def resolve(base: str, relative: str) -> str | None:

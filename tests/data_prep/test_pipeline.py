@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from amvl_core import storage
+from amvl_core.config import ChatJsonlSource, DataConfig, EasyVqaSource, MicroworldSource, ModelConfig, RunConfig
+from amvl_core.errors import ConfigError, DataError, StorageError
+from amvl_core.presets import demo
+from amvl_core.progress import Progress
+from amvl_core.records import DatasetRecord, load_record
+from data_prep import filters
+from data_prep.pipeline import fingerprint, prepare
+from tests.data_prep import archives
+from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
+from tests.data_prep.pictures import decode, png
+
+
+def configure(*sources: Any, **data: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "target": "answer",
+        "min_pixels": 256,
+        "max_pixels": 4096,
+        "max_tokens": 256,
+        "rows_per_shard": 4,
+    }
+    return demo().model_copy(update={"data": DataConfig(sources=sources, **(settings | data))})
+
+
+def run(config: RunConfig, uri: Path | str) -> tuple[DatasetRecord, list[Progress]]:
+    events: list[Progress] = []
+    return prepare(config, str(uri), events.append), events
+
+
+def read(record: DatasetRecord, split: Any = "train") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for shard in record.files(split):
+        rows += pq.read_table(io.BytesIO(storage.read_bytes(storage.join(record.uri, shard.file)))).to_pylist()
+    return rows
+
+
+def test_sources_become_one_dataset(ray_cluster: None, tmp_path: Path) -> None:
+    easy = EasyVqaSource(uri=as_tar(tmp_path / "easy.tar.gz", archives.easy_vqa(10, 3)))
+    chat = ChatJsonlSource(uri=as_zip(tmp_path / "chat.zip", archives.chat(*[chat_row() for _ in range(5)])))
+    config = configure(easy, chat, MicroworldSource(train=8, test=8))
+    record, events = run(config, tmp_path / "out")
+    assert [(shard.file, shard.rows) for shard in record.files("train")] == [
+        ("train-00000.parquet", 4), ("train-00001.parquet", 4), ("train-00002.parquet", 2),
+        ("train-00003.parquet", 4), ("train-00004.parquet", 1),
+        ("train-00005.parquet", 4), ("train-00006.parquet", 4),
+    ]  # fmt: skip
+    assert (record.rows("train"), record.rows("test"), record.kept, record.dropped) == (23, 11, 34, {})
+    assert record.fingerprint == fingerprint(config)
+    assert load_record(record.uri, DatasetRecord) == record
+    rows = read(record)
+    assert [row["sample_id"] for row in rows[:10]] == [f"easy_vqa/train/{i:06d}" for i in range(10)]
+    assert [segment["kind"] for segment in rows[0]["segments"]] == ["prompt", "latent", "answer"]
+    assert rows[0]["segments"][1]["num_slots"] == config.latent.num_slots
+    assert rows[0]["images"] == [archives.easy_vqa()["easy/data/train/images/0.png"]]
+    assert json.loads(rows[0]["extra"])["task"] == "shape"
+    assert all(row["num_tokens"] > 0 for row in rows)
+    assert (events[0].done, events[-1].done, events[-1].total) == (0, 34, 34)
+    assert [event.done for event in events] == sorted(event.done for event in events)
+
+
+def test_every_row_is_kept_or_counted_with_a_reason(ray_cluster: None, tmp_path: Path) -> None:
+    rows = [
+        chat_row(),
+        chat_row(images=["pictures/bad.png"]),
+        chat_row(images=["pictures/cut.png"]),
+        chat_row(images=["pictures/none.png"]),
+        chat_row(answer=" "),
+        chat_row("No placeholder?"),
+        chat_row("<image>" + "long " * 300),
+        chat_row(images=["pictures/tiny.png"]),
+        *[{"messages": []} for _ in range(5)],
+    ]
+    files = archives.chat(*rows)
+    files["pictures/bad.png"] = b"no image"
+    files["pictures/cut.png"] = png(64, 64)[:500]
+    files["pictures/tiny.png"] = png(2, 2)
+    record, _ = run(configure(ChatJsonlSource(uri=as_folder(tmp_path / "chat", files))), tmp_path / "out")
+    assert record.dropped == {
+        filters.MALFORMED_ROW: 5,
+        filters.MISSING_IMAGE: 1,
+        filters.NO_ANSWER: 1,
+        filters.PLACEHOLDER_MISMATCH: 1,
+        filters.SMALL_IMAGE: 1,
+        filters.TOO_LONG: 1,
+        filters.UNREADABLE_IMAGE: 2,
+    }
+    (report,) = record.reports
+    assert report.read == 13 == report.kept + sum(report.dropped.values())
+    assert [example.sample_id for example in report.examples[filters.UNREADABLE_IMAGE]] == [
+        "chat/train/line-0000002",
+        "chat/train/line-0000003",
+    ]
+    assert len(report.examples[filters.MALFORMED_ROW]) == 3
+    assert len(read(record)) == record.kept == 1
+
+
+def test_bytes_do_not_depend_on_who_writes_or_how_the_source_is_packed(ray_cluster: None, tmp_path: Path) -> None:
+    from amvl_core.data.encode import TokenCounter
+    from data_prep.pipeline import _units
+    from data_prep.work import Work
+
+    files = archives.easy_vqa(30, 5)
+    uris = [as_folder(tmp_path / "f", files), as_tar(tmp_path / "t.tar", files, "w"), as_zip(tmp_path / "z", files)]
+    config = configure(EasyVqaSource(uri=uris[0]))
+    counter = TokenCounter.from_model(config.model, config.latent)
+    alone = Work(config.data, config.latent.num_slots, counter, str(tmp_path / "alone"))
+    # In this process, one after the other and backwards, against Ray's tasks on three CPUs.
+    expected = [alone.run(i, unit).shard for i, unit in reversed(list(enumerate(_units(alone))))][::-1]
+    for number, uri in enumerate(uris):
+        record, _ = run(configure(EasyVqaSource(uri=uri)), tmp_path / f"out{number}")
+        assert record.shards == expected
+
+
+def test_images_and_regions_are_brought_to_the_pixel_budget(ray_cluster: None, tmp_path: Path) -> None:
+    source = MicroworldSource(tasks=("colour",), train=4, test=0)
+    full, _ = run(configure(source), tmp_path / "full")
+    width, height = read(full)[0]["image_sizes"][0].values()
+    half, _ = run(configure(source, max_pixels=width * height // 4), tmp_path / "half")
+    for before, after in zip(read(full), read(half), strict=True):
+        assert decode(after["images"][0]).size == (width // 2, height // 2)
+        assert after["image_sizes"] == [{"width": width // 2, "height": height // 2}]
+        old, new = (json.loads(row["extra"])["regions"] for row in (before, after))
+        assert old and len(old) == len(new)
+        for one, other in zip(old, new, strict=True):
+            assert other["box"] == pytest.approx([value / 2 for value in one["box"]], abs=0.02)
+
+
+def test_steps_are_lines_before_the_answer(ray_cluster: None, tmp_path: Path) -> None:
+    row = chat_row(steps=["Look at <image>.", "It is red."], answer="red")
+    row["images"] = ["pictures/a.png", "pictures/b.png"]
+    source = ChatJsonlSource(uri=as_folder(tmp_path / "chat", archives.chat(row)))
+    with_steps, _ = run(configure(source, target="steps_and_answer"), tmp_path / "steps")
+    (stored,) = read(with_steps)
+    assert [segment["text"] for segment in stored["segments"][2:]] == ["Look at <image>.\n", "It is red.\n", "red"]
+    assert len(stored["images"]) == 2
+    without, _ = run(configure(source), tmp_path / "answer")
+    (stored,) = read(without)
+    assert [segment["text"] for segment in stored["segments"][2:]] == ["red"]
+    assert len(stored["images"]) == 1
+
+
+def test_s3_in_and_out(ray_cluster: None, s3_bucket: str, tmp_path: Path) -> None:
+    archive = as_zip(tmp_path / "easy.zip", archives.easy_vqa(10, 3))
+    uri = f"{s3_bucket}/sources/easy.zip"
+    storage.write_bytes(uri, Path(archive).read_bytes())
+    remote, _ = run(configure(EasyVqaSource(uri=uri)), f"{s3_bucket}/prepared")
+    local, _ = run(configure(EasyVqaSource(uri=archive)), tmp_path / "out")
+    assert remote.shards == local.shards
+    assert remote.uri == f"{s3_bucket}/prepared"
+    assert load_record(remote.uri, DatasetRecord) == remote
+    assert len(read(remote)) == 10
+
+
+def test_nothing_kept_is_an_error_with_reasons_and_no_record(ray_cluster: None, tmp_path: Path) -> None:
+    source = ChatJsonlSource(uri=as_folder(tmp_path / "chat", archives.chat(chat_row(answer=""), chat_row(answer=" "))))
+    with pytest.raises(DataError, match="2 x no_answer, such as chat/train/line-0000001"):
+        run(configure(source), tmp_path / "out")
+    assert load_record(str(tmp_path / "out"), DatasetRecord) is None
+
+
+def test_errors_of_tasks_reach_the_user_as_they_are(ray_cluster: None, tmp_path: Path) -> None:
+    packed = Path(as_zip(tmp_path / "easy.zip", archives.easy_vqa()))
+    image = archives.easy_vqa()["easy/data/train/images/0.png"]
+    packed.write_bytes(packed.read_bytes().replace(image, image[:-20] + b"\0" * 20))
+    with pytest.raises(DataError, match=r"easy\.zip is damaged"):
+        run(configure(EasyVqaSource(uri=str(packed))), tmp_path / "out")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot write"):
+        run(configure(EasyVqaSource(uri=as_folder(tmp_path / "easy", archives.easy_vqa()))), tmp_path / "file" / "out")
+    assert load_record(str(tmp_path / "out"), DatasetRecord) is None
+
+
+def test_bad_input_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.zip does not exist"):
+        run(configure(EasyVqaSource(uri=str(tmp_path / "gone.zip"))), tmp_path / "out")
+    with pytest.raises(ConfigError, match="'microworld'"):
+        run(configure(MicroworldSource(seed=1), MicroworldSource(seed=2)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+    path = as_tar(tmp_path / "a.tar.gz", archives.easy_vqa())
+    config = configure(EasyVqaSource(uri=path))
+    moved = tmp_path / "elsewhere.tgz"
+    moved.write_bytes(Path(path).read_bytes())
+    assert fingerprint(configure(EasyVqaSource(uri=str(moved)))) == fingerprint(config)
+    moved.write_bytes(gzip.compress(gzip.decompress(moved.read_bytes()) + b"\0"))
+    assert fingerprint(configure(EasyVqaSource(uri=str(moved)))) != fingerprint(config)
+
+
+def test_fingerprint_of_a_folder_sees_a_changed_file(tmp_path: Path) -> None:
+    config = configure(EasyVqaSource(uri=as_folder(tmp_path / "easy", archives.easy_vqa())))
+    before = fingerprint(config)
+    assert fingerprint(config) == before
+    (tmp_path / "easy" / "easy/data/train/images/0.png").write_bytes(png(20, 20))
+    assert fingerprint(config) != before
+
+
+def test_fingerprint_covers_what_matters_and_nothing_else() -> None:
+    base = configure(MicroworldSource())
+    same = [
+        base.model_copy(update={"seed": 5, "storage": "/elsewhere"}),
+        base.model_copy(update={"cluster": base.cluster.model_copy(update={"num_workers": 7})}),
+    ]
+    other = [
+        configure(MicroworldSource(seed=1)),
+        configure(MicroworldSource(), max_tokens=300),
+        configure(MicroworldSource(), rows_per_shard=5),
+        base.model_copy(update={"latent": base.latent.model_copy(update={"num_slots": 5})}),
+        base.model_copy(update={"model": ModelConfig(base="some/model")}),
+    ]
+    assert {fingerprint(config) for config in same} == {fingerprint(base)}
+    assert len({fingerprint(config) for config in [base, *other]}) == len(other) + 1
+
+
+def test_the_module_imports_nothing_heavy() -> None:
+    code = "import sys, data_prep.pipeline; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
