@@ -152,16 +152,28 @@ def test_steps_are_lines_before_the_answer(ray_cluster: None, tmp_path: Path) ->
     assert len(stored["images"]) == 1
 
 
-def test_s3_in_and_out(ray_cluster: None, s3_bucket: str, tmp_path: Path) -> None:
-    archive = as_zip(tmp_path / "easy.zip", archives.easy_vqa(10, 3))
-    uri = f"{s3_bucket}/sources/easy.zip"
-    storage.write_bytes(uri, Path(archive).read_bytes())
-    remote, _ = run(configure(EasyVqaSource(uri=uri)), f"{s3_bucket}/prepared")
-    local, _ = run(configure(EasyVqaSource(uri=archive)), tmp_path / "out")
+@pytest.mark.parametrize("kind", ["folder", "easy.tar.gz", "easy.zip"])
+def test_s3_in_and_out(ray_cluster: None, s3_bucket: str, tmp_path: Path, kind: str) -> None:
+    files = archives.easy_vqa(10, 3)
+    pack = {"folder": as_folder, "easy.tar.gz": as_tar, "easy.zip": as_zip}[kind]
+    local_uri = pack(tmp_path / kind, files)
+    uri = f"{s3_bucket}/sources/{kind}"
+    if kind == "folder":
+        storage.upload(tmp_path / kind, uri)
+    else:
+        storage.write_bytes(uri, Path(local_uri).read_bytes())
+    config = configure(EasyVqaSource(uri=uri))
+    remote, _ = run(config, f"{s3_bucket}/prepared/{kind}")
+    local, _ = run(configure(EasyVqaSource(uri=local_uri)), tmp_path / "out")
     assert remote.shards == local.shards
-    assert remote.uri == f"{s3_bucket}/prepared"
+    assert remote.uri == f"{s3_bucket}/prepared/{kind}"
     assert load_record(remote.uri, DatasetRecord) == remote
     assert len(read(remote)) == 10
+    before = fingerprint(config)
+    assert before == fingerprint(config) == remote.fingerprint
+    target = f"{uri}/easy/data/train/images/0.png" if kind == "folder" else uri
+    storage.write_bytes(target, storage.read_bytes(target) + b"\0")
+    assert fingerprint(config) != before
 
 
 def test_nothing_kept_is_an_error_with_reasons_and_no_record(ray_cluster: None, tmp_path: Path) -> None:
