@@ -27,8 +27,8 @@ from data_prep.sources.row import RawRow
 
 EXAMPLES_PER_REASON = 3
 
-# easy-VQA asks ten questions about an image; it is verified once.
-_standardise = lru_cache(maxsize=64)(standardise)
+# easy-VQA asks ten questions in a row about an image; it is verified once. Few, because images may be large.
+_standardise = lru_cache(maxsize=4)(standardise)
 
 
 class Counts(Protocol):
