@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from amvl_core import storage
 from amvl_core.config import DataConfig, ModelConfig
 from amvl_core.processor import AMVLProcessor, load_processor
 
@@ -38,3 +39,13 @@ def base_folder(model: ModelConfig) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="amvl-tiny-") as folder:
         save_tiny_base(model.tiny, Path(folder))
         yield folder
+
+
+@contextmanager
+def model_folder(uri: str) -> Iterator[str]:
+    """What `from_pretrained` takes: a local folder as it is, a remote one as a copy, anything else as a Hub id."""
+    if not storage.exists(uri):
+        yield uri
+        return
+    with tempfile.TemporaryDirectory(prefix="amvl-model-") as folder:
+        yield str(storage.download(uri, Path(folder)))

@@ -102,7 +102,9 @@ def build_config(config: TinyConfig, processor: AMVLProcessor) -> Qwen2_5_VLConf
     rotary = head_dim // 2
     section = [rotary - 2 * (rotary * 3 // 8), rotary * 3 // 8, rotary * 3 // 8]
     vocab_size = -(-len(processor.tokenizer) // 64) * 64
+    # The library's default deviation of 0.02 suits widths in the thousands; here signals would die out.
     text = {
+        "initializer_range": config.hidden_size**-0.5,
         "vocab_size": vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -117,6 +119,7 @@ def build_config(config: TinyConfig, processor: AMVLProcessor) -> Qwen2_5_VLConf
         "tie_word_embeddings": False,
     }
     vision = {
+        "initializer_range": config.vision_hidden_size**-0.5,
         "depth": config.vision_layers,
         "hidden_size": config.vision_hidden_size,
         "intermediate_size": config.vision_intermediate_size,

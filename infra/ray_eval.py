@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +13,7 @@ import pyarrow.parquet as pq
 import ray
 
 from amvl_core import storage
-from amvl_core.base import base_folder
+from amvl_core.base import base_folder, model_folder
 from amvl_core.config import RunConfig
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
@@ -44,7 +40,7 @@ class Predictor:
             torch.set_num_threads(1)
         self.config = RunConfig.model_validate(config)
         self.reader = ShardReader(DatasetRecord.model_validate(dataset), "test")
-        with _model_folder(self.config, model_uri) as folder:
+        with base_folder(self.config.model) if model_uri is None else model_folder(model_uri) as folder:
             self.answerer = Answerer.from_pretrained(folder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -109,7 +105,6 @@ def _predict(
 ) -> pa.Table:
     """All test rows through the actor pool, longest first, as one table ordered by sample id."""
     workers = resources(config.cluster)
-    gpu = workers.device == "cuda"
     lengths = ShardReader(dataset, "test").column("num_tokens")
     size = config.evaluation.batch_size
     actors = min(workers.num_workers, -(-len(lengths) // size))
@@ -120,8 +115,8 @@ def _predict(
         fn_constructor_args=(config.model_dump(mode="json"), dataset.model_dump(mode="json"), model_uri),
         batch_size=size,
         concurrency=actors,
-        num_gpus=1 if gpu else 0,
-        num_cpus=1 if gpu else 0.5,
+        num_gpus=workers.resources.get("GPU", 0),
+        num_cpus=workers.resources["CPU"],
     )
     tables: list[pa.Table] = []
     started, done = time.perf_counter(), 0
@@ -144,13 +139,3 @@ def _majority(dataset: DatasetRecord) -> dict[str, str]:
 
 def _task(source: str, extra: dict[str, Any]) -> str:
     return f"{source}/{extra['task']}"
-
-
-@contextmanager
-def _model_folder(config: RunConfig, model_uri: str | None) -> Iterator[str]:
-    if model_uri is None:
-        with base_folder(config.model) as folder:
-            yield folder
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield str(storage.download(model_uri, Path(temporary)))

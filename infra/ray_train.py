@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import uuid
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from amvl_core import storage
+from amvl_core.base import TINY, base_folder
 from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError, ClusterError
 from amvl_core.progress import Progress, ProgressFn
@@ -24,10 +26,11 @@ POLL_SECONDS = 1.0
 
 
 class Mailbox:
-    """An actor that holds what rank 0 reports until the driver collects it."""
+    """An actor that holds what the workers report until the driver collects it."""
 
     def __init__(self) -> None:
         self.events: list[Progress] = []
+        self.fault: AmvlError | None = None
 
     def put(self, event: Progress) -> None:
         """Adds one event."""
@@ -37,6 +40,14 @@ class Mailbox:
         """All events since the last call."""
         events, self.events = self.events, []
         return events
+
+    def fail(self, error: AmvlError) -> None:
+        """Notes an error that no restart can mend."""
+        self.fault = self.fault or error
+
+    def failed(self) -> AmvlError | None:
+        """The first such error."""
+        return self.fault
 
 
 def train(
@@ -59,7 +70,8 @@ def train(
         "config": config.model_dump(mode="json"),
         "stage": stage,
         "dataset": dataset.model_dump(mode="json"),
-        "parent": parent.model_dump(mode="json") if parent else None,
+        "start_from": parent.model_uri if parent else _publish_base(config, uri),
+        "parent": parent.fingerprint if parent else None,
         "uri": uri,
         "fingerprint": fingerprint,
     }
@@ -84,7 +96,10 @@ def train(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _cause(error, stage) from error
+            raise (ray.get(mailbox.failed.remote()) or _gave_up(error, stage)) from error
+    fault: AmvlError | None = ray.get(mailbox.failed.remote())
+    if fault is not None:
+        raise fault
     record = load_record(uri, CheckpointRecord)
     if record is None:
         raise ClusterError(f"training stage {stage} ended without a record at {uri}; look at the workers' logs")
@@ -95,6 +110,9 @@ def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     import torch
 
+    mailbox = settings["mailbox"]
+    if ray.get(mailbox.failed.remote()) is not None:
+        return  # started again after an error of the configuration or the data: it would only come back
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
     from transformers.utils import logging as hf_logging
 
@@ -102,8 +120,11 @@ def _worker(settings: dict[str, Any]) -> None:
 
     hf_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    mailbox = settings["mailbox"]
-    train_stage(TrainJob.model_validate(settings["job"]), lambda event: mailbox.put.remote(event))
+    try:
+        train_stage(TrainJob.model_validate(settings["job"]), lambda event: mailbox.put.remote(event))
+    except AmvlError as error:
+        ray.get(mailbox.fail.remote(error))
+        raise
 
 
 class _Collector:
@@ -142,13 +163,16 @@ def _ray_storage(root: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
-def _cause(error: Exception, stage: str) -> AmvlError:
-    """The worker's own AmvlError where there is one in the chain, else a ClusterError with its text."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in [*failures.values(), error]:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, AmvlError):
-                return type(cause)(f"training stage {stage}: {cause}")
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return ClusterError(f"training stage {stage} failed: {error}")
+def _publish_base(config: RunConfig, uri: str) -> str:
+    """Where the workers find the base model: the tiny one is written below the stage, any other is where it is."""
+    if config.model.base != TINY:
+        return config.model.base
+    target = storage.join(uri, "base")
+    with base_folder(config.model) as folder:
+        storage.upload(Path(folder), target)
+    return target
+
+
+def _gave_up(error: Exception, stage: str) -> ClusterError:
+    """What is said when workers kept failing."""
+    return ClusterError(f"training stage {stage}: the workers failed once too often (trainer.max_failures): {error}")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
 from amvl_core import storage
-from amvl_core.base import base_folder, base_processor, set_pixel_budget
+from amvl_core.base import model_folder, set_pixel_budget
 from amvl_core.config import RunConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import Encoder
@@ -31,14 +29,18 @@ from amvl_core.train.engine import DTYPES, Engine
 
 
 class TrainJob(BaseModel):
-    """All that a worker needs to know; crosses process borders as JSON."""
+    """All that a worker needs to know; crosses process borders as JSON.
+
+    `start_from` is the folder or Hub id of the weights, `parent` the fingerprint of the checkpoint they belong to.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: RunConfig
     stage: str
     dataset: DatasetRecord
-    parent: CheckpointRecord | None
+    start_from: str
+    parent: str | None
     uri: str
     fingerprint: str
 
@@ -87,31 +89,25 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
                 step=total,
                 config=config.model_dump(mode="json"),
                 dataset=job.dataset.fingerprint,
-                parent=job.parent.fingerprint if job.parent else None,
+                parent=job.parent,
                 num_parameters=parameters,
                 metrics=metrics,
             )
         )
         storage.remove(checkpoints)
+        storage.remove(storage.join(job.uri, "base"))
     dist.barrier()
 
 
 def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
-    """The stage's method on the parent's weights (or the base model's), and the processor that goes with it."""
+    """The stage's method on the weights it starts from, and the processor that goes with them."""
     config, stage = job.config, job.config.stages[job.stage]
     kind = METHODS[stage.method.kind]
     dtype = DTYPES[config.trainer.precision]
-    if job.parent is None:
-        processor = base_processor(config.model)
+    with model_folder(job.start_from) as folder:
+        processor = load_processor(folder)
         set_pixel_budget(processor, config.data)
-        with base_folder(config.model) as folder:
-            model = kind.load(folder, processor, config.latent, dtype=dtype)
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            local = str(storage.download(job.parent.model_uri, Path(temporary)))
-            processor = load_processor(local)
-            set_pixel_budget(processor, config.data)
-            model = kind.load(local, processor, config.latent, dtype=dtype)
+        model = kind.load(folder, processor, config.latent, dtype=dtype)
     model.train()
     return kind(model, stage.method), processor  # type: ignore[call-arg]
 

@@ -1,0 +1,82 @@
+import pytest
+
+from amvl_core.config import AmvlMethod, RunConfig, flatten, override, validate
+from amvl_core.errors import ConfigError
+from amvl_core.presets import PRESETS, demo, paper
+
+
+def test_the_default_is_the_papers_run() -> None:
+    config = paper()
+    assert config == RunConfig()
+    assert config.model.base == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert (config.latent.num_slots, config.latent.dim) == (8, 512)
+    assert config.cluster.num_workers == 16
+    assert list(config.stages) == ["embedding_adaptation", "amvl"]
+    assert config.stages["amvl"].method == AmvlMethod()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json(name: str) -> None:
+    config = PRESETS[name]()
+    assert validate(config.model_dump(mode="json")) == config
+    assert list(validate(config.model_dump(mode="json")).stages) == list(config.stages)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"sed": 1}, "sed: Extra inputs"),
+        ({"cluster": {"num_wokers": 1}}, "cluster.num_wokers: Extra inputs"),
+        ({"stages": {"amvl": {"method": {"nslots": 4}}}}, "stages.amvl.method.nslots: Extra inputs"),
+        ({"data": {"sources": [{"kind": "nlvr", "urii": "x"}]}}, "data.sources.0.urii: Extra inputs"),
+        ({"data": {"sources": [{"kind": "nlrv"}]}}, "data.sources.0: Input tag 'nlrv'"),
+        ({"stages": {"amvl": {"epochs": 1}}}, "stages.amvl: Value error, give either epochs or steps"),
+        ({"latent": {"logvar_min": 5}}, "latent: Value error, logvar_min (5.0) must be below logvar_max (4.0)"),
+        ({"cluster": {"num_workers": 3}}, "must be a multiple of cluster.num_workers x micro_batch (3 x 32 = 96)"),
+        ({"data": {"sources": []}}, "data.sources is empty"),
+        ({"seed": "one"}, "seed: Input should be a valid integer"),
+    ],
+)
+def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(demo(), changes)
+    assert path in str(caught.value)
+
+
+def test_override_merges_nested_fields_and_leaves_the_rest() -> None:
+    changed = override(demo(), {"stages": {"amvl": {"steps": 7, "method": {"gamma_max": 0.25}}}, "seed": 3})
+    assert changed.stages["amvl"].steps == 7
+    assert changed.stages["amvl"].lr == demo().stages["amvl"].lr
+    assert changed.stages["amvl"].method.gamma_max == 0.25
+    assert changed.stages["amvl"].method.beta_warmup == demo().stages["amvl"].method.beta_warmup
+    assert changed.stages["sft"] == demo().stages["sft"]
+    assert changed.data == demo().data and changed.seed == 3
+
+
+def test_override_of_a_union_starts_from_the_defaults_of_the_new_kind() -> None:
+    changed = override(demo(), {"stages": {"sft": {"method": {"kind": "amvl"}}}})
+    assert changed.stages["sft"].method == AmvlMethod()
+
+
+def test_sft_after_a_latent_stage_is_refused() -> None:
+    late = {"stages": {"late": {"method": {"kind": "sft"}, "steps": 1, "global_batch": 2}}}
+    with pytest.raises(ConfigError, match="stages.late: sft cannot follow a latent stage"):
+        override(demo(), late)
+
+
+def test_flatten_gives_every_field_by_its_path() -> None:
+    flat = flatten(demo())
+    assert flat["stages.amvl.method.kind"] == "amvl"
+    assert flat["data.sources.0.kind"] == "microworld"
+    assert flat["latent.num_slots"] == str(demo().latent.num_slots)
+
+
+def test_the_schema_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, amvl_core.presets, amvl_core.records, amvl_core.storage, amvl_core.data.encode;"
+        "print([m for m in ('torch', 'transformers', 'deepspeed', 'ray') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
