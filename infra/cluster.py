@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,9 +88,8 @@ def _probe(chosen: str) -> None:
 
 def disconnect() -> None:
     """Leaves the cluster; a private one ends. Does nothing where none was joined."""
-    import ray
-
-    if ray.is_initialized():
+    ray = sys.modules.get("ray")  # importing it to find out would take seconds
+    if ray is not None and ray.is_initialized():
         ray.shutdown()
 
 

@@ -1,0 +1,67 @@
+"""The pipeline on one page: prepare -> train -> evaluate -> register."""
+
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from amvl_core.records import CheckpointRecord
+from flows import tasks
+from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
+from infra import cluster as ray_cluster
+from infra.tracking import Tracker
+
+
+@flow(name="amvl")
+def full_pipeline(
+    preset: Literal["paper", "demo"] = "paper",
+    storage: str | None = None,
+    seed: int | None = None,
+    data: Data | None = None,
+    model: Model | None = None,
+    latent: Latent | None = None,
+    stages: dict[str, Stage] | None = None,
+    trainer: Trainer | None = None,
+    cluster: Cluster | None = None,
+    evaluation: Evaluation | None = None,
+    tracking: Tracking | None = None,
+) -> dict[str, Any]:
+    """Runs every stage that has no finished record yet, in order, and returns scores, model and pages.
+
+    `preset` is a whole configuration; every other parameter lies over it field by field.
+    """
+    config = resolve(
+        preset,
+        storage=storage,
+        seed=seed,
+        data=data,
+        model=model,
+        latent=latent,
+        stages=stages,
+        trainer=trainer,
+        cluster=cluster,
+        evaluation=evaluation,
+        tracking=tracking,
+    )
+    try:
+        with Tracker(config) as tracker:
+            tasks.preflight(config)
+            dataset = tasks.prepare(config, tracker)
+
+            checkpoints: list[CheckpointRecord] = []
+            for stage in config.stages:
+                parent = checkpoints[-1] if checkpoints else None
+                checkpoints.append(tasks.train(config, stage, dataset, parent, tracker))
+            final = checkpoints[-1]
+            # What AMVL is compared with: the last plainly fine-tuned model before it, else the untrained base.
+            base = next((c for c in reversed(checkpoints[:-1]) if c.method == "sft"), None)
+
+            before = tasks.evaluate(config, base.stage if base else "base", dataset, base, tracker)
+            after = tasks.evaluate(config, final.stage, dataset, final, tracker)
+            rows = tasks.show_scores(config, before, after, tracker)
+
+            registered = tasks.register(config, dataset, final, [before, after], tracker)
+            page = tasks.show_summary(config, dataset, final, rows, registered)
+    finally:
+        ray_cluster.disconnect()
+    return tasks.outcome(rows, registered, page, str(flow_run.id))

@@ -1,0 +1,113 @@
+"""The flow's parameters: every field of `RunConfig`, and every field of those, may be given or left to the preset."""
+
+from functools import cache
+from types import GenericAlias, NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from amvl_core.config import (
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    LatentConfig,
+    ModelConfig,
+    RunConfig,
+    StageConfig,
+    TrackingConfig,
+    TrainerConfig,
+    override,
+)
+from amvl_core.errors import ConfigError
+from amvl_core.presets import PRESETS
+
+
+@cache
+def partial(model: type[BaseModel]) -> type[BaseModel]:
+    """`model` with every field optional, recursively; an unknown field is still an error.
+
+    Lists are given whole. A union of models becomes free-form, because the part that says which one it is may be
+    left out: `override` checks it against the preset's.
+    """
+    fields: Any = {}
+    for name, field in model.model_fields.items():
+        annotation = _partial(field.annotation)
+        if field.metadata:
+            annotation = Annotated[(annotation, *field.metadata)]
+        fields[name] = (Annotated[annotation | None, Field(description=field.description)], None)
+    return create_model(f"{model.__name__}Changes", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+
+
+def _partial(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return partial(annotation)
+    if get_origin(annotation) is dict:
+        key, value = get_args(annotation)
+        return GenericAlias(dict, (key, _partial(value)))
+    if get_origin(annotation) in (Union, UnionType) and _models(annotation):
+        return dict[str, Any]
+    return annotation
+
+
+def _models(annotation: Any) -> bool:
+    return all(isinstance(item, type) and issubclass(item, BaseModel) for item in get_args(annotation))
+
+
+def given(changes: BaseModel, full: type[BaseModel]) -> dict[str, Any]:
+    """The fields that somebody set, as plain data; a null stands only where the full model has a null."""
+    plain = changes.model_dump(mode="json", exclude_unset=True)
+    return _without_nulls(plain, full)
+
+
+def _without_nulls(plain: dict[str, Any], full: type[BaseModel]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in plain.items():
+        annotation = full.model_fields[name].annotation
+        if value is None and NoneType not in get_args(annotation):
+            continue
+        inner = get_args(annotation)[1] if get_origin(annotation) is dict else annotation
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            value = (
+                {key: _without_nulls(item, inner) for key, item in value.items()}
+                if get_origin(annotation) is dict
+                else _without_nulls(value, inner)
+            )
+        kept[name] = value
+    return kept
+
+
+def resolve(preset: str, **changes: Any) -> RunConfig:
+    """The preset with `changes` (RunConfig field -> value, partial model, dict of those, or None) laid over it.
+
+    Raises ConfigError that names each wrong field by its path.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    plain = {name: _plain(value, name) for name, value in changes.items() if value is not None}
+    return override(PRESETS[preset](), plain)
+
+
+def _plain(value: Any, name: str) -> Any:
+    full = RunConfig.model_fields[name].annotation
+    if isinstance(value, BaseModel):
+        assert isinstance(full, type)
+        return given(value, full)
+    if isinstance(value, dict) and get_origin(full) is dict:
+        inner = get_args(full)[1]
+        return {key: given(item, inner) if isinstance(item, BaseModel) else item for key, item in value.items()}
+    return value
+
+
+if TYPE_CHECKING:
+    Data: TypeAlias = Any
+    Model: TypeAlias = Any
+    Latent: TypeAlias = Any
+    Stage: TypeAlias = Any
+    Trainer: TypeAlias = Any
+    Cluster: TypeAlias = Any
+    Evaluation: TypeAlias = Any
+    Tracking: TypeAlias = Any
+else:
+    Data, Model, Latent, Stage = (partial(m) for m in (DataConfig, ModelConfig, LatentConfig, StageConfig))
+    Trainer, Cluster = partial(TrainerConfig), partial(ClusterConfig)
+    Evaluation, Tracking = partial(EvaluationConfig), partial(TrackingConfig)

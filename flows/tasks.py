@@ -1,0 +1,221 @@
+"""The tasks of the pipeline: each looks for the stage's record and calls one function of the rooms below."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from amvl_core import storage
+from amvl_core.config import RunConfig
+from amvl_core.errors import ConfigError
+from amvl_core.progress import Progress
+from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record
+from flows import report
+from infra import cluster, fingerprints, registry
+from infra.mlflow_client import check_reachable, tracking_uri
+from infra.tracking import Tracker
+
+LOG_EVERY_S = 3.0
+
+
+class Reporter:
+    """Progress to the log and the run's page at most every few seconds, metrics to the tracker each time."""
+
+    def __init__(self, tracker: Tracker, key: str) -> None:
+        self.tracker, self.log, self.last = tracker, get_run_logger(), 0.0
+        self.artifact = create_progress_artifact(0.0, key=key.lower().replace("_", "-"), description=key)
+
+    def __call__(self, progress: Progress) -> None:
+        """Takes one event; safe to call from another thread than the task's."""
+        if progress.metrics:
+            self.tracker.metrics(progress.stage, progress.done, progress.metrics)
+        if time.monotonic() - self.last < LOG_EVERY_S and progress.done < progress.total:
+            return
+        self.last = time.monotonic()
+        self.log.info(report.progress_line(progress))
+        try:
+            update_progress_artifact(self.artifact, 100.0 * progress.done / max(progress.total, 1))
+        except httpx.HTTPError as error:  # the page lags behind; the stage must not suffer for it
+            self.log.debug("the progress artifact was not updated: %s", error)
+
+
+@contextmanager
+def working(config: RunConfig, tracker: Tracker, name: str) -> Iterator[Reporter]:
+    """A stage that has work to do: the tracking run is open, Ray is connected and large enough."""
+    tracker.start()
+    cluster.connect(config.cluster)
+    workers = cluster.resources(config.cluster)
+    log = get_run_logger()
+    log.info("%s: starts, %d workers on %s", name, workers.num_workers, workers.device)
+    started = time.monotonic()
+    yield Reporter(tracker, name)
+    log.info("%s: done in %.0f s", name, time.monotonic() - started)
+
+
+def stage_uri(config: RunConfig, stage: str, fingerprint: str) -> str:
+    """Where a stage's result is."""
+    return storage.join(storage.absolute(config.storage), stage, fingerprint)
+
+
+@task(cache_policy=NO_CACHE)
+def preflight(config: RunConfig) -> None:
+    """Refuses what cannot work before anything is computed: storage, tracking, base model."""
+    storage.check_writable(storage.absolute(config.storage))
+    check_reachable(config)
+    check_base(config.model.base)
+
+
+@task(cache_policy=NO_CACHE)
+def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
+    """Sources -> shards."""
+    from data_prep import pipeline
+
+    uri = stage_uri(config, "prepare", pipeline.fingerprint(config))
+    record = load_record(uri, DatasetRecord)
+    if record is None:
+        with working(config, tracker, "prepare") as on_progress:
+            record = pipeline.prepare(config, uri, on_progress)
+    else:
+        _say_reused("prepare", record.fingerprint)
+    tracker.dataset(record)
+    rows = report.drop_rows(record)
+    create_table_artifact(rows, key="drop-reasons", description="What was read, kept and dropped, and why")
+    tracker.text("tables/drop_reasons.md", report.markdown_table(rows))
+    return record
+
+
+@task(task_run_name="train-{stage}", cache_policy=NO_CACHE)
+def train(
+    config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None, tracker: Tracker
+) -> CheckpointRecord:
+    """One training stage, from the checkpoint of the stage before it."""
+    fingerprint = fingerprints.train_fingerprint(config, stage, dataset, parent)
+    uri = stage_uri(config, "train", fingerprint)
+    record = load_record(uri, CheckpointRecord)
+    if reused := record is not None:
+        _say_reused(f"train {stage}", fingerprint)
+    else:
+        with working(config, tracker, f"train-{stage}") as on_progress:
+            from infra import ray_train
+
+            record = ray_train.train(config, stage, dataset, parent, uri, fingerprint, on_progress)
+    assert record is not None
+    tracker.checkpoint(record, reused=reused)
+    return record
+
+
+@task(task_run_name="evaluate-{name}", cache_policy=NO_CACHE)
+def evaluate(
+    config: RunConfig, name: str, dataset: DatasetRecord, model: CheckpointRecord | None, tracker: Tracker
+) -> EvalRecord:
+    """Scores of one model (None: the untrained base) on the test split."""
+    fingerprint = fingerprints.evaluate_fingerprint(config, dataset, model)
+    uri = stage_uri(config, "evaluate", fingerprint)
+    record = load_record(uri, EvalRecord)
+    if record is not None:
+        _say_reused(f"evaluate {name}", fingerprint)
+    else:
+        with working(config, tracker, f"evaluate-{name}") as on_progress:
+            from infra import ray_eval
+
+            record = ray_eval.evaluate(config, dataset, model, uri, fingerprint, on_progress)
+    tracker.evaluation(record)
+    return record
+
+
+@task(cache_policy=NO_CACHE)
+def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker: Tracker) -> list[dict[str, str]]:
+    """Score table on the run's page; tables, figures and sample predictions on the tracking page."""
+    rows = report.score_rows(base, final)
+    create_table_artifact(rows, key="scores", description="Accuracy with 95 % intervals on the test split")
+    if tracker.run_id is not None:  # else the finished run of the first time has them
+        from infra import figures
+        from infra.predictions import sample
+
+        tracker.table("scores", {key: [row[key] for row in rows] for key in rows[0]})
+        tracker.text("tables/scores.md", report.markdown_table(rows))
+        tracker.table("predictions", sample(final))
+        tracker.figure("figures/scores.png", figures.score_chart(report.labels(base, final)))
+        if tracker.history:
+            tracker.figure("figures/training.png", figures.curves(tracker.history, list(config.stages)))
+    return rows
+
+
+@task(cache_policy=NO_CACHE)
+def register(
+    config: RunConfig,
+    dataset: DatasetRecord,
+    checkpoint: CheckpointRecord,
+    evaluations: list[EvalRecord],
+    tracker: Tracker,
+) -> ModelRecord:
+    """The checkpoint as a version of the registered model."""
+    uri = stage_uri(config, "register", registry.fingerprint(config, checkpoint, evaluations))
+    record = load_record(uri, ModelRecord)
+    if record is not None and registry.is_current(config, record):
+        _say_reused("register", f"models:/{record.name}/{record.version}")
+    else:
+        run_id = tracker.start()
+        tracker.flush()
+        record = registry.register(config, run_id, dataset, checkpoint, evaluations, uri)
+        get_run_logger().info("register: models:/%s/%d, alias %s", record.name, record.version, record.alias)
+    return record
+
+
+@task(cache_policy=NO_CACHE)
+def show_summary(
+    config: RunConfig, dataset: DatasetRecord, final: CheckpointRecord, rows: list[dict[str, str]], model: ModelRecord
+) -> str:
+    """Summary and link on the run's page; returns the address of the tracking run's page."""
+    page = mlflow_page(config, model.run_id)
+    create_markdown_artifact(report.summary(dataset, final, rows, model), key="summary", description="The run")
+    create_link_artifact(page, key="mlflow-run", link_text="the run in MLflow", description="Curves, tables, figures")
+    return page
+
+
+def mlflow_page(config: RunConfig, run_id: str) -> str:
+    """Address of a run's page: on the tracking server, or on the one that `make serve` opens on the same database."""
+    uri = tracking_uri(config)
+    server = uri if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
+    return server.rstrip("/") + registry.run_fragment(config, run_id)
+
+
+def check_base(base: str) -> None:
+    """The base model is `tiny`, a folder, or a model of the Hugging Face Hub that is cached or can be reached."""
+    if base == "tiny" or os.path.isfile(os.path.join(base, "config.json")):  # noqa: PTH113, PTH118
+        return
+    if os.path.isdir(base):  # noqa: PTH112
+        raise ConfigError(f"model.base: the folder {base} holds no config.json; give the folder of a model")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    try:
+        if isinstance(try_to_load_from_cache(base, "config.json"), str):
+            return
+        HfApi().model_info(base, timeout=15)
+    except (HFValidationError, OfflineModeIsEnabled, OSError, httpx.HTTPError) as error:
+        raise ConfigError(
+            f"model.base: {base!r} is no folder, is not in the Hugging Face cache and cannot be found on the Hub "
+            f"({type(error).__name__}); download it first, or give a folder or `tiny`"
+        ) from error
+
+
+def _say_reused(stage: str, what: str) -> None:
+    get_run_logger().info("%s: reused %s", stage, what)
+
+
+def outcome(rows: list[dict[str, str]], model: ModelRecord, mlflow: str, flow_run_id: str) -> dict[str, Any]:
+    """What the flow returns: plain data, for whoever called it."""
+    return {"scores": rows, "model": model.model_dump(mode="json"), "mlflow_page": mlflow, "flow_run_id": flow_run_id}

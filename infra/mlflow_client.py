@@ -1,0 +1,97 @@
+"""Where MLflow is: the address, its client and the experiment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from typing import Any
+
+from amvl_core import storage
+from amvl_core.config import RunConfig
+from amvl_core.errors import ConfigError
+
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # the default of 7 blocks a call for minutes when the server is down
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """`tracking.uri`, else MLFLOW_TRACKING_URI, else an SQLite file below a local storage root.
+
+    Raises ConfigError where the storage root is remote and no server is named.
+    """
+    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if named:
+        return named
+    if not storage.is_local(config.storage):
+        raise ConfigError(
+            f"storage is {config.storage}, which cannot hold MLflow's SQLite database: set tracking.uri or "
+            "MLFLOW_TRACKING_URI to an MLflow server (`make serve` starts one at http://127.0.0.1:5000)"
+        )
+    return f"sqlite:///{storage.local_path(config.storage)}/mlflow.db"
+
+
+def check_reachable(config: RunConfig) -> None:
+    """Asks a tracking server for its health; an SQLite file needs only the storage root. Raises ConfigError."""
+    uri = tracking_uri(config)
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            pass
+    except urllib.error.HTTPError:
+        return  # it answers: a server behind a login or under another path
+    except OSError as error:
+        raise ConfigError(
+            f"no MLflow server answers at {uri} ({error}): start it, or point tracking.uri or MLFLOW_TRACKING_URI at "
+            "one that runs"
+        ) from error
+
+
+def client(config: RunConfig) -> Any:
+    """An `MlflowClient` for the run's tracking server; the first use of a fresh SQLite file creates its tables."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = tracking_uri(config)
+    if uri.startswith("sqlite:///"):
+        storage.local_path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def experiment(config: RunConfig, mlflow_client: Any) -> str:
+    """The experiment's id; created where it is not there, with its artifacts below the storage root for a database."""
+    from mlflow.exceptions import MlflowException
+
+    name = config.tracking.experiment
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is None:
+        remote = tracking_uri(config).startswith(("http://", "https://"))
+        location = None if remote else storage.join(storage.absolute(config.storage), "mlartifacts")
+        try:
+            return str(mlflow_client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            found = mlflow_client.get_experiment_by_name(name)  # another run created it meanwhile
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"the MLflow experiment {name!r} was deleted: restore it (`mlflow experiments restore -x "
+            f"{found.experiment_id}`) or set tracking.experiment to another name"
+        )
+    return str(found.experiment_id)
+
+
+def metric_name(*parts: str) -> str:
+    """`parts` joined by `/`, with what MLflow refuses in a name replaced by `_`."""
+    return re.sub(r"[^\w\-. /:]", "_", "/".join(parts))

@@ -1,0 +1,72 @@
+"""The registered model: images and questions in, answers out. MLflow runs this file when it loads the model."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from PIL import Image, UnidentifiedImageError
+
+from amvl_core.sample import IMAGE_PLACEHOLDER
+
+BATCH = 16
+
+
+class AmvlModel(mlflow.pyfunc.PythonModel):
+    """Columns `image` (an encoded picture: bytes, or base64 text) and `question` -> a list of answers."""
+
+    def load_context(self, context: Any) -> None:
+        """Loads the weights once."""
+        from amvl_core.eval.predict import Answerer
+
+        self.answerer = Answerer.from_pretrained(context.artifacts["model"])
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+        """One answer a row; an MlflowException (status 400) names the row that cannot be read."""
+        missing = {"image", "question"} - set(model_input.columns)
+        if missing:
+            raise _refused(f"missing column {', '.join(sorted(missing))}; give one row per question: image, question")
+        images = [[read_image(value, row)] for row, value in enumerate(model_input["image"])]
+        questions = [check_question(value, row) for row, value in enumerate(model_input["question"])]
+        answers: list[str] = []
+        for start in range(0, len(questions), BATCH):
+            answers += self.answerer.answer(images[start : start + BATCH], questions[start : start + BATCH])
+        return answers
+
+
+def read_image(value: Any, row: int) -> bytes:
+    """The encoded picture in one cell, checked by decoding it; base64 text is decoded first."""
+    if isinstance(value, str):
+        try:
+            value = base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise _refused(f"row {row}: image is text that is not base64 ({error})") from error
+    if not isinstance(value, (bytes, bytearray)):
+        raise _refused(f"row {row}: image must be bytes of a picture or base64 text, not {type(value).__name__}")
+    try:
+        with Image.open(io.BytesIO(value)) as image:
+            image.load()
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise _refused(f"row {row}: image is no picture that can be decoded ({error})") from error
+    return bytes(value)
+
+
+def check_question(question: Any, row: int) -> str:
+    """The question; the place of its image comes first where `<image>` does not say otherwise."""
+    if not isinstance(question, str) or not question.strip():
+        raise _refused(f"row {row}: question must be a text that is not empty")
+    if (places := question.count(IMAGE_PLACEHOLDER)) > 1:
+        raise _refused(f"row {row}: question has {places} {IMAGE_PLACEHOLDER} for one image")
+    return question
+
+
+def _refused(message: str) -> MlflowException:
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+mlflow.models.set_model(AmvlModel())

@@ -1,0 +1,251 @@
+"""MLflow tracking: one run per pipeline, and a training run that a dead tracking server cannot stop.
+
+Everything that is logged goes through a queue that one thread empties: the caller never waits for the server. What
+the server does not take is kept and sent again; what it refuses is dropped and said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+from amvl_core.config import RunConfig, flatten
+from amvl_core.errors import ConfigError
+from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, fingerprint
+from infra.mlflow_client import client, experiment, metric_name, tracking_uri
+from infra.provenance import provenance
+
+log = logging.getLogger(__name__)
+
+PIPELINE_TAG = "amvl.pipeline"
+MAX_PARAM_LENGTH = 6000
+"""MLflow's own limit on the value of a parameter."""
+PARAMS_PER_BATCH = 100
+METRICS_PER_BATCH = 1000
+SEND_EVERY_S = 2.0
+DRAIN_S = 60.0
+
+History = dict[str, list[tuple[int, float]]]
+
+
+def pipeline_fingerprint(config: RunConfig) -> str:
+    """Names a pipeline by its whole configuration."""
+    return fingerprint("pipeline", 1, config=config)
+
+
+class Tracker:
+    """The MLflow run of one pipeline, opened by the first stage that works: `with Tracker(config) as tracker`.
+
+    Leaving the block ends the run as FINISHED, as FAILED on an error, as KILLED on an interrupt.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.run_id: str | None = None
+        self.history: History = {}
+        self.refused: list[str] = []
+        self._client: Any = None
+        self._metrics: deque[Any] = deque()
+        self._calls: deque[tuple[str, str, dict[str, Any]]] = deque()
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._down = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.finish("FINISHED")
+        else:
+            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    def start(self) -> str:
+        """Opens the run, once, and returns its id; ends runs that a killed pipeline of this configuration left open.
+
+        Raises ConfigError where the tracking server does not answer.
+        """
+        if self.run_id is not None:
+            return self.run_id
+        from mlflow.exceptions import MlflowException
+
+        name = pipeline_fingerprint(self.config)
+        try:
+            self._client = client(self.config)
+            experiment_id = experiment(self.config, self._client)
+            stale = f"attributes.status = 'RUNNING' and tags.`{PIPELINE_TAG}` = '{name}'"
+            for run in self._client.search_runs([experiment_id], stale):
+                self._client.set_terminated(run.info.run_id, status="KILLED")
+            tags = {PIPELINE_TAG: name, **{f"amvl.{key}": value for key, value in provenance().items()}}
+            tags["mlflow.runName"] = f"{'-'.join(self.config.stages)}-{name[:6]}"
+            self.run_id = str(self._client.create_run(experiment_id, tags=tags).info.run_id)
+        except MlflowException as error:
+            raise ConfigError(f"MLflow at {tracking_uri(self.config)} refused a new run: {error}") from error
+        self._log_config()
+        self._thread = threading.Thread(target=self._send_all, name="amvl-tracking", daemon=True)
+        self._thread.start()
+        return self.run_id
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Sets tags of the run."""
+        for name, value in tags.items():
+            self.call(f"tag {name}", "set_tag", key=name, value=value)
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Logs `values` as `{stage}/{name}` at optimiser step `step`."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for name, value in values.items():
+            full = metric_name(stage, name)
+            self.history.setdefault(full, []).append((step, value))
+            self._metrics.append(Metric(full, float(value), now, step))
+
+    def dataset(self, record: DatasetRecord) -> None:
+        """Logs the dataset as an input of the run, with its fingerprint as digest, and rows and drops as metrics."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        rows = {"kept": record.kept, "dropped": sum(record.dropped.values())}
+        rows |= {f"rows_{split}": record.rows(split) for split in ("train", "test")}
+        rows |= {f"dropped_{reason}": count for reason, count in record.dropped.items()}
+        entity = Dataset(
+            name="+".join(dict.fromkeys(report.source for report in record.reports))[:500],
+            digest=record.fingerprint,
+            source_type="amvl",
+            source=json.dumps({"uri": record.uri}),
+            profile=json.dumps(rows),
+        )
+        inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", "training")])]
+        self.call("dataset", "log_inputs", datasets=inputs)
+        self.tag({"amvl.data_fingerprint": record.fingerprint})
+        self._values("data", rows)
+
+    def checkpoint(self, record: CheckpointRecord, *, reused: bool) -> None:
+        """Logs which checkpoint a stage gave; of a reused stage also the last metrics, which no step will bring."""
+        self.tag({f"amvl.checkpoint.{record.stage}": record.fingerprint})
+        if reused:
+            self.tag({f"amvl.reused.{record.stage}": "true"})
+            self.metrics(record.stage, record.step, record.metrics)
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Logs accuracy, interval and majority answer of every task."""
+        for score in (*record.scores, record.overall):
+            low_high = {f"{score.task}_low": score.low, f"{score.task}_high": score.high}
+            self._values(f"eval_{record.stage}", {score.task: score.accuracy, **low_high})
+            self._values("eval_majority", {score.task: score.majority})
+
+    def table(self, name: str, columns: dict[str, list[Any]]) -> None:
+        """Logs a table (equal-length columns) that the run's page shows, and the same as CSV."""
+        import pandas as pd
+
+        frame = pd.DataFrame(columns)
+        self.call(name, "log_table", data=frame, artifact_file=f"tables/{name}.json")
+        self.text(f"tables/{name}.csv", frame.to_csv(index=False))
+
+    def text(self, path: str, text: str) -> None:
+        """Logs `text` as the artifact `path`."""
+        self.call(path, "log_text", text=text, artifact_file=path)
+
+    def figure(self, path: str, figure: Any) -> None:
+        """Logs a matplotlib figure as the artifact `path` (its ending is the format)."""
+        self.call(path, "log_figure", figure=figure, artifact_file=path)
+
+    def call(self, what: str, method: str, **arguments: Any) -> None:
+        """Queues `client.method(run_id, **arguments)`; it may be repeated. `what` names it in a warning."""
+        self._calls.append((what, method, arguments))
+
+    def flush(self) -> bool:
+        """Sends what is waiting, at most DRAIN_S seconds long; whether everything has gone out or was refused."""
+        deadline = time.monotonic() + DRAIN_S
+        while self._thread is not None and (self._metrics or self._calls) and time.monotonic() < deadline:
+            self._wake.set()
+            self._thread.join(timeout=0.1)
+        return not (self._metrics or self._calls)
+
+    def finish(self, status: str) -> None:
+        """Sends the rest and ends the run; says what could not be sent. Does nothing where no run was opened."""
+        if self._thread is None or self.run_id is None or self._closing.is_set():
+            return
+        self.call("the end of the run", "set_terminated", status=status)
+        complete = self.flush()
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout=DRAIN_S)
+        if not complete:
+            log.warning(
+                "MLflow at %s did not take %d metrics and %d other entries of run %s (%s); the stages' own records "
+                "below %s are complete",
+                tracking_uri(self.config),
+                len(self._metrics),
+                len(self._calls),
+                self.run_id,
+                ", ".join(what for what, *_ in list(self._calls)[:5]),
+                self.config.storage,
+            )
+
+    def _values(self, prefix: str, values: dict[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._metrics.extend(Metric(metric_name(prefix, key), float(value), now, 0) for key, value in values.items())
+
+    def _log_config(self) -> None:
+        from mlflow.entities import Param
+
+        pairs = flatten(self.config).items()
+        params = [Param(metric_name(key)[:250], value[:MAX_PARAM_LENGTH]) for key, value in pairs]
+        for start in range(0, len(params), PARAMS_PER_BATCH):
+            batch = params[start : start + PARAMS_PER_BATCH]
+            self.call("parameters", "log_batch", params=batch)
+        self.text("config.json", self.config.model_dump_json(indent=2))
+
+    def _send_all(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait(SEND_EVERY_S)
+            self._wake.clear()
+            while not self._closing.is_set() and self._send_one():
+                pass
+
+    def _send_one(self) -> bool:
+        """Sends one batch or call; False where nothing is waiting or the server is down."""
+        batch = [self._metrics[i] for i in range(min(len(self._metrics), METRICS_PER_BATCH))]
+        if batch:
+            sent = self._try("metrics", "log_batch", {"metrics": batch})
+            for _ in batch if sent else ():
+                self._metrics.popleft()
+            return sent
+        if not self._calls:
+            return False
+        sent = self._try(*self._calls[0])
+        if sent:
+            self._calls.popleft()
+        return sent
+
+    def _try(self, what: str, method: str, arguments: dict[str, Any]) -> bool:
+        """Whether `what` is dealt with: taken, or refused for good."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            getattr(self._client, method)(self.run_id, **arguments)
+        except (MlflowException, OSError) as error:
+            status = error.get_http_status_code() if isinstance(error, MlflowException) else 503
+            if 400 <= status < 500 and status not in (408, 429):
+                log.warning("MLflow refused %s: %s", what, error)
+                self.refused.append(what)
+                return True
+            if not self._down:
+                log.warning(
+                    "MLflow at %s does not answer; the run goes on, entries are kept", tracking_uri(self.config)
+                )
+            self._down = True
+            return False
+        if self._down:
+            log.warning("MLflow at %s answers again", tracking_uri(self.config))
+        self._down = False
+        return True
