@@ -40,7 +40,7 @@ def _card(sample: Conversation) -> Image.Image:
         pen.rectangle(
             (max(x1 - 3, 0), max(y1 - 3, 0), min(x2 + 2, side - 1), min(y2 + 2, side - 1)), outline=BOX, width=2
         )
-    small, large = ImageFont.load_default(13), ImageFont.load_default(16)
+    small, large = ImageFont.load_default(12), ImageFont.load_default(14)
     pen.text((0, side + 10), sample.task.replace("_", " ").upper(), fill=SOFT, font=small)
     pen.text((0, side + 30), sample.question.removeprefix(IMAGE_PLACEHOLDER), fill=INK, font=large)
     pen.text((0, side + 54), sample.answer, fill=BOX, font=large)

@@ -20,7 +20,7 @@ SIZE = 64
 """Width and height of every image; a multiple of 16, the stretch that one visual token of the tiny model covers."""
 OVERSAMPLE = 8
 CELL = 16
-OBJECT = 13
+OBJECT = 12
 """Nominal width of an object that stands in one cell."""
 
 RGB = tuple[int, int, int]
@@ -30,10 +30,8 @@ COLOURS: dict[str, RGB] = {
     "yellow": (250, 197, 28),
     "green": (34, 160, 90),
     "blue": (45, 120, 235),
-    "purple": (142, 62, 200),
-    "black": (48, 52, 62),
 }
-SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
+SHAPES = ("circle", "square", "triangle", "star")
 
 # Papers on which every colour of the palette stands out: top and bottom of a gentle gradient.
 PAPERS: tuple[tuple[RGB, RGB], ...] = (
@@ -42,14 +40,15 @@ PAPERS: tuple[tuple[RGB, RGB], ...] = (
     ((250, 252, 249), (230, 240, 231)),
     ((253, 249, 250), (243, 231, 234)),
 )
+POLE = (48, 52, 62)
 WALL, WALL_EDGE, FLOOR, FLOOR_EDGE = (58, 68, 92), (44, 52, 72), (250, 245, 232), (222, 213, 194)
 FRAME, HOLE, HOLE_MARK = (255, 255, 255), (214, 218, 226), (130, 138, 154)
 
 NORTH, EAST, SOUTH, WEST = 1, 2, 4, 8
 
-PICTURE, PIECE = 36, 18
-PICTURE_AT = (4, 14)
-PIECES_AT = {"top": (43, 9), "bottom": (43, 37)}
+PICTURE, PIECE = 32, 16
+PICTURE_AT = (4, 16)
+PIECES_AT = {"top": (44, 10), "bottom": (44, 38)}
 
 
 @dataclass(frozen=True)
@@ -231,9 +230,7 @@ def _flag(colour: str) -> tuple[Image.Image, Image.Image]:
     big, unit = CELL * OVERSAMPLE, OVERSAMPLE
     cloth = [(5.2 * unit, 3.2 * unit), (13 * unit, 6.2 * unit), (5.2 * unit, 9.4 * unit)]
     large = _solid(cloth, big, COLOURS[colour], unit * 0.5)
-    ImageDraw.Draw(large).rounded_rectangle(
-        (4.3 * unit, 3 * unit, 5.5 * unit, 13.2 * unit), unit // 2, COLOURS["black"]
-    )
+    ImageDraw.Draw(large).rounded_rectangle((4.3 * unit, 3 * unit, 5.5 * unit, 13.2 * unit), unit // 2, POLE)
     return _reduced(large, CELL)
 
 

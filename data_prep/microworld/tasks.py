@@ -20,13 +20,13 @@ COLOUR_NAMES = tuple(COLOURS)
 # What `a on this side of b` means for the (row, column) steps from b to a.
 SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
-# (more, fewer): clearly different, as a tiny model counts only roughly.
-COUNTS = ((3, 1), (4, 1), (4, 2), (5, 2), (5, 3))
+# (more, fewer) objects, from clear to close.
+COUNTS = ((3, 1), (4, 2), (5, 3), (3, 2), (4, 3))
 
 
 def colour(rng: Random, answer: str) -> Scene:
-    """Which colour a shape has that occurs once, among 1 to 3 others."""
-    shapes = rng.sample(SHAPES, rng.randint(2, 4))
+    """Which colour a shape has that occurs once, among up to 2 others."""
+    shapes = rng.sample(SHAPES, rng.randint(1, 3))
     placed = _place(rng, [(shapes[0], answer), *((shape, rng.choice(COLOUR_NAMES)) for shape in shapes[1:])])
     target = placed[0]
     layout, render = _on_paper(rng, placed)
@@ -42,8 +42,8 @@ def colour(rng: Random, answer: str) -> Scene:
 
 
 def shape(rng: Random, answer: str) -> Scene:
-    """Which shape has a colour that occurs once, among 1 to 3 others."""
-    colours = rng.sample(COLOUR_NAMES, rng.randint(2, 4))
+    """Which shape has a colour that occurs once, among up to 2 others."""
+    colours = rng.sample(COLOUR_NAMES, rng.randint(1, 3))
     placed = _place(rng, [(answer, colours[0]), *((rng.choice(SHAPES), other) for other in colours[1:])])
     target = placed[0]
     layout, render = _on_paper(rng, placed)
@@ -59,8 +59,8 @@ def shape(rng: Random, answer: str) -> Scene:
 
 
 def count(rng: Random, answer: str) -> Scene:
-    """How many objects of a shape, or of a colour, there are among 5 to 7; the total tells nothing."""
-    wanted, total = int(answer), rng.randint(5, 7)
+    """How many objects of a shape, or of a colour, there are among up to 3 others."""
+    wanted, total = int(answer), int(answer) + rng.randint(0, 3)
     if rng.random() < 0.5:
         name, *others = rng.sample(COLOUR_NAMES, len(COLOUR_NAMES))
         what, label = f"{name} shapes", f"{name} shape"
@@ -86,27 +86,21 @@ def count(rng: Random, answer: str) -> Scene:
 
 
 def compare(rng: Random, answer: str) -> Scene:
-    """Whether one colour has more objects than another; up to two objects of a third colour stand by."""
+    """Which of the two colours in the image has more objects."""
     many, few = rng.choice(COUNTS)
-    left, right = (many, few) if answer == "yes" else (few, many)
-    first, second, third = rng.sample(COLOUR_NAMES, 3)
-    colours = [first] * left + [second] * right + [third] * rng.randint(0, 2)
-    placed = _place(rng, [(rng.choice(SHAPES), item) for item in colours])
+    other = rng.choice([name for name in COLOUR_NAMES if name != answer])
+    placed = _place(rng, [(rng.choice(SHAPES), item) for item in [answer] * many + [other] * few])
     layout, render = _on_paper(rng, placed)
     wording = rng.choice(
-        (
-            "Are there more {} than {} shapes?",
-            "Are there more {} shapes than {} shapes?",
-            "Does the image have more {} than {} shapes?",
-        )
+        ("Which colour has more shapes?", "There are more shapes of which colour?", "Which colour is there more of?")
     )
     return Scene(
         layout,
         render,
-        wording.format(first, second),
-        (f"Count of {first} shapes: {left}.", f"Count of {second} shapes: {right}."),
+        wording,
+        (f"Count of {answer} shapes: {many}.", f"Count of {other} shapes: {few}."),
         answer,
-        tuple(item.region(f"{item.colour} shape") for item in placed[: left + right]),
+        tuple(item.region(f"{item.colour} shape") for item in placed),
     )
 
 
@@ -119,10 +113,7 @@ def relation(rng: Random, answer: str) -> Scene:
     first, second = (low + gap, low) if row_step + column_step > 0 else (low, low + gap)
     step, offset = (1, across * SIDE) if column_step else (SIDE, across)
     cells = [offset + first * step, offset + second * step]
-    shapes = rng.sample(SHAPES, rng.randint(2, 4))
-    free = [cell for cell in range(SIDE * SIDE) if cell not in cells]
-    cells += rng.sample(free, len(shapes) - 2)
-    placed = _place(rng, [(name, rng.choice(COLOUR_NAMES)) for name in shapes], cells)
+    placed = _place(rng, [(name, rng.choice(COLOUR_NAMES)) for name in rng.sample(SHAPES, 2)], cells)
     subject, anchor = placed[:2]
     layout, render = _on_paper(rng, placed)
     wording = rng.choice(
@@ -173,7 +164,7 @@ TASKS: dict[MicroworldTask, Task] = {
     "colour": Task(COLOUR_NAMES, colour),
     "shape": Task(SHAPES, shape),
     "count": Task(("1", "2", "3", "4"), count),
-    "compare": Task(("yes", "no"), compare),
+    "compare": Task(COLOUR_NAMES, compare),
     "relation": Task(tuple(SIDES), relation),
     "odd_one_out": Task(tuple(POSITIONS), odd_one_out),
     "jigsaw": Task(("top", "bottom"), jigsaw),
