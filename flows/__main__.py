@@ -3,10 +3,13 @@
 import argparse
 import sys
 
+from amvl_core.errors import AmvlError
 from flows.environment import set_up
+from flows.run import run_here
+from flows.servers import serve
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 1 a failure that one message explains, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -15,15 +18,16 @@ def main() -> int:
         run.add_argument("--data", nargs="*", default=[], metavar="PATH", help="folder or archive; several are mixed")
         run.add_argument("--param", action="append", default=[], metavar="FIELD=JSON", help="a field of RunConfig")
     commands.add_parser("serve", help="Prefect and MLflow on loopback, and a worker for deployment runs")
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     set_up()
-    if arguments.command == "serve":
-        from flows.serve import serve
-
-        return serve()
-    from flows.run import run_here
-
-    return run_here(arguments.command, arguments.data, arguments.param)
+    try:
+        return serve() if chosen.command == "serve" else run_here(chosen.command, chosen.data, chosen.param)
+    except AmvlError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the next run goes on from the last finished stage and checkpoint", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Ports, folders and the environment of Prefect and MLflow; set before either is imported."""
+"""Ports, folders and the environment of Prefect and MLflow; imports neither, because both read it when imported."""
 
 import os
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -8,20 +9,23 @@ from amvl_core import storage
 from amvl_core.presets import LOCAL_STORAGE
 
 STATE = Path(".amvl")
-PREFECT_PORT = int(os.environ.get("PREFECT_PORT", "4200"))
-MLFLOW_PORT = int(os.environ.get("MLFLOW_PORT", "5000"))
-PREFECT_URL = f"http://127.0.0.1:{PREFECT_PORT}"
-MLFLOW_URL = f"http://127.0.0.1:{MLFLOW_PORT}"
+HOST = "127.0.0.1"
+PREFECT_PORT = int(os.environ.get("PREFECT_PORT") or 4200)
+MLFLOW_PORT = int(os.environ.get("MLFLOW_PORT") or 5000)
+PREFECT_URL = f"http://{HOST}:{PREFECT_PORT}"
+MLFLOW_URL = f"http://{HOST}:{MLFLOW_PORT}"
 
 _LINE = "%(asctime)s  %(message)s"
 _DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": _LINE,
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": _LINE,
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": _LINE,
     "RAY_USAGE_STATS_ENABLED": "0",
+    "TQDM_DISABLE": "1",  # progress is logged; bars of libraries would tear the lines
 }
 
 
@@ -43,7 +47,26 @@ def healthy(url: str) -> bool:
         return False
 
 
+def port_free(port: int) -> bool:
+    """Whether this machine's loopback port can be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def any_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
 def local_tracking() -> tuple[str, str]:
     """MLflow's database and artifact folder below the demo's storage root."""
     root = storage.local_path(LOCAL_STORAGE)
+    root.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{root}/mlflow.db", str(root / "mlartifacts")

@@ -52,6 +52,7 @@ def connect(config: ClusterConfig) -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     chosen = address(config)

@@ -16,6 +16,7 @@ History = dict[str, list[tuple[int, float]]]
 
 SCHEDULES = ("beta", "gamma", "lr")
 PERFORMANCE = ("grad_norm", "tokens_per_s", "data_wait")
+DIAGNOSTICS = ("_norm", "_sigma", "cosine")
 COLOURS = ("#2f5d8a", "#d1693b", "#4f9a6b", "#8a5aa8", "#b8973a", "#5f6b76")
 _INK, _GRID, _BASELINE = "#222a33", "#dfe4e9", "#a9b2bb"
 
@@ -28,7 +29,7 @@ def curves(history: History, stages: list[str]) -> Figure:
     for column, stage in enumerate(stages):
         series = {name.split("/", 1)[1]: points for name, points in history.items() if name.startswith(f"{stage}/")}
         top, bottom = axes[0][column], axes[1][column]
-        terms = [name for name in series if name not in SCHEDULES + PERFORMANCE]
+        terms = [name for name in series if name not in SCHEDULES + PERFORMANCE and not name.endswith(DIAGNOSTICS)]
         for i, name in enumerate(sorted(terms, key=lambda name: (name != "loss", name))):
             _line(top, series[name], name, COLOURS[i % len(COLOURS)], width=2.0 if name == "loss" else 1.3)
         for i, name in enumerate(name for name in SCHEDULES if name in series):

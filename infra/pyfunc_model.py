@@ -26,7 +26,8 @@ class AmvlModel(mlflow.pyfunc.PythonModel):
 
         self.answerer = Answerer.from_pretrained(context.artifacts["model"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+    # MLflow takes type hints here for a schema of its own kind; the schema is the registered signature.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One answer a row; an MlflowException (status 400) names the row that cannot be read."""
         missing = {"image", "question"} - set(model_input.columns)
         if missing:

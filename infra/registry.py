@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import amvl_core
@@ -99,7 +103,7 @@ def _log(name: str, run_id: str, checkpoint: CheckpointRecord) -> str:
         inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question")]),
         outputs=Schema([ColSpec(DataType.string)]),
     )
-    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id, nested=True):
+    with tempfile.TemporaryDirectory() as temporary, _quiet(), mlflow.start_run(run_id=run_id):
         folder = storage.download(checkpoint.model_uri, Path(temporary))
         info = mlflow.pyfunc.log_model(
             name=name,
@@ -111,6 +115,14 @@ def _log(name: str, run_id: str, checkpoint: CheckpointRecord) -> str:
             registered_model_name=name,
         )
     return str(info.registered_model_version)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow speaks on standard error and in warnings; what went wrong still comes as an exception."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _requirements() -> list[str]:
