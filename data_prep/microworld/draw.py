@@ -20,7 +20,7 @@ SIZE = 64
 """Width and height of every image; a multiple of 16, the stretch that one visual token of the tiny model covers."""
 OVERSAMPLE = 8
 CELL = 16
-OBJECT = 12
+OBJECT = 14
 """Nominal width of an object that stands in one cell."""
 
 RGB = tuple[int, int, int]
@@ -117,10 +117,8 @@ def maze(openings: Sequence[int], ball: int, flags: dict[str, int]) -> Image.Ima
     return image
 
 
-def jigsaw(
-    picture: tuple[str, str, str], corner: int, pieces: dict[str, tuple[str, str, str, int]], paper: int
-) -> Image.Image:
-    """A picture (shape, colour, ground) without one quarter, and a top and a bottom piece (picture and its quarter).
+def jigsaw(picture: tuple[str, str], corner: int, pieces: dict[str, tuple[str, str, int]], paper: int) -> Image.Image:
+    """A picture (shape, colour) without one quarter, and a top and a bottom piece (picture and its quarter).
 
     Quarters are numbered 0 top left, 1 top right, 2 bottom left, 3 bottom right.
     """
@@ -128,9 +126,9 @@ def jigsaw(
     _framed(image, _picture(*picture), PICTURE_AT)
     x, y = corner_at(corner)
     image.paste(_hole(), (PICTURE_AT[0] + x, PICTURE_AT[1] + y))
-    for name, (shape, colour, ground, quarter) in pieces.items():
+    for name, (shape, colour, quarter) in pieces.items():
         left, top = corner_at(quarter)
-        _framed(image, _picture(shape, colour, ground).crop((left, top, left + PIECE, top + PIECE)), PIECES_AT[name])
+        _framed(image, _picture(shape, colour).crop((left, top, left + PIECE, top + PIECE)), PIECES_AT[name])
     return image
 
 
@@ -235,9 +233,9 @@ def _flag(colour: str) -> tuple[Image.Image, Image.Image]:
 
 
 @cache
-def _picture(shape: str, colour: str, ground: str) -> Image.Image:
+def _picture(shape: str, colour: str) -> Image.Image:
     big = PICTURE * OVERSAMPLE
-    tint = COLOURS[ground]
+    tint = COLOURS[colour]
     picture = _gradient(big, big, _mix(tint, (255, 255, 255), 0.72), _mix(tint, (255, 255, 255), 0.6))
     points = [(x * OVERSAMPLE + big / 2, y * OVERSAMPLE + big / 2) for x, y in outline(shape, PICTURE * 0.72)]
     figure = _solid(points, big, COLOURS[colour], OVERSAMPLE)

@@ -16,7 +16,7 @@ SIDE = SIZE // CELL
 
 # Cells of a 3 x 3 grid that one word names.
 POSITIONS = {"top": 1, "left": 3, "centre": 4, "right": 5, "bottom": 7}
-ODD_PITCH, ODD_SIZE = 20, 15
+ODD_PITCH, ODD_SIZE = 20, 16
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
@@ -40,8 +40,8 @@ def odd_one_out(rng: Random, answer: str) -> Scene:
         Placed(
             shape,
             colour,
-            SIZE // 2 + (i % 3 - 1) * ODD_PITCH + rng.randint(-1, 1),
-            SIZE // 2 + (i // 3 - 1) * ODD_PITCH + rng.randint(-1, 1),
+            SIZE // 2 + (i % 3 - 1) * ODD_PITCH,
+            SIZE // 2 + (i // 3 - 1) * ODD_PITCH,
             ODD_SIZE,
         )
         for i in range(9)
@@ -65,11 +65,11 @@ def odd_one_out(rng: Random, answer: str) -> Scene:
 def jigsaw(rng: Random, answer: str) -> Scene:
     """Which of two pieces completes a picture; the other one has another colour, or is another corner."""
     shape = rng.choice(SHAPES)
-    colour, ground, wrong_colour = rng.sample(COLOUR_NAMES, 3)
+    colour, wrong_colour = rng.sample(COLOUR_NAMES, 2)
     corner, wrong_corner = rng.sample(range(4), 2)
     by_colour = rng.random() < 0.5
-    right = (shape, colour, ground, corner)
-    wrong = (shape, wrong_colour, ground, corner) if by_colour else (shape, colour, ground, wrong_corner)
+    right = (shape, colour, corner)
+    wrong = (shape, wrong_colour, corner) if by_colour else (shape, colour, wrong_corner)
     other = "bottom" if answer == "top" else "top"
     wording = rng.choice(
         (
@@ -81,8 +81,8 @@ def jigsaw(rng: Random, answer: str) -> Scene:
     x, y = draw.corner_at(corner)
     flaw = f"is {wrong_colour}" if by_colour else f"is the {CORNERS[wrong_corner]}"
     return Scene(
-        ("jigsaw", *right),
-        partial(draw.jigsaw, right[:3], corner, {answer: right, other: wrong}, rng.randrange(len(PAPERS))),
+        ("jigsaw", *right, *wrong),
+        partial(draw.jigsaw, right[:2], corner, {answer: right, other: wrong}, rng.randrange(len(PAPERS))),
         wording,
         (f"The {CORNERS[corner]} of a {colour} {shape} is missing.", f"The {other} piece {flaw}."),
         answer,

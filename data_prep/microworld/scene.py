@@ -15,8 +15,8 @@ from amvl_core.sample import Region
 class Scene:
     """A question about an image, its answer and the way to it.
 
-    `layout` is what decides between train and test: what the image shows, without jitter and paper. Images of
-    different layouts differ.
+    `layout` is what decides between train and test: what the image shows, whatever its paper. Images of different
+    layouts differ.
     """
 
     layout: tuple[object, ...]

@@ -105,9 +105,9 @@ def compare(rng: Random, answer: str) -> Scene:
 
 
 def relation(rng: Random, answer: str) -> Scene:
-    """On which side of a shape another one is; both stand in one row or column."""
+    """On which side of a shape another one is; both stand in one row or column, well apart."""
     row_step, column_step = SIDES[answer]
-    gap = rng.randint(1, SIDE - 1)
+    gap = rng.randint(SIDE // 2, SIDE - 1)
     low, across = rng.randrange(SIDE - gap), rng.randrange(SIDE)
     # Along the shared line the first shape is ahead of the second for right and below, behind it otherwise.
     first, second = (low + gap, low) if row_step + column_step > 0 else (low, low + gap)
@@ -134,13 +134,13 @@ def relation(rng: Random, answer: str) -> Scene:
 
 
 def _place(rng: Random, kinds: list[tuple[str, str]], cells: list[int] | None = None) -> list[Placed]:
-    """Objects of these (shape, colour) kinds in these or in drawn cells, each off the middle by a pixel at most."""
+    """Objects of these (shape, colour) kinds in these or in drawn cells."""
     return [
         Placed(
             shape,
             colour,
-            cell % SIDE * CELL + CELL // 2 + rng.randint(-1, 1),
-            cell // SIDE * CELL + CELL // 2 + rng.randint(-1, 1),
+            cell % SIDE * CELL + CELL // 2,
+            cell // SIDE * CELL + CELL // 2,
         )
         for (shape, colour), cell in zip(kinds, cells or rng.sample(range(SIDE * SIDE), len(kinds)), strict=True)
     ]
