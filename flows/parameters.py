@@ -21,13 +21,15 @@ from amvl_core.config import (
 from amvl_core.errors import ConfigError
 from amvl_core.presets import PRESETS
 
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
 
 @cache
 def partial(model: type[BaseModel]) -> type[BaseModel]:
     """`model` with every field optional, recursively; an unknown field is still an error.
 
-    Lists are given whole. A union of models becomes free-form, because the part that says which one it is may be
-    left out: `override` checks it against the preset's.
+    Lists are given whole. A union of models becomes one model with the fields of all, because the part that says
+    which one it is may be left to the preset; `override` refuses a field that the one in question does not have.
     """
     fields: Any = {}
     for name, field in model.model_fields.items():
@@ -35,7 +37,7 @@ def partial(model: type[BaseModel]) -> type[BaseModel]:
         if field.metadata:
             annotation = Annotated[(annotation, *field.metadata)]
         fields[name] = (Annotated[annotation | None, Field(description=field.description)], None)
-    return create_model(f"{model.__name__}Changes", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+    return create_model(f"{model.__name__}Changes", __config__=_STRICT, **fields)
 
 
 def _partial(annotation: Any) -> Any:
@@ -45,8 +47,19 @@ def _partial(annotation: Any) -> Any:
         key, value = get_args(annotation)
         return GenericAlias(dict, (key, _partial(value)))
     if get_origin(annotation) in (Union, UnionType) and _models(annotation):
-        return dict[str, Any]
+        return _any_of(get_args(annotation))
     return annotation
+
+
+@cache
+def _any_of(members: tuple[type[BaseModel], ...]) -> type[BaseModel]:
+    """One model with the fields of all `members`; a field that several have takes what any of them takes."""
+    fields: Any = {}
+    for member in members:
+        for name, field in partial(member).model_fields.items():
+            annotation = field.annotation if name not in fields else fields[name][0] | field.annotation
+            fields[name] = (annotation, None)
+    return create_model("".join(m.__name__ for m in members) + "Changes", __config__=_STRICT, **fields)
 
 
 def _models(annotation: Any) -> bool:
