@@ -56,7 +56,7 @@ class EasyVqaSource(ArchiveSource):
 
 
 class NlvrSource(ArchiveSource):
-    """NLVR v1: human sentences about three-panel images, true or false; dev is divided by identifier prefix."""
+    """NLVR v1: human sentences about three-panel images, true or false; dev trains, the public test tests."""
 
     kind: Literal["nlvr"] = "nlvr"
 
@@ -105,12 +105,12 @@ class TinyConfig(Frozen):
     """Size of the model that is built offline where `model.base` is `tiny`."""
 
     hidden_size: int = 128
-    num_layers: int = 4
+    num_layers: int = 3
     num_heads: int = 4
     num_kv_heads: int = 2
-    intermediate_size: int = 384
+    intermediate_size: int = 256
     vision_hidden_size: int = 64
-    vision_layers: int = 4
+    vision_layers: int = 2
     vision_heads: int = 4
     vision_intermediate_size: int = 192
     patch_size: int = 8
@@ -183,6 +183,7 @@ class StageConfig(Frozen):
     micro_batch: int = Field(1, ge=1, description="samples per worker and forward pass")
     lr: float = Field(1e-5, gt=0)
     warmup_ratio: float = Field(0.05, ge=0, le=1)
+    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's; short runs from scratch want a shorter memory")
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)
 

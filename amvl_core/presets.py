@@ -29,11 +29,11 @@ def paper() -> RunConfig:
 def demo() -> RunConfig:
     """The whole pipeline on two CPU cores: a tiny model from scratch on microworld."""
     amvl = AmvlMethod(beta_warmup=100, gamma_start=50, gamma_warmup=100, kl_reduction="mean")
+    batch = {"global_batch": 32, "micro_batch": 16, "beta2": 0.98}
     return RunConfig(
         storage=LOCAL_STORAGE,
         data=DataConfig(
             sources=(MicroworldSource(),),
-            target="answer",
             min_pixels=16 * 16,
             max_pixels=128 * 128,
             max_tokens=256,
@@ -42,19 +42,20 @@ def demo() -> RunConfig:
         model=ModelConfig(base="tiny"),
         latent=LatentConfig(num_slots=4, dim=32, head_hidden=128),
         stages={
-            "sft": StageConfig(
-                method=SftMethod(), trainable="all", steps=600, global_batch=64, micro_batch=32, lr=2e-3
-            ),
-            "embedding_adaptation": StageConfig(
-                method=amvl, trainable="new_rows", steps=20, global_batch=64, micro_batch=32, lr=2e-3
-            ),
-            "amvl": StageConfig(method=amvl, steps=200, global_batch=64, micro_batch=32, lr=5e-4),
+            "sft": StageConfig(method=SftMethod(), trainable="all", steps=2000, lr=2e-3, **batch),
+            "embedding_adaptation": StageConfig(method=amvl, trainable="new_rows", steps=30, lr=5e-3, **batch),
+            "amvl": StageConfig(method=amvl, steps=250, lr=5e-4, **batch),
         },
         trainer=TrainerConfig(
-            zero_stage=1, precision="fp32", gradient_checkpointing=False, loader_workers=0, checkpoint_every=100
+            zero_stage=1,
+            precision="fp32",
+            gradient_checkpointing=False,
+            loader_workers=0,
+            log_every=10,
+            checkpoint_every=500,
         ),
         cluster=ClusterConfig(num_workers=2),
-        evaluation=EvaluationConfig(batch_size=64, max_new_tokens=12),
+        evaluation=EvaluationConfig(batch_size=100, max_new_tokens=64),
     )
 
 

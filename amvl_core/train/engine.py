@@ -70,7 +70,9 @@ class Engine:
         if trainer.gradient_checkpointing:
             method.model.gradient_checkpointing_enable()
         fused = torch.cuda.is_available()
-        optimizer = torch.optim.AdamW(parameter_groups(method, stage), lr=stage.lr, betas=(0.9, 0.999), fused=fused)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(method, stage), lr=stage.lr, betas=(0.9, stage.beta2), fused=fused
+        )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=method,
             optimizer=optimizer,

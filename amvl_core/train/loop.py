@@ -70,9 +70,10 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
         log.working()
         lr = stage.lr * cosine_with_warmup(step, total, stage.warmup_ratio)
         engine.set_lr(lr)
-        terms = _optimiser_step(engine, micro, config.seed, step, world_size)
+        sums = _optimiser_step(engine, micro, config.seed, step, world_size)
         done = step + 1
         if done % config.trainer.log_every == 0 or done == total:
+            terms = _mean(sums, len(micro) * world_size, engine.device)
             terms |= {"lr": lr, "grad_norm": engine.gradient_norm()}
             metrics = log.step(done, terms, sum(batch.num_tokens for batch in micro) * world_size)
         if done % config.trainer.checkpoint_every == 0 and done < total:
@@ -113,7 +114,7 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
 
 
 def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int) -> dict[str, float]:
-    """Forward and backward over the rank's micro-batches, one optimiser step; terms averaged over all of them."""
+    """Forward and backward over the rank's micro-batches, one optimiser step; the terms' sums on this rank."""
     count = torch.tensor(float(sum(batch.num_label_tokens for batch in micro)), device=engine.device)
     dist.all_reduce(count)
     clock = Clock(seed, step, max(1.0, float(count)) / (len(micro) * world_size))
@@ -122,19 +123,23 @@ def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, wo
         output = engine.engine(batch.to(engine.device), clock)
         engine.engine.backward(output.loss)
         engine.engine.step()
-        for name, value in output.terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+        terms = {name: float(value) for name, value in output.terms.items()}
+        if not math.isfinite(terms["loss"]):
+            raise AmvlError(
+                f"step {step + 1}: the loss is {terms['loss']} (terms: {terms}) on the samples "
+                f"{', '.join(batch.sample_ids)}; lower the learning rate or look at these samples"
+            )
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def _mean(sums: dict[str, float], count: int, device: torch.device) -> dict[str, float]:
+    """Each term's mean over the micro-batches of all ranks; every rank calls it."""
     names = sorted(sums)
-    means = torch.tensor([sums[name] / len(micro) for name in names], dtype=torch.float64, device=engine.device)
-    dist.all_reduce(means)
-    terms = dict(zip(names, (means / world_size).tolist(), strict=True))
-    if not math.isfinite(terms["loss"]):
-        ids = [sample_id for batch in micro for sample_id in batch.sample_ids]
-        raise AmvlError(
-            f"step {step + 1}: the loss is {terms['loss']} (terms: {terms}); samples on this rank: {ids[:8]} ... "
-            "Lower the learning rate or look at these samples."
-        )
-    return terms
+    totals = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(totals)
+    return dict(zip(names, (totals / count).tolist(), strict=True))
 
 
 class _Log:

@@ -29,7 +29,7 @@ def test_a_stage_without_a_record_is_not_finished(tmp_path) -> None:
 
 def test_a_damaged_record_says_what_to_remove(tmp_path) -> None:
     storage.write_bytes(str(tmp_path / "record.json"), b'{"uri": "')
-    with pytest.raises(StorageError, match="is damaged .* remove the folder"):
+    with pytest.raises(StorageError, match=r"is damaged .* remove the folder"):
         load_record(str(tmp_path), DatasetRecord)
 
 

@@ -68,7 +68,7 @@ def configuration(root: str, **changes) -> RunConfig:
             else {"steps": 4, "global_batch": 8, "micro_batch": 2}
             for name in ("sft", "embedding_adaptation", "amvl")
         },
-        "trainer": {"checkpoint_every": 2},
+        "trainer": {"checkpoint_every": 2, "log_every": 1},
         "evaluation": {"batch_size": 4, "max_new_tokens": 4},
     }
     return override(override(demo(), small), changes)
@@ -156,7 +156,7 @@ def test_evaluation_stores_predictions_and_scores_them(chain, tmp_path) -> None:
 
 
 def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain, tmp_path) -> None:
-    config, data, records, _ = chain
+    _, data, _, _ = chain
     again = configuration(str(tmp_path))
     uri = storage.join(again.storage, "sft")
     reference, _ = run(again, data, "sft", None, "reference")
@@ -169,9 +169,7 @@ def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain,
 
 
 def run_with_kill(config, data, uri, flag):
-    """Trains while one worker kills itself, once, as it reads its third batch."""
-    import amvl_core.data.loader as loader
-
+    """Trains while one worker kills itself, once, as it reads its last batch."""
     killer = f"""
 import os, pathlib
 from amvl_core.data import loader
@@ -184,7 +182,6 @@ def getitem(self, step):
     return original(self, step)
 loader.StepDataset.__getitem__ = getitem
 """
-    assert loader
     import infra.ray_train as ray_train
 
     original = ray_train._worker
@@ -202,7 +199,7 @@ loader.StepDataset.__getitem__ = getitem
 
 
 def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> None:
-    config, _, records, _ = chain
+    _, _, records, _ = chain
     wrong = dataset(str(tmp_path / "data"), slots=5)
     broken = configuration(str(tmp_path), trainer={"max_failures": 0})
     with pytest.raises(DataError, match="block of 5 latent slots, the model has 3"):
@@ -221,9 +218,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_samples(chain, tmp_path) -> No
 
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16")])
 def test_zero_stages_give_the_same_model(chain, tmp_path, zero_stage: int, precision: str) -> None:
-    config, data, records, _ = chain
+    _, data, records, _ = chain
     other = configuration(str(tmp_path), trainer={"zero_stage": zero_stage, "precision": precision})
-    record, events = run(other, data, "amvl", records["embedding_adaptation"])
+    record, _ = run(other, data, "amvl", records["embedding_adaptation"])
     reference, ours = weights(records["amvl"]), weights(record)
     assert reference.keys() == ours.keys()
     if precision == "bf16":

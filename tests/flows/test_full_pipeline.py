@@ -1,0 +1,224 @@
+"""The real pipeline from the command line and as a deployment: Ray, DeepSpeed, Prefect and MLflow, a few steps each.
+
+One folder for the file: the first run does the work, everything after it finds the records.
+"""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = [
+    '--param=data={"sources": [{"kind": "microworld", "train": 64, "test": 16}]}',
+    "--param=cluster.num_workers=1",
+    *(
+        f'--param=stages.{stage}={{"steps": 2, "global_batch": 8, "micro_batch": 4}}'
+        for stage in ("sft", "embedding_adaptation", "amvl")
+    ),
+]
+pytestmark = pytest.mark.timeout(600)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+class Checkout:
+    """A folder that looks like the checkout, with state and ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "flows").symlink_to(REPOSITORY / "flows")
+        (folder / "prefect.yaml").write_text((REPOSITORY / "prefect.yaml").read_text())
+        self.prefect_port, self.mlflow_port = free_ports(2)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "RAY_"))}
+        home = str(folder / ".amvl" / "prefect")
+        self.environment = kept | {
+            "PREFECT_PORT": str(self.prefect_port),
+            "MLFLOW_PORT": str(self.mlflow_port),
+            "PREFECT_HOME": home,
+            "PYTHONPATH": str(REPOSITORY),
+        }
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+
+    def records(self) -> dict[Path, float]:
+        return {path: path.stat().st_mtime for path in self.folder.glob(".amvl/storage/*/*/record.json")}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return Checkout(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def first(checkout: Checkout) -> subprocess.CompletedProcess[str]:
+    done = checkout.command("flows", "demo", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_the_first_run_does_every_stage_and_shows_the_scores(
+    checkout: Checkout, first: subprocess.CompletedProcess[str]
+) -> None:
+    stages = sorted(path.parts[-3] for path in checkout.records())
+    assert stages == ["evaluate", "evaluate", "prepare", "register", "train", "train", "train"]
+    for text in ("majority answer", "base model (sft)", "AMVL", "colour", "all", "models:/amvl@champion (version 1)"):
+        assert text in first.stdout
+    assert f"http://127.0.0.1:{checkout.prefect_port}/runs/flow-run/" in first.stdout
+    assert "Traceback" not in first.stderr
+    assert "amvl: 2/2 steps  loss" in first.stderr
+
+
+def test_the_registered_model_answers(checkout: Checkout, first: subprocess.CompletedProcess[str]) -> None:
+    import mlflow
+    import pandas as pd
+    from PIL import Image
+
+    mlflow.set_tracking_uri(f"sqlite:///{checkout.folder}/.amvl/storage/mlflow.db")
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    model = mlflow.pyfunc.load_model("models:/amvl@champion")
+    answers = model.predict(pd.DataFrame({"image": [buffer.getvalue()], "question": ["What colour is it?"]}))
+    assert len(answers) == 1
+    assert isinstance(answers[0], str)
+
+
+def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess.CompletedProcess[str]) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/.amvl/storage/mlflow.db")
+    run = client.get_run(client.get_model_version_by_alias("amvl", "champion").run_id)
+    assert run.info.status == "FINISHED"
+    for stage in ("sft", "embedding_adaptation", "amvl"):
+        for name in ("loss", "lr", "tokens_per_s", "grad_norm"):
+            assert [point.step for point in client.get_metric_history(run.info.run_id, f"{stage}/{name}")] == [1, 2]
+    for name in ("ntp", "kl_forward", "kl_reverse", "beta", "gamma"):
+        assert f"amvl/{name}" in run.data.metrics
+    assert {a.path for a in client.list_artifacts(run.info.run_id, "figures")} == {
+        "figures/scores.png",
+        "figures/training.png",
+    }
+
+
+def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.CompletedProcess[str]) -> None:
+    before = checkout.records()
+    second = checkout.command("flows", "demo", *SMALL)
+    assert second.returncode == 0, second.stderr
+    assert checkout.records() == before
+    assert second.stderr.count("reused") == 7
+    assert "version 1" in second.stdout
+    assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
+
+
+@pytest.fixture(scope="module")
+def served(checkout: Checkout) -> Iterator[dict[str, str]]:
+    """The servers and the worker of `make serve`; yields the environment that points a command at them."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows", "serve"],
+        cwd=checkout.folder,
+        env=checkout.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines: list[str] = []
+    ready = threading.Event()
+
+    def read() -> None:
+        assert server.stdout is not None
+        for line in server.stdout:
+            lines.append(line)
+            if line.startswith("Ctrl-C"):
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    ready.wait(timeout=200)
+    try:
+        assert server.poll() is None, "".join(lines)
+        yield {"PREFECT_API_URL": f"http://127.0.0.1:{checkout.prefect_port}/api"}
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
+        reader.join(timeout=10)
+    assert server.returncode == 0, "".join(lines)
+    assert not any(_listens(port) for port in (checkout.prefect_port, checkout.mlflow_port))
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_deployment_run_reuses_what_the_command_line_made(
+    checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
+) -> None:
+    before = checkout.records()
+    stage = {"steps": 2, "global_batch": 8, "micro_batch": 4}
+    given = {
+        "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
+        "cluster": {"num_workers": 1},
+        "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
+    }
+    parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]
+    done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--watch", *parameters, **served)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert checkout.records() == before
+
+
+@pytest.mark.parametrize(
+    ("parameter", "path", "field"),
+    [
+        ("sede=3", "", "sede"),
+        ('cluster={"num_wrkers": 1}', "cluster", "num_wrkers"),
+        ('stages={"amvl": {"method": {"beta_mx": 1}}}', "stages.amvl.method", "beta_mx"),
+    ],
+)
+def test_a_typo_in_a_deployment_parameter_is_refused_at_once(
+    checkout: Checkout, served: dict[str, str], parameter: str, path: str, field: str
+) -> None:
+    done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--param", parameter, **served)
+    shown = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1
+    assert path in shown
+    assert f"'{field}'" in shown
+
+
+def test_a_port_in_use_is_one_message(checkout: Checkout) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = checkout.command("flows", "serve", PREFECT_PORT=str(port))
+    assert done.returncode == 1
+    assert f"port {port}, which Prefect needs, is in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_storage_root_that_cannot_be_written_is_one_message(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = checkout.command("flows", "demo", f"--param=storage={tmp_path}/file/below")
+    assert done.returncode == 1
+    assert "StorageError: cannot write" in done.stderr
+    assert "Traceback" not in done.stderr

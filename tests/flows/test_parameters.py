@@ -1,0 +1,87 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from amvl_core.config import EasyVqaSource, RunConfig
+from amvl_core.errors import ConfigError
+from amvl_core.presets import PRESETS, demo, paper
+from flows.full_pipeline import full_pipeline
+from flows.parameters import partial, resolve
+
+Changes = partial(RunConfig)
+
+
+def test_nothing_given_is_the_preset() -> None:
+    assert resolve("paper") == paper()
+    assert resolve("demo", seed=None, cluster=Changes().cluster) == demo()  # type: ignore[attr-defined]
+
+
+def test_every_field_of_the_configuration_is_a_parameter_of_the_flow() -> None:
+    properties = full_pipeline.parameters.properties
+    assert list(properties) == ["preset", *RunConfig.model_fields]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_whole_configuration_survives_the_way_through_the_parameters(preset: str) -> None:
+    config = PRESETS[preset]()
+    changes = Changes.model_validate(config.model_dump(mode="json"))
+    given = {name: getattr(changes, name) for name in RunConfig.model_fields}
+    assert resolve(preset, **given) == config
+
+
+def test_nested_fields_are_merged_one_by_one() -> None:
+    given = full_pipeline.validate_parameters(
+        {
+            "seed": 3,
+            "cluster": {"num_workers": 1},
+            "stages": {"amvl": {"steps": 10, "method": {"beta_max": 0.2}}},
+            "data": {"sources": [{"kind": "easy_vqa", "uri": "/x.zip"}]},
+        }
+    )
+    config = resolve("demo", **{name: value for name, value in given.items() if name != "preset"})
+    before = demo()
+    assert (config.seed, config.cluster.num_workers) == (3, 1)
+    assert config.stages["amvl"].steps == 10
+    assert config.stages["amvl"].lr == before.stages["amvl"].lr
+    method, old = config.stages["amvl"].method, before.stages["amvl"].method
+    assert method == old.model_copy(update={"beta_max": 0.2})
+    assert config.stages["sft"] == before.stages["sft"]
+    assert config.data.sources == (EasyVqaSource(uri="/x.zip"),)
+    assert config.data.max_tokens == before.data.max_tokens
+
+
+def test_a_null_clears_what_may_be_null_and_leaves_the_rest() -> None:
+    stages = Changes.model_validate({"stages": {"amvl": {"steps": None, "epochs": 2, "lr": None}}}).stages  # type: ignore[attr-defined]
+    stage = resolve("demo", stages=stages).stages["amvl"]
+    assert (stage.steps, stage.epochs, stage.lr) == (None, 2, demo().stages["amvl"].lr)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"cluster": {"num_wrkers": 1}}, ("cluster", "num_wrkers")),
+        ({"cluster": {"num_workers": 0}}, ("cluster", "num_workers")),
+        ({"stages": {"amvl": {"stesp": 1}}}, ("stages", "amvl", "stesp")),
+        ({"stages": {"amvl": {"method": {"beta_mx": 1}}}}, ("stages", "amvl", "method", "beta_mx")),
+        ({"model": {"tiny": {"layers": 1}}}, ("model", "tiny", "layers")),
+        ({"sede": 1}, ("sede",)),
+    ],
+)
+def test_a_typo_is_refused_by_its_path(given: dict[str, Any], path: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Changes.model_validate(given)
+    assert refused.value.errors()[0]["loc"][: len(path)] == path
+    if path != ("sede",):
+        with pytest.raises(ConfigError, match=r"\.".join(path)):
+            resolve("demo", **given)
+
+
+def test_a_field_of_another_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stages\.sft\.method\.beta_max"):
+        resolve("demo", stages={"sft": {"method": {"beta_max": 1.0}}})
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="choose one of paper, demo"):
+        resolve("papr")
