@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import warnings
 from typing import Any
 
 import mlflow
@@ -16,6 +17,9 @@ from amvl_core.sample import IMAGE_PLACEHOLDER
 
 BATCH = 16
 
+# MLflow asks for type hints of its own kind on `predict`; the schema is the registered signature.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+
 
 class AmvlModel(mlflow.pyfunc.PythonModel):
     """Columns `image` (an encoded picture: bytes, or base64 text) and `question` -> a list of answers."""
@@ -26,7 +30,6 @@ class AmvlModel(mlflow.pyfunc.PythonModel):
 
         self.answerer = Answerer.from_pretrained(context.artifacts["model"])
 
-    # MLflow takes type hints here for a schema of its own kind; the schema is the registered signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One answer a row; an MlflowException (status 400) names the row that cannot be read."""
         missing = {"image", "question"} - set(model_input.columns)
