@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
     '--param=data={"sources": [{"kind": "microworld", "train": 64, "test": 16}]}',
     "--param=cluster.num_workers=1",
+    "--param=trainer.log_every=1",
     *(
         f'--param=stages.{stage}={{"steps": 2, "global_batch": 8, "micro_batch": 4}}'
         for stage in ("sft", "embedding_adaptation", "amvl")
@@ -181,6 +182,7 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     given = {
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
         "cluster": {"num_workers": 1},
+        "trainer": {"log_every": 1},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
     }
     parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]
