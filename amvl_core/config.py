@@ -32,7 +32,7 @@ class Frozen(BaseModel):
 
 
 class MicroworldSource(Frozen):
-    """Generated images with questions, steps, regions and answers (`data_prep/microworld.py`)."""
+    """Generated images with questions, steps, regions and answers (`data_prep/microworld/`)."""
 
     kind: Literal["microworld"] = "microworld"
     tasks: tuple[MicroworldTask, ...] = MICROWORLD_TASKS

@@ -31,6 +31,7 @@ QWEN2_SPLIT = (
 # Words of short visual questions; each becomes one token, anything else falls back to bytes.
 CORPUS = """
 user assistant yes no true false left right above below top bottom middle centre center corner row column
+circles squares triangles stars color
 red green blue yellow orange purple pink brown black white gray grey teal cyan color colour colors colours
 circle square triangle rectangle star diamond hexagon pentagon cross shape shapes object objects item items
 what which where how many is are there the a an in of on to at and or not than this that it does do contain contains

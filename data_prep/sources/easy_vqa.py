@@ -1,12 +1,17 @@
 """easy-VQA (github.com/vzhou842/easy-VQA): `{train,test}/questions.json` and `{train,test}/images/<id>.png`.
 
 A row is `[question, answer, image id]`. Thirteen answers; the published split is kept.
+
+The set has no reasoning steps. A training sample gets those that the other training questions about its image give
+away, such as "The color is blue." and "The shape is a circle."; test questions are left as they are.
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from amvl_core.config import EasyVqaSource
@@ -16,6 +21,7 @@ from data_prep.sources.archive import Archive
 from data_prep.sources.row import RawRow, malformed
 
 SHAPES = {"circle", "rectangle", "triangle"}
+COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 SPLITS: tuple[Split, Split] = ("train", "test")
 
 
@@ -32,20 +38,41 @@ def rows(source: EasyVqaSource, archive: Archive) -> Iterator[RawRow]:
         if not isinstance(questions, list):
             raise DataError(f"{source.uri}: {member} is not a list of questions")
         folder = posixpath.dirname(member)
+        steps = _steps(questions) if split == "train" else {}
         for number, question in enumerate(questions):
-            yield _row(split, f"easy_vqa/{split}/{number:06d}", folder, question)
+            yield _row(split, f"easy_vqa/{split}/{number:06d}", folder, question, steps)
 
 
-def _row(split: Split, sample_id: str, folder: str, fields: object) -> RawRow:
+def _row(split: Split, sample_id: str, folder: str, fields: object, steps: dict[int, tuple[str, ...]]) -> RawRow:
     match fields:
-        case [str(), str(), int(image)]:
-            return RawRow(sample_id, split, (f"{folder}/images/{image}.png",), fields)
+        case [str(question), str(answer), int(image)]:
+            return RawRow(sample_id, split, (f"{folder}/images/{image}.png",), (question, answer, steps.get(image, ())))
     return malformed(sample_id, split, f"not [question, answer, image id]: {str(fields)[:100]}")
+
+
+def _steps(questions: list[object]) -> dict[int, tuple[str, ...]]:
+    """What the questions about each image say is in it: an open question says it, a yes/no question where it is true."""
+    words: dict[int, set[str]] = defaultdict(set)
+    for fields in questions:
+        match fields:
+            case [str(question), str(answer), int(image)]:
+                said = set(re.findall(r"\w+", question))
+                if answer not in ("yes", "no") or (answer == "yes") != bool(said & {"no", "not"}):
+                    words[image] |= said | {answer}
+    return {
+        image: tuple(
+            step.format(*found)
+            for step, known in (("The color is {}.", COLOURS), ("The shape is a {}.", SHAPES))
+            # Questions that contradict each other give nothing away.
+            if len(found := said & known) == 1
+        )
+        for image, said in words.items()
+    }
 
 
 def convert(source: EasyVqaSource, row: RawRow, images: Sequence[bytes]) -> Conversation:
     """One question; its task is the kind of answer: `yes/no`, `shape` or `colour`."""
-    question, answer, _ = row.fields
+    question, answer, steps = row.fields
     task = "yes/no" if answer in ("yes", "no") else "shape" if answer in SHAPES else "colour"
     return Conversation(
         sample_id=row.sample_id,
@@ -54,6 +81,6 @@ def convert(source: EasyVqaSource, row: RawRow, images: Sequence[bytes]) -> Conv
         task=task,
         images=tuple(images),
         question=IMAGE_PLACEHOLDER + question,
-        steps=(),
+        steps=steps,
         answer=answer,
     )
