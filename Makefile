@@ -1,7 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export PREFECT_PORT MLFLOW_PORT
 
 .PHONY: demo serve test check clean
 

@@ -42,9 +42,9 @@ def demo() -> RunConfig:
         model=ModelConfig(base="tiny"),
         latent=LatentConfig(num_slots=4, dim=32, head_hidden=128),
         stages={
-            "sft": StageConfig(method=SftMethod(), trainable="all", steps=2000, lr=2e-3, **batch),
-            "embedding_adaptation": StageConfig(method=amvl, trainable="new_rows", steps=30, lr=5e-3, **batch),
-            "amvl": StageConfig(method=amvl, steps=250, lr=5e-4, **batch),
+            "sft": StageConfig(method=SftMethod(), trainable="all", steps=1500, lr=2e-3, **batch),
+            "embedding_adaptation": StageConfig(method=amvl, trainable="new_rows", steps=20, lr=5e-3, **batch),
+            "amvl": StageConfig(method=amvl, steps=200, lr=5e-4, **batch),
         },
         trainer=TrainerConfig(
             zero_stage=1,

@@ -114,7 +114,9 @@ def _predict(
         Predictor,
         fn_constructor_args=(config.model_dump(mode="json"), dataset.model_dump(mode="json"), model_uri),
         batch_size=size,
-        concurrency=actors,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        # A lost actor's block is read again by another one; restarting it would need its arguments kept alive.
+        max_restarts=0,
         num_gpus=workers.resources.get("GPU", 0),
         num_cpus=workers.resources["CPU"],
     )

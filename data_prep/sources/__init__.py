@@ -31,7 +31,7 @@ class Converter:
     convert: Callable[[Any, RawRow, Sequence[bytes]], Conversation]
 
 
-# Generated samples (kind `microworld`) need no archive and no conversion: `data_prep/microworld.py`.
+# Generated samples (kind `microworld`) need no archive and no conversion: `data_prep/microworld/`.
 CONVERTERS: dict[str, Converter] = {
     "easy_vqa": Converter(easy_vqa.rows, easy_vqa.convert),
     "nlvr": Converter(nlvr.rows, nlvr.convert),
