@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import time
+import warnings
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from amvl_core import storage
 from amvl_core.base import base_folder, model_folder
@@ -108,18 +110,22 @@ def _predict(
     lengths = ShardReader(dataset, "test").column("num_tokens")
     size = config.evaluation.batch_size
     actors = min(workers.num_workers, -(-len(lengths) // size))
-    results = ray.data.from_items(
+    items = ray.data.from_items(
         [int(i) for i in np.argsort(-lengths, kind="stable")], override_num_blocks=-(-len(lengths) // size)
-    ).map_batches(
-        Predictor,
-        fn_constructor_args=(config.model_dump(mode="json"), dataset.model_dump(mode="json"), model_uri),
-        batch_size=size,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        # A lost actor's block is read again by another one; restarting it would need its arguments kept alive.
-        max_restarts=0,
-        num_gpus=workers.resources.get("GPU", 0),
-        num_cpus=workers.resources["CPU"],
     )
+    with warnings.catch_warnings():
+        # Ray Data has no other name yet for max_restarts. A lost actor's block is read again by another actor;
+        # restarting the lost one would need its arguments kept alive, and Ray says so for each.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        results = items.map_batches(
+            Predictor,
+            fn_constructor_args=(config.model_dump(mode="json"), dataset.model_dump(mode="json"), model_uri),
+            batch_size=size,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            max_restarts=0,
+            num_gpus=workers.resources.get("GPU", 0),
+            num_cpus=workers.resources["CPU"],
+        )
     tables: list[pa.Table] = []
     started, done = time.perf_counter(), 0
     for table in results.iter_batches(batch_format="pyarrow", batch_size=size):

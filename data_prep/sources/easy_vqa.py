@@ -51,7 +51,7 @@ def _row(split: Split, sample_id: str, folder: str, fields: object, steps: dict[
 
 
 def _steps(questions: list[object]) -> dict[int, tuple[str, ...]]:
-    """What the questions about each image say is in it: an open question says it, a yes/no question where it is true."""
+    """What the questions about each image say is in it: open questions, and yes/no questions where they are true."""
     words: dict[int, set[str]] = defaultdict(set)
     for fields in questions:
         match fields:

@@ -163,31 +163,35 @@ def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain,
     flag = tmp_path / "killed"
     record, events = run_with_kill(again, data, uri, flag)
     assert flag.exists()
-    assert [event.done for event in events if event.done > 2] == [3, 4]
+    # The checkpoint was taken after step 2: step 3 is done again, and is the same step.
+    assert [event.done for event in events] == [1, 2, 3, 3, 4]
+    assert events[2].metrics["loss"] == events[3].metrics["loss"]
     for name, value in weights(reference).items():
         assert torch.equal(value, weights(record)[name]), name
 
 
 def run_with_kill(config, data, uri, flag):
     """Trains while one worker kills itself, once, as it reads its last batch."""
-    killer = f"""
-import os, pathlib
-from amvl_core.data import loader
-original = loader.StepDataset.__getitem__
-def getitem(self, step):
-    flag = pathlib.Path({str(flag)!r})
-    if step == 3 and self.rank == 1 and not flag.exists():
-        flag.touch()
-        os.kill(os.getpid(), 9)
-    return original(self, step)
-loader.StepDataset.__getitem__ = getitem
-"""
     import infra.ray_train as ray_train
 
     original = ray_train._worker
+    path = str(flag)
 
     def worker(settings):
-        exec(killer)
+        import os
+        import pathlib
+
+        from amvl_core.data import loader
+
+        read = loader.StepDataset.__getitem__
+
+        def getitem(self, step):
+            if step == 3 and self.rank == 1 and not pathlib.Path(path).exists():
+                pathlib.Path(path).touch()
+                os.kill(os.getpid(), 9)
+            return read(self, step)
+
+        loader.StepDataset.__getitem__ = getitem
         original(settings)
 
     ray_train._worker = worker
@@ -216,7 +220,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_samples(chain, tmp_path) -> No
         run(config, data, "sft", None)
 
 
-@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16")])
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (3, "fp32"), (2, "bf16")])
 def test_zero_stages_give_the_same_model(chain, tmp_path, zero_stage: int, precision: str) -> None:
     _, data, records, _ = chain
     other = configuration(str(tmp_path), trainer={"zero_stage": zero_stage, "precision": precision})
