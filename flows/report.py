@@ -40,7 +40,7 @@ def score_rows(base: EvalRecord, final: EvalRecord) -> list[dict[str, str]]:
     rows = []
     for score in (*final.scores, final.overall):
         row = {"task": score.task.removeprefix(shared).replace("_", " "), "n": f"{score.n:,}"}
-        row["majority answer"] = f"{score.majority:.1%}"
+        row["majority"] = f"{score.majority:.1%}"
         for label, record in labels(base, final).items():
             found = [other for other in (*record.scores, record.overall) if other.task == score.task]
             row[label] = interval(found[0]) if found else "-"

@@ -18,7 +18,7 @@ def test_score_rows_hold_both_models_and_the_majority_answer() -> None:
     assert first == {
         "task": "odd one out",
         "n": "1,200",
-        "majority answer": "30.0%",
+        "majority": "30.0%",
         "base model (sft)": "75.0% (72.5-77.4)",
         "AMVL": "75.0% (72.5-77.4)",
     }

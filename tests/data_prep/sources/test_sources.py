@@ -15,7 +15,7 @@ from data_prep.sources.archive import open_archive
 from data_prep.sources.row import RawRow
 from tests.conftest import real_data
 from tests.data_prep import archives
-from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
+from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row, png
 
 
 def listed(source: Source, seed: int = 0) -> list[RawRow]:
@@ -57,6 +57,25 @@ def test_easy_vqa_rows_that_are_wrong(tmp_path: Path) -> None:
     files["easy/data/train/questions.json"] = b"[["
     with pytest.raises(DataError, match="not valid JSON"):
         listed(EasyVqaSource(uri=as_folder(tmp_path / "b", files)))
+
+
+def test_easy_vqa_steps_are_what_the_training_questions_of_an_image_give_away(tmp_path: Path) -> None:
+    files = archives.easy_vqa(0, 2)
+    questions = [
+        ["what color is the shape?", "teal", 0],
+        ["is there not a circle?", "no", 0],  # so there is one
+        ["is a triangle present?", "no", 0],
+        ["is there a red shape?", "no", 1],  # says nothing of what there is
+        ["is there a circle?", "yes", 2],
+        ["is a triangle present?", "yes", 2],  # contradicts the line before
+    ]
+    files["easy/data/train/questions.json"] = json.dumps(questions).encode()
+    for image in range(3):
+        files[f"easy/data/train/images/{image}.png"] = png(seed=image)
+    samples = converted(detect(as_folder(tmp_path / "easy", files)))
+    both = ("The color is teal.", "The shape is a circle.")
+    assert [sample.steps for sample in samples] == [both, both, both, (), (), (), (), ()]
+    assert [sample.split for sample in samples[-2:]] == ["test", "test"]
 
 
 def test_nlvr(tmp_path: Path) -> None:
