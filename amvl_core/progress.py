@@ -20,13 +20,17 @@ class Progress:
     def line(self) -> str:
         """One line for a terminal or a log."""
         parts = [f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"]
-        parts += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        parts += [f"{name} {_number(value)}" for name, value in self.metrics.items()]
         if self.seconds_left is not None:
             parts.append(f"{_clock(self.seconds_left)} left")
         return "  ".join(parts)
 
 
 ProgressFn = Callable[[Progress], None]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:
