@@ -146,6 +146,7 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
 
         tracker.table("scores", {key: [row[key] for row in rows] for key in rows[0]})
         tracker.text("tables/scores.md", report.markdown_table(rows))
+        tracker.tag({"mlflow.note.content": report.markdown_table(rows)})
         tracker.table("predictions", sample(final))
         tracker.figure("figures/scores.png", figures.score_chart(report.labels(base, final)))
         if tracker.history:
