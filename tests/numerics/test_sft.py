@@ -21,7 +21,7 @@ def test_loss_is_that_of_the_stock_model() -> None:
         image_grid_thw=data.image_grid_thw,
         mm_token_type_ids=(data.input_ids_BT == model.config.image_token_id).int(),
     ).loss
-    # Measured: 1e-7 relative in float32.
+    # Measured: 2e-7 relative in float32.
     torch.testing.assert_close(ours, stock, rtol=1e-6, atol=0)
 
 
