@@ -231,6 +231,6 @@ def test_zero_stages_give_the_same_model(chain, tmp_path, zero_stage: int, preci
         assert all(torch.isfinite(value.float()).all() for value in ours.values())
         assert all(value.dtype == torch.bfloat16 for value in ours.values())
         return
-    # Measured worst case over all weights: see docs/log.md; AdamW's first steps turn rounding into small moves.
+    # Measured worst case over all weights: 2e-7 at stage 0, 6e-7 at stage 3 (sums are taken in another order).
     for name, value in reference.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}")
