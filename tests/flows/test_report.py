@@ -66,7 +66,7 @@ def test_drop_rows_account_for_every_sample() -> None:
 def test_a_progress_line_shows_what_a_person_watches() -> None:
     metrics = {"loss": 1.25, "kl_forward": 0.5, "posterior_norm": 3.0, "tokens_per_s": 1000.0}
     line = report.progress_line(Progress("amvl", 5, 200, "steps", 65.0, metrics))
-    assert line == "amvl: 5/200 steps  loss 1.25  kl_forward 0.5  tokens_per_s 1000  1:05 left"
+    assert line == "amvl: 5/200 steps  loss 1.25  kl_forward 0.5  tokens_per_s 1,000  1:05 left"
 
 
 def test_markdown_escapes_what_would_break_a_cell() -> None:
