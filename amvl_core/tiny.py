@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -70,7 +71,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(pattern=_regex(), behavior="isolated"),
+            pre_tokenizers.Split(pattern=Regex(QWEN2_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -85,7 +86,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
     )
     variants = [form for word in words for form in (word, f" {word}", f" {word.capitalize()}", word.capitalize())]
     bpe.train_from_iterator(variants, trainer=trainer)
-    state: dict[str, Any] = _state(bpe)
+    state: dict[str, Any] = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"],
         merges=[tuple(pair) for pair in state["merges"]],
@@ -171,16 +172,3 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
             torch.nn.init.normal_(module.weight, std=deviation)
         elif isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.5)
-
-
-def _regex() -> Any:
-    from tokenizers import Regex
-
-    return Regex(QWEN2_SPLIT)
-
-
-def _state(bpe: Tokenizer) -> dict[str, Any]:
-    import json
-
-    model: dict[str, Any] = json.loads(bpe.to_str())["model"]
-    return model

@@ -6,7 +6,6 @@ from amvl_core.progress import Progress
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, TaskScore
 
 SHOWN_METRICS = ("loss", "ntp", "kl_forward", "kl_reverse", "tokens_per_s")
-OVERALL = "overall"
 
 
 def progress_line(progress: Progress) -> str:

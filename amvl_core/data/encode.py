@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,9 +183,3 @@ def _tokenizer(state: str) -> Tokenizer:
     if key not in _TOKENIZERS:
         _TOKENIZERS[key] = Tokenizer.from_str(state)
     return _TOKENIZERS[key]
-
-
-def sample_extra(text: str) -> dict[str, Any]:
-    """The `extra` column of a shard: task, answer, steps, regions."""
-    fields: dict[str, Any] = json.loads(text)
-    return fields

@@ -148,7 +148,7 @@ class _Log:
     def __init__(self, stage: str, total: int, start: int, send: Callable[[Progress], None]) -> None:
         self.stage, self.total, self.first, self.send = stage, total, start, send
         self.begun = self.mark = time.perf_counter()
-        self.waited = self.since = 0.0
+        self.waited = 0.0
 
     def waiting(self) -> None:
         """The step asks for data."""
