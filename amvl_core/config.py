@@ -132,6 +132,7 @@ class LatentConfig(Frozen):
     head: Literal["linear", "mlp", "native", "deeper"] = Field("native", description="Table 8; native is Eq. 8")
     head_hidden: int = Field(1024, ge=1)
     separate_heads: bool = Field(False, description="a posterior head of its own; the paper shares one")
+    slot_tokens: Literal["distinct", "shared"] = Field("distinct", description="a token per slot, or one for all")
     injector: Literal["linear", "mlp"] = "linear"
     logvar_min: float = -8.0
     logvar_max: float = 4.0
@@ -149,10 +150,24 @@ class SftMethod(Frozen):
     kind: Literal["sft"] = "sft"
 
 
+class PauseMethod(Frozen):
+    """Learned pause tokens: the latent block stays what its tokens' embeddings are; next-token loss alone.
+
+    The control for latents: the same sequence and the same extra computation, nothing read, sampled or injected.
+    """
+
+    kind: Literal["pause"] = "pause"
+
+
 class AmvlMethod(Frozen):
-    """Asymmetric mutual variational learning (Eq. 10): L = L_NTP + beta L_fwd + gamma L_rev."""
+    """Asymmetric mutual variational learning (Eq. 10): L = L_NTP + beta L_fwd + gamma L_rev.
+
+    Tables 3 and 9 set weights, to 0 where a term is left out; Table 9's numbers multiply `ntp_weight`, `beta_max` and
+    `gamma_max`. "Reverse-first" (Table 3) starts gamma at 0 and beta at 1000.
+    """
 
     kind: Literal["amvl"] = "amvl"
+    ntp_weight: float = Field(1.0, ge=0, description="weight of the next-token loss")
     beta_max: float = Field(1.0, ge=0, description="weight of KL(sg[q] || p) after its warm-up")
     beta_start: int = Field(0, ge=0, description="optimiser step at which beta leaves 0")
     beta_warmup: int = Field(2000, ge=1, description="optimiser steps from 0 to beta_max (App. E)")
@@ -162,10 +177,21 @@ class AmvlMethod(Frozen):
     kl_reduction: Literal["sum", "mean"] = Field("sum", description="over latent dimensions; Eq. 12 sums")
     stop_gradient_forward: bool = Field(True, description="sg on q in the forward KL (Table 10)")
     stop_gradient_reverse: bool = Field(True, description="sg on p in the reverse KL (Table 10)")
-    posterior_positions: Literal["natural", "aligned"] = "natural"
+    posterior_positions: Literal["natural", "aligned"] = Field(
+        "natural", description="position ids of the posterior's slots: behind y, or those of the prior's slots"
+    )
+    posterior_samples: int = Field(
+        1, ge=1, description="draws of Z per sample, over which the next-token loss averages"
+    )
+
+    @model_validator(mode="after")
+    def _some_objective(self) -> AmvlMethod:
+        if self.ntp_weight == self.beta_max == self.gamma_max == 0:
+            raise ValueError("ntp_weight, beta_max and gamma_max are all 0: nothing is left to learn from")
+        return self
 
 
-Method = Annotated[SftMethod | AmvlMethod, Field(discriminator="kind")]
+Method = Annotated[SftMethod | PauseMethod | AmvlMethod, Field(discriminator="kind")]
 
 
 class StageConfig(Frozen):
@@ -257,7 +283,8 @@ class RunConfig(Frozen):
             raise ValueError("data.sources is empty")
         if not self.stages:
             raise ValueError("stages is empty")
-        latent = False
+        rank = {"sft": 0, "pause": 1, "amvl": 2}
+        before = "sft"
         for name, stage in self.stages.items():
             per_step = self.cluster.num_workers * stage.micro_batch
             if stage.global_batch % per_step:
@@ -265,9 +292,9 @@ class RunConfig(Frozen):
                     f"stages.{name}.global_batch ({stage.global_batch}) must be a multiple of cluster.num_workers x "
                     f"micro_batch ({self.cluster.num_workers} x {stage.micro_batch} = {per_step})"
                 )
-            if latent and stage.method.kind == "sft":
-                raise ValueError(f"stages.{name}: sft cannot follow a latent stage; put it first")
-            latent = latent or stage.method.kind != "sft"
+            if rank[stage.method.kind] < rank[before]:
+                raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before}; put it first")
+            before = stage.method.kind
         return self
 
 
@@ -314,7 +341,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    kinds = {"microworld", "easy_vqa", "nlvr", "vsp_maze", "chat_jsonl", "sft", "amvl"}
+    kinds = {"microworld", "easy_vqa", "nlvr", "vsp_maze", "chat_jsonl", "sft", "pause", "amvl"}
     parts = [str(part) for i, part in enumerate(location) if not (_is_union_tag(location, i) and part in kinds)]
     return ".".join(parts) or "configuration"
 

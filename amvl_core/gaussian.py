@@ -31,10 +31,15 @@ def kl_divergence(q: Gaussian, p: Gaussian, reduction: Literal["sum", "mean"] = 
 
     `reduction` is over the latent dimensions; the result [...] is left per slot.
     """
-    mean_q, logvar_q, mean_p, logvar_p = (t.double() if t.dtype == torch.float64 else t.float() for t in (*q, *p))
+    mean_q, logvar_q, mean_p, logvar_p = (widen(t) for t in (*q, *p))
     difference = logvar_q - logvar_p
     terms = 0.5 * (torch.exp(difference) + (mean_q - mean_p).square() * torch.exp(-logvar_p) - 1.0 - difference)
     return terms.sum(-1) if reduction == "sum" else terms.mean(-1)
+
+
+def widen(value: Tensor) -> Tensor:
+    """In float32, or as it is where it is wider."""
+    return value if value.dtype == torch.float64 else value.float()
 
 
 def soft_clamp(value: Tensor, low: float, high: float) -> Tensor:

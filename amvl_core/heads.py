@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amvl_core.gaussian import Gaussian, soft_clamp
+from amvl_core.gaussian import Gaussian, soft_clamp, widen
 
 LOGVAR_OFFSET = -1.0
 """Added to the head's log-variance, so that a fresh head starts with sigma below 1 and no early KL explodes."""
@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]; the statistics are in float32 or wider."""
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = widen(x)
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * scaled.to(x.dtype)
 
@@ -78,8 +78,8 @@ class VariationalHead(nn.Module):
         self.bounds = (logvar_min, logvar_max)
 
     def forward(self, hidden_KD: Tensor) -> Gaussian:
-        """Final hidden states at the slots, [..., K, D] -> mean and log-variance, [..., K, Z]."""
-        mean, logvar = self.out(self.trunk(hidden_KD)).chunk(2, dim=-1)
+        """Final hidden states at the slots, [..., K, D] -> mean and log-variance, [..., K, Z], in float32 or wider."""
+        mean, logvar = widen(self.out(self.trunk(hidden_KD))).chunk(2, dim=-1)
         return Gaussian(mean, soft_clamp(logvar + LOGVAR_OFFSET, *self.bounds))
 
 

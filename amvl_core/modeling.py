@@ -6,7 +6,7 @@ injector. Shape suffixes: B samples, T tokens, K slots, D hidden size, Z latent 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,14 +25,15 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast as CausalLMOutput
-from transformers.utils import logging
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple, logging
 
 from amvl_core.config import LatentConfig
 from amvl_core.errors import CheckpointError
 from amvl_core.gaussian import Gaussian
 from amvl_core.heads import LatentInjector, VariationalHead
 from amvl_core.processor import AMVLProcessor
-from amvl_core.tokens import add_latent_tokens, token_ids
+from amvl_core.tokens import add_latent_tokens, slot_tokens, token_ids
 
 NEW_PARTS = ("prior_head.", "posterior_head.", "injector.")
 
@@ -75,18 +76,19 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         """q(Z | x, y) from the final hidden states at the slots of [x, y, slots] (Eq. 7)."""
         return Gaussian(*(self.prior_head if self.posterior_head is None else self.posterior_head)(hidden_BKD))
 
-    def embed(self, input_ids_BT: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None) -> Tensor:
+    def embed(self, input_ids_BT: Tensor, features: Tensor | None) -> Tensor:
         """Token embeddings [B, T, D] with image features in the places of the image tokens."""
         embeds_BTD: Tensor = self.get_input_embeddings()(input_ids_BT)
-        if pixel_values is None:
-            return embeds_BTD
-        features = torch.cat(self.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
         tokens = int((input_ids_BT == self.config.image_token_id).sum())
-        if tokens != len(features):
-            raise ValueError(f"{tokens} image tokens in the prompts, but the images have {len(features)} features")
-        mask, _ = self.model.get_placeholder_mask(input_ids_BT, inputs_embeds=embeds_BTD, image_features=features)
-        return embeds_BTD.masked_scatter(mask, features.to(embeds_BTD.dtype))
+        if tokens != (0 if features is None else len(features)):
+            found = 0 if features is None else len(features)
+            raise ValueError(f"{tokens} image tokens in the prompts, but the images have {found} features")
+        if features is None:
+            return embeds_BTD
+        mask_BT1 = (input_ids_BT == self.config.image_token_id)[..., None]
+        return embeds_BTD.masked_scatter(mask_BT1.expand_as(embeds_BTD), features.to(embeds_BTD))
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -97,17 +99,23 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
+        mm_encoder_outputs: Any = None,
         logits_to_keep: int | Tensor = 0,
         tau: float = 0.0,
-        latent_seed: int = 0,
+        latent_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the base model's; where `input_ids` hold a latent block, its slots are filled from the prior first.
 
-        `tau` scales the prior's standard deviation (0: the mean, Table 11), `latent_seed` seeds its noise. The block
-        must stand in the same columns for every sample, as it does in left-padded prompts.
+        `tau` scales the prior's standard deviation (0: the mean, Table 11). Its noise is `latent_noise` [B, K, Z], or
+        drawn from `generator` (torch's own if there is none). The block must stand in the same columns for every
+        sample, as it does in left-padded prompts.
         """
         if input_ids is None or inputs_embeds is not None or not self._has_block(input_ids):
             return super().forward(
@@ -119,78 +127,122 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
                 labels=labels,
                 use_cache=use_cache,
                 pixel_values=pixel_values,
+                pixel_values_videos=pixel_values_videos,
                 image_grid_thw=image_grid_thw,
+                video_grid_thw=video_grid_thw,
+                second_per_grid_ts=second_per_grid_ts,
                 mm_token_type_ids=mm_token_type_ids,
+                mm_encoder_outputs=mm_encoder_outputs,
                 logits_to_keep=logits_to_keep,
                 **kwargs,
             )
-        cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config.text_config)
+        start = self._block_column(input_ids)
+        if pixel_values_videos is not None or (mm_encoder_outputs or {}).get("video") is not None:
+            raise ValueError("prompts with a latent block take images, not videos")
+        if kwargs.get("output_attentions"):
+            raise ValueError("a prompt with a latent block is run in two parts and returns no attention weights")
+        if pixel_values is not None:
+            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
+        image = (mm_encoder_outputs or {}).get("image")
+        embeds_BTD = self.embed(input_ids, None if image is None else torch.cat(list(image.pooler_output)))
         if position_ids is None:
             position_ids = self._positions(input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
-        embeds_BTD = self.embed(input_ids, pixel_values, image_grid_thw)
-        hidden_BTD = self._fill(input_ids, embeds_BTD, attention_mask, position_ids, cache, tau, latent_seed)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        logits = self.lm_head(hidden_BTD[:, keep] if not isinstance(keep, int) else hidden_BTD)
+        cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config.text_config)
+        total, num_slots = input_ids.shape[1], self.config.num_slots
+
+        def run(embeds: Tensor, first: int, stop: int) -> Any:
+            seen = None if attention_mask is None else attention_mask[:, : attention_mask.shape[1] - total + stop]
+            return self.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=seen,
+                position_ids=position_ids[..., first:stop],
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            )
+
+        reading = run(embeds_BTD[:, : start + num_slots], 0, start + num_slots)
+        latent_BKZ = self._latent(reading.last_hidden_state[:, start:], tau, latent_noise, generator)
+        cache.crop(-num_slots)
+        injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
+        decoding = run(torch.cat([injected_BKD, embeds_BTD[:, start + num_slots :]], 1), start, total)
+        hidden_BTD = torch.cat([reading.last_hidden_state[:, :start], decoding.last_hidden_state], 1)
+        logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
-        wants_cache = past_key_values is not None or use_cache
-        return CausalLMOutput(loss=loss, logits=logits, past_key_values=cache if wants_cache else None)
+        layers = zip(reading.hidden_states or (), decoding.hidden_states or (), strict=True)
+        return CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache if past_key_values is not None or use_cache else None,
+            hidden_states=tuple(torch.cat([a[:, :start], b], 1) for a, b in layers) or None,
+        )
 
-    def _fill(
+    def generate(
         self,
-        input_ids: Tensor,
-        embeds_BTD: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: Any,
-        tau: float,
-        latent_seed: int,
-    ) -> Tensor:
-        """Runs [x, slots], reads Z off the slots, drops their keys and values, runs on with Z in their place."""
-        start = self._block_column(input_ids)
-        end, past = start + self.config.num_slots, cache.get_seq_length()
-        first = self.model.language_model(
-            inputs_embeds=embeds_BTD[:, :end],
-            attention_mask=None if attention_mask is None else attention_mask[:, : past + end],
-            position_ids=position_ids[..., :end],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        prior = self.prior(first[:, start:end])
-        latent_BKZ = prior.mean
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        tau: float = 0.0,
+        latent_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the base model's, with the latents of `forward`.
+
+        Each returned sequence of a prompt has latents of its own; the beams of a search share theirs, since a beam
+        score is a probability given Z. A ValueError names a prompt without its latent block.
+        """
+        prompts = inputs if inputs is not None else kwargs.get("input_ids")
+        if prompts is None:
+            raise ValueError("pass input_ids: the latent block of a prompt is found by its tokens")
+        if kwargs.get("past_key_values") is None:
+            self._block_column(prompts)
+        beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1
+        if tau > 0 and latent_noise is None and beams > 1:
+            latent_noise = self._noise(len(prompts), generator)
         if tau > 0:
-            noise = torch.randn(prior.mean.shape, generator=torch.Generator().manual_seed(latent_seed))
-            latent_BKZ = prior.sample(noise.to(prior.mean), tau)
-        cache.crop(-self.config.num_slots)
-        second = self.model.language_model(
-            inputs_embeds=torch.cat([self.injector(latent_BKZ).to(embeds_BTD.dtype), embeds_BTD[:, end:]], dim=1),
-            attention_mask=attention_mask,
-            position_ids=position_ids[..., start:],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return torch.cat([first[:, :start], second], dim=1)
+            kwargs |= {"tau": tau, "latent_noise": latent_noise, "generator": generator}
+        return super().generate(inputs, generation_config, **kwargs)
+
+    def _latent(
+        self, hidden_BKD: Tensor, tau: float, noise_BKZ: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Z from the prior, mu + tau sigma eps (App. I), [B, K, Z]."""
+        prior = self.prior(hidden_BKD)
+        if tau == 0:
+            return prior.mean
+        noise_BKZ = self._noise(len(hidden_BKD), generator) if noise_BKZ is None else noise_BKZ
+        if noise_BKZ.shape != prior.mean.shape:
+            raise ValueError(f"latent_noise is {tuple(noise_BKZ.shape)}, the latents are {tuple(prior.mean.shape)}")
+        return prior.sample(noise_BKZ.to(prior.mean), tau)
+
+    def _noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        """Standard normal noise [rows, K, Z], drawn on the CPU or the generator's device."""
+        shape = (rows, self.config.num_slots, int((self.config.latent or {})["dim"]))
+        return torch.randn(shape, generator=generator, device=None if generator is None else generator.device)
 
     def _has_block(self, input_ids: Tensor) -> bool:
+        """A decoding step is shorter than a block: it is not even looked at."""
         slots = self.config.slot_token_ids or []
-        return bool(slots) and bool((input_ids == slots[0]).any())
+        return 0 < len(slots) < input_ids.shape[1] and bool((input_ids == slots[0]).any())
 
     def _block_column(self, input_ids_BT: Tensor) -> int:
-        """The column at which every sample's slots begin, or a ValueError that says what is wrong with the prompt."""
+        """The column at which every sample's slots begin, or a ValueError that says what is wrong with which prompt."""
         slots = torch.tensor(self.config.slot_token_ids, device=input_ids_BT.device)
         is_slot = torch.isin(input_ids_BT, slots)
-        counts = is_slot.sum(1)
-        if not bool((counts == len(slots)).all()):
-            found = counts.tolist()
-            raise ValueError(f"every prompt needs one block of {len(slots)} latent slots; the prompts have {found}")
-        starts = is_slot.int().argmax(1)
-        if not bool((starts == starts[0]).all()):
-            raise ValueError(f"latent blocks start in columns {starts.tolist()}; pad the prompts on the left")
-        start = int(starts[0])
-        if not bool((input_ids_BT[:, start : start + len(slots)] == slots).all()):
-            raise ValueError("the latent slots of a prompt are not in order within one block")
-        return start
+        for number, count in enumerate(is_slot.sum(1).tolist()):
+            if count != len(slots):
+                raise ValueError(f"prompt {number}: {count} latent slots, the model needs one block of {len(slots)}")
+        starts = is_slot.int().argmax(1).tolist()
+        if len(set(starts)) > 1:
+            raise ValueError(f"latent blocks start in columns {starts}; pad the prompts on the left")
+        in_order = (input_ids_BT[:, starts[0] : starts[0] + len(slots)] == slots).all(1).tolist()
+        if not all(in_order):
+            number = in_order.index(False)
+            raise ValueError(f"prompt {number}: its {len(slots)} latent slots are not in order within one block")
+        return int(starts[0])
 
     def _positions(
         self,
@@ -216,6 +268,12 @@ def _head(latent: LatentConfig, size: int) -> VariationalHead:
     return VariationalHead(latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max)
 
 
+def block_ids(model: Any) -> list[int]:
+    """Token ids of the block: start marker, slots (each id once), end marker."""
+    config = model.config
+    return [config.block_start_token_id, *dict.fromkeys(config.slot_token_ids), config.block_end_token_id]
+
+
 def load_amvl(
     folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any
 ) -> AMVLForConditionalGeneration:
@@ -236,6 +294,25 @@ def load_amvl(
     return model
 
 
+def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str], **kwargs: Any) -> Any:
+    """A stock Qwen2.5-VL model; with `slots`, the block's tokens are added to it and to `processor`.
+
+    A CheckpointError names weights that do not fit.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "qwen2_5_vl":
+        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; this method trains a qwen2_5_vl one")
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
+    _check(folder, report, new_parts=())
+    if slots:
+        old_tokens = len(processor.tokenizer)
+        add_latent_tokens(processor, slots)
+        model.config.update(token_ids(processor, slots))
+        _grow(model, old_tokens, len(processor.tokenizer))
+        model.generation_config.suppress_tokens = block_ids(model)
+    return model
+
+
 def _from_base(
     folder: str, base: Any, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any
 ) -> AMVLForConditionalGeneration:
@@ -244,9 +321,11 @@ def _from_base(
     New embedding rows start at the mean of the old ones (App. E); no row is ever removed.
     """
     old_tokens = len(processor.tokenizer)
-    add_latent_tokens(processor, latent.num_slots)
-    fields = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
-    config = AMVLConfig(**fields, latent=latent.model_dump(), **token_ids(processor, latent.num_slots))
+    slots = slot_tokens(latent)
+    add_latent_tokens(processor, slots)
+    skipped = ("model_type", "architectures", *token_ids(processor, slots))
+    fields = {key: value for key, value in base.to_dict().items() if key not in skipped}
+    config = AMVLConfig(**fields, latent=latent.model_dump(), **token_ids(processor, slots))
     model: AMVLForConditionalGeneration
     with _quiet():  # the library warns about the new parts; _check says whether anything else is missing
         model, report = AMVLForConditionalGeneration.from_pretrained(
@@ -256,11 +335,7 @@ def _from_base(
     _grow(model, old_tokens, len(processor.tokenizer))
     embedding = model.get_input_embeddings().weight
     model.injector.calibrate(float(embedding[:old_tokens].detach().float().square().mean().sqrt()), latent.dim)
-    model.generation_config.suppress_tokens = [
-        config.block_start_token_id,
-        *(config.slot_token_ids or []),
-        config.block_end_token_id,
-    ]
+    model.generation_config.suppress_tokens = block_ids(model)
     return model
 
 
@@ -285,6 +360,8 @@ def _check(folder: str, report: dict[str, Any], new_parts: tuple[str, ...]) -> N
 
 def _grow(model: AMVLForConditionalGeneration, old: int, new: int) -> None:
     """Room for tokens `old` to `new`, each row at the mean of the first `old` rows."""
+    if new == old:
+        return
     if new > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(-(-new // 64) * 64, mean_resizing=False)
     with torch.no_grad():

@@ -7,9 +7,14 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from amvl_core.gaussian import Gaussian, kl_divergence
+from amvl_core.gaussian import Gaussian, kl_divergence, widen
 
 Reduction = Literal["sum", "mean"]
+
+
+def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """-log p of each label token, [N], in float32 or wider (Eq. 11)."""
+    return functional.cross_entropy(widen(logits_NV), labels_N, reduction="none")
 
 
 def next_token_loss(logits_NV: Tensor, labels_N: Tensor, num_tokens: float) -> Tensor:
@@ -18,14 +23,14 @@ def next_token_loss(logits_NV: Tensor, labels_N: Tensor, num_tokens: float) -> T
     `num_tokens` is the number of label tokens of the global batch over the number of micro-batches in it, so that
     averaging micro-batches gives the mean over all tokens wherever they were placed.
     """
-    return functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum") / num_tokens
+    return token_losses(logits_NV, labels_N).sum() / num_tokens
 
 
 def forward_kl(posterior: Gaussian, prior: Gaussian, reduction: Reduction, stop_gradient: bool = True) -> Tensor:
-    """KL(sg[q] || p), mean over samples and slots (Eq. 3, B.4): moves the prior only."""
-    return kl_divergence(posterior.detach() if stop_gradient else posterior, prior, reduction).mean()
+    """KL(sg[q] || p) per slot, [..., K] (Eq. 3): moves the prior only. The objective takes its mean (B.4)."""
+    return kl_divergence(posterior.detach() if stop_gradient else posterior, prior, reduction)
 
 
 def reverse_kl(posterior: Gaussian, prior: Gaussian, reduction: Reduction, stop_gradient: bool = True) -> Tensor:
-    """KL(sg[p] || q), mean over samples and slots (Eq. 4, B.4): moves the posterior only."""
-    return kl_divergence(prior.detach() if stop_gradient else prior, posterior, reduction).mean()
+    """KL(sg[p] || q) per slot, [..., K] (Eq. 4): moves the posterior only. The objective takes its mean (B.4)."""
+    return kl_divergence(prior.detach() if stop_gradient else prior, posterior, reduction)

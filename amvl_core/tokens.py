@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from amvl_core.config import LatentConfig
 
 BLOCK_START = "<abs_token>"
 BLOCK_END = "</abs_token>"
 
 
-def slot_tokens(num_slots: int) -> list[str]:
-    """`<latent_pad_1>` ... `<latent_pad_k>`: one distinct token per slot."""
-    return [f"<latent_pad_{i}>" for i in range(1, num_slots + 1)]
+def slot_tokens(latent: LatentConfig) -> list[str]:
+    """One token per slot: `<latent_pad_1>` ... `<latent_pad_k>`, or `<latent_pad>` k times where they share one."""
+    if latent.slot_tokens == "shared":
+        return ["<latent_pad>"] * latent.num_slots
+    return [f"<latent_pad_{i}>" for i in range(1, latent.num_slots + 1)]
 
 
-def block_text(num_slots: int) -> str:
-    """The latent block as text: start marker, k slots, end marker."""
-    return BLOCK_START + "".join(slot_tokens(num_slots)) + BLOCK_END
+def block_text(slots: Sequence[str]) -> str:
+    """The latent block as text: start marker, slots, end marker."""
+    return BLOCK_START + "".join(slots) + BLOCK_END
 
 
-def add_latent_tokens(processor: Any, num_slots: int) -> None:
+def add_latent_tokens(processor: Any, slots: Sequence[str]) -> None:
     """Adds the block's tokens to the tokenizer, and the block to the generation prompt of the chat template.
 
     A prompt that ends with the block cannot lead to an answer without latent reasoning.
     """
     tokenizer = processor.tokenizer
-    tokens = [BLOCK_START, *slot_tokens(num_slots), BLOCK_END]
+    tokens = [BLOCK_START, *dict.fromkeys(slots), BLOCK_END]
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
-    template = base_template(processor) + template_suffix(num_slots)
+    template = base_template(processor) + template_suffix(slots)
     processor.chat_template = template
     tokenizer.chat_template = template
 
 
-def template_suffix(num_slots: int) -> str:
+def template_suffix(slots: Sequence[str]) -> str:
     """What `add_latent_tokens` appends to a chat template."""
-    return "{% if add_generation_prompt %}" + block_text(num_slots) + "{% endif %}"
+    return "{% if add_generation_prompt %}" + block_text(slots) + "{% endif %}"
 
 
 def base_template(processor: Any) -> str:
@@ -45,11 +50,11 @@ def base_template(processor: Any) -> str:
     return str(head) if found else str(template)
 
 
-def token_ids(processor: Any, num_slots: int) -> dict[str, Any]:
+def token_ids(processor: Any, slots: Sequence[str]) -> dict[str, Any]:
     """The block's token ids, as fields of `AMVLConfig`."""
     convert = processor.tokenizer.convert_tokens_to_ids
     return {
         "block_start_token_id": convert(BLOCK_START),
         "block_end_token_id": convert(BLOCK_END),
-        "slot_token_ids": convert(slot_tokens(num_slots)),
+        "slot_token_ids": convert(list(slots)),
     }

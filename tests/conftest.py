@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging as hf_logging
+
+hf_logging.disable_progress_bar()
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.config import LatentConfig, TinyConfig
 from amvl_core.data.batch import Batch, collate
@@ -19,6 +20,7 @@ from amvl_core.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.processor import AMVLProcessor, load_processor
 from amvl_core.sample import Segment
 from amvl_core.tiny import save_tiny_base
+from amvl_core.tokens import slot_tokens
 
 TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)
 LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
@@ -30,6 +32,16 @@ def stock_folder() -> str:
     folder = mkdtemp(prefix="amvl-test-")
     save_tiny_base(TINY, Path(folder))
     return folder
+
+
+def tied_folder(folder: Path) -> str:
+    """The stock checkpoint with its output layer tied to its token embeddings."""
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock_folder())
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(folder)
+    load_processor(stock_folder()).save_pretrained(folder)
+    return str(folder)
 
 
 def amvl_model(
@@ -62,12 +74,13 @@ SAMPLES: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [
 ]
 
 
-def batch(processor: Any, num_slots: int, samples: Any = None) -> Batch:
-    """Samples of unequal length, one with two images and one with none."""
-    encoder = Encoder(processor, num_slots)
+def batch(processor: Any, latent: LatentConfig | None = LATENT, samples: Any = None) -> Batch:
+    """Samples of unequal length, one with two images and one with none; without a block where `latent` is None."""
+    encoder = Encoder(processor, slot_tokens(latent) if latent else [])
+    num_slots = latent.num_slots if latent else 0
     encoded = []
     for number, (question, answer, sizes) in enumerate(samples or SAMPLES):
         segments = [Segment("prompt", question), Segment("latent", num_slots=num_slots), Segment("answer", answer)]
         images = [picture(10 * number + i, *size) for i, size in enumerate(sizes)]
         encoded.append(encoder.encode(f"sample-{number}", segments, images))
-    return collate(encoded, processor.tokenizer.pad_token_id)
+    return collate(encoded)

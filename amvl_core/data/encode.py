@@ -35,11 +35,11 @@ class Encoded:
 
 
 class Encoder:
-    """Lays samples out for one method: with the latent block, or without it where `num_slots` is 0."""
+    """Lays samples out for one method: with the latent block of `slots`, or without it where there are none."""
 
-    def __init__(self, processor: Any, num_slots: int) -> None:
+    def __init__(self, processor: Any, slots: Sequence[str]) -> None:
         self.processor = processor
-        self.num_slots = num_slots
+        self.slots = slots
         self.template = base_template(processor)
         self.end_of_turn = processor.tokenizer.eos_token
 
@@ -57,12 +57,12 @@ class Encoder:
         labels: list[int] = []
         for position, segment in enumerate(segments):
             if segment.kind == "latent":
-                if self.num_slots == 0:
+                if not self.slots:
                     continue
-                if segment.num_slots != self.num_slots:
+                if segment.num_slots != len(self.slots):
                     raise DataError(
                         f"{sample_id}: the sample has a block of {segment.num_slots} latent slots, "
-                        f"the model has {self.num_slots}; prepare the data again with this latent.num_slots"
+                        f"the model has {len(self.slots)}; prepare the data again with this latent.num_slots"
                     )
             text = self._text(segment, last=position == len(segments) - 1)
             if text.count(self.processor.image_token) > len(counts):
@@ -83,7 +83,7 @@ class Encoder:
         if segment.kind == "prompt":
             return self.prompt(segment.text)
         if segment.kind == "latent":
-            return block_text(segment.num_slots)
+            return block_text(self.slots)
         text = segment.text.replace(IMAGE_PLACEHOLDER, f"<|vision_start|>{self.processor.image_token}<|vision_end|>")
         return text + (self.end_of_turn if last else "")
 
@@ -130,7 +130,7 @@ class TokenCounter:
 
         processor = base_processor(model)
         tokenizer = processor.tokenizer
-        empty = Encoder(processor, 0).prompt("")
+        empty = Encoder(processor, []).prompt("")
         return cls(
             tokenizer_json=tokenizer.backend_tokenizer.to_str(),
             overhead=len(tokenizer(empty)["input_ids"]) + 1,

@@ -22,7 +22,6 @@ class StepDataset(Dataset[list[Batch]]):
         self.reader, self.encoder, self.stage = reader, encoder, stage
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.num_tokens = reader.column("num_tokens")
-        self.pad_token_id = encoder.processor.tokenizer.pad_token_id
 
     def __getitem__(self, step: int) -> list[Batch]:
         indices = global_batch(self.seed, step, self.stage.global_batch, self.num_tokens)
@@ -32,7 +31,7 @@ class StepDataset(Dataset[list[Batch]]):
     def _batch(self, indices: list[int]) -> Batch:
         rows = [self.reader[i] for i in indices]
         samples = [self.encoder.encode(row["sample_id"], row["segments"], row["images"]) for row in rows]
-        return collate(samples, self.pad_token_id)
+        return collate(samples)
 
 
 def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> Iterator[list[Batch]]:

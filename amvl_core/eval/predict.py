@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,8 @@ class Answerer:
     ) -> list[str]:
         """One answer per question, as the model wrote it.
 
-        `images` holds each question's encoded images; a question without `<image>` gets them in front.
+        `images` holds each question's encoded images; a question without `<image>` gets them in front. The noise of
+        drawn latents (`tau` > 0) is keyed by seed, question and images: it does not depend on the batch.
         """
         prompts = [self.prompt(question, len(group)) for question, group in zip(questions, images, strict=True)]
         pictures = [[_open(data) for data in group] for group in images]
@@ -54,12 +56,20 @@ class Answerer:
             padding_side="left",
             return_tensors="pt",
         ).to(self.model.device)
-        options: dict[str, Any] = {"tau": tau, "latent_seed": seed} if self.latent else {}
+        options: dict[str, Any] = {}
+        if self.latent and tau > 0:
+            keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
+            options = {"tau": tau, "latent_noise": self._noise(keys)}
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
         texts: list[str] = self.processor.tokenizer.batch_decode(
             output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         return texts
+
+    def _noise(self, keys: Sequence[int]) -> torch.Tensor:
+        """Standard normal noise [B, K, Z], one key per row."""
+        shape = (self.model.config.num_slots, self.model.config.latent["dim"])
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(key)) for key in keys])
 
     def prompt(self, question: str, num_images: int) -> str:
         """The chat prompt that the model sees."""
@@ -70,6 +80,13 @@ class Answerer:
             raise DataError(f"the question has {found} {IMAGE_PLACEHOLDER} placeholders for {num_images} images")
         text: str = self.processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
         return text
+
+
+def _key(seed: int, question: str, images: Sequence[bytes]) -> int:
+    digest = hashlib.sha256(f"{seed}/{question}".encode())
+    for data in images:
+        digest.update(hashlib.sha256(data).digest())
+    return int.from_bytes(digest.digest()[:7], "big")
 
 
 def _open(data: bytes) -> Image.Image:

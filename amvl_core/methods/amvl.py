@@ -13,16 +13,20 @@ from amvl_core.config import AmvlMethod, LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.gaussian import Gaussian
 from amvl_core.methods.base import Clock, Method, StepOutput
-from amvl_core.modeling import AMVLForConditionalGeneration, load_amvl
-from amvl_core.objectives import forward_kl, next_token_loss, reverse_kl
-from amvl_core.passes import run_passes
+from amvl_core.modeling import AMVLForConditionalGeneration, block_ids, load_amvl
+from amvl_core.objectives import forward_kl, reverse_kl, token_losses
+from amvl_core.prefix import Passes, run_passes
 from amvl_core.processor import AMVLProcessor
 from amvl_core.schedules import ramp
+from amvl_core.tokens import slot_tokens
+
+ACTIVE_VARIANCE = 0.01
+"""A latent dimension is active where the variance of its posterior mean over samples is larger (Burda et al. 2016)."""
 
 
 class Amvl(Method):
-    """Prior, posterior and decoder passes; the prior learns from the forward KL, the posterior from NTP and the
-    reverse KL. With a shared head the stop-gradient blocks a branch, not the parameters.
+    """Prior, posterior and decoder on a shared prefix; the prior learns from the forward KL, the posterior from NTP
+    and the reverse KL. With a shared head the stop-gradient blocks a branch, not the parameters.
     """
 
     model: AMVLForConditionalGeneration
@@ -37,15 +41,13 @@ class Amvl(Method):
         return load_amvl(folder, processor, latent, **kwargs)
 
     @classmethod
-    def num_slots(cls, latent: LatentConfig) -> int:
-        """K."""
-        return latent.num_slots
+    def slots(cls, latent: LatentConfig) -> list[str]:
+        """K tokens."""
+        return slot_tokens(latent)
 
     def new_token_rows(self) -> list[int]:
         """The slots and both markers."""
-        config = self.model.config
-        assert config.block_start_token_id is not None and config.block_end_token_id is not None
-        return [config.block_start_token_id, *(config.slot_token_ids or []), config.block_end_token_id]
+        return block_ids(self.model)
 
     def weights(self, step: int) -> tuple[float, float]:
         """beta_t and gamma_t after `step` optimiser steps (App. E)."""
@@ -60,35 +62,69 @@ class Amvl(Method):
         c = self.config
 
         def draw(posterior: Gaussian) -> Tensor:
-            return posterior.sample(latent_noise(clock, batch.sample_ids, posterior.mean))
+            return posterior.sample(latent_noise(clock, batch.sample_ids, c.posterior_samples, posterior.mean))
 
-        passes = run_passes(self.model, batch, self.embed(batch), draw, c.posterior_positions)
-        ntp = next_token_loss(passes.logits_NV, passes.labels_N, clock.num_tokens)
-        forward = forward_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_forward)
-        reverse = reverse_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_reverse)
+        passes = run_passes(self.model, batch, self.embed(batch), self.positions(batch), draw, c.posterior_positions)
+        losses_MN = torch.stack([token_losses(logits_NV, passes.labels_N) for logits_NV in passes.logits_MNV])
+        ntp = losses_MN.mean(0).sum() / clock.num_tokens
+        forward_BK = forward_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_forward)
+        reverse_BK = reverse_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_reverse)
         beta, gamma = self.weights(clock.step)
-        loss = ntp + beta * forward + gamma * reverse
-        mean_p, mean_q = passes.prior.mean.detach().float(), passes.posterior.mean.detach().float()
-        terms: dict[str, Tensor | float] = {
+        loss = c.ntp_weight * ntp + beta * forward_BK.mean() + gamma * reverse_BK.mean()
+        terms = {
             "loss": loss.detach(),
             "ntp": ntp.detach(),
-            "kl_forward": forward.detach(),
-            "kl_reverse": reverse.detach(),
-            "beta": beta,
-            "gamma": gamma,
-            "cosine": functional.cosine_similarity(mean_p, mean_q, dim=-1).mean(),
-            "prior_norm": mean_p.norm(dim=-1).mean(),
-            "posterior_norm": mean_q.norm(dim=-1).mean(),
-            "posterior_sigma": torch.exp(0.5 * passes.posterior.logvar.detach().float()).mean(),
+            "kl_forward": forward_BK.detach().mean(),
+            "kl_reverse": reverse_BK.detach().mean(),
+            "kl_slots": forward_BK.detach().mean(0),
+            "beta": torch.tensor(beta),
+            "gamma": torch.tensor(gamma),
+            **_latent_terms(passes),
         }
+        if c.posterior_samples > 1:
+            terms["ntp_variance"] = _variance_over_draws(losses_MN.detach(), passes.sample_N)
         return StepOutput(loss, terms)
 
+    def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """As the base's; the KL of each slot by its number, and the share of latent dimensions that are active."""
+        terms = dict(terms)
+        variance_KZ = terms.pop("mean_square") - terms.pop("mean").square()
+        slots = {f"kl_slot_{number}": float(kl) for number, kl in enumerate(terms.pop("kl_slots"), 1)}
+        active = float((variance_KZ > ACTIVE_VARIANCE).double().mean())
+        return {**super().scalars(terms), **slots, "active_units": active}
 
-def latent_noise(clock: Clock, sample_ids: list[str], like_BKZ: Tensor) -> Tensor:
-    """Standard normal noise [B, K, Z], keyed by (seed, step, sample): the same wherever a sample is placed."""
+
+@torch.no_grad()
+def _latent_terms(passes: Passes) -> dict[str, Tensor]:
+    """Norms, widths and the agreement of prior and posterior; moments of the posterior mean, [K, Z]."""
+    prior, posterior = passes.prior, passes.posterior
+    return {
+        "cosine": functional.cosine_similarity(prior.mean, posterior.mean, dim=-1).mean(),
+        "prior_norm": prior.mean.norm(dim=-1).mean(),
+        "posterior_norm": posterior.mean.norm(dim=-1).mean(),
+        "latent_norm": passes.latent_MBKZ.norm(dim=-1).mean(),
+        "prior_sigma": torch.exp(0.5 * prior.logvar).mean(),
+        "posterior_sigma": torch.exp(0.5 * posterior.logvar).mean(),
+        "mean": posterior.mean.mean(0),
+        "mean_square": posterior.mean.square().mean(0),
+    }
+
+
+def _variance_over_draws(losses_MN: Tensor, sample_N: Tensor) -> Tensor:
+    """Variance over draws of a sample's mean loss per token, averaged over the samples that predict anything."""
+    samples, index_N, counts_B = sample_N.unique(return_inverse=True, return_counts=True)
+    sums_MB = losses_MN.new_zeros(len(losses_MN), len(samples)).index_add(1, index_N, losses_MN)
+    return (sums_MB / counts_B).var(0).sum() / max(1, len(samples))
+
+
+def latent_noise(clock: Clock, sample_ids: list[str], draws: int, like_BKZ: Tensor) -> Tensor:
+    """Standard normal noise [M, B, K, Z], keyed by (seed, step, sample): the same wherever a sample is placed.
+
+    The first draw does not depend on how many follow.
+    """
     rows = []
     for sample_id in sample_ids:
         key = hashlib.sha256(f"{clock.seed}/{clock.step}/{sample_id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-        rows.append(torch.randn(like_BKZ.shape[1:], generator=generator))
-    return torch.stack(rows).to(like_BKZ)
+        rows.append(torch.stack([torch.randn(like_BKZ.shape[1:], generator=generator) for _ in range(draws)]))
+    return torch.stack(rows, 1).to(like_BKZ)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amvl_core.config import LatentConfig
 from amvl_core.data.batch import Batch
+from amvl_core.errors import CheckpointError, DataError
 from amvl_core.processor import AMVLProcessor
 
 
@@ -25,10 +26,10 @@ class Clock:
 
 @dataclass
 class StepOutput:
-    """The scalar to differentiate, and the terms to log (floats or detached scalars)."""
+    """The scalar to differentiate, and the terms to log: detached tensors, averaged over micro-batches and ranks."""
 
     loss: Tensor
-    terms: dict[str, Tensor | float]
+    terms: dict[str, Tensor]
 
 
 class Method(nn.Module, ABC):
@@ -38,6 +39,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        check_model(model)
         self.model = model
 
     @classmethod
@@ -47,8 +49,8 @@ class Method(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def num_slots(cls, latent: LatentConfig) -> int:
-        """Latent slots per sample in this method's layout."""
+    def slots(cls, latent: LatentConfig) -> list[str]:
+        """Tokens of the latent slots in this method's layout; empty where it has no latent block."""
 
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
@@ -58,33 +60,69 @@ class Method(nn.Module, ABC):
         """Embedding rows of tokens that the base model did not have."""
         return []
 
+    def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """What is logged of a step, from its terms averaged over micro-batches and ranks."""
+        return {name: float(value) for name, value in terms.items()}
+
     def embed(self, batch: Batch) -> Tensor:
-        """Embeddings [B, T, D] with image features in place.
+        """Embeddings [N, D] of the packed batch with image features in place.
 
         The vision encoder runs on every rank in every step: a batch without images shows it a blank one, whose
         features count with weight zero. A rank that skipped it would leave the others waiting.
         """
         model = self.model
-        embeds_BTD: Tensor = model.get_input_embeddings()(batch.input_ids_BT)
+        vision = model.config.vision_config
+        check_images(batch, model.config.image_token_id, vision.spatial_merge_size)
+        device = model.get_input_embeddings().weight.device
+        embeds_ND: Tensor = model.get_input_embeddings()(batch.input_ids_N.to(device))
         trained = any(parameter.requires_grad for parameter in model.model.visual.parameters())
         pixels, grid = batch.pixel_values, batch.image_grid_thw
         if pixels is None or grid is None:
-            merge = model.config.vision_config.spatial_merge_size
-            grid = torch.tensor([[1, merge, merge]], device=embeds_BTD.device)
-            width = model.model.visual.patch_embed.proj.weight[0].numel()
-            pixels = torch.zeros(merge * merge, width, device=embeds_BTD.device)
+            grid = torch.tensor([[1, vision.spatial_merge_size, vision.spatial_merge_size]])
+            width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+            pixels = torch.zeros(vision.spatial_merge_size**2, width)
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            features = torch.cat(model.model.get_image_features(pixels, grid).pooler_output).to(embeds_BTD.dtype)
+            output = model.model.get_image_features(pixels.to(device), grid.to(device)).pooler_output
+            features = torch.cat(output).to(embeds_ND.dtype)
         if batch.pixel_values is None:
-            return embeds_BTD + 0.0 * features.sum()
-        is_image_BT = batch.input_ids_BT == model.config.image_token_id
-        if int(is_image_BT.sum()) != len(features):
-            raise ValueError(_mismatch(batch, is_image_BT, model.config.vision_config.spatial_merge_size))
-        return embeds_BTD.masked_scatter(is_image_BT[..., None].expand_as(embeds_BTD), features)
+            return embeds_ND + 0.0 * features.sum()
+        is_image_N = (batch.input_ids_N == model.config.image_token_id).to(device)
+        return embeds_ND.masked_scatter(is_image_N[:, None].expand_as(embeds_ND), features)
+
+    def positions(self, batch: Batch) -> Tensor:
+        """M-RoPE positions [3, N] of the packed batch, each sample's as the stock model gives them."""
+        parts = []
+        images = 0
+        for ids_N, count in zip(batch.input_ids_N.split(batch.lengths), batch.num_images, strict=True):
+            if batch.image_grid_thw is None or count == 0:
+                parts.append(torch.arange(len(ids_N)).expand(3, -1))
+                continue
+            grid = batch.image_grid_thw[images : images + count]
+            images += count
+            is_image = (ids_N == self.model.config.image_token_id).int()[None]
+            positions_31N, _ = self.model.model.get_rope_index(ids_N[None], is_image, image_grid_thw=grid)
+            parts.append(positions_31N[:, 0])
+        return torch.cat(parts, 1).to(self.model.get_input_embeddings().weight.device)
 
 
-def _mismatch(batch: Batch, is_image_BT: Tensor, merge: int) -> str:
-    assert batch.image_grid_thw is not None
-    features = int(batch.image_grid_thw.prod(-1).sum()) // merge**2
-    counts = dict(zip(batch.sample_ids, is_image_BT.sum(1).tolist(), strict=True))
-    return f"{int(is_image_BT.sum())} image tokens but {features} image features; image tokens by sample: {counts}"
+def check_images(batch: Batch, image_token_id: int, merge_size: int) -> None:
+    """A DataError names the sample whose image tokens are not as many as its images' features."""
+    counts = [0] * len(batch.lengths)
+    if batch.image_grid_thw is not None:
+        per_image = batch.image_grid_thw.prod(-1) // merge_size**2
+        counts = [int(part.sum()) for part in per_image.split(batch.num_images)]
+    rows = zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), counts, strict=True)
+    for name, ids_N, features in rows:
+        tokens = int((ids_N == image_token_id).sum())
+        if tokens != features:
+            raise DataError(f"{name}: {tokens} image tokens, but its images have {features} features")
+
+
+def check_model(model: Any) -> None:
+    """A CheckpointError where parts of the model differ in dtype, or use attention that a packed row has not."""
+    first, *others = [(name, p.dtype) for name, p in model.named_parameters()]
+    for name, dtype in others:
+        if dtype != first[1]:
+            raise CheckpointError(f"{first[0]} is {first[1]}, but {name} is {dtype}; load the whole model in one dtype")
+    if "sliding_attention" in model.config.text_config.layer_types:
+        raise CheckpointError("the model uses sliding-window attention; turn use_sliding_window off")

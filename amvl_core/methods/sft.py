@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch import Tensor
 
 from amvl_core.config import LatentConfig, SftMethod
 from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
 from amvl_core.methods.base import Clock, Method, StepOutput
+from amvl_core.modeling import load_stock
 from amvl_core.objectives import next_token_loss
-from amvl_core.passes import label_logits, rope_positions
+from amvl_core.packed import Span, run_row
 from amvl_core.processor import AMVLProcessor
 
 
@@ -23,18 +25,26 @@ class Sft(Method):
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """The stock Qwen2.5-VL model."""
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **kwargs)
+        return load_stock(folder, processor, [], **kwargs)
 
     @classmethod
-    def num_slots(cls, latent: LatentConfig) -> int:
+    def slots(cls, latent: LatentConfig) -> list[str]:
         """No latent block."""
-        return 0
+        return []
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Next-token loss."""
-        hidden_BTD = self.model.model.language_model(
-            inputs_embeds=self.embed(batch), position_ids=rope_positions(self.model, batch), use_cache=False
-        ).last_hidden_state
-        logits_NV, labels_N = label_logits(self.model, hidden_BTD, batch.labels_BT)
+        logits_NV, labels_N = self.logits(batch)
         loss = next_token_loss(logits_NV, labels_N, clock.num_tokens)
         return StepOutput(loss, {"loss": loss.detach(), "ntp": loss.detach()})
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
+        spans = [Span(length, read=length) for length in batch.lengths]
+        model = self.model
+        hidden_ND, _ = run_row(model.model.language_model, self.embed(batch), self.positions(batch), spans)
+        labels_N = batch.labels_N.roll(-1)
+        ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
+        labels_N[ends] = IGNORED
+        predicts_N = labels_N != IGNORED
+        return model.lm_head(hidden_ND[predicts_N.to(hidden_ND.device)]), labels_N[predicts_N].to(hidden_ND.device)

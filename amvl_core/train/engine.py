@@ -68,7 +68,7 @@ class Engine:
     def __init__(self, method: Method, stage: StageConfig, trainer: TrainerConfig, world_size: int) -> None:
         set_trainable(method, stage.trainable)
         if trainer.gradient_checkpointing:
-            method.model.gradient_checkpointing_enable()
+            method.model.activation_checkpointing_enable()
         fused = torch.cuda.is_available()
         optimizer = torch.optim.AdamW(
             parameter_groups(method, stage), lr=stage.lr, betas=(0.9, stage.beta2), fused=fused

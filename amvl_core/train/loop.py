@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from amvl_core import storage
 from amvl_core.base import model_folder, set_pixel_budget
@@ -55,7 +56,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     method, processor = build_method(job)
-    encoder = Encoder(processor, METHODS[stage.method.kind].num_slots(config.latent))
+    encoder = Encoder(processor, METHODS[stage.method.kind].slots(config.latent))
     dataset = StepDataset(ShardReader(job.dataset, "train"), encoder, stage, config.seed, rank, world_size)
     total = num_steps(stage.epochs, stage.steps, len(dataset.num_tokens), stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
@@ -73,7 +74,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
         sums = _optimiser_step(engine, micro, config.seed, step, world_size)
         done = step + 1
         if done % config.trainer.log_every == 0 or done == total:
-            terms = _mean(sums, len(micro) * world_size, engine.device)
+            terms = method.scalars(_mean(sums, len(micro) * world_size, engine.device))
             terms |= {"lr": lr, "grad_norm": engine.gradient_norm()}
             metrics = log.step(done, terms, sum(batch.num_tokens for batch in micro) * world_size)
         if done % config.trainer.checkpoint_every == 0 and done < total:
@@ -113,33 +114,34 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
     return kind(model, stage.method), processor  # type: ignore[call-arg]
 
 
-def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int) -> dict[str, float]:
+def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int) -> dict[str, Tensor]:
     """Forward and backward over the rank's micro-batches, one optimiser step; the terms' sums on this rank."""
     count = torch.tensor(float(sum(batch.num_label_tokens for batch in micro)), device=engine.device)
     dist.all_reduce(count)
     clock = Clock(seed, step, max(1.0, float(count)) / (len(micro) * world_size))
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     for batch in micro:
-        output = engine.engine(batch.to(engine.device), clock)
+        output = engine.engine(batch, clock)
         engine.engine.backward(output.loss)
         engine.engine.step()
-        terms = {name: float(value) for name, value in output.terms.items()}
-        if not math.isfinite(terms["loss"]):
+        if not math.isfinite(float(output.loss)):
+            terms = {name: float(value) for name, value in output.terms.items() if value.numel() == 1}
             raise AmvlError(
-                f"step {step + 1}: the loss is {terms['loss']} (terms: {terms}) on the samples "
+                f"step {step + 1}: the loss is {float(output.loss)} (terms: {terms}) on the samples "
                 f"{', '.join(batch.sample_ids)}; lower the learning rate or look at these samples"
             )
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value
+        for name, value in output.terms.items():
+            sums[name] = sums.get(name, 0.0) + value.to(engine.device, torch.float64)
     return sums
 
 
-def _mean(sums: dict[str, float], count: int, device: torch.device) -> dict[str, float]:
+def _mean(sums: dict[str, Tensor], count: int, device: torch.device) -> dict[str, Tensor]:
     """Each term's mean over the micro-batches of all ranks; every rank calls it."""
     names = sorted(sums)
-    totals = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
+    totals = torch.cat([sums[name].flatten() for name in names])
     dist.all_reduce(totals)
-    return dict(zip(names, (totals / count).tolist(), strict=True))
+    parts = (totals / count).cpu().split([sums[name].numel() for name in names])
+    return {name: part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
 class _Log:

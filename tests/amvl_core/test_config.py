@@ -1,6 +1,6 @@
 import pytest
 
-from amvl_core.config import AmvlMethod, RunConfig, flatten, override, validate
+from amvl_core.config import AmvlMethod, PauseMethod, RunConfig, StageConfig, flatten, override, validate
 from amvl_core.errors import ConfigError
 from amvl_core.presets import PRESETS, demo, paper
 
@@ -58,10 +58,24 @@ def test_override_of_a_union_starts_from_the_defaults_of_the_new_kind() -> None:
     assert changed.stages["sft"].method == AmvlMethod()
 
 
-def test_sft_after_a_latent_stage_is_refused() -> None:
-    late = {"stages": {"late": {"method": {"kind": "sft"}, "steps": 1, "global_batch": 2}}}
-    with pytest.raises(ConfigError, match=r"stages\.late: sft cannot follow a latent stage"):
+@pytest.mark.parametrize("kind", ["sft", "pause"])
+def test_a_simpler_method_after_a_latent_stage_is_refused(kind: str) -> None:
+    late = {"stages": {"late": {"method": {"kind": kind}, "steps": 1, "global_batch": 2}}}
+    with pytest.raises(ConfigError, match=rf"stages\.late: {kind} cannot follow amvl; put it first"):
         override(demo(), late)
+
+
+def test_pause_tokens_may_stand_between_fine_tuning_and_amvl() -> None:
+    stages = demo().stages
+    pause = StageConfig(method=PauseMethod(), steps=1, global_batch=2)
+    config = RunConfig(stages={"sft": stages["sft"], "pause": pause, "amvl": stages["amvl"]}, cluster=demo().cluster)
+    assert list(config.stages) == ["sft", "pause", "amvl"]
+
+
+def test_an_objective_without_terms_is_refused() -> None:
+    nothing = {"ntp_weight": 0, "beta_max": 0, "gamma_max": 0}
+    with pytest.raises(ConfigError, match="nothing is left to learn from"):
+        override(demo(), {"stages": {"amvl": {"method": nothing}}})
 
 
 def test_flatten_gives_every_field_by_its_path() -> None:

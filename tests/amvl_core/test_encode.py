@@ -9,14 +9,16 @@ from amvl_core.errors import DataError
 from amvl_core.processor import load_processor
 from amvl_core.sample import Segment
 from amvl_core.tiny import build_processor
-from amvl_core.tokens import add_latent_tokens
+from amvl_core.tokens import add_latent_tokens, slot_tokens
 from tests.tiny import TINY, picture, stock_folder
+
+SLOTS = slot_tokens(LatentConfig(num_slots=3))
 
 
 @pytest.fixture(scope="module")
 def processor():
     loaded = load_processor(stock_folder())
-    add_latent_tokens(loaded, 3)
+    add_latent_tokens(loaded, SLOTS)
     return loaded
 
 
@@ -31,7 +33,7 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="<>\0"), min_size
 @settings(max_examples=40, deadline=None)
 @given(question=text, steps=st.lists(text, max_size=2), answer=text)
 def test_text_out_is_text_in_with_one_block_and_labels_only_behind_it(processor, question, steps, answer) -> None:
-    encoded = Encoder(processor, 3).encode("s", segments(question, answer, tuple(steps)), [])
+    encoded = Encoder(processor, SLOTS).encode("s", segments(question, answer, tuple(steps)), [])
     ids = encoded.input_ids.tolist()
     slots = processor.tokenizer.convert_tokens_to_ids([f"<latent_pad_{i}>" for i in (1, 2, 3)])
     start = ids.index(slots[0])
@@ -44,7 +46,7 @@ def test_text_out_is_text_in_with_one_block_and_labels_only_behind_it(processor,
 
 
 def test_without_slots_the_block_is_left_out(processor) -> None:
-    encoded = Encoder(processor, 0).encode("s", segments("Is it?", "yes"), [])
+    encoded = Encoder(processor, []).encode("s", segments("Is it?", "yes"), [])
     assert "pad" not in processor.tokenizer.decode(encoded.input_ids)
     assert "abs_token" not in processor.tokenizer.decode(encoded.input_ids)
 
@@ -52,7 +54,7 @@ def test_without_slots_the_block_is_left_out(processor) -> None:
 def test_the_training_prompt_is_the_generation_prompt(processor) -> None:
     from amvl_core.data.encode import chat
 
-    encoded = Encoder(processor, 3).encode("s", segments("Is it?", "yes"), [])
+    encoded = Encoder(processor, SLOTS).encode("s", segments("Is it?", "yes"), [])
     prompt = processor.apply_chat_template(chat("Is it?"), add_generation_prompt=True, tokenize=False)
     ids = processor.tokenizer(prompt)["input_ids"]
     assert encoded.input_ids[: len(ids)].tolist() == ids
@@ -68,12 +70,12 @@ def test_the_training_prompt_is_the_generation_prompt(processor) -> None:
 )
 def test_parts_that_do_not_match_name_the_sample(processor, question, images, slots, message) -> None:
     with pytest.raises(DataError, match=message):
-        Encoder(processor, 3).encode("sample-9", segments(question, "yes", slots=slots), [picture(0)] * images)
+        Encoder(processor, SLOTS).encode("sample-9", segments(question, "yes", slots=slots), [picture(0)] * images)
 
 
 def test_an_unreadable_image_names_the_sample(processor) -> None:
     with pytest.raises(DataError, match="sample-9: an image of the prepared dataset cannot be read"):
-        Encoder(processor, 3).encode("sample-9", segments("<image>Q?", "yes"), [picture(0)[:60]])
+        Encoder(processor, SLOTS).encode("sample-9", segments("<image>Q?", "yes"), [picture(0)[:60]])
 
 
 @settings(max_examples=25, deadline=None)
@@ -83,9 +85,9 @@ def test_counting_agrees_with_encoding(width: int, height: int, question: str) -
     counter = TokenCounter.from_model(model, latent)
     processor = build_processor(TINY)
     processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}
-    add_latent_tokens(processor, 3)
+    add_latent_tokens(processor, SLOTS)
     parts = segments(f"<image>{question}", "A", ("Look.",))
-    encoded = Encoder(processor, 3).encode("s", parts, [picture(0, width, height)])
+    encoded = Encoder(processor, SLOTS).encode("s", parts, [picture(0, width, height)])
     counted = counter.count(parts, [(width, height)], 32 * 32, 128 * 128)
     # The chat template ends a turn right behind the question, so a token may join across that border.
     assert abs(counted - len(encoded.input_ids)) <= 1

@@ -64,7 +64,7 @@ def test_soft_clamp_stays_inside_and_has_a_gradient_in_the_middle(value: float) 
 
 def gradients(term, stop_gradient: bool) -> list[bool]:
     leaves = [t.clone().requires_grad_() for t in (*random_gaussian(0), *random_gaussian(1))]
-    term(Gaussian(*leaves[:2]), Gaussian(*leaves[2:]), "sum", stop_gradient).backward()
+    term(Gaussian(*leaves[:2]), Gaussian(*leaves[2:]), "sum", stop_gradient).mean().backward()
     return [leaf.grad is not None and bool(leaf.grad.abs().sum() > 0) for leaf in leaves]
 
 
@@ -79,6 +79,6 @@ def test_each_kl_term_moves_one_side_and_each_switch_frees_the_other() -> None:
 def test_reverse_kl_gradient_is_that_of_proposition_1() -> None:
     q, p = random_gaussian(0), random_gaussian(1)
     mean = q.mean.clone().requires_grad_()
-    reverse_kl(Gaussian(mean, q.logvar), p, "sum").backward()
+    reverse_kl(Gaussian(mean, q.logvar), p, "sum").mean().backward()
     expected = (q.mean - p.mean) * torch.exp(-q.logvar) / (4 * 3)  # the mean over 4 samples and 3 slots
     torch.testing.assert_close(mean.grad, expected, rtol=1e-12, atol=1e-15)

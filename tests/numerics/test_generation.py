@@ -5,14 +5,16 @@ import io
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from amvl_core.config import LatentConfig
+from amvl_core.config import AmvlMethod, LatentConfig
 from amvl_core.data.encode import chat
 from amvl_core.errors import CheckpointError
+from amvl_core.methods.amvl import Amvl
 from amvl_core.modeling import load_amvl
+from amvl_core.prefix import run_passes
 from amvl_core.processor import AMVLProcessor, load_processor
-from tests.tiny import LATENT, SAMPLES, amvl_model, picture, stock_folder
+from tests.tiny import LATENT, SAMPLES, amvl_model, batch, picture, stock_folder, tied_folder
 
 
 def inputs(processor, samples):
@@ -33,32 +35,51 @@ def inputs(processor, samples):
     )
 
 
-def uncached(model, given, steps: int, **options) -> torch.Tensor:
-    """Greedy decoding that runs the whole sequence anew for each token."""
-    ids, mask = given["input_ids"], given["attention_mask"]
-    for _ in range(steps):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            pixel_values=given.get("pixel_values"),
-            image_grid_thw=given.get("image_grid_thw"),
-            **options,
-        ).logits[:, -1]
-        logits[:, model.generation_config.suppress_tokens] = -torch.inf
-        logits[:, model.config.text_config.eos_token_id] = -torch.inf
-        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    return ids
+NOISE = torch.randn(len(SAMPLES), LATENT.num_slots, LATENT.dim, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("options", [{}, {"tau": 0.7, "latent_seed": 3}], ids=["mean", "sampled"])
-def test_cached_generation_of_a_mixed_batch_equals_uncached_recomputation(options) -> None:
+def steps(number: int) -> dict[str, int]:
+    return {"max_new_tokens": number, "min_new_tokens": number}
+
+
+@pytest.mark.parametrize("latent", [{}, {"tau": 0.7, "latent_noise": NOISE}], ids=["mean", "drawn"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"do_sample": False},
+        {"do_sample": True, "temperature": 1.5, "top_k": 50},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": False, "num_beams": 4, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"do_sample": True, "num_beams": 2, "temperature": 2.0},
+    ],
+    ids=["greedy", "sampled", "beams", "beams-two-returned", "three-returned", "sampled-beams"],
+)
+def test_cached_generation_of_a_mixed_batch_equals_uncached_recomputation(mode, latent) -> None:
     model, processor = amvl_model()
     model.eval()
     given = inputs(processor, SAMPLES)
-    with torch.no_grad():
-        output = model.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False, **options)
-        assert torch.equal(output, uncached(model, given, 6, **options))
+    outputs = []
+    for use_cache in (True, False):
+        torch.manual_seed(7)
+        outputs.append(model.generate(**given, **steps(6), **mode, **latent, use_cache=use_cache))
+    assert torch.equal(*outputs)
+    returned = mode.get("num_return_sequences", 1)
+    assert outputs[0].shape == (returned * len(SAMPLES), given["input_ids"].shape[1] + 6)
+
+
+def test_greedy_generation_is_what_the_training_passes_predict() -> None:
+    """Two ways to the same logits: the decoder row on the prior's mean, and the block filled at prefill."""
+    model, processor = amvl_model()
+    data = batch(processor)
+    given = inputs(processor, SAMPLES)
+    prefill = model(**given).logits[:, -1]
+    embeds, positions = Amvl(model, AmvlMethod()).embed(data), Amvl(model, AmvlMethod()).positions(data)
+    kept = []
+    model.prior, original = lambda hidden: kept.append(original(hidden)) or kept[-1], model.prior
+    passes = run_passes(model, data, embeds, positions, lambda _: kept[-1].mean[None], "natural")
+    first = torch.cat([torch.ones(1, dtype=bool), passes.sample_N[1:] != passes.sample_N[:-1]])
+    torch.testing.assert_close(passes.logits_MNV[0, first], prefill, rtol=1e-10, atol=1e-10)
 
 
 def test_a_left_padded_sample_generates_what_it_generates_alone() -> None:
@@ -66,22 +87,64 @@ def test_a_left_padded_sample_generates_what_it_generates_alone() -> None:
     model.eval()
     together = inputs(processor, SAMPLES[2:3] * 2 + [("No image, and a longer question than the others?", "", ())])
     alone = inputs(processor, SAMPLES[2:3])
-    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-    a = model.generate(**together, **options)[0, -5:]
-    b = model.generate(**alone, **options)[0, -5:]
+    a = model.generate(**together, **steps(5), do_sample=False)[0, -5:]
+    b = model.generate(**alone, **steps(5), do_sample=False)[0, -5:]
     assert torch.equal(a, b)
 
 
-def test_tau_changes_the_answer_logits_and_the_seed_makes_it_repeatable() -> None:
+@pytest.mark.parametrize("how", ["generator", "global seed"])
+def test_drawn_latents_change_the_logits_and_are_repeatable(how: str) -> None:
     model, processor = amvl_model()
     given = inputs(processor, SAMPLES[:1])
-    with torch.no_grad():
-        mean, one, again, other = (
-            model(**given, **options).logits[:, -1]
-            for options in ({}, {"tau": 1.0}, {"tau": 1.0}, {"tau": 1.0, "latent_seed": 1})
-        )
+
+    def logits(seed: int, **options) -> torch.Tensor:
+        if how == "generator":
+            options["generator"] = torch.Generator().manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+        with torch.no_grad():
+            return model(**given, **options).logits[:, -1]
+
+    mean, one, again, other = logits(1), logits(1, tau=1.0), logits(1, tau=1.0), logits(2, tau=1.0)
     assert torch.equal(one, again)
     assert not torch.allclose(one, mean) and not torch.allclose(one, other)
+
+
+def drawn(model, monkeypatch, given, **mode) -> torch.Tensor:
+    """The latents that each row of a generation was decoded from."""
+    found = []
+    original = type(model)._latent
+    monkeypatch.setattr(type(model), "_latent", lambda *a: found.append(original(*a)) or found[-1])
+    model.generate(**given, **steps(2), tau=1.0, generator=torch.Generator().manual_seed(0), **mode)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_returned_sequences_have_latents_of_their_own_and_beams_share_them(monkeypatch) -> None:
+    model, processor = amvl_model()
+    given = inputs(processor, SAMPLES[:2])
+    returned = drawn(model, monkeypatch, given, do_sample=True, num_return_sequences=3)
+    assert len(returned) == 6 and len(returned.unique(dim=0)) == 6
+    beams = drawn(model, monkeypatch, given, do_sample=False, num_beams=3).unflatten(0, (2, 3))
+    torch.testing.assert_close(beams[:, 0], beams[:, 2], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(beams[0, 0], beams[1, 0])
+
+
+def test_noise_of_another_shape_is_refused_with_both_shapes() -> None:
+    model, processor = amvl_model()
+    with pytest.raises(ValueError, match=r"latent_noise is \(1, 2, 8\), the latents are \(1, 3, 8\)"):
+        model(**inputs(processor, SAMPLES[:1]), tau=1.0, latent_noise=torch.zeros(1, 2, 8))
+
+
+def test_hidden_states_are_those_of_the_sequence_with_its_latents() -> None:
+    model, processor = amvl_model()
+    given = inputs(processor, SAMPLES[:1])
+    output = model(**given, output_hidden_states=True)
+    assert len(output.hidden_states) == model.config.text_config.num_hidden_layers + 1
+    assert all(state.shape[:2] == given["input_ids"].shape for state in output.hidden_states)
+    torch.testing.assert_close(model.lm_head(output.hidden_states[-1]), output.logits)
+    with pytest.raises(ValueError, match="returns no attention weights"):
+        model(**given, output_attentions=True)
 
 
 def test_the_slots_decide_what_is_read_and_not_what_is_decoded() -> None:
@@ -146,9 +209,54 @@ def test_a_prompt_without_its_block_in_place_is_refused(problem: str) -> None:
     given = inputs(processor, [SAMPLES[2], ("A longer question about nothing at all?", "", ())])
     if problem == "missing":
         given["input_ids"][1, -4] = 5
-        message = r"every prompt needs one block of 3 latent slots; the prompts have \[3, 2\]"
+        message = "prompt 1: 2 latent slots, the model needs one block of 3"
     else:
         given["input_ids"][0] = given["input_ids"][0].roll(-2)
         message = "pad the prompts on the left"
     with pytest.raises(ValueError, match=message):
         model(**given)
+
+
+def test_a_prompt_without_a_block_is_not_answered_without_latents() -> None:
+    model, processor = amvl_model()
+    given = processor(text=["What colour is it?"], return_tensors="pt")
+    with pytest.raises(ValueError, match="prompt 0: 0 latent slots, the model needs one block of 3"):
+        model.generate(**given, max_new_tokens=2)
+
+
+def test_images_that_do_not_match_their_tokens_are_refused_with_both_numbers() -> None:
+    model, processor = amvl_model()
+    given = inputs(processor, SAMPLES[:1])
+    given["input_ids"][given["input_ids"] == model.config.image_token_id] = 5
+    with pytest.raises(ValueError, match="0 image tokens in the prompts, but the images have 4 features"):
+        model(**given)
+
+
+def test_the_pipeline_of_the_library_answers_from_a_saved_folder(tmp_path) -> None:
+    model, processor = amvl_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    answer = pipeline("image-text-to-text", model=str(tmp_path))
+    image = Image.open(io.BytesIO(picture(0)))
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What colour is the circle?"}]
+    given = inputs(processor, SAMPLES[:1])
+    expected = model.generate(**given, max_new_tokens=5, do_sample=False)[:, given["input_ids"].shape[1] :]
+    text = processor.tokenizer.batch_decode(expected, skip_special_tokens=True)[0]
+    for messages in ([{"role": "user", "content": content}], [[{"role": "user", "content": content}]] * 2):
+        found = answer(text=messages, max_new_tokens=5, return_full_text=False)
+        found = found if isinstance(found[0], dict) else [part[0] for part in found]
+        assert [part["generated_text"] for part in found] == [text] * len(found)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_tied_and_untied_embeddings_survive_saving(tied: bool, tmp_path) -> None:
+    folder = tied_folder(tmp_path / "stock") if tied else stock_folder()
+    processor = load_processor(folder)
+    model = load_amvl(folder, processor, LATENT, dtype=torch.float32)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    again = load_amvl(str(tmp_path / "saved"), load_processor(str(tmp_path / "saved")), LATENT)
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) is tied
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name

@@ -1,0 +1,108 @@
+"""A training step (forward and backward) of AMVL against plain fine-tuning: `python -m benchmarks.step`.
+
+Variants: `sft_stock`, the stock Hugging Face model with its own loss, logits on all rows; `sft`, ours, logits on label
+rows; `amvl_three_pass`, the objective by three whole passes of the stock text stack; `amvl_shared_prefix`, ours. One
+sample per step. The last line is one JSON object; ratios are of medians over interleaved rounds in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from amvl_core.config import AmvlMethod, SftMethod
+from amvl_core.methods import Clock
+from amvl_core.methods.amvl import Amvl
+from amvl_core.methods.sft import Sft
+from amvl_core.modeling import AMVLForConditionalGeneration
+from benchmarks.flops import sft_flops, shared_prefix_flops, three_pass_flops
+from benchmarks.measure import Step, interleaved, peak_bytes
+from benchmarks.shapes import build, text_batch
+from tests.reference import three_pass
+
+PREFIXES, ANSWERS = (256, 1024, 2048), (32, 128, 256)
+PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+def main() -> None:
+    """Measures every shape and prints the table, then the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="interleaved rounds per shape")
+    parser.add_argument("--x", type=int, nargs="+", default=PREFIXES, help="tokens of context and question")
+    parser.add_argument("--y", type=int, nargs="+", default=ANSWERS, help="tokens of the answer")
+    parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
+    arguments = parser.parse_args()
+    stock, ours = build(Qwen2_5_VLForConditionalGeneration), build(AMVLForConditionalGeneration)
+    for model in (stock, ours) if arguments.checkpointing else ():
+        model.activation_checkpointing_enable()
+    rows = []
+    for x in arguments.x:
+        for y in arguments.y:
+            rows += measure(stock, ours, x, y, arguments.repeats)
+            for row in rows[-4:]:
+                print(json.dumps(row), file=sys.stderr)
+    result = {"rows": rows, "device": _device_name(), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
+    print(json.dumps(result | {"checkpointing": arguments.checkpointing}))
+
+
+def measure(stock: Any, ours: Any, x: int, y: int, repeats: int) -> list[dict[str, Any]]:
+    """The four variants at one shape."""
+    steps = _steps(stock, ours, x, y)
+    seconds = interleaved(steps, repeats)
+    peaks = {name: peak_bytes(step) for name, step in steps.items()}
+    text, k = ours.config.text_config, ours.config.num_slots
+    flops = {
+        "sft_stock": sft_flops(text, x, y, logit_rows=x + y),
+        "sft": sft_flops(text, x, y, logit_rows=y),
+        "amvl_three_pass": three_pass_flops(text, x, y, k),
+        "amvl_shared_prefix": shared_prefix_flops(text, x, y, k),
+    }
+    return [
+        {
+            "x": x,
+            "y": y,
+            "variant": name,
+            "time_vs_sft": round(seconds[name] / seconds["sft"], 4),
+            "time_vs_stock": round(seconds[name] / seconds["sft_stock"], 4),
+            "peak_vs_sft": round(peaks[name] / peaks["sft"], 4),
+            "flops_limit_vs_sft": round(flops[name] / flops["sft"], 4),
+            **_utilisation(flops[name] / seconds[name]),
+        }
+        for name in steps
+    ]
+
+
+def _steps(stock: Any, ours: Any, x: int, y: int) -> dict[str, Step]:
+    """One training step of each variant, with gradients added to those that are there."""
+    vocab_size, where = ours.config.text_config.vocab_size, ours.lm_head.weight.device
+    plain = text_batch(x, y, block=False, vocab_size=vocab_size)
+    latent = text_batch(x, y, block=True, vocab_size=vocab_size)
+    clock = Clock(seed=0, step=2000, num_tokens=y)
+    sft, config = Sft(stock, SftMethod()), AmvlMethod()
+    amvl = Amvl(ours, config)
+    ids, labels = plain.input_ids_N[None].to(where), plain.labels_N[None].to(where)
+    return {
+        "sft_stock": lambda: stock(input_ids=ids, labels=labels, use_cache=False).loss.backward(),
+        "sft": lambda: sft(plain, clock).loss.backward(),
+        "amvl_three_pass": lambda: three_pass(ours, latent, config, clock)[0].backward(),
+        "amvl_shared_prefix": lambda: amvl(latent, clock).loss.backward(),
+    }
+
+
+def _utilisation(flops_per_second: float) -> dict[str, float]:
+    """Model FLOP utilisation, on a GPU whose peak is known."""
+    peak = next((flops for name, flops in PEAK_BF16_FLOPS.items() if name in _device_name()), None)
+    return {} if peak is None else {"mfu": round(flops_per_second / peak, 4)}
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""AMVL's objective written out with the stock model: each sample alone, three whole passes, nothing shared.
+
+    prior      [x, <abs>, slots]
+    posterior  [x, <abs>, y, slots]
+    decoder    [x, <abs>, Z, </abs>, y]
+
+It is what the shared-prefix step is compared to, in tests and in the benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amvl_core.config import AmvlMethod
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
+from amvl_core.gaussian import Gaussian
+from amvl_core.methods import Clock
+from amvl_core.methods.amvl import latent_noise
+from amvl_core.objectives import forward_kl, reverse_kl
+
+
+def stock_hidden(model: Any, embeds: Tensor, positions: Tensor) -> Tensor:
+    """The stock text stack on one sample."""
+    return model.model.language_model(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+
+
+def samples(model: Any, data: Batch) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
+    """Name, ids, labels, embeddings [1, T, D] and M-RoPE positions [3, 1, T] of each sample."""
+    patches = images = start = 0
+    for name, length, count in zip(data.sample_ids, data.lengths, data.num_images, strict=True):
+        ids, labels = data.input_ids_N[start : start + length], data.labels_N[start : start + length]
+        start += length
+        embeds = model.get_input_embeddings()(ids)[None]
+        if count and data.image_grid_thw is not None and data.pixel_values is not None:
+            grid = data.image_grid_thw[images : images + count]
+            images += count
+            pixels = data.pixel_values[patches : patches + int(grid.prod(-1).sum())]
+            patches += len(pixels)
+            with torch.no_grad():
+                features = torch.cat(model.model.get_image_features(pixels, grid).pooler_output).to(embeds.dtype)
+            embeds = embeds.clone()
+            embeds[0, ids == model.config.image_token_id] = features
+            is_image = (ids == model.config.image_token_id).int()[None]
+            positions, _ = model.model.get_rope_index(ids[None], is_image, image_grid_thw=grid)
+        else:
+            positions = torch.arange(length).expand(3, 1, -1)
+        yield name, ids, labels, embeds, positions
+
+
+def three_pass(model: Any, data: Batch, config: AmvlMethod, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
+    """The whole objective and its terms."""
+    k = model.config.num_slots
+    nll, priors, posteriors = [], [], []
+    for name, ids, labels, embeds, positions in samples(model, data):
+        length = len(ids)
+        start = ids.tolist().index(model.config.slot_token_ids[0])
+        x, slots, end = embeds[:, :start], embeds[:, start : start + k], embeds[:, start + k : start + k + 1]
+        y = embeds[:, start + k + 1 :]
+        prior = model.prior(stock_hidden(model, torch.cat([x, slots], 1), positions[..., : start + k])[:, -k:])
+        # Without the block before it y stands k + 1 places earlier; the slots follow it.
+        before, after = positions[..., :start], positions[..., start + k + 1 :] - k - 1
+        behind = after.max() + 1 + torch.arange(k).expand(3, 1, -1)
+        if config.posterior_positions == "aligned":
+            behind = positions[..., start : start + k]
+        placed = torch.cat([before, after, behind], -1)
+        posterior = model.posterior(stock_hidden(model, torch.cat([x, y, slots], 1), placed)[:, -k:])
+        keep = labels[1:] != IGNORED
+        for noise in latent_noise(clock, [name], config.posterior_samples, posterior.mean):
+            latent = model.injector(posterior.sample(noise).to(embeds.dtype))
+            hidden = stock_hidden(model, torch.cat([x, latent, end, y], 1), positions)
+            logits = model.lm_head(hidden[0, : length - 1][keep])
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            nll.append(functional.cross_entropy(logits, labels[1:][keep], reduction="sum"))
+        priors.append(prior)
+        posteriors.append(posterior)
+    p = Gaussian(torch.cat([g.mean for g in priors]), torch.cat([g.logvar for g in priors]))
+    q = Gaussian(torch.cat([g.mean for g in posteriors]), torch.cat([g.logvar for g in posteriors]))
+    ntp = sum(nll) / clock.num_tokens / config.posterior_samples
+    kl = forward_kl(q, p, config.kl_reduction, config.stop_gradient_forward).mean()
+    back = reverse_kl(q, p, config.kl_reduction, config.stop_gradient_reverse).mean()
+    beta = config.beta_max * min(1.0, max(0, clock.step - config.beta_start) / config.beta_warmup)
+    gamma = config.gamma_max * min(1.0, max(0, clock.step - config.gamma_start) / config.gamma_warmup)
+    loss = config.ntp_weight * ntp + beta * kl + gamma * back
+    return loss, {"ntp": ntp, "kl_forward": kl, "kl_reverse": back}
