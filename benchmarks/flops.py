@@ -49,5 +49,18 @@ def shared_prefix_flops(config: Any, x: int, y: int, k: int) -> float:
     return 3.0 * (layers + _head_flops(config, y))
 
 
+def prefill_flops(config: Any, x: int, k: int | None) -> float:
+    """Up to the first token behind a prompt of x tokens; with `k`, of a latent block that is filled behind it."""
+    if k is None:
+        return row_flops(config, [Span(x, read=x)]) + _head_flops(config, 1)
+    reading, decoding = Span(x + 1 + k, read=x + 1 + k), Span(k + 1, read=k + 1, context=(0, x + 1))
+    return row_flops(config, [reading]) + row_flops(config, [decoding]) + _head_flops(config, 1)
+
+
+def decode_flops(config: Any, seen: int) -> float:
+    """One further token behind `seen`."""
+    return row_flops(config, [Span(1, read=1, context=(0, seen))]) + _head_flops(config, 1)
+
+
 def _head_flops(config: Any, rows: int) -> float:
     return 2.0 * rows * float(config.hidden_size) * float(config.vocab_size)

@@ -49,6 +49,11 @@ def peak_bytes(step: Step) -> int:
     return peak
 
 
+def device_name() -> str:
+    """The GPU's name, or `cpu`."""
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
+
+
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from amvl_core.methods.amvl import Amvl
 from amvl_core.methods.sft import Sft
 from amvl_core.modeling import AMVLForConditionalGeneration
 from benchmarks.flops import sft_flops, shared_prefix_flops, three_pass_flops
-from benchmarks.measure import Step, interleaved, peak_bytes
+from benchmarks.measure import Step, device_name, interleaved, peak_bytes
 from benchmarks.shapes import build, text_batch
 from tests.reference import three_pass
 
@@ -46,7 +46,7 @@ def main() -> None:
             rows += measure(stock, ours, x, y, arguments.repeats)
             for row in rows[-4:]:
                 print(json.dumps(row), file=sys.stderr)
-    result = {"rows": rows, "device": _device_name(), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
+    result = {"rows": rows, "device": device_name(), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
     print(json.dumps(result | {"checkpointing": arguments.checkpointing}))
 
 
@@ -96,12 +96,8 @@ def _steps(stock: Any, ours: Any, x: int, y: int) -> dict[str, Step]:
 
 def _utilisation(flops_per_second: float) -> dict[str, float]:
     """Model FLOP utilisation, on a GPU whose peak is known."""
-    peak = next((flops for name, flops in PEAK_BF16_FLOPS.items() if name in _device_name()), None)
+    peak = next((flops for name, flops in PEAK_BF16_FLOPS.items() if name in device_name()), None)
     return {} if peak is None else {"mfu": round(flops_per_second / peak, 4)}
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""The shared-prefix step under DeepSpeed, two gloo processes, against three whole passes in one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from amvl_core.config import AmvlMethod, StageConfig, TrainerConfig
+from amvl_core.methods import Clock
+from amvl_core.methods.amvl import Amvl
+from tests.reference import three_pass
+from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder
+
+METHOD = AmvlMethod(beta_warmup=50, gamma_start=10, gamma_warmup=50, posterior_samples=2)
+CLOCK = Clock(seed=5, step=40, num_tokens=7.0)
+STAGE = StageConfig(method=METHOD, steps=1, global_batch=4, micro_batch=2, clip=1e9)
+# Rank 0 holds images, rank 1 text alone; both call the same modules.
+HALVES = (SAMPLES[:2], [SAMPLES[2], ("Is the other one left?", "yes", ())])
+
+
+def reference(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Gradients of the mean over both halves, by three passes."""
+    model, processor = amvl_model(dtype=dtype)
+    model.model.visual.requires_grad_(False)
+    for half in HALVES:
+        (three_pass(model, batch(processor, LATENT, half), METHOD, CLOCK)[0] / 2).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def rank_main(rank: int, port: int, folder: str) -> None:
+    """One rank: a step under every ZeRO stage; rank 0 stores what it finds."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    stock_folder()  # once there is a process group the library writes on its first rank alone
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for zero_stage in (0, 1, 2, 3):
+        for checkpointing in (False, True):
+            name = f"zero {zero_stage}, checkpointing {checkpointing}"
+            found[name] = gradients(rank, zero_stage, checkpointing)
+    found["bf16"] = bf16_weights(rank)
+    found["adaptation"] = adaptation(rank)
+    if rank == 0:
+        torch.save(found, Path(folder) / "found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def gradients(rank: int, zero_stage: int, checkpointing: bool) -> dict[str, torch.Tensor]:
+    """Averaged gradients of one backward pass, whole."""
+    from deepspeed.utils import safe_get_full_grad
+
+    from amvl_core.train.engine import Engine
+
+    model, processor = amvl_model(dtype=torch.float32)
+    trainer = TrainerConfig(zero_stage=zero_stage, precision="fp32", gradient_checkpointing=checkpointing)
+    engine = Engine(Amvl(model.train(), METHOD), STAGE, trainer, world_size=2)
+    engine.engine.backward(engine.engine(batch(processor, LATENT, HALVES[rank]), CLOCK).loss)
+    grads = {}
+    for name, parameter in engine.method.model.named_parameters():
+        if parameter.requires_grad:
+            grad = safe_get_full_grad(parameter) if zero_stage else parameter.grad
+            grads[name] = grad.detach().float().cpu().clone()
+    engine.close()
+    return grads
+
+
+def bf16_weights(rank: int) -> dict[str, torch.Tensor]:
+    """All weights after a bf16 step under ZeRO-2 with checkpointing."""
+    from amvl_core.train.engine import Engine
+
+    model, processor = amvl_model(dtype=torch.bfloat16)
+    trainer = TrainerConfig(zero_stage=2, precision="bf16", gradient_checkpointing=True)
+    engine = Engine(Amvl(model.train(), METHOD), STAGE.model_copy(update={"lr": 0.1}), trainer, world_size=2)
+    engine.engine.backward(engine.engine(batch(processor, LATENT, HALVES[rank]), CLOCK).loss)
+    engine.engine.step()
+    state = engine.state_dict(0)
+    engine.close()
+    return state
+
+
+def adaptation(rank: int) -> dict[int, dict[str, torch.Tensor]]:
+    """All weights after three steps of embedding adaptation under each ZeRO stage."""
+    from amvl_core.train.engine import Engine
+
+    found = {}
+    for zero_stage in (0, 1, 2, 3):
+        model, processor = amvl_model(dtype=torch.float32)
+        stage = STAGE.model_copy(update={"trainable": "new_rows", "lr": 1e-2, "weight_decay": 0.1})
+        trainer = TrainerConfig(zero_stage=zero_stage, precision="fp32", gradient_checkpointing=False)
+        engine = Engine(Amvl(model.train(), METHOD), stage, trainer, world_size=2)
+        for _ in range(3):
+            engine.engine.backward(engine.engine(batch(processor, LATENT, HALVES[rank]), CLOCK).loss)
+            engine.engine.step()
+        found[zero_stage] = engine.state_dict(0)
+        engine.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What two processes found, once for all tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(rank_main, (port, folder), nprocs=2)
+        return torch.load(Path(folder) / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_every_gradient_equals_three_passes_in_one_process(found, zero_stage: int, checkpointing: bool) -> None:
+    ours = found[f"zero {zero_stage}, checkpointing {checkpointing}"]
+    theirs = reference(torch.float32)
+    whole = torch.stack([grad.norm() for grad in theirs.values()]).norm()
+    assert len(ours) > 30
+    for name, grad in ours.items():
+        expected = theirs.get(name, torch.zeros_like(grad))
+        error = float((grad - expected).norm() / torch.maximum(expected.norm(), 1e-3 * whole))
+        # Measured worst case over stages: 2e-6.
+        assert error < 2e-5, f"{name}: {error:.1e}"
+
+
+def test_bf16_moves_every_trained_weight_and_keeps_them_finite(found) -> None:
+    model, _ = amvl_model(dtype=torch.bfloat16)
+    for name, value in model.named_parameters():
+        after = found["bf16"][name]
+        assert after.dtype == torch.bfloat16 and torch.isfinite(after.float()).all(), name
+        assert torch.equal(after, value) == name.startswith("model.visual."), name
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_adaptation_moves_the_new_rows_and_nothing_else(found, zero_stage: int) -> None:
+    model, _ = amvl_model(dtype=torch.float32)
+    rows = Amvl(model, METHOD).new_token_rows()
+    for name, value in model.named_parameters():
+        after = found["adaptation"][zero_stage][name]
+        if name == "model.language_model.embed_tokens.weight":
+            changed = (after != value).any(1).nonzero()[:, 0].tolist()
+            assert changed == sorted(rows)
+        else:
+            assert torch.equal(after, value), name
