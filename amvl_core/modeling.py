@@ -150,23 +150,27 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config.text_config)
         total, num_slots = input_ids.shape[1], self.config.num_slots
 
-        def run(embeds: Tensor, first: int, stop: int) -> Any:
+        def run(embeds: Tensor, first: int, stop: int, key_values: Any) -> Any:
             seen = None if attention_mask is None else attention_mask[:, : attention_mask.shape[1] - total + stop]
             return self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=seen,
                 position_ids=position_ids[..., first:stop],
-                past_key_values=cache,
+                past_key_values=key_values,
                 use_cache=True,
                 **kwargs,
             )
 
-        reading = run(embeds_BTD[:, : start + num_slots], 0, start + num_slots)
-        latent_BKZ = self._latent(reading.last_hidden_state[:, start:], tau, latent_noise, generator)
-        cache.crop(-num_slots)
+        behind = start + num_slots
+        through = min(behind + 1, total)
+        reading = run(embeds_BTD[:, :through], 0, through, cache)
+        latent_BKZ = self._latent(reading.last_hidden_state[:, start:behind], tau, latent_noise, generator)
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
-        decoding = run(torch.cat([injected_BKD, embeds_BTD[:, start + num_slots :]], 1), start, total)
-        hidden_BTD = torch.cat([reading.last_hidden_state[:, :start], decoding.last_hidden_state], 1)
+        tail = _Tail(cache, through - start)
+        decoding = run(torch.cat([injected_BKD, embeds_BTD[:, behind:]], 1), start, total, tail)
+        hidden_BTD = decoding.last_hidden_state
+        if not isinstance(logits_to_keep, int) or not 0 < logits_to_keep <= total - start:
+            hidden_BTD = torch.cat([reading.last_hidden_state[:, :start], hidden_BTD], 1)
         logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
         loss = None
         if labels is not None:
@@ -262,6 +266,50 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if attention_mask is None:
             return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
         return (attention_mask.long().cumsum(-1) - 1).clamp_min(0).expand(3, *input_ids.shape)
+
+
+class _Tail:
+    """A cache whose last `rows` are written again: keys and values of Z take the place of the slots' in place.
+
+    What the text model asks of a cache, and no more. Nothing of the prefix is copied, unless gradients are kept.
+    """
+
+    is_compileable = False
+
+    def __init__(self, cache: Any, rows: int) -> None:
+        self.cache, self.rows = cache, rows
+        self.start = cache.get_seq_length() - rows
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Rows before the tail."""
+        return int(self.start)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Rows before the tail."""
+        return int(self.start)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys after `query_length` rows have been written."""
+        length, offset = self.cache.get_mask_sizes(max(0, query_length - self.rows), layer_idx)
+        return int(length), int(offset)
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *arguments: Any, **options: Any) -> Any:
+        """Writes the tail again, appends what goes beyond it; the layer's keys and values."""
+        layer = self.cache.layers[layer_idx]
+        behind = self.start + self.rows
+        if torch.is_grad_enabled():
+            layer.keys = _replaced(layer.keys, keys[..., : self.rows, :], self.start)
+            layer.values = _replaced(layer.values, values[..., : self.rows, :], self.start)
+        else:
+            layer.keys[..., self.start : behind, :] = keys[..., : self.rows, :]
+            layer.values[..., self.start : behind, :] = values[..., : self.rows, :]
+        if keys.shape[-2] > self.rows:
+            return self.cache.update(keys[..., self.rows :, :], values[..., self.rows :, :], layer_idx)
+        return layer.keys, layer.values
+
+
+def _replaced(whole: Tensor, part: Tensor, start: int) -> Tensor:
+    return torch.cat([whole[..., :start, :], part, whole[..., start + part.shape[-2] :, :]], -2)
 
 
 def _head(latent: LatentConfig, size: int) -> VariationalHead:
