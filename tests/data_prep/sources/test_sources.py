@@ -6,35 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.config import ChatJsonlSource, EasyVqaSource, NlvrSource, Source, VspMazeSource
+from amvl_core.config import ChatJsonlSource, EasyVqaSource, NlvrSource, VspMazeSource
 from amvl_core.errors import DataError
-from amvl_core.sample import Conversation
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, TEST_OVERLAP
-from data_prep.sources import CONVERTERS, detect, list_rows
-from data_prep.sources.archive import open_archive
-from data_prep.sources.row import RawRow
+from data_prep.sources import detect
 from tests.conftest import real_data
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row, png
-
-
-def listed(source: Source, seed: int = 0) -> list[RawRow]:
-    assert source.kind != "microworld"
-    with open_archive(source.uri) as archive:
-        return list_rows(source, source.kind, archive, seed)
-
-
-def converted(source: Source) -> list[Conversation]:
-    """Every row that is not dropped, with images that exist."""
-    assert source.kind != "microworld"
-    with open_archive(source.uri) as archive:
-        names = set(archive.names())
-        rows = [row for row in list_rows(source, source.kind, archive, 0) if row.drop is None]
-        return [
-            CONVERTERS[source.kind].convert(source, row, [archive.read(name) for name in row.images])
-            for row in rows
-            if names.issuperset(row.images)
-        ]
+from tests.data_prep.sources.reading import converted, listed
 
 
 def test_easy_vqa(tmp_path: Path) -> None:
