@@ -23,7 +23,8 @@ def numbered(text: str) -> list[str]:
     """The sentences of `1. ... 2. ...`, one a line or running on; the whole text where it is not numbered."""
     parts: list[str] = []
     rest = text.strip()
-    gap = r"\n\s*" if re.search(r"\n\s*2\.\s", rest) else r"\s+"
+    # Running on, a number begins a sentence only behind the end of another.
+    gap = r"\n\s*" if re.search(r"\n\s*2\.\s", rest) else r"(?<=[^\w\s,])\s+"
     while found := re.match(rf"{len(parts) + 1}\.\s+", rest):
         after = re.search(rf"{gap}(?={len(parts) + 2}\.\s)", rest)
         end, follow = (after.start(), after.end()) if after else (len(rest), len(rest))

@@ -184,15 +184,9 @@ def test_nothing_kept_is_an_error_with_reasons_and_no_record(ray_cluster: None, 
 
 
 def test_errors_of_tasks_reach_the_user_as_they_are(ray_cluster: None, tmp_path: Path) -> None:
-    packed = Path(as_zip(tmp_path / "easy.zip", archives.easy_vqa()))
-    image = archives.easy_vqa()["easy/data/train/images/0.png"]
-    packed.write_bytes(packed.read_bytes().replace(image, image[:-20] + b"\0" * 20))
-    with pytest.raises(DataError, match=r"easy\.zip is damaged"):
-        run(configure(EasyVqaSource(uri=str(packed))), tmp_path / "out")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot write"):
         run(configure(EasyVqaSource(uri=as_folder(tmp_path / "easy", archives.easy_vqa()))), tmp_path / "file" / "out")
-    assert load_record(str(tmp_path / "out"), DatasetRecord) is None
 
 
 def test_bad_input_is_refused_before_any_work(tmp_path: Path) -> None:
