@@ -148,7 +148,7 @@ def _compression(head: bytes) -> Any:
 def _member_name(name: str) -> str | None:
     """The name as a POSIX path inside of the archive, or None where it points outside."""
     path = PurePosixPath(name)
-    return None if path.is_absolute() or ".." in path.parts else path.as_posix()
+    return None if path.is_absolute() or ".." in path.parts or "\0" in name else path.as_posix()
 
 
 class _Folder(Archive):
@@ -169,11 +169,15 @@ class _Folder(Archive):
 
     def _where(self, name: str) -> str:
         where = f"{self._path}/{name}"
-        outside = _member_name(name) is None
-        if isinstance(self._fs, LocalFileSystem):
-            outside = outside or not Path(where).resolve().is_relative_to(Path(self._path).resolve())
-        if outside:
+        if _member_name(name) is None:
             raise KeyError(name)
+        if isinstance(self._fs, LocalFileSystem):
+            try:
+                outside = not Path(where).resolve().is_relative_to(Path(self._path).resolve())
+            except (OSError, RuntimeError) as error:  # a link that leads to itself
+                raise KeyError(name) from error
+            if outside:
+                raise KeyError(name)
         return where
 
     def open(self, name: str) -> IO[bytes]:

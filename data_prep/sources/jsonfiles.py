@@ -16,6 +16,7 @@ CHUNK_BYTES = 2**20
 MAX_ITEM_CHARS = 2**26
 """A list item that is longer than this is taken for a damaged one."""
 
+_END = re.compile(r"\s*[,\]]")
 _SPACE = re.compile(r"[\s,]*")
 # Half of a surrogate pair is legal in JSON but is no text: nothing can store or tokenise it.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -71,8 +72,8 @@ def json_items(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
                 if text[at] == "]":
                     return
                 value, end = decoder.raw_decode(text, at)
-                if end == len(text) and not ended:
-                    raise ValueError("it may go on")
+                if not _END.match(text, end) and not (ended and not text[end:].strip()):
+                    raise ValueError("it goes on")
             except (ValueError, RecursionError) as error:
                 if ended or len(text) - at > MAX_ITEM_CHARS:
                     detail = f"item {number - 1} is not valid JSON ({error}); nothing behind it in {name} can be read"

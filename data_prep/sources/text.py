@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_THOUGHT = re.compile(r"(?:^|\s+)THOUGHT \d+:\s*")
-_ACTION = re.compile(r"(?:^|\s+)ACTION \d+:")
+_THOUGHT = re.compile(r"(?<!\S)THOUGHT \d+:\s*")
+_ACTION = re.compile(r"(?<!\S)ACTION \d+:")
 
 
 def thoughts(trace: str) -> list[str]:
