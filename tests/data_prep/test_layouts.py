@@ -20,7 +20,7 @@ from tests.tiny import picture, stock_folder
 
 MAX_SLOTS = 12
 
-text = st.text(st.characters(codec="utf-8", exclude_characters="<>\0"), min_size=1, max_size=20)
+text = st.text(st.characters(codec="utf-8", exclude_characters="<>\0"), min_size=1, max_size=20).filter(str.strip)
 layouts: st.SearchStrategy[Layout] = st.one_of(
     st.just(AfterPrompt()),
     st.just(BeforeSteps()),

@@ -18,7 +18,9 @@ from amvl_core.presets import demo
 from amvl_core.progress import Progress
 from amvl_core.records import DatasetRecord, load_record
 from data_prep import filters
+from data_prep.microworld.export import FORMS, export
 from data_prep.pipeline import fingerprint, prepare
+from data_prep.sources import detect
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
 from tests.data_prep.pictures import decode, png
@@ -150,6 +152,29 @@ def test_steps_are_lines_before_the_answer(ray_cluster: None, tmp_path: Path) ->
     (stored,) = read(without)
     assert [segment["text"] for segment in stored["segments"][2:]] == ["red"]
     assert len(stored["images"]) == 1
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_exported_microworld_is_prepared_as_microworld_itself(ray_cluster: None, tmp_path: Path, form: str) -> None:
+    generated = MicroworldSource(train=16, test=8)
+    export(generated, form, tmp_path / form)
+    source = detect(str(tmp_path / form))
+    assert source.kind == form
+    records = [
+        run(configure(chosen, target="steps_and_answer"), tmp_path / name)[0]
+        for chosen, name in ((source, "converted"), (generated, "generated"))
+    ]
+    assert [record.kept for record in records] == [24, 24]
+
+    def content(record: DatasetRecord) -> list[Any]:
+        rows = [(row["segments"], row["images"], row["num_tokens"], json.loads(row["extra"])) for row in read(record)]
+        return sorted(rows, key=lambda row: (row[3]["task"], row[0][0]["text"], row[1]))
+
+    converted, wanted = map(content, records)
+    if form == "zebra_cot":  # it has no boxes
+        for row in wanted:
+            row[3]["regions"] = []
+    assert converted == wanted
 
 
 @pytest.mark.parametrize("kind", ["folder", "easy.tar.gz", "easy.zip"])
