@@ -42,7 +42,8 @@ from data_prep.sources import (
 )
 from data_prep.sources.archive import Archive, open_archive
 from data_prep.sources.jsonfiles import json_items, json_lines
-from data_prep.sources.row import RawRow, Rejected
+from data_prep.sources.row import RawRow, Rejected, tables
+from data_prep.sources.table import Table
 
 
 @dataclass(frozen=True)
@@ -157,14 +158,13 @@ def _by_content(uri: str, archive: Archive) -> Source | None:
     """Formats whose files are called like many others: the first of each kind is looked into."""
     first = {
         ending: next((name for name in archive.names() if name.endswith(ending)), None)
-        for ending in (".parquet", ".jsonl", ".json")
+        for ending in (".jsonl", ".json")
     }
-    if first[".parquet"] is not None:
-        columns = archive.table(first[".parquet"]).columns
-        if refocus.is_table(columns):
-            return RefocusSource(uri=uri)
-        if zebra_cot.is_table(columns):
-            return ZebraCotSource(uri=uri)
+    columns = [table.columns for _, table in tables(archive, bool) if isinstance(table, Table)]
+    if any(map(refocus.is_table, columns)):
+        return RefocusSource(uri=uri)
+    if any(map(zebra_cot.is_table, columns)):
+        return ZebraCotSource(uri=uri)
     if first[".jsonl"] is not None:
         _, line = next(json_lines(archive, first[".jsonl"]), (0, None))
         if refocus.is_raw(line):

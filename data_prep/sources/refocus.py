@@ -19,12 +19,12 @@ from typing_extensions import TypedDict
 from amvl_core.config import RefocusSource
 from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
-from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE
+from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, Drop
 from data_prep.sources import text
 from data_prep.sources.archive import Archive, resolve
 from data_prep.sources.jsonfiles import json_lines
 from data_prep.sources.pictures import Box, PublishedBox, image_size, regions
-from data_prep.sources.row import Cell, ImageRef, RawRow, Rejected, attempt, checked, inside
+from data_prep.sources.row import Cell, ImageRef, RawRow, Rejected, attempt, checked, inside, tables
 from data_prep.sources.table import TableRow
 
 FOCUS = "focus"
@@ -90,19 +90,26 @@ def is_raw(fields: object) -> bool:
 
 def rows(source: RefocusSource, archive: Archive) -> Iterator[RawRow]:
     """Every row of the Parquet files, else of the raw files. Raises DataError if there are neither."""
-    tables = [name for name in archive.names() if name.endswith(".parquet")]
-    tables = [name for name in tables if is_table(archive.table(name).columns)]
+    found = tables(archive, is_table)
     raw = [name for name in archive.names() if name.endswith(".jsonl")]
-    if not tables and not raw:
+    if not found and not raw:
         raise DataError(f"{source.uri} holds neither Parquet files of ReFocus nor its raw .jsonl files")
-    for name in tables or raw:
-        where, split = f"refocus/{posixpath.splitext(name)[0]}", _split(posixpath.basename(name))
-        if tables:
-            for number, row in enumerate(archive.table(name).rows(COLUMNS, IMAGES)):
-                yield attempt(f"{where}/{number:07d}", split, _table_row, name, row)
-        else:
-            for number, value in json_lines(archive, name):
-                yield attempt(f"{where}/{number:07d}", split, _raw_row, posixpath.dirname(name), archive, value)
+    for name, table in found:
+        where, split = _place(name)
+        if isinstance(table, Drop):
+            yield RawRow(where, split, (), None, table)
+            continue
+        for number, row in enumerate(table.rows(COLUMNS, IMAGES)):
+            yield attempt(f"{where}/{number:07d}", split, _table_row, name, row)
+    for name in raw if not found else ():
+        where, split = _place(name)
+        for number, value in json_lines(archive, name):
+            yield attempt(f"{where}/{number:07d}", split, _raw_row, posixpath.dirname(name), archive, value)
+
+
+def _place(name: str) -> tuple[str, Split]:
+    """What the ids of a file's rows begin with, and the split of those that do not say."""
+    return f"refocus/{posixpath.splitext(name)[0]}", _split(posixpath.basename(name))
 
 
 def _split(name: str) -> Split:

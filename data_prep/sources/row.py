@@ -12,6 +12,7 @@ from amvl_core.errors import DataError
 from amvl_core.sample import Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE, Drop
 from data_prep.sources.archive import Archive, DamagedMemberError, resolve
+from data_prep.sources.table import Table
 
 T = TypeVar("T")
 
@@ -75,6 +76,22 @@ def checked(schema: TypeAdapter[T], value: Any) -> T:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise Rejected(MALFORMED_ROW, f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+
+def tables(archive: Archive, belongs: Callable[[list[str]], bool]) -> list[tuple[str, Table | Drop]]:
+    """The Parquet members whose columns `belongs` accepts, and a Drop for each that cannot even be opened."""
+    found: list[tuple[str, Table | Drop]] = []
+    for name in archive.names():
+        if not name.endswith(".parquet"):
+            continue
+        try:
+            table = archive.table(name)
+        except DataError as error:
+            found.append((name, Drop(MALFORMED_ROW, str(error))))
+            continue
+        if belongs(table.columns):
+            found.append((name, table))
+    return found
 
 
 def inside(base: str, relative: str) -> str:

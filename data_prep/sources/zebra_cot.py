@@ -17,10 +17,10 @@ from typing_extensions import TypedDict
 from amvl_core.config import ZebraCotSource
 from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
-from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH
+from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, Drop
 from data_prep.sources import text
 from data_prep.sources.archive import Archive
-from data_prep.sources.row import Cell, RawRow, Rejected, attempt, checked
+from data_prep.sources.row import Cell, RawRow, Rejected, attempt, checked, tables
 from data_prep.sources.table import TableRow
 
 QUESTION, TRACE, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
@@ -40,15 +40,16 @@ def is_table(columns: Sequence[str]) -> bool:
 
 def rows(source: ZebraCotSource, archive: Archive) -> Iterator[RawRow]:
     """Every row, configuration after configuration. Raises DataError if no Parquet file has the published columns."""
-    names = [name for name in archive.names() if name.endswith(".parquet")]
-    names = [name for name in names if is_table(archive.table(name).columns)]
-    if not names:
+    found = tables(archive, is_table)
+    if not found:
         raise DataError(f"{source.uri} holds no Parquet file with the columns {', '.join(COLUMNS)} of Zebra-CoT")
-    for name in names:
-        table = archive.table(name)
+    for name, table in found:
         folder, file = posixpath.split(name)
         split: Split = "train" if file.startswith("train") else "test"
         config = posixpath.basename(folder) or "zebra_cot"
+        if isinstance(table, Drop):
+            yield RawRow(f"zebra_cot/{config}/{file}", split, (), None, table)
+            continue
         columns = [column for column in table.columns if _COLUMN.fullmatch(column)]
         for number, row in enumerate(table.rows(COLUMNS, columns)):
             sample_id = f"zebra_cot/{config}/{posixpath.splitext(file)[0]}/{number:07d}"

@@ -123,3 +123,11 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path: Path) -> None:
     picture = whole.index(P1)
     path.write_bytes(whole[: picture - 60] + b"\xff" * 60 + whole[picture:])
     assert list(drops(ZebraCotSource(uri=str(path))).values()) == [UNREADABLE_IMAGE] * 2
+
+
+def test_a_file_that_was_cut_is_one_drop(tmp_path: Path) -> None:
+    whole = files(row()) | files(row(), config="1 Chess")
+    name = "1 Chess/train-00000-of-00002.parquet"
+    source = detect(as_folder(tmp_path / "z", whole | {name: whole[name][:-50]}))
+    assert drops(source) == {f"zebra_cot/{name}": MALFORMED_ROW}
+    assert [sample.task for sample in converted(source)] == [CONFIG]
