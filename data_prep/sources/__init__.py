@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from amvl_core.config import (
@@ -40,8 +40,9 @@ from data_prep.sources import (
     vsp_maze,
     zebra_cot,
 )
-from data_prep.sources.archive import Archive, open_archive
+from data_prep.sources.archive import open_archive
 from data_prep.sources.jsonfiles import json_items, json_lines
+from data_prep.sources.members import Archive
 from data_prep.sources.row import RawRow, Rejected, tables
 from data_prep.sources.table import Table
 
@@ -112,7 +113,8 @@ def list_rows(source: ArchiveSource, kind: str, archive: Archive, seed: int) -> 
     }
     for row in CONVERTERS[kind].rows(source, archive):
         if row.split not in chosen or row.sample_id in chosen[row.split]:
-            yield row
+            images = tuple(archive.located(image) if isinstance(image, str) else image for image in row.images)
+            yield row if images == row.images else replace(row, images=images)
 
 
 def _chosen(rows: Iterator[RawRow], split: Split, limit: int, seed: int) -> set[str]:

@@ -2,12 +2,13 @@
 
 A tar can only be read from front to back, so it is read once into a spool (memory, and a temporary file beyond
 `SPOOL_BYTES`) and its images travel with the rows. Members of folders and zips are read where they are needed.
-A member whose name points outside of its archive does not exist: nothing can name it.
+Zips that lie in a folder, or in a folder of it, are part of it: what they hold is where they are.
 """
 
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import io
 import lzma
@@ -16,88 +17,22 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core import storage
 from amvl_core.errors import DataError
+from data_prep.sources.members import DAMAGED, Archive, DamagedMemberError, Inner, member_name
 from data_prep.sources.table import Table, damaged
 
 SPOOL_BYTES = 256 * 2**20
 
-# What the decoders of archives raise.
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
 _DECOMPRESS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-
-
-class DamagedMemberError(DataError):
-    """One member cannot be read; the rest of its archive can."""
-
-
-class Archive(ABC):
-    """Named members. `sequential` archives are read by the process that opened them, others by any."""
-
-    sequential = False
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._tables: dict[str, Table] = {}
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """All files, as sorted relative POSIX paths."""
-
-    @abstractmethod
-    def open(self, name: str) -> IO[bytes]:
-        """A member as a seekable stream. Raises KeyError if it is not there, DataError if it cannot be read."""
-
-    def read(self, name: str) -> bytes:
-        """A member's bytes. Raises KeyError if it is not there, DamagedMemberError if it cannot be read."""
-        with self.open(name) as file:
-            return file.read()
-
-    def find(self, suffix: str) -> str | None:
-        """The member that is called `suffix`, at the top or in the folder nearest to it."""
-        found = [name for name in self.names() if name == suffix or name.endswith("/" + suffix)]
-        return min(found, key=_depth, default=None)
-
-    def table(self, name: str) -> Table:
-        """A Parquet member, opened once. Raises DataError if it is damaged."""
-        if name not in self._tables:
-            self._tables[name] = Table(f"{self.uri}/{name}", self.open(name))
-        return self._tables[name]
-
-    def find_folder(self, name: str) -> str | None:
-        """The folder that is called `name`, nearest to the top."""
-        found = [folder for folder in self.folders if folder == name or folder.endswith("/" + name)]
-        return min(found, key=_depth, default=None)
-
-    @cached_property
-    def folders(self) -> frozenset[str]:
-        """Every folder that holds a file, itself or further down; the top is the empty text."""
-        found: set[str] = {""}
-        for name in self.names():
-            folder = posixpath.dirname(name)
-            while folder not in found:
-                found.add(folder)
-                folder = posixpath.dirname(folder)
-        return frozenset(found)
-
-    @cached_property
-    def members(self) -> frozenset[str]:
-        """`names()`, for looking one up."""
-        return frozenset(self.names())
-
-
-def _depth(name: str) -> tuple[int, str]:
-    return name.count("/"), name
 
 
 @contextmanager
@@ -135,20 +70,8 @@ def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
     return file
 
 
-def resolve(base: str, relative: str) -> str | None:
-    """The member that a file in the folder `base` calls `relative`; None if that is outside of the archive."""
-    name = posixpath.normpath(posixpath.join(base, relative))
-    return None if name.startswith(("../", "/")) or name == ".." else name
-
-
 def _compression(head: bytes) -> Any:
     return next((opener for magic, opener in _DECOMPRESS.items() if head.startswith(magic)), None)
-
-
-def _member_name(name: str) -> str | None:
-    """The name as a POSIX path inside of the archive, or None where it points outside."""
-    path = PurePosixPath(name)
-    return None if path.is_absolute() or ".." in path.parts or "\0" in name else path.as_posix()
 
 
 class _Folder(Archive):
@@ -156,9 +79,38 @@ class _Folder(Archive):
         super().__init__(uri)
         self._fs, self._path = fs, path.rstrip("/")
 
+        self._zips: list[str] | None = None
+        self._inner: dict[str, _Zip] = {}
+
     @cached_property
     def _names(self) -> list[str]:
-        return sorted(name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path))
+        names = {name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path)}
+        for name in self._find_zips():
+            names.update(posixpath.join(posixpath.dirname(name), member) for member in self.inner(name).names())
+        return sorted(names)
+
+    def _find_zips(self) -> list[str]:
+        if self._zips is None:
+            paths: list[str] = []
+            for pattern in ("*.zip", "*/*.zip"):
+                if isinstance(self._fs, LocalFileSystem):
+                    paths += [path.as_posix() for path in Path(self._path).glob(pattern)]
+                else:
+                    paths += self._fs.glob(f"{glob.escape(self._path)}/{pattern}")
+            self._zips = sorted(path[len(self._path) :].lstrip("/") for path in paths)
+        return self._zips
+
+    def inner(self, name: str) -> Archive:
+        if name not in self._inner:
+            self._inner[name] = _Zip(f"{self.uri}/{name}", self._open(name))
+        return self._inner[name]
+
+    def located(self, name: str) -> str | Inner:
+        for zipped in self._find_zips():
+            folder = zipped[: zipped.rfind("/") + 1]
+            if name.startswith(folder) and name[len(folder) :] in self.inner(zipped).members:
+                return Inner(zipped, name[len(folder) :])
+        return name
 
     def names(self) -> list[str]:
         return self._names
@@ -169,7 +121,7 @@ class _Folder(Archive):
 
     def _where(self, name: str) -> str:
         where = f"{self._path}/{name}"
-        if _member_name(name) is None:
+        if member_name(name) is None:
             raise KeyError(name)
         if isinstance(self._fs, LocalFileSystem):
             try:
@@ -181,6 +133,10 @@ class _Folder(Archive):
         return where
 
     def open(self, name: str) -> IO[bytes]:
+        found = self.located(name)
+        return self.inner(found.archive).open(found.member) if isinstance(found, Inner) else self._open(name)
+
+    def _open(self, name: str) -> IO[bytes]:
         where = self._where(name)
         try:
             file: IO[bytes] = self._fs.open(where, "rb")
@@ -191,6 +147,10 @@ class _Folder(Archive):
         return file
 
     def read(self, name: str) -> bytes:
+        # Whoever reads what somebody else has located need not look for zips.
+        found = self.located(name) if self._zips else name
+        if isinstance(found, Inner):
+            return self.inner(found.archive).read(found.member)
         where = self._where(name)
         try:
             return bytes(self._fs.cat_file(where))
@@ -223,7 +183,7 @@ class _Zip(Archive):
         except DAMAGED as error:
             raise damaged(uri, error) from error
         infos = [info for info in self._zip.infolist() if not info.is_dir()]
-        named = [(_member_name(info.filename), info) for info in infos]
+        named = [(member_name(info.filename), info) for info in infos]
         self._members = {name: info for name, info in named if name is not None}
 
     def names(self) -> list[str]:
@@ -278,7 +238,7 @@ class _Tar(Archive):
             raise damaged(uri, error) from error
 
     def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        name = _member_name(member.name)
+        name = member_name(member.name)
         content = tar.extractfile(member) if member.isreg() else None
         if name is None or content is None:
             return

@@ -22,14 +22,15 @@ from amvl_core.config import CogcomSource
 from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW
-from data_prep.sources.archive import Archive
 from data_prep.sources.jsonfiles import json_lines
+from data_prep.sources.members import Archive
 from data_prep.sources.pictures import PublishedBox, crop, image_size, regions
 from data_prep.sources.row import RawRow, Rejected, checked, inside
 
 FILES: tuple[tuple[str, Split], ...] = (("com.jsonl", "train"), ("com_math.jsonl", "train"), ("com_test.jsonl", "test"))
 MAX_CHAINS = 64
-"""Of one question. `*` can make a small tree have more paths than can be written down."""
+MAX_NODES = 4096
+"""Of one question: `*` can make a small tree have more paths than can be written down, with or without an answer."""
 
 ROOT = -1
 CROP = "crop_and_zoom"
@@ -67,7 +68,7 @@ LINE, QUESTION = TypeAdapter(Line), TypeAdapter(Question)
 BOX, BOXES = TypeAdapter(PublishedBox), TypeAdapter(list[PublishedBox])
 Chain = tuple[Node, ...]
 
-_EDGE = re.compile(r"(-?\d+),(\d+|\*)--(\d+),(\d+)")
+_EDGE = re.compile(r"(-?\d{1,6}),(\d{1,6}|\*)--(\d{1,6}),(\d{1,6})")
 _NAME = re.compile(r"`(\w+)`")
 
 
@@ -82,10 +83,13 @@ def rows(source: CogcomSource, archive: Archive) -> Iterator[RawRow]:
             try:
                 line = checked(LINE, value)
                 image = inside(posixpath.dirname(name), line["image_path"])
+                questions = line.get("metadata", [value])
+                if not questions:
+                    raise Rejected(MALFORMED_ROW, "metadata holds no question")
             except Rejected as rejected:
                 yield RawRow(sample_id, split, (), None, rejected.drop)
                 continue
-            for which, question in enumerate(line.get("metadata", [value])):
+            for which, question in enumerate(questions):
                 yield from _question_rows(f"{sample_id}-{which}", split, image, question)
 
 
@@ -114,19 +118,17 @@ def chains(tree: Mapping[str, Node]) -> list[Chain]:
         edges.append((int(edge[1]), edge[2], int(edge[3]), int(edge[4]), node))
     edges.sort(key=lambda edge: (edge[0], edge[1] == "*", edge[2], edge[3]))
     found: list[Chain] = []
-
-    def walk(level: int, index: int, path: Chain) -> None:
-        for parent, which, child, number, node in edges:
-            if parent != level or which not in ("*", str(index)):
-                continue
-            longer = (*path, node)
-            if node.get("found"):
-                found.append(longer)
-                if len(found) > MAX_CHAINS:
-                    raise Rejected(MALFORMED_ROW, f"final_com has more than {MAX_CHAINS} paths to the answer")
-            walk(child, number, longer)
-
-    walk(ROOT, 0, ())
+    waiting: list[tuple[int, int, Chain]] = [(ROOT, 0, ())]
+    for _ in range(MAX_NODES):
+        if not waiting:
+            break
+        level, index, path = waiting.pop()
+        if path and path[-1].get("found"):
+            found.append(path)
+        below = [edge for edge in edges if edge[0] == level and edge[1] in ("*", str(index))]
+        waiting += [(child, number, (*path, node)) for _, _, child, number, node in reversed(below)]
+    if waiting or len(found) > MAX_CHAINS:
+        raise Rejected(MALFORMED_ROW, f"final_com has more than {MAX_CHAINS} paths to the answer, or hardly an end")
     if not found:
         raise Rejected(INCOMPLETE_REASONING, "no path of final_com finds the answer")
     return found

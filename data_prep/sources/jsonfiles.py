@@ -6,11 +6,11 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from amvl_core.errors import DataError
 from data_prep.filters import MALFORMED_ROW, Drop
-from data_prep.sources.archive import DAMAGED, Archive
+from data_prep.sources.members import DAMAGED, Archive, DamagedMemberError
 
 CHUNK_BYTES = 2**20
 MAX_ITEM_CHARS = 2**26
@@ -25,13 +25,14 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def json_lines(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value or Drop) of every line that is not blank."""
     number = 0
-    with archive.open(name) as file:
-        try:
-            for number, line in enumerate(file, 1):
+    try:
+        with archive.open(name) as file:
+            for line in file:
+                number += 1
                 if line.strip():
                     yield number, _line(line)
-        except DAMAGED as error:
-            yield number + 1, Drop(MALFORMED_ROW, f"{name} is damaged behind line {number} ({error})")
+    except (*DAMAGED, DamagedMemberError) as error:
+        yield number + 1, Drop(MALFORMED_ROW, f"{name} is damaged behind line {number} ({error})")
 
 
 def _line(line: bytes) -> Any:
@@ -54,40 +55,60 @@ def json_items(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
 
     Raises DataError if it is no list.
     """
-    decoder = json.JSONDecoder()
-    number, at, text, ended = 0, 0, "", False
-    # Bytes that are no UTF-8 come through as surrogates, so that only the item that holds them is dropped.
-    utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-    with archive.open(name) as file:
-        while True:
-            at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-            if number == 0 and text[at : at + 1] not in ("[", ""):
+    number = 0
+    try:
+        with archive.open(name) as file:
+            text = _Text(file)
+            if text.ahead() not in ("[", ""):
                 raise DataError(f"{archive.uri}: {name} is not a JSON list")
+            text.at += 1
+            while text.ahead() != "]":
+                yield number, text.item()
+                number += 1
+    except (ValueError, RecursionError, *DAMAGED, DamagedMemberError) as error:
+        detail = f"item {number} is not valid JSON ({error}); nothing behind it in {name} can be read"
+        yield number, Drop(MALFORMED_ROW, detail)
+
+
+class _Text:
+    """A window on the text of a JSON list; `at` is where the next item begins in it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._text, self.at, self._ended = "", 0, False
+        # Bytes that are no UTF-8 come through as surrogates, so that only the item that holds them is dropped.
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._json = json.JSONDecoder()
+
+    def ahead(self) -> str:
+        """The next character that is no space or comma; empty text at the end."""
+        while True:
+            self.at = _SPACE.match(self._text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self._text) or self._ended:
+                return self._text[self.at : self.at + 1]
+            self._more()
+
+    def item(self) -> Any:
+        """The next item, or a Drop where it is no text. Raises ValueError where no item can be told from the rest."""
+        while True:
             try:
-                if at == len(text):
-                    raise ValueError("it ends in the middle")
-                if number == 0:
-                    number, at = 1, at + 1
-                    continue
-                if text[at] == "]":
-                    return
-                value, end = decoder.raw_decode(text, at)
-                if not _END.match(text, end) and not (ended and not text[end:].strip()):
+                value, end = self._json.raw_decode(self._text, self.at)
+                if not _END.match(self._text, end) and not (self._ended and not self._text[end:].strip()):
                     raise ValueError("it goes on")
-            except (ValueError, RecursionError) as error:
-                if ended or len(text) - at > MAX_ITEM_CHARS:
-                    detail = f"item {number - 1} is not valid JSON ({error}); nothing behind it in {name} can be read"
-                    yield max(number - 1, 0), Drop(MALFORMED_ROW, detail)
-                    return
-                # As much again as there is: an item is looked at a few times, however long it is.
-                try:
-                    data = file.read(max(CHUNK_BYTES, len(text) - at))
-                except DAMAGED:
-                    data = b""
-                text, at, ended = text[at:] + utf8.decode(data, final=not data), 0, not data
+            except (ValueError, RecursionError):
+                if self._ended or len(self._text) - self.at > MAX_ITEM_CHARS:
+                    raise
+                self._more()
                 continue
-            yield number - 1, _item(text[at:end], value)
-            number, at = number + 1, end
+            found = _item(self._text[self.at : end], value)
+            self.at = end
+            return found
+
+    def _more(self) -> None:
+        """Reads as much again as there is: an item is looked at a few times, however long it is."""
+        data = self._file.read(max(CHUNK_BYTES, len(self._text) - self.at))
+        self._text = self._text[self.at :] + self._utf8.decode(data, final=not data)
+        self.at, self._ended = 0, not data
 
 
 def _item(text: str, value: Any) -> Any:

@@ -13,8 +13,8 @@ from amvl_core.config import LlavaJsonSource
 from amvl_core.errors import DataError
 from amvl_core.sample import Conversation, Split
 from data_prep.filters import MALFORMED_ROW
-from data_prep.sources.archive import Archive
 from data_prep.sources.jsonfiles import json_items
+from data_prep.sources.members import Archive
 from data_prep.sources.row import RawRow, Rejected, attempt, checked, inside
 
 SPLITS: tuple[Split, Split] = ("train", "test")

@@ -20,8 +20,8 @@ from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, NO_ANSWER
 from data_prep.sources import text
-from data_prep.sources.archive import Archive
 from data_prep.sources.jsonfiles import json_items
+from data_prep.sources.members import Archive
 from data_prep.sources.row import RawRow, Rejected, attempt, checked, inside
 
 INSTRUCTION = "\nPut your final answer within \\boxed{}."

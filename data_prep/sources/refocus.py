@@ -21,8 +21,8 @@ from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, Drop
 from data_prep.sources import text
-from data_prep.sources.archive import Archive, resolve
 from data_prep.sources.jsonfiles import json_lines
+from data_prep.sources.members import Archive, resolve
 from data_prep.sources.pictures import Box, PublishedBox, image_size, regions
 from data_prep.sources.row import Cell, ImageRef, RawRow, Rejected, attempt, checked, inside, tables
 from data_prep.sources.table import TableRow

@@ -24,8 +24,8 @@ from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW
 from data_prep.sources import text
-from data_prep.sources.archive import Archive
 from data_prep.sources.jsonfiles import json_items, json_lines
+from data_prep.sources.members import Archive
 from data_prep.sources.pictures import PublishedBox, crop, image_size, regions
 from data_prep.sources.row import RawRow, Rejected, attempt, checked, inside
 

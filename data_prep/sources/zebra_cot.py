@@ -19,7 +19,7 @@ from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, Drop
 from data_prep.sources import text
-from data_prep.sources.archive import Archive
+from data_prep.sources.members import Archive
 from data_prep.sources.row import Cell, RawRow, Rejected, attempt, checked, tables
 from data_prep.sources.table import TableRow
 

@@ -87,3 +87,12 @@ def test_a_link_in_a_folder_does_not_lead_outside(tmp_path: Path) -> None:
     (tmp_path / "x" / "pictures" / "link.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "x" / "pictures" / "circle.png").symlink_to(tmp_path / "x" / "pictures" / "circle.png")
     assert reasons(uri) == ["kept", filters.MISSING_IMAGE, filters.MISSING_IMAGE]
+
+
+def test_a_corrupted_member_of_a_zip_in_a_folder(tmp_path: Path) -> None:
+    damaged, good = png(seed=2), png(seed=1)
+    packed = Path(as_zip(tmp_path / "pictures.zip", {"a.png": good, "b.png": damaged})).read_bytes()
+    packed = packed.replace(damaged, damaged[:-20] + b"\0" * 20)
+    rows = [chat_row(), chat_row(images=["pictures/b.png"]), chat_row(images=["pictures/c.png"])]
+    files = {"train.jsonl": chat(*rows)["train.jsonl"], "pictures/p.zip": packed}
+    assert reasons(as_folder(tmp_path / "x", files)) == ["kept", filters.UNREADABLE_IMAGE, filters.MISSING_IMAGE]

@@ -90,7 +90,9 @@ def test_edges_are_ordered_by_number_not_by_text() -> None:
         ({}, INCOMPLETE_REASONING),
         ({"5,0--6,0": node("a", True)}, INCOMPLETE_REASONING),  # not reachable from the root
         ({"-1,0--0,0": node("a"), "0,0--0,0": node("b", True)}, MALFORMED_ROW),  # a circle
+        ({"-1,0--0,0": node("a"), "0,0--0,0": node("b")}, MALFORMED_ROW),
         ({"root": node("a", True)}, MALFORMED_ROW),
+        ({f"{level - 1},*--{level},{i}": node("x") for level in range(9) for i in range(5)}, MALFORMED_ROW),
         ({f"{level - 1},*--{level},{i}": node("x", True) for level in range(9) for i in range(5)}, MALFORMED_ROW),
     ],
 )
@@ -98,6 +100,11 @@ def test_trees_without_a_way(tree: dict[str, Any], reason: str) -> None:
     with pytest.raises(Rejected) as error:
         chains(tree)
     assert error.value.drop.reason == reason
+
+
+def test_a_long_chain() -> None:
+    tree = {f"{level - 1},0--{level},0": node(str(level), level == 1999) for level in range(2000)}
+    assert [len(chain) for chain in chains(tree)] == [2000]
 
 
 def test_as_many_paths_as_are_allowed() -> None:
@@ -156,6 +163,7 @@ def sign(**change: Any) -> dict[str, Any]:
         (line(image_path=None), MALFORMED_ROW),
         (line(image_path="images/gone.png"), MISSING_IMAGE),
         (line(image_path="/etc/passwd"), MISSING_IMAGE),
+        ({"metadata": [], "image_path": "images/TextVQA/x.png"}, MALFORMED_ROW),
         ({"metadata": None, "image_path": "images/TextVQA/x.png"}, MALFORMED_ROW),
     ],
 )

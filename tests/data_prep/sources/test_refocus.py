@@ -78,6 +78,17 @@ def test_every_form_gives_the_same_sample(tmp_path: Path, files: dict[str, bytes
     assert sample.task == ("refocus" if "query" in str(files) else "chartqa_v_bar")
 
 
+def test_the_edited_image_stands_behind_the_last_code(tmp_path: Path) -> None:
+    late = [f"THOUGHT 0: Look.{CODE}", f"THOUGHT 1: Again.{CODE}", "THOUGHT 2: 7."]
+    none = ["THOUGHT 0: Look.", "THOUGHT 1: 7."]
+    samples = converted(
+        detect(as_folder(tmp_path / "r", raws(raw(thoughts=late), raw(thoughts=none), raw(thoughts=[]))))
+    )
+    assert [sample.steps for sample in samples] == [
+        ("Look.", "Again.<image>", "7."), ("Look.<image>", "7."), ("<image>",),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("empty", [None, ""])
 def test_without_an_edited_image_the_steps_are_words(tmp_path: Path, empty: str | None) -> None:
     (sample,) = converted(detect(as_folder(tmp_path / "r", raws(raw(edited_image=empty)))))

@@ -31,7 +31,7 @@ def image(name: str) -> str:
 def row(**change: Any) -> dict[str, Any]:
     """Images of the problem out of order, one of the reasoning shown twice."""
     trace = (
-        f"THOUGHT 0: Look at the piece. {image('reasoning_image_2')}\n"
+        "THOUGHT 0: Look at the piece. <image_start> [reasoning_image_2] <image_end>\n"
         f"THOUGHT 1: Compare {image('reasoning_image_1')} with {image('reasoning_image_2')} THOUGHT 2: It fits."
     )
     return {
