@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
-from annotated_types import Len
 from PIL import Image
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from amvl_core.sample import Region
 from data_prep.filters import DECOMPRESSION_BOMB, DEGENERATE_BOX, UNREADABLE_IMAGE
 from data_prep.images import JPEG_QUALITY, to_rgb
 from data_prep.sources.row import Rejected
 
-PublishedBox = Annotated[list[FiniteFloat], Len(4, 4)]
+PublishedBox = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
 """`[x1, y1, x2, y2]` as it stands in a file: four numbers, nothing more is known."""
 
 Box = tuple[float, float, float, float]

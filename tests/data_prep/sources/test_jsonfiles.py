@@ -88,7 +88,7 @@ def test_a_damaged_member_gives_what_stands_before_the_damage(tmp_path: Path) ->
 
 @pytest.mark.parametrize("read", [json_lines, json_items])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, read: Any) -> None:
-    """Measured peaks: 0.3 MiB (lines) and 7 MiB (items, in chunks of 1 MiB) for a file of 22 MiB."""
+    """Measured peaks: 0.04 MiB (lines) and 4.1 MiB (items, in chunks of 1 MiB) for a file of 22 MiB."""
     row = json.dumps({"text": "x" * 1000})
     data = ("\n".join([row] * 22_000) if read is json_lines else "[" + ",".join([row] * 22_000) + "]").encode()
     with open_archive(as_folder(tmp_path, {"x": data})) as archive:
@@ -97,4 +97,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, read: Any) -> None:
         assert sum(1 for _ in read(archive, "x")) == 22_000
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < 10 * 2**20, peak
+    assert peak < 6 * 2**20, peak
