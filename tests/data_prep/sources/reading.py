@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from amvl_core.config import Source
 from amvl_core.sample import Conversation
 from data_prep.filters import Drop
@@ -23,6 +25,8 @@ def outcomes(source: Source) -> dict[str, Conversation | Drop]:
     with open_archive(source.uri) as archive:
         rows = list(list_rows(source, source.kind, archive, 0))
         payload = read_images(archive, rows) if archive.sequential else None
+    # Another process converts: it knows of the archive what the rows say.
+    with open_archive(source.uri) if payload is None else nullcontext() as archive:
         for row in rows:
             assert row.sample_id not in found, "sample ids must be unique"
             images = row.drop or images_of(row, payload, archive)

@@ -91,6 +91,7 @@ def test_edges_are_ordered_by_number_not_by_text() -> None:
         ({"5,0--6,0": node("a", True)}, INCOMPLETE_REASONING),  # not reachable from the root
         ({"-1,0--0,0": node("a"), "0,0--0,0": node("b", True)}, MALFORMED_ROW),  # a circle
         ({"-1,0--0,0": node("a"), "0,0--0,0": node("b")}, MALFORMED_ROW),
+        ({"-1,0--0,0": node("a"), "0,0--1,0": node("b"), "1,0--0,5": node("c", True)}, MALFORMED_ROW),  # upwards
         ({"root": node("a", True)}, MALFORMED_ROW),
         ({f"{level - 1},*--{level},{i}": node("x") for level in range(9) for i in range(5)}, MALFORMED_ROW),
         ({f"{level - 1},*--{level},{i}": node("x", True) for level in range(9) for i in range(5)}, MALFORMED_ROW),
