@@ -6,7 +6,7 @@ Equation, table and appendix numbers are those of arXiv 2607.00461.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -44,7 +44,7 @@ class MicroworldSource(Frozen):
 class ArchiveSource(Frozen):
     """Fields of every source that is read from an archive or a folder."""
 
-    uri: str = Field(description="folder, .tar.gz or .zip; local or s3://")
+    uri: str = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
     train_limit: int | None = Field(None, ge=0, description="at most this many training samples, drawn by the seed")
     test_limit: int | None = Field(None, ge=0, description="at most this many test samples, drawn by the seed")
 
@@ -67,6 +67,46 @@ class VspMazeSource(ArchiveSource):
     kind: Literal["vsp_maze"] = "vsp_maze"
 
 
+class VisualCotSource(ArchiveSource):
+    """Visual-CoT: 363k questions with the box that holds the answer."""
+
+    kind: Literal["visual_cot"] = "visual_cot"
+    annotations: Literal["conversations", "metadata", "detailed"] = Field(
+        "conversations",
+        description="viscot_363k.json, with a crop as the step; metadata/, without steps; or GQA's detailed steps",
+    )
+
+
+class RefocusSource(ArchiveSource):
+    """ReFocus: charts and tables with edited images as steps; Parquet or raw."""
+
+    kind: Literal["refocus"] = "refocus"
+
+
+class CogcomSource(ArchiveSource):
+    """CogCoM: trees of image manipulations, each path to the answer a sample."""
+
+    kind: Literal["cogcom"] = "cogcom"
+
+
+class ZebraCotSource(ArchiveSource):
+    """Zebra-CoT: 18 configurations of reasoning with images between its sentences, as Parquet."""
+
+    kind: Literal["zebra_cot"] = "zebra_cot"
+
+
+class MonetSource(ArchiveSource):
+    """Monet-SFT-125K: chats with images in the reply, drawn from the four sets above."""
+
+    kind: Literal["monet"] = "monet"
+
+
+class OneThinkerSource(ArchiveSource):
+    """OneThinker-SFT: 340k questions with thinking, the ones about images."""
+
+    kind: Literal["onethinker"] = "onethinker"
+
+
 class ChatJsonlSource(ArchiveSource):
     """One's own data: a folder or archive with `train.jsonl`, `test.jsonl` and images.
 
@@ -78,27 +118,79 @@ class ChatJsonlSource(ArchiveSource):
     name: str = Field("chat", description="what reports and score tables call this source")
 
 
+class LlavaJsonSource(ArchiveSource):
+    """One's own data as LLaVA writes it: a folder or archive with `train.json`, `test.json` and images.
+
+    A file is a list of `{"image": "relative/path.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."},
+    {"from": "gpt", "value": "..."}]}`; `image` may be a list, or be left out.
+    """
+
+    kind: Literal["llava_json"] = "llava_json"
+    name: str = Field("llava", description="what reports and score tables call this source")
+
+
 Source = Annotated[
-    MicroworldSource | EasyVqaSource | NlvrSource | VspMazeSource | ChatJsonlSource, Field(discriminator="kind")
+    MicroworldSource
+    | EasyVqaSource
+    | NlvrSource
+    | VspMazeSource
+    | VisualCotSource
+    | RefocusSource
+    | CogcomSource
+    | ZebraCotSource
+    | MonetSource
+    | OneThinkerSource
+    | ChatJsonlSource
+    | LlavaJsonSource,
+    Field(discriminator="kind"),
 ]
+
+
+class AfterPrompt(Frozen):
+    """One block of `latent.num_slots` slots between prompt and answer (Eq. 5): AMVL."""
+
+    kind: Literal["after_prompt"] = "after_prompt"
+
+
+class BeforeSteps(Frozen):
+    """A block of `latent.num_slots` slots before each step: VaLR."""
+
+    kind: Literal["before_steps"] = "before_steps"
+
+
+class ReplaceSteps(Frozen):
+    """One block in the place of the first steps: Coconut. A sample with fewer steps has fewer slots."""
+
+    kind: Literal["replace_steps"] = "replace_steps"
+    steps: int = Field(1, ge=1, description="how many steps are replaced, from the first on (n)")
+    slots_per_step: int = Field(2, ge=1, description="slots of the block for each of them (c)")
+
+
+Layout = Annotated[AfterPrompt | BeforeSteps | ReplaceSteps, Field(discriminator="kind")]
 
 
 class DataConfig(Frozen):
     """What is prepared, and how a sample is laid out (Appendix E)."""
 
     sources: tuple[Source, ...] = (
-        ChatJsonlSource(name="visual_cot", uri="s3://amvl/sources/visual_cot"),
-        ChatJsonlSource(name="refocus", uri="s3://amvl/sources/refocus"),
-        ChatJsonlSource(name="cogcom", uri="s3://amvl/sources/cogcom"),
-        ChatJsonlSource(name="zebra_cot", uri="s3://amvl/sources/zebra_cot"),
+        VisualCotSource(uri="s3://amvl/sources/visual_cot"),
+        RefocusSource(uri="s3://amvl/sources/refocus"),
+        CogcomSource(uri="s3://amvl/sources/cogcom"),
+        ZebraCotSource(uri="s3://amvl/sources/zebra_cot"),
     )
-    layout: Literal["after_prompt"] = Field("after_prompt", description="where the latent block stands (Eq. 5)")
+    layout: Layout = Field(AfterPrompt(), description="where the latent blocks stand")
     target: Literal["answer", "steps_and_answer"] = "steps_and_answer"
     min_pixels: int = Field(256 * 28 * 28, ge=1, description="an image is scaled up to at least this many pixels")
     max_pixels: int = Field(1280 * 28 * 28, ge=1, description="an image is scaled down to at most this many pixels")
     max_tokens: int = Field(4096, ge=16, description="a longer sample is dropped and counted")
     rows_per_shard: int = Field(4096, ge=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _steps(self) -> DataConfig:
+        if self.layout.kind != "after_prompt" and self.target == "answer":
+            raise ValueError(f"layout {self.layout.kind} needs steps; set target = steps_and_answer")
+        return self
 
 
 class TinyConfig(Frozen):
@@ -295,6 +387,11 @@ class RunConfig(Frozen):
             if rank[stage.method.kind] < rank[before]:
                 raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before}; put it first")
             before = stage.method.kind
+            if stage.method.kind != "sft" and self.data.layout.kind != "after_prompt":
+                raise ValueError(
+                    f"stages.{name}: {stage.method.kind} needs one latent block per sample; data.layout is "
+                    f"{self.data.layout.kind}, set it to after_prompt"
+                )
         return self
 
 
@@ -341,10 +438,15 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    kinds = {"microworld", "easy_vqa", "nlvr", "vsp_maze", "chat_jsonl", "sft", "pause", "amvl"}
-    parts = [str(part) for i, part in enumerate(location) if not (_is_union_tag(location, i) and part in kinds)]
+    parts = [str(part) for i, part in enumerate(location) if not (_is_union_tag(location, i) and part in _KINDS)]
     return ".".join(parts) or "configuration"
 
 
 def _is_union_tag(location: tuple[int | str, ...], i: int) -> bool:
-    return i > 0 and (location[i - 1] == "method" or (i > 1 and location[i - 2] == "sources"))
+    return i > 0 and (location[i - 1] in ("method", "layout") or (i > 1 and location[i - 2] == "sources"))
+
+
+_KINDS = {
+    member.model_fields["kind"].default for union in (Source, Method, Layout) for member in get_args(get_args(union)[0])
+}
+"""What pydantic puts into the path of an error beside the fields."""

@@ -26,7 +26,8 @@ from data_prep import microworld
 from data_prep.identity import content_identity
 from data_prep.shards import SCHEMA_VERSION
 from data_prep.sources import list_rows, source_name
-from data_prep.sources.archive import Archive, open_archive
+from data_prep.sources.archive import open_archive
+from data_prep.sources.row import read_images
 from data_prep.work import EXAMPLES_PER_REASON, Done, Unit, Work
 
 if TYPE_CHECKING:
@@ -110,24 +111,18 @@ def _units(work: Work) -> Generator[Unit, None, None]:
                     numbers[split] += 1
             continue
         with open_archive(source.uri) as archive:
-            rows = list_rows(source, source.kind, archive, work.data.seed)
+            rows = list(list_rows(source, source.kind, archive, work.data.seed))
             for split in SPLITS:
                 members = [row for row in rows if row.split == split]
                 for start, stop in _ranges(len(members), work.data.rows_per_shard):
                     part = tuple(members[start:stop])
-                    wanted = {name for row in part for name in row.images}
-                    payload = _payload(archive, wanted) if archive.sequential else None
+                    payload = read_images(archive, part) if archive.sequential else None
                     yield Unit(split, numbers[split], index, start, stop, part, payload)
                     numbers[split] += 1
 
 
 def _ranges(count: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _payload(archive: Archive, wanted: set[str]) -> dict[str, bytes]:
-    present = wanted.intersection(archive.names())
-    return {name: archive.read(name) for name in sorted(present)}
 
 
 def _run(work: Work, units: Iterator[Unit], on_progress: ProgressFn) -> list[Done]:

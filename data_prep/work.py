@@ -17,13 +17,13 @@ from amvl_core.config import DataConfig, MicroworldSource, Source
 from amvl_core.records import DroppedExample, Shard, SourceReport
 from amvl_core.sample import Conversation, Region, Segment, Split
 from data_prep import microworld
-from data_prep.filters import MISSING_IMAGE, Drop, check_length, check_text, shown_images
+from data_prep.filters import Drop, check_length, check_text, shown_images
 from data_prep.images import StoredImage, standardise
-from data_prep.layouts import lay_out
+from data_prep.layouts import lay_out, without_replaced_images
 from data_prep.shards import ShardRow, extra_json, write_shard
-from data_prep.sources import CONVERTERS, source_name
-from data_prep.sources.archive import Archive, open_archive
-from data_prep.sources.row import RawRow
+from data_prep.sources import convert, source_name
+from data_prep.sources.archive import open_archive
+from data_prep.sources.row import ImageRef, RawRow, images_of
 
 EXAMPLES_PER_REASON = 3
 
@@ -44,7 +44,7 @@ class Counts(Protocol):
 class Unit:
     """Rows `start` to `stop` of a split of source number `source`, and the shard number they go to.
 
-    `rows` is empty for generated sources. `payload` holds images by member name where the archive is sequential, so
+    `rows` is empty for generated sources. `payload` holds images where the archive is sequential, so
     that no other process has to read it again; otherwise None.
     """
 
@@ -54,7 +54,7 @@ class Unit:
     start: int
     stop: int
     rows: tuple[RawRow, ...] = ()
-    payload: Mapping[str, bytes] | None = None
+    payload: Mapping[ImageRef, bytes | Drop] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Work:
         drop = check_text(conversation, self.data)
         if drop:
             return drop
+        conversation = without_replaced_images(conversation, self.data)
         images: list[StoredImage] = []
         for number, data in enumerate(shown_images(conversation, self.data), 1):
             image = _standardise(data, self.data.min_pixels, self.data.max_pixels)
@@ -149,24 +150,10 @@ def _conversations(source: Source, unit: Unit) -> Iterator[tuple[str, Conversati
         for conversation in microworld.generate(source, unit.split, unit.start, unit.stop):
             yield conversation.sample_id, conversation
         return
-    convert = CONVERTERS[source.kind].convert
     with open_archive(source.uri) if unit.payload is None else nullcontext() as archive:
         for row in unit.rows:
-            images = row.drop or _images(row, unit.payload, archive)
+            images = row.drop or images_of(row, unit.payload, archive)
             if isinstance(images, Drop):
                 yield row.sample_id, images
             else:
-                yield row.sample_id, convert(source, row, images)
-
-
-def _images(row: RawRow, payload: Mapping[str, bytes] | None, archive: Archive | None) -> list[bytes] | Drop:
-    images: list[bytes] = []
-    for name in row.images:
-        try:
-            if payload is not None:
-                images.append(payload[name])
-            elif archive is not None:
-                images.append(archive.read(name))
-        except KeyError:
-            return Drop(MISSING_IMAGE, f"{name} is not in the archive")
-    return images
+                yield row.sample_id, convert(source, source.kind, row, images)

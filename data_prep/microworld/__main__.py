@@ -1,4 +1,4 @@
-"""`python -m data_prep.microworld --sheet FILE`: a contact sheet, two samples of every task."""
+"""`python -m data_prep.microworld`: `--sheet FILE`, a contact sheet, or `--export FORMAT FOLDER`, a data set."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from amvl_core.config import MICROWORLD_TASKS, MicroworldSource
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation
 from data_prep.microworld import generate
 from data_prep.microworld.draw import SIZE
+from data_prep.microworld.export import FORMS, export
 
 ZOOM, MARGIN, TEXT_HEIGHT, COLUMNS = 5, 20, 84, 4
 INK, SOFT, BOX, PAGE = (34, 38, 48), (112, 118, 132), (236, 72, 153), (255, 255, 255)
@@ -48,11 +49,23 @@ def _card(sample: Conversation) -> Image.Image:
 
 
 def main() -> None:
-    """Reads the command line and writes the sheet."""
+    """Reads the command line and writes the sheet or the data set."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.microworld", description=__doc__)
-    parser.add_argument("--sheet", type=Path, required=True, metavar="FILE", help="image file to write")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--sheet", type=Path, metavar="FILE", help="image file to write: two samples of every task")
+    what.add_argument(
+        "--export", nargs=2, metavar=("FORMAT", "FOLDER"), help=f"data set to write, as {', '.join(FORMS)}"
+    )
+    parser.add_argument("--train", type=int, default=8000, help="training samples to export")
+    parser.add_argument("--test", type=int, default=800, help="test samples to export")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.export:
+        form, folder = options.export
+        if form not in FORMS:
+            parser.error(f"format {form!r} is unknown; choose one of {', '.join(FORMS)}")
+        export(MicroworldSource(train=options.train, test=options.test, seed=options.seed), form, Path(folder))
+        return
     source = MicroworldSource(train=2 * len(MICROWORLD_TASKS), seed=options.seed)
     samples = sorted(generate(source, "train"), key=lambda sample: MICROWORLD_TASKS.index(sample.task))
     options.sheet.parent.mkdir(parents=True, exist_ok=True)

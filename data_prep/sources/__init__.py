@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from amvl_core.config import (
     ArchiveSource,
     ChatJsonlSource,
+    CogcomSource,
     EasyVqaSource,
+    LlavaJsonSource,
+    MonetSource,
     NlvrSource,
+    OneThinkerSource,
+    RefocusSource,
     Source,
+    VisualCotSource,
     VspMazeSource,
+    ZebraCotSource,
 )
 from amvl_core.errors import DataError
 from amvl_core.sample import Conversation, Split
-from data_prep.sources import chat_jsonl, easy_vqa, nlvr, vsp_maze
-from data_prep.sources.archive import Archive, open_archive
-from data_prep.sources.row import RawRow
+from data_prep.filters import Drop
+from data_prep.sources import (
+    chat_jsonl,
+    cogcom,
+    easy_vqa,
+    llava_json,
+    monet,
+    nlvr,
+    onethinker,
+    refocus,
+    visual_cot,
+    vsp_maze,
+    zebra_cot,
+)
+from data_prep.sources.archive import open_archive
+from data_prep.sources.jsonfiles import json_items, json_lines
+from data_prep.sources.members import Archive
+from data_prep.sources.row import RawRow, Rejected, tables
+from data_prep.sources.table import Table
 
 
 @dataclass(frozen=True)
 class Converter:
-    """`rows` lists an archive without reading images; `convert` makes a row and its images a Conversation."""
+    """`rows` lists an archive without reading images; `convert` makes a row and its images a Conversation.
+
+    `rows` lists what is wrong with a row as its drop, `convert` raises it as Rejected.
+    """
 
     rows: Callable[[Any, Archive], Iterator[RawRow]]
     convert: Callable[[Any, RawRow, Sequence[bytes]], Conversation]
@@ -36,51 +63,126 @@ CONVERTERS: dict[str, Converter] = {
     "easy_vqa": Converter(easy_vqa.rows, easy_vqa.convert),
     "nlvr": Converter(nlvr.rows, nlvr.convert),
     "vsp_maze": Converter(vsp_maze.rows, vsp_maze.convert),
+    "visual_cot": Converter(visual_cot.rows, visual_cot.convert),
+    "refocus": Converter(refocus.rows, refocus.convert),
+    "cogcom": Converter(cogcom.rows, cogcom.convert),
+    "zebra_cot": Converter(zebra_cot.rows, zebra_cot.convert),
+    "monet": Converter(monet.rows, monet.convert),
+    "onethinker": Converter(onethinker.rows, onethinker.convert),
     "chat_jsonl": Converter(chat_jsonl.rows, chat_jsonl.convert),
+    "llava_json": Converter(llava_json.rows, llava_json.convert),
 }
 
 UNDERSTOOD = """  easy-VQA      train/questions.json and test/questions.json
   NLVR          dev/dev.json and test/test.json
   VSP maze      maze/task1/maps/... or maze/task4/maps/...
-  chat JSONL    train.jsonl, optionally test.jsonl, and images (one's own data)"""
+  Visual-CoT    viscot_363k.json, metadata/ or cot_with_detailed_reasoning_steps/, and cot_image_data/
+  ReFocus       its Parquet files, or its raw .jsonl files and images
+  CogCoM        com.jsonl, com_math.jsonl or com_test.jsonl, and images
+  Zebra-CoT     its Parquet files
+  Monet-SFT     its .json lists and images
+  OneThinker    onethinker_sft_image.json and images
+  chat JSONL    train.jsonl, optionally test.jsonl, and images (one's own data)
+  LLaVA JSON    train.json, optionally test.json, and images (one's own data)"""
 
 
 def source_name(source: Source) -> str:
     """What reports and score tables call a source."""
-    return source.name if isinstance(source, ChatJsonlSource) else source.kind
+    return source.name if isinstance(source, (ChatJsonlSource, LlavaJsonSource)) else source.kind
 
 
-def list_rows(source: ArchiveSource, kind: str, archive: Archive, seed: int) -> list[RawRow]:
-    """The rows of an archive in published order, reduced to `train_limit` and `test_limit` by `seed`."""
-    rows = list(CONVERTERS[kind].rows(source, archive))
-    limited = _limit(rows, "train", source.train_limit, seed)
-    return _limit(limited, "test", source.test_limit, seed)
+def convert(source: ArchiveSource, kind: str, row: RawRow, images: Sequence[bytes]) -> Conversation | Drop:
+    """One row with its images, in their order; or why it cannot become a sample."""
+    try:
+        return CONVERTERS[kind].convert(source, row, images)
+    except Rejected as rejected:
+        return rejected.drop
 
 
-def _limit(rows: list[RawRow], split: Split, limit: int | None, seed: int) -> list[RawRow]:
-    """A subset that does not change where other rows come and go: those whose hashed id is smallest."""
-    ids = [row.sample_id for row in rows if row.split == split]
-    if limit is None or limit >= len(ids):
-        return rows
-    chosen = set(sorted(ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())[:limit])
-    return [row for row in rows if row.split != split or row.sample_id in chosen]
+def list_rows(source: ArchiveSource, kind: str, archive: Archive, seed: int) -> Iterator[RawRow]:
+    """The rows of an archive in published order, reduced to `train_limit` and `test_limit` by `seed`.
+
+    They are read as they are asked for, without images: a million rows need no more memory than one. Where there is
+    a limit the archive is gone through twice, and the ids of the rows that are drawn are held.
+    """
+    limits: dict[Split, int | None] = {"train": source.train_limit, "test": source.test_limit}
+    chosen = {
+        split: _chosen(CONVERTERS[kind].rows(source, archive), split, limit, seed)
+        for split, limit in limits.items()
+        if limit is not None
+    }
+    for row in CONVERTERS[kind].rows(source, archive):
+        if row.split not in chosen or row.sample_id in chosen[row.split]:
+            images = tuple(archive.located(image) if isinstance(image, str) else image for image in row.images)
+            yield row if images == row.images else replace(row, images=images)
+
+
+def _chosen(rows: Iterator[RawRow], split: Split, limit: int, seed: int) -> set[str]:
+    """Ids that do not change where other rows come and go: those whose hash is smallest."""
+    ids = (row.sample_id for row in rows if row.split == split)
+    return set(heapq.nsmallest(limit, ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()))
 
 
 def detect(uri: str) -> Source:
-    """The source configuration for what lies at `uri`: a folder, .tar.gz or .zip of a format that is understood.
+    """The source configuration for what lies at `uri`: a folder, .tar.gz, .zip or .parquet of a format it understands.
 
     Raises DataError if it is missing, damaged, or of no such format.
     """
     with open_archive(uri) as archive:
-        if archive.find("train/questions.json"):
-            return EasyVqaSource(uri=uri)
-        if archive.find("dev/dev.json"):
-            return NlvrSource(uri=uri)
-        if archive.find("train.jsonl"):
-            return ChatJsonlSource(uri=uri, name=_name(uri))
-        if any(re.search(r"(^|/)maze/task[14]/maps/", name) for name in archive.names()):
-            return VspMazeSource(uri=uri)
-    raise DataError(f"{uri} holds no data that is understood; a folder, .tar.gz or .zip must hold one of\n{UNDERSTOOD}")
+        source = _by_name(uri, archive) or _by_content(uri, archive)
+    if source is None:
+        raise DataError(
+            f"{uri} holds no data that is understood; a folder, .tar.gz, .zip or .parquet must hold one of\n"
+            + UNDERSTOOD
+        )
+    return source
+
+
+def _by_name(uri: str, archive: Archive) -> Source | None:
+    """Formats that are known by what their files are called."""
+    if archive.find("train/questions.json"):
+        return EasyVqaSource(uri=uri)
+    if archive.find("dev/dev.json"):
+        return NlvrSource(uri=uri)
+    if any(archive.find(file) for file, _ in cogcom.FILES):
+        return CogcomSource(uri=uri)
+    if archive.find(onethinker.FILE):
+        return OneThinkerSource(uri=uri)
+    for form in get_args(VisualCotSource.model_fields["annotations"].annotation):
+        if visual_cot.files(archive, form):
+            return VisualCotSource(uri=uri, annotations=form)
+    if any(re.search(r"(^|/)maze/task[14]/maps/", name) for name in archive.names()):
+        return VspMazeSource(uri=uri)
+    return None
+
+
+def _by_content(uri: str, archive: Archive) -> Source | None:
+    """Formats whose files are called like many others: the first of each kind is looked into."""
+    first = {
+        ending: next((name for name in archive.names() if name.endswith(ending)), None)
+        for ending in (".jsonl", ".json")
+    }
+    columns = [table.columns for _, table in tables(archive, bool) if isinstance(table, Table)]
+    if any(map(refocus.is_table, columns)):
+        return RefocusSource(uri=uri)
+    if any(map(zebra_cot.is_table, columns)):
+        return ZebraCotSource(uri=uri)
+    if first[".jsonl"] is not None:
+        _, line = next(json_lines(archive, first[".jsonl"]), (0, None))
+        if refocus.is_raw(line):
+            return RefocusSource(uri=uri)
+    if archive.find("train.jsonl"):
+        return ChatJsonlSource(uri=uri, name=_name(uri))
+    if archive.find("train.json"):
+        return LlavaJsonSource(uri=uri, name=_name(uri))
+    if first[".json"] is not None:
+        try:
+            _, item = next(json_items(archive, first[".json"]), (0, None))
+        except DataError:  # no list
+            return None
+        if monet.is_item(item):
+            return MonetSource(uri=uri)
+    return None
 
 
 def _name(uri: str) -> str:

@@ -1,62 +1,50 @@
-"""Reads members of a folder, a tar or a zip, local or on S3, without unpacking it anywhere.
+"""Reads members of a folder, a tar or a zip, or one Parquet file, local or on S3, without unpacking it anywhere.
 
 A tar can only be read from front to back, so it is read once into a spool (memory, and a temporary file beyond
 `SPOOL_BYTES`) and its images travel with the rows. Members of folders and zips are read where they are needed.
+Zips that lie in a folder, or in a folder of it, are part of it: what they hold is where they are.
 """
 
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
+import io
 import lzma
 import posixpath
 import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core import storage
 from amvl_core.errors import DataError
+from data_prep.sources.members import DAMAGED, Archive, DamagedMemberError, Inner, member_name
+from data_prep.sources.table import Table, damaged
 
 SPOOL_BYTES = 256 * 2**20
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
 _DECOMPRESS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-
-
-class Archive(Protocol):
-    """Named members. `sequential` archives are read by the process that opened them, others by any."""
-
-    uri: str
-    sequential: bool
-
-    def names(self) -> list[str]:
-        """All files, as sorted relative POSIX paths."""
-
-    def find(self, suffix: str) -> str | None:
-        """The member that is called `suffix`, at the top or in the folder nearest to it."""
-
-    def read(self, name: str) -> bytes:
-        """A member's bytes. Raises KeyError if it is not there, DataError if the archive is damaged."""
 
 
 @contextmanager
 def open_archive(uri: str) -> Iterator[Archive]:
-    """The folder, tar(.gz, .bz2, .xz) or zip at `uri`, told apart by content, not by name.
+    """The folder, tar(.gz, .bz2, .xz), zip or Parquet file at `uri`, told apart by content, not by name.
 
-    Raises DataError if it is missing, damaged, of another kind, or holds names that point outside of it.
+    Raises DataError if it is missing, damaged or of another kind.
     """
     fs, path = storage.filesystem(uri)
     fs.invalidate_cache()
     if not fs.exists(path):
-        raise DataError(f"{uri} does not exist; give the path of a folder, a .tar.gz or a .zip")
+        raise DataError(f"{uri} does not exist; give the path of a folder, a .tar.gz, a .zip or a .parquet")
     if fs.isdir(path):
         yield _Folder(uri, fs, path)
         return
@@ -65,11 +53,13 @@ def open_archive(uri: str) -> Iterator[Archive]:
         file.seek(0)
         if head.startswith(b"PK"):
             yield _Zip(uri, file)
+        elif head.startswith(b"PAR1"):
+            yield _File(uri, file)
         elif head[257:262] == b"ustar" or _compression(head):
             with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
                 yield _Tar(uri, file, _compression(head), spool)
         else:
-            raise DataError(f"{uri} is neither a folder nor a tar or zip archive; pack it as .tar.gz or .zip")
+            raise DataError(f"{uri} is neither a folder nor a tar, zip or Parquet file; pack it as .tar.gz or .zip")
 
 
 def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
@@ -80,100 +70,161 @@ def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
     return file
 
 
-def resolve(base: str, relative: str) -> str | None:
-    """The member that a file in the folder `base` calls `relative`; None if that is outside of the archive."""
-    name = posixpath.normpath(posixpath.join(base, relative))
-    return None if name.startswith(("../", "/")) or name == ".." else name
-
-
 def _compression(head: bytes) -> Any:
     return next((opener for magic, opener in _DECOMPRESS.items() if head.startswith(magic)), None)
 
 
-def _damaged(uri: str, error: Exception) -> DataError:
-    return DataError(
-        f"{uri} is damaged or incomplete ({type(error).__name__}: {error}); download or pack it again and "
-        "compare its checksum"
-    )
-
-
-def _member_name(uri: str, name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{uri} holds a member called {name!r}, which points outside of the archive; pack it again")
-    return path.as_posix()
-
-
-def _nearest(names: list[str], suffix: str) -> str | None:
-    found = [name for name in names if name == suffix or name.endswith("/" + suffix)]
-    return min(found, key=lambda name: (name.count("/"), name), default=None)
-
-
-class _Folder:
-    sequential = False
-
+class _Folder(Archive):
     def __init__(self, uri: str, fs: Any, path: str) -> None:
-        self.uri, self._fs, self._path = uri, fs, path.rstrip("/")
-        self._names: list[str] | None = None
+        super().__init__(uri)
+        self._fs, self._path = fs, path.rstrip("/")
+
+        self._zips: list[str] | None = None
+        self._inner: dict[str, _Zip] = {}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names = {name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path)}
+        for name in self._find_zips():
+            names.update(posixpath.join(posixpath.dirname(name), member) for member in self.inner(name).names())
+        return sorted(names)
+
+    def _find_zips(self) -> list[str]:
+        if self._zips is None:
+            paths: list[str] = []
+            for pattern in ("*.zip", "*/*.zip"):
+                if isinstance(self._fs, LocalFileSystem):
+                    paths += [path.as_posix() for path in Path(self._path).glob(pattern)]
+                else:
+                    paths += self._fs.glob(f"{glob.escape(self._path)}/{pattern}")
+            self._zips = sorted(path[len(self._path) :].lstrip("/") for path in paths)
+        return self._zips
+
+    def inner(self, name: str) -> Archive:
+        if name not in self._inner:
+            self._inner[name] = _Zip(f"{self.uri}/{name}", self._open(name))
+        return self._inner[name]
+
+    def located(self, name: str) -> str | Inner:
+        for zipped in self._find_zips():
+            folder = zipped[: zipped.rfind("/") + 1]
+            if name.startswith(folder) and name[len(folder) :] in self.inner(zipped).members:
+                return Inner(zipped, name[len(folder) :])
+        return name
 
     def names(self) -> list[str]:
-        if self._names is None:
-            self._names = sorted(name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path))
         return self._names
 
     def find(self, suffix: str) -> str | None:
         # Listing a folder of many images takes long; most have their annotations at the top.
-        if self._fs.isfile(f"{self._path}/{suffix}"):
-            return suffix
-        return _nearest(self.names(), suffix)
+        return suffix if self._fs.isfile(f"{self._path}/{suffix}") else super().find(suffix)
+
+    def _where(self, name: str) -> str:
+        where = f"{self._path}/{name}"
+        if member_name(name) is None:
+            raise KeyError(name)
+        if isinstance(self._fs, LocalFileSystem):
+            try:
+                outside = not Path(where).resolve().is_relative_to(Path(self._path).resolve())
+            except (OSError, RuntimeError) as error:  # a link that leads to itself
+                raise KeyError(name) from error
+            if outside:
+                raise KeyError(name)
+        return where
+
+    def open(self, name: str) -> IO[bytes]:
+        found = self.located(name)
+        return self.inner(found.archive).open(found.member) if isinstance(found, Inner) else self._open(name)
+
+    def _open(self, name: str) -> IO[bytes]:
+        where = self._where(name)
+        try:
+            file: IO[bytes] = self._fs.open(where, "rb")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise KeyError(name) from error
+        except OSError as error:
+            raise DamagedMemberError(f"{self.uri}/{name} cannot be read: {error.strerror or error}") from error
+        return file
 
     def read(self, name: str) -> bytes:
-        where = f"{self._path}/{_member_name(self.uri, name)}"
-        if isinstance(self._fs, LocalFileSystem):
-            root = Path(self._path).resolve()
-            if not Path(where).resolve().is_relative_to(root):
-                raise KeyError(name)
+        # Whoever reads what somebody else has located need not look for zips.
+        found = self.located(name) if self._zips else name
+        if isinstance(found, Inner):
+            return self.inner(found.archive).read(found.member)
+        where = self._where(name)
         try:
             return bytes(self._fs.cat_file(where))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise KeyError(name) from error
         except OSError as error:
-            raise DataError(f"{self.uri}/{name} cannot be read: {error.strerror or error}") from error
+            raise DamagedMemberError(f"{self.uri}/{name} cannot be read: {error.strerror or error}") from error
 
 
-class _Zip:
-    sequential = False
+class _File(Archive):
+    """One Parquet file that holds everything."""
 
     def __init__(self, uri: str, file: IO[bytes]) -> None:
-        self.uri = uri
+        super().__init__(uri)
+        self._name = posixpath.basename(uri)
+        self._tables[self._name] = Table(uri, file)
+
+    def names(self) -> list[str]:
+        return [self._name]
+
+    def open(self, name: str) -> IO[bytes]:
+        raise KeyError(name)
+
+
+class _Zip(Archive):
+    def __init__(self, uri: str, file: IO[bytes]) -> None:
+        super().__init__(uri)
         try:
             self._zip = zipfile.ZipFile(file)
-        except _DAMAGED as error:
-            raise _damaged(uri, error) from error
+        except DAMAGED as error:
+            raise damaged(uri, error) from error
         infos = [info for info in self._zip.infolist() if not info.is_dir()]
-        self._members = {_member_name(uri, info.filename): info for info in infos}
+        named = [(member_name(info.filename), info) for info in infos]
+        self._members = {name: info for name, info in named if name is not None}
 
     def names(self) -> list[str]:
         return sorted(self._members)
 
-    def find(self, suffix: str) -> str | None:
-        return _nearest(self.names(), suffix)
+    def open(self, name: str) -> IO[bytes]:
+        # A compressed member can only be read forwards; Parquet is read from its end.
+        if not name.endswith(".parquet"):
+            return self._stream(name)
+        spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115  it is the result
+        try:
+            with self._stream(name) as content:
+                shutil.copyfileobj(content, spool, 2**20)
+        except DAMAGED as error:
+            raise damaged(f"{self.uri}/{name}", error) from error
+        spool.seek(0)
+        return spool
 
-    def read(self, name: str) -> bytes:
+    def _stream(self, name: str) -> IO[bytes]:
         info = self._members[name]
         if info.flag_bits & 1:
             raise DataError(f"{self.uri} is encrypted; pack it without a password")
         try:
-            return self._zip.read(info)
-        except (*_DAMAGED, NotImplementedError) as error:
-            raise _damaged(self.uri, error) from error
+            return self._zip.open(info)
+        except (*DAMAGED, NotImplementedError) as error:
+            raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            with self._stream(name) as content:
+                return content.read()
+        except DAMAGED as error:
+            raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
 
 
-class _Tar:
+class _Tar(Archive):
     sequential = True
 
     def __init__(self, uri: str, file: IO[bytes], decompress: Any, spool: Any) -> None:
-        self.uri, self._spool = uri, spool
+        super().__init__(uri)
+        self._spool = spool
         self._members: dict[str, tuple[int, int]] = {}
         try:
             stream = decompress(file) if decompress else file
@@ -183,13 +234,13 @@ class _Tar:
             # Past the end marker of the tar: a compressed stream that was cut there, or whose checksum is wrong, fails.
             while stream.read(2**20):
                 pass
-        except _DAMAGED as error:
-            raise _damaged(uri, error) from error
+        except DAMAGED as error:
+            raise damaged(uri, error) from error
 
     def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        name = _member_name(self.uri, member.name)
+        name = member_name(member.name)
         content = tar.extractfile(member) if member.isreg() else None
-        if content is None:
+        if name is None or content is None:
             return
         offset = self._spool.tell()
         shutil.copyfileobj(content, self._spool, 2**20)
@@ -198,10 +249,37 @@ class _Tar:
     def names(self) -> list[str]:
         return sorted(self._members)
 
-    def find(self, suffix: str) -> str | None:
-        return _nearest(self.names(), suffix)
+    def open(self, name: str) -> IO[bytes]:
+        return io.BufferedReader(_Slice(self._spool, *self._members[name]), 2**20)
 
     def read(self, name: str) -> bytes:
         offset, size = self._members[name]
         self._spool.seek(offset)
         return bytes(self._spool.read(size))
+
+
+class _Slice(io.RawIOBase):
+    """`size` bytes of `file` from `offset` on, with a position of its own."""
+
+    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._offset + self._at)
+        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import posixpath
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NotRequired
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from amvl_core.config import ChatJsonlSource
 from amvl_core.errors import DataError
 from amvl_core.sample import Conversation, Split
-from data_prep.filters import MISSING_IMAGE, Drop
-from data_prep.sources.archive import Archive, resolve
-from data_prep.sources.row import RawRow, malformed
+from data_prep.filters import MALFORMED_ROW
+from data_prep.sources.jsonfiles import json_lines
+from data_prep.sources.members import Archive
+from data_prep.sources.row import RawRow, Rejected, attempt, checked, inside, malformed
 
 SPLITS: tuple[Split, Split] = ("train", "test")
+LINE = "line-"
+"""Begins the id of a line that has none."""
+
+
+class Message(TypedDict):
+    """What one of the roles says."""
+
+    role: str
+    content: str
+
+
+class Fields(TypedDict):
+    """One line; `images` are paths from the folder of the file."""
+
+    messages: list[Message]
+    images: NotRequired[list[str]]
+    steps: NotRequired[list[str]]
+    id: NotRequired[str | int]
+    task: NotRequired[str]
+
+
+FIELDS = TypeAdapter(Fields)
 
 
 def rows(source: ChatJsonlSource, archive: Archive) -> Iterator[RawRow]:
@@ -24,60 +50,33 @@ def rows(source: ChatJsonlSource, archive: Archive) -> Iterator[RawRow]:
         if member is None and split == "train":
             raise DataError(f"{source.uri} has no train.jsonl; write one JSON object per line into it")
         if member is not None:
-            yield from _split_rows(source, split, posixpath.dirname(member), archive.read(member))
+            yield from _split_rows(source.name, split, archive, member)
 
 
-def _split_rows(source: ChatJsonlSource, split: Split, folder: str, data: bytes) -> Iterator[RawRow]:
-    seen: set[str] = set()
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        fallback = f"line-{number:07d}"
-        row = _row(source.name, split, folder, fallback, line)
-        # Sample ids key predictions and reports, so they must be unique even where the ids of a file are not.
-        if row.sample_id in seen:
-            row = malformed(f"{source.name}/{split}/{fallback}", split, f"its id {row.sample_id} was seen before")
-        seen.add(row.sample_id)
+def _split_rows(name: str, split: Split, archive: Archive, member: str) -> Iterator[RawRow]:
+    # Sample ids key predictions and reports, so they must be unique even where the ids of a file are not. A few
+    # bytes of each are enough to tell.
+    seen: set[bytes] = set()
+    for number, value in json_lines(archive, member):
+        fallback = f"{name}/{split}/{LINE}{number:07d}"
+        row = attempt(fallback, split, _row, name, posixpath.dirname(member), value)
+        if row.sample_id != fallback:
+            digest = hashlib.blake2b(row.sample_id.encode(), digest_size=8).digest()
+            if digest in seen or row.sample_id.startswith(f"{name}/{split}/{LINE}"):
+                row = malformed(fallback, split, f"its id {row.sample_id} is that of another row")
+            seen.add(digest)
         yield row
 
 
-def _row(name: str, split: Split, folder: str, fallback: str, line: bytes) -> RawRow:
-    sample_id = f"{name}/{split}/{fallback}"
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        return malformed(sample_id, split, f"not valid JSON: {error}")
-    problem = _problem(fields)
-    if problem:
-        return malformed(sample_id, split, problem)
+def _row(sample_id: str, split: Split, name: str, folder: str, value: object) -> RawRow:
+    fields = checked(FIELDS, value)
+    roles = [message["role"] for message in fields["messages"]]
+    if roles != ["user", "assistant"]:
+        raise Rejected(MALFORMED_ROW, f"messages must be one of user and one of assistant, not {roles[:6]}")
+    images = tuple(inside(folder, image) for image in fields.get("images", []))
     if "id" in fields:
         sample_id = f"{name}/{split}/{fields['id']}"
-    images = [resolve(folder, image) for image in fields.get("images", [])]
-    if None in images:
-        outside = fields["images"][images.index(None)]
-        return RawRow(sample_id, split, (), None, Drop(MISSING_IMAGE, f"{outside!r} is outside of the archive"))
-    return RawRow(sample_id, split, tuple(image for image in images if image is not None), fields)
-
-
-def _problem(fields: Any) -> str | None:
-    """What a line lacks, or None."""
-    if not isinstance(fields, dict):
-        return "not a JSON object"
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return "messages is not a list of objects"
-    roles = [message.get("role") for message in messages]
-    if roles != ["user", "assistant"]:
-        return f"messages must be one of user and one of assistant, not {roles}"
-    if not all(isinstance(message.get("content"), str) for message in messages):
-        return "the content of a message is not a string"
-    for key in ("images", "steps"):
-        value = fields.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            return f"{key} is not a list of strings"
-    if not isinstance(fields.get("id", ""), (str, int)) or not isinstance(fields.get("task", ""), str):
-        return "id or task is not a string"
-    return None
+    return RawRow(sample_id, split, images, fields)
 
 
 def convert(source: ChatJsonlSource, row: RawRow, images: Sequence[bytes]) -> Conversation:

@@ -8,7 +8,6 @@ away, such as "The color is blue." and "The shape is a circle."; test questions 
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections import defaultdict
@@ -17,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from amvl_core.config import EasyVqaSource
 from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
-from data_prep.sources.archive import Archive
+from data_prep.sources.jsonfiles import json_items
+from data_prep.sources.members import Archive
 from data_prep.sources.row import RawRow, malformed
 
 SHAPES = {"circle", "rectangle", "triangle"}
@@ -31,12 +31,7 @@ def rows(source: EasyVqaSource, archive: Archive) -> Iterator[RawRow]:
         member = archive.find(f"{split}/questions.json")
         if member is None:
             raise DataError(f"{source.uri} has no {split}/questions.json; it is not the easy-VQA data set")
-        try:
-            questions = json.loads(archive.read(member))
-        except ValueError as error:
-            raise DataError(f"{source.uri}: {member} is not valid JSON ({error})") from error
-        if not isinstance(questions, list):
-            raise DataError(f"{source.uri}: {member} is not a list of questions")
+        questions = [question for _, question in json_items(archive, member)]
         folder = posixpath.dirname(member)
         steps = _steps(questions) if split == "train" else {}
         for number, question in enumerate(questions):

@@ -8,7 +8,6 @@ examples with the same `n` were made together, so a training row whose `n` is in
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +15,8 @@ from amvl_core.config import NlvrSource
 from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import TEST_OVERLAP, Drop
-from data_prep.sources.archive import Archive
+from data_prep.sources.jsonfiles import json_lines
+from data_prep.sources.members import Archive
 from data_prep.sources.row import RawRow, malformed
 
 FILES: tuple[tuple[Split, str], tuple[Split, str]] = (("train", "dev"), ("test", "test"))
@@ -31,7 +31,8 @@ def rows(source: NlvrSource, archive: Archive) -> Iterator[RawRow]:
     for split, name in FILES:
         for number, folder, fields in examples[split]:
             if fields is None:
-                yield malformed(f"nlvr/{name}-line-{number}", split, f"line {number} of {name}.json has missing fields")
+                detail = f"line {number} of {name}.json is no JSON or lacks fields"
+                yield malformed(f"nlvr/{name}-line-{number}", split, detail)
                 continue
             stem = f"{name}-{fields['identifier']}"
             drop = None
@@ -49,16 +50,11 @@ def _examples(source: NlvrSource, archive: Archive, name: str) -> Iterator[tuple
     member = archive.find(f"{name}/{name}.json")
     if member is None:
         raise DataError(f"{source.uri} has no {name}/{name}.json; it is not the NLVR data set")
-    for number, line in enumerate(archive.read(member).decode("utf-8", "replace").splitlines(), 1):
-        if line.strip():
-            yield number, posixpath.dirname(member), _fields(line)
+    for number, value in json_lines(archive, member):
+        yield number, posixpath.dirname(member), _fields(value)
 
 
-def _fields(line: str) -> dict[str, str] | None:
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return None
+def _fields(fields: object) -> dict[str, str] | None:
     wanted = ("identifier", "directory", "sentence", "label")
     if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in wanted):
         return None

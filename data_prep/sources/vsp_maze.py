@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from amvl_core.config import VspMazeSource
 from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
-from data_prep.sources.archive import Archive
+from data_prep.sources.members import Archive, DamagedMemberError
 from data_prep.sources.row import RawRow, malformed
 
 TEST_ONE_IN = 5
@@ -38,18 +38,18 @@ def rows(source: VspMazeSource, archive: Archive) -> Iterator[RawRow]:
 
 def _row(archive: Archive, sample_id: str, task: str, question_name: str) -> RawRow:
     def text(kind: str) -> str:
-        return archive.read(_beside(question_name, kind, "txt")).decode("utf-8", "replace").strip()
+        return archive.read(_beside(question_name, kind, "txt")).decode().strip()
 
     try:
         description = text("pure_text")
-    except KeyError:
-        return malformed(sample_id, "test", "it has no description in pure_text, so its split is unknown")
+    except (KeyError, UnicodeDecodeError, DamagedMemberError):
+        return malformed(sample_id, "test", "it has no readable description in pure_text, so its split is unknown")
     bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:8], "big")
     split: Split = "test" if bucket % TEST_ONE_IN == 0 else "train"
     try:
         question, answer = text("question"), ANSWERS.get(text("answer"))
-    except KeyError:
-        return malformed(sample_id, split, "it has no answer file")
+    except (KeyError, UnicodeDecodeError, DamagedMemberError):
+        return malformed(sample_id, split, "it has no readable question or answer file")
     if answer is None:
         return malformed(sample_id, split, f"the answer is {text('answer')[:20]!r}, not Y or N")
     if task == "task4" and not (question and set(question) <= set(MOVES)):

@@ -72,6 +72,12 @@ def test_pause_tokens_may_stand_between_fine_tuning_and_amvl() -> None:
     assert list(config.stages) == ["sft", "pause", "amvl"]
 
 
+@pytest.mark.parametrize("layout", [{"kind": "before_steps"}, {"kind": "replace_steps", "steps": 1}])
+def test_a_layout_that_the_method_cannot_train_on_is_refused_before_anything_is_prepared(layout) -> None:
+    with pytest.raises(ConfigError, match="embedding_adaptation: amvl needs one latent block per sample"):
+        override(demo(), {"data": {"layout": layout}})
+
+
 def test_an_objective_without_terms_is_refused() -> None:
     nothing = {"ntp_weight": 0, "beta_max": 0, "gamma_max": 0}
     with pytest.raises(ConfigError, match="nothing is left to learn from"):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tests.data_prep.pictures import png
 
 Files = dict[str, bytes]
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def as_folder(path: Path, files: Files) -> str:
@@ -39,6 +44,25 @@ def as_zip(path: Path, files: Files) -> str:
 
 def json_lines(*rows: object) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet(*rows: dict[str, object], group: int = 2) -> bytes:
+    """Rows as Hugging Face writes them: columns that end in `image` or a number hold `struct<bytes, path>`."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pa.table(
+        {
+            name: pa.array([row.get(name) for row in rows], IMAGE if re.search(r"(^|_)image(_\d+)?$", name) else None)
+            for name in names
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=group)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def cell(data: bytes | None) -> dict[str, object] | None:
+    return None if data is None else {"bytes": data, "path": None}
 
 
 def easy_vqa(train: int = 6, test: int = 2) -> Files:

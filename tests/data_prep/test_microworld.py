@@ -2,11 +2,18 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 from collections import Counter, deque
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,6 +23,9 @@ from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep import microworld
 from data_prep.microworld import __main__ as sheet
 from data_prep.microworld import draw
+from data_prep.microworld.export import FORMS, export
+from data_prep.sources import detect
+from tests.data_prep.sources.reading import converted
 
 SIDE = draw.SIZE // draw.CELL
 Pixels = NDArray[np.int16]
@@ -301,3 +311,33 @@ def test_the_contact_sheet_shows_every_sample() -> None:
     page = sheet.sheet(samples("colour", 5))
     assert page.width > 4 * draw.SIZE * sheet.ZOOM
     assert page.height > 2 * draw.SIZE * sheet.ZOOM
+
+
+def identity(sample: Conversation) -> tuple[object, ...]:
+    return sample.split, sample.task, sample.question, sample.steps, sample.answer, sample.regions, sample.images
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_exported_samples_come_back_as_they_were(form: str, seed: int) -> None:
+    source = MicroworldSource(train=24, test=16, seed=seed)
+    generated = [sample for split in ("train", "test") for sample in microworld.generate(source, split)]
+    with TemporaryDirectory() as folder:
+        export(source, form, Path(folder))
+        detected = detect(folder)
+        assert detected.kind == form
+        read = converted(detected)
+    if form == "zebra_cot":  # it has no boxes, and its configurations follow each other
+        generated = sorted((replace(sample, regions=()) for sample in generated), key=lambda sample: sample.task)
+    for split in ("train", "test"):
+        wanted = [identity(sample) for sample in generated if sample.split == split]
+        assert [identity(sample) for sample in read if sample.split == split] == wanted
+
+
+def test_the_command_line_exports(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "data_prep.microworld", "--export"]
+    subprocess.run([*command, "cogcom", str(tmp_path / "c"), "--train", "9", "--test", "3"], check=True)
+    assert Counter(sample.split for sample in converted(detect(str(tmp_path / "c")))) == {"train": 9, "test": 3}
+    wrong = subprocess.run([*command, "coco", str(tmp_path / "x")], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "visual_cot, refocus, cogcom, zebra_cot" in wrong.stderr

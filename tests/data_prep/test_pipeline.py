@@ -18,7 +18,9 @@ from amvl_core.presets import demo
 from amvl_core.progress import Progress
 from amvl_core.records import DatasetRecord, load_record
 from data_prep import filters
+from data_prep.microworld.export import FORMS, export
 from data_prep.pipeline import fingerprint, prepare
+from data_prep.sources import detect
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
 from tests.data_prep.pictures import decode, png
@@ -152,6 +154,29 @@ def test_steps_are_lines_before_the_answer(ray_cluster: None, tmp_path: Path) ->
     assert len(stored["images"]) == 1
 
 
+@pytest.mark.parametrize("form", list(FORMS))
+def test_exported_microworld_is_prepared_as_microworld_itself(ray_cluster: None, tmp_path: Path, form: str) -> None:
+    generated = MicroworldSource(train=16, test=8)
+    export(generated, form, tmp_path / form)
+    source = detect(str(tmp_path / form))
+    assert source.kind == form
+    records = [
+        run(configure(chosen, target="steps_and_answer"), tmp_path / name)[0]
+        for chosen, name in ((source, "converted"), (generated, "generated"))
+    ]
+    assert [record.kept for record in records] == [24, 24]
+
+    def content(record: DatasetRecord) -> list[Any]:
+        rows = [(row["segments"], row["images"], row["num_tokens"], json.loads(row["extra"])) for row in read(record)]
+        return sorted(rows, key=lambda row: (row[3]["task"], row[0][0]["text"], row[1]))
+
+    converted, wanted = map(content, records)
+    if form == "zebra_cot":  # it has no boxes
+        for row in wanted:
+            row[3]["regions"] = []
+    assert converted == wanted
+
+
 @pytest.mark.parametrize("kind", ["folder", "easy.tar.gz", "easy.zip"])
 def test_s3_in_and_out(ray_cluster: None, s3_bucket: str, tmp_path: Path, kind: str) -> None:
     files = archives.easy_vqa(10, 3)
@@ -184,15 +209,9 @@ def test_nothing_kept_is_an_error_with_reasons_and_no_record(ray_cluster: None, 
 
 
 def test_errors_of_tasks_reach_the_user_as_they_are(ray_cluster: None, tmp_path: Path) -> None:
-    packed = Path(as_zip(tmp_path / "easy.zip", archives.easy_vqa()))
-    image = archives.easy_vqa()["easy/data/train/images/0.png"]
-    packed.write_bytes(packed.read_bytes().replace(image, image[:-20] + b"\0" * 20))
-    with pytest.raises(DataError, match=r"easy\.zip is damaged"):
-        run(configure(EasyVqaSource(uri=str(packed))), tmp_path / "out")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot write"):
         run(configure(EasyVqaSource(uri=as_folder(tmp_path / "easy", archives.easy_vqa()))), tmp_path / "file" / "out")
-    assert load_record(str(tmp_path / "out"), DatasetRecord) is None
 
 
 def test_bad_input_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -6,35 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.config import ChatJsonlSource, EasyVqaSource, NlvrSource, Source, VspMazeSource
+from amvl_core.config import ChatJsonlSource, EasyVqaSource, NlvrSource, VspMazeSource
 from amvl_core.errors import DataError
-from amvl_core.sample import Conversation
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, TEST_OVERLAP
-from data_prep.sources import CONVERTERS, detect, list_rows
-from data_prep.sources.archive import open_archive
-from data_prep.sources.row import RawRow
+from data_prep.sources import detect
 from tests.conftest import real_data
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row, png
-
-
-def listed(source: Source, seed: int = 0) -> list[RawRow]:
-    assert source.kind != "microworld"
-    with open_archive(source.uri) as archive:
-        return list_rows(source, source.kind, archive, seed)
-
-
-def converted(source: Source) -> list[Conversation]:
-    """Every row that is not dropped, with images that exist."""
-    assert source.kind != "microworld"
-    with open_archive(source.uri) as archive:
-        names = set(archive.names())
-        rows = [row for row in list_rows(source, source.kind, archive, 0) if row.drop is None]
-        return [
-            CONVERTERS[source.kind].convert(source, row, [archive.read(name) for name in row.images])
-            for row in rows
-            if names.issuperset(row.images)
-        ]
+from tests.data_prep.sources.reading import converted, listed
 
 
 def test_easy_vqa(tmp_path: Path) -> None:
@@ -54,9 +33,9 @@ def test_easy_vqa_rows_that_are_wrong(tmp_path: Path) -> None:
     rows = listed(EasyVqaSource(uri=as_folder(tmp_path / "a", files)))
     assert rows[0].drop is not None and rows[0].drop.reason == MALFORMED_ROW
     assert rows[1].drop is None
-    files["easy/data/train/questions.json"] = b"[["
-    with pytest.raises(DataError, match="not valid JSON"):
-        listed(EasyVqaSource(uri=as_folder(tmp_path / "b", files)))
+    files["easy/data/train/questions.json"] = b'[["q", "no", 0], ["\xff", "no", 0], ["q", "no", 0], ["q'
+    rows = listed(EasyVqaSource(uri=as_folder(tmp_path / "b", files)))
+    assert [row.drop is None for row in rows if row.split == "train"] == [True, False, True, False]
 
 
 def test_easy_vqa_steps_are_what_the_training_questions_of_an_image_give_away(tmp_path: Path) -> None:
@@ -177,3 +156,19 @@ def test_real_maze_shares_no_image_between_splits() -> None:
     images = {split: {sample.images for sample in samples if sample.split == split} for split in ("train", "test")}
     assert not images["train"] & images["test"]
     assert 135 <= sum(sample.split == "test" for sample in samples) <= 225
+
+
+def test_nlvr_lines_that_are_no_text(tmp_path: Path) -> None:
+    files = archives.nlvr()
+    files["nlvr/dev/dev.json"] = b'\xff\n{"half": \n[1]\n' + files["nlvr/dev/dev.json"]
+    dropped = [row.sample_id for row in listed(detect(as_folder(tmp_path / "n", files))) if row.drop]
+    assert dropped == ["nlvr/dev-line-1", "nlvr/dev-line-2", "nlvr/dev-line-3", "nlvr/dev-77-0-0"]
+
+
+def test_maze_files_that_are_no_text(tmp_path: Path) -> None:
+    files = archives.maze(3)
+    folder = "vsp/maze/task1/maps/level3"
+    for number, kind in enumerate(("question", "answer", "pure_text")):
+        files[f"{folder}/{kind}/{number}.txt"] = b"\xff\xfe"
+    rows = listed(detect(as_folder(tmp_path / "m", files)))
+    assert [row.drop is None for row in rows] == [False, False, False, True, True, True]

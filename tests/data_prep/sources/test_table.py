@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from amvl_core.errors import DataError
+from data_prep.sources.table import Table
+from tests.data_prep.archives import cell, parquet
+from tests.data_prep.pictures import png
+
+IMAGES = [png(200, 200, seed=i) for i in range(6)]
+DATA = parquet(*[{"name": f"row {i}", "image": cell(IMAGES[i] if i != 3 else None)} for i in range(6)])
+
+
+class Counting(io.BytesIO):
+    """Counts the bytes that were read."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        return data
+
+
+def test_listing_reads_no_image() -> None:
+    file = Counting(DATA)
+    table = Table("x", file)
+    rows = list(table.rows(["name"], ["image"]))
+    assert [(row.group, row.row) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [row.values for row in rows] == [{"name": f"row {i}"} for i in range(6)]
+    assert [row.images == {"image"} for row in rows] == [True, True, True, False, True, True]
+    # The last 64 KiB are read for the footer; one image has 117 KiB.
+    assert file.taken < len(IMAGES[0]) < len(DATA) / 4
+
+
+def test_images_are_read_group_by_group() -> None:
+    file = Counting(DATA)
+    table = Table("x", file)
+    before = file.taken
+    assert table.image(1, 0, "image") == IMAGES[2]
+    assert table.image(1, 1, "image") is None
+    assert file.taken - before < 2 * len(IMAGES[0])  # group 1 holds a single image
+    assert table.image(0, 1, "image") == IMAGES[1]
+
+
+def test_absent_columns_are_left_out() -> None:
+    first = next(Table("x", io.BytesIO(DATA)).rows(["other"], ["reasoning_image_1"]))
+    assert first.values == {} and not first.images
+
+
+def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.parquet is damaged"):
+        Table("x.parquet", io.BytesIO(DATA[:-100]))
+
+
+def test_the_fixture_is_what_it_says() -> None:
+    assert pq.ParquetFile(io.BytesIO(DATA)).num_row_groups == 3
