@@ -30,10 +30,7 @@ class Amvl(Method):
     """
 
     model: AMVLForConditionalGeneration
-
-    def __init__(self, model: Any, config: AmvlMethod) -> None:
-        super().__init__(model)
-        self.config = config
+    config: AmvlMethod
 
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:

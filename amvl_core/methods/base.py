@@ -37,10 +37,11 @@ class Method(nn.Module, ABC):
 
     model: Any
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, config: Any) -> None:
         super().__init__()
         check_model(model)
         self.model = model
+        self.config = config
 
     @classmethod
     @abstractmethod

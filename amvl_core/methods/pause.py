@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amvl_core.config import LatentConfig, PauseMethod
+from amvl_core.config import LatentConfig
 from amvl_core.methods.sft import Sft
 from amvl_core.modeling import block_ids, load_stock
 from amvl_core.processor import AMVLProcessor
@@ -13,9 +13,6 @@ from amvl_core.tokens import slot_tokens
 
 class Pause(Sft):
     """Fine-tuning on [x, block, y]: the base model's class, a larger vocabulary, a prompt that ends with the block."""
-
-    def __init__(self, model: Any, config: PauseMethod) -> None:
-        super(Sft, self).__init__(model)
 
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amvl_core.config import LatentConfig, SftMethod
+from amvl_core.config import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.base import Clock, Method, StepOutput
@@ -18,9 +18,6 @@ from amvl_core.processor import AMVLProcessor
 
 class Sft(Method):
     """One pass over [x, y], logits on the rows that predict y."""
-
-    def __init__(self, model: Any, config: SftMethod) -> None:
-        super().__init__(model)
 
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:

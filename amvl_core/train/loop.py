@@ -111,7 +111,7 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
         set_pixel_budget(processor, config.data)
         model = kind.load(folder, processor, config.latent, dtype=dtype)
     model.train()
-    return kind(model, stage.method), processor  # type: ignore[call-arg]
+    return kind(model, stage.method), processor
 
 
 def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int) -> dict[str, Tensor]:
