@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -139,8 +140,6 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         start = self._block_column(input_ids)
         if pixel_values_videos is not None or (mm_encoder_outputs or {}).get("video") is not None:
             raise ValueError("prompts with a latent block take images, not videos")
-        if kwargs.get("output_attentions"):
-            raise ValueError("a prompt with a latent block is run in two parts and returns no attention weights")
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
         image = (mm_encoder_outputs or {}).get("image")
@@ -171,12 +170,12 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
-        layers = zip(reading.hidden_states or (), decoding.hidden_states or (), strict=True)
         return CausalLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=cache if past_key_values is not None or use_cache else None,
-            hidden_states=tuple(torch.cat([a[:, :start], b], 1) for a, b in layers) or None,
+            hidden_states=_joined(reading.hidden_states, decoding.hidden_states, start),
+            attentions=_joined(reading.attentions, decoding.attentions, start),
         )
 
     def generate(
@@ -266,6 +265,20 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
 def _head(latent: LatentConfig, size: int) -> VariationalHead:
     return VariationalHead(latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max)
+
+
+def _joined(reading: Any, decoding: Any, first: int) -> tuple[Tensor | None, ...] | None:
+    """Layer by layer, `first` rows of the reading part and then the decoding part's; the last dimension as wide.
+
+    Hidden states are [B, T, D]; attention weights are [B, heads, T, T'], where the reading part has fewer columns.
+    """
+    if not reading:
+        return None
+    pairs = zip(reading, decoding, strict=True)
+    return tuple(
+        None if a is None else torch.cat([pad(a[..., :first, :], (0, b.shape[-1] - a.shape[-1])), b], -2)
+        for a, b in pairs
+    )
 
 
 def block_ids(model: Any) -> list[int]:
