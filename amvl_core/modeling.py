@@ -146,26 +146,33 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         embeds_BTD = self.embed(input_ids, None if image is None else torch.cat(list(image.pooler_output)))
         if position_ids is None:
             position_ids = self._positions(input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
-        cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config.text_config)
         total, num_slots = input_ids.shape[1], self.config.num_slots
+        # A layer that is run again in backward keeps no cache: the second part then runs what comes before it as well.
+        twice = self.training and self.is_activation_checkpointing
+        first = 0 if twice else start
+        cache = past_key_values
+        if cache is None and not twice:
+            cache = DynamicCache(config=self.config.text_config)
 
-        def run(embeds: Tensor, first: int, stop: int) -> Any:
+        def run(embeds: Tensor, begin: int, stop: int) -> Any:
             seen = None if attention_mask is None else attention_mask[:, : attention_mask.shape[1] - total + stop]
             return self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=seen,
-                position_ids=position_ids[..., first:stop],
+                position_ids=position_ids[..., begin:stop],
                 past_key_values=cache,
-                use_cache=True,
+                use_cache=not twice,
                 **kwargs,
             )
 
         reading = run(embeds_BTD[:, : start + num_slots], 0, start + num_slots)
         latent_BKZ = self._latent(reading.last_hidden_state[:, start:], tau, latent_noise, generator)
-        cache.crop(-num_slots)
+        if not twice:
+            cache.crop(-num_slots)
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
-        decoding = run(torch.cat([injected_BKD, embeds_BTD[:, start + num_slots :]], 1), start, total)
-        hidden_BTD = torch.cat([reading.last_hidden_state[:, :start], decoding.last_hidden_state], 1)
+        filled_BTD = torch.cat([embeds_BTD[:, first:start], injected_BKD, embeds_BTD[:, start + num_slots :]], 1)
+        decoding = run(filled_BTD, first, total)
+        hidden_BTD = torch.cat([reading.last_hidden_state[:, :first], decoding.last_hidden_state], 1)
         logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
         loss = None
         if labels is not None:
@@ -174,8 +181,8 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             loss=loss,
             logits=logits,
             past_key_values=cache if past_key_values is not None or use_cache else None,
-            hidden_states=_joined(reading.hidden_states, decoding.hidden_states, start),
-            attentions=_joined(reading.attentions, decoding.attentions, start),
+            hidden_states=_joined(reading.hidden_states, decoding.hidden_states, first),
+            attentions=_joined(reading.attentions, decoding.attentions, first),
         )
 
     def generate(

@@ -168,6 +168,28 @@ def test_hidden_states_and_attentions_are_those_of_the_sequence_with_its_latents
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_activation_checkpointing_changes_neither_loss_nor_gradients() -> None:
+    """A layer that is run again in backward keeps no cache, so what comes before the latents is run with them again.
+
+    In float64, with norms and softmax in float32: no gradient was further off than 1.0e-7 of its size.
+    """
+    losses, gradients = [], []
+    for checkpointing in (False, True):
+        model, processor = amvl_model()
+        model.train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        given = inputs(processor, SAMPLES)
+        output = model(**given, labels=given["input_ids"], use_cache=False)
+        output.loss.backward()
+        losses.append(output.loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() <= 1e-6 * gradient.norm(), name
+
+
 def test_the_slots_decide_what_is_read_and_not_what_is_decoded() -> None:
     """The prior's keys and values at the slots are dropped: decoding sees the injected latents only."""
     model, processor = amvl_model()
