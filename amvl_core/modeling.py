@@ -21,10 +21,12 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast as CausalLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple, logging
@@ -168,7 +170,7 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         reading = run(embeds_BTD[:, : start + num_slots], 0, start + num_slots)
         latent_BKZ = self._latent(reading.last_hidden_state[:, start:], tau, latent_noise, generator)
         if not twice:
-            cache.crop(-num_slots)
+            _forget(cache, num_slots)
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
         filled_BTD = torch.cat([embeds_BTD[:, first:start], injected_BKD, embeds_BTD[:, start + num_slots :]], 1)
         decoding = run(filled_BTD, first, total)
@@ -211,6 +213,15 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if tau > 0:
             kwargs |= {"tau": tau, "latent_noise": latent_noise, "generator": generator}
         return super().generate(inputs, generation_config, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The masks of a decoding step on a static cache; `forward` makes those of a prompt's two parts."""
+        if inputs_embeds.shape[1] > 1:
+            return attention_mask
+        return create_masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs)
 
     def _latent(
         self, hidden_BKD: Tensor, tau: float, noise_BKZ: Tensor | None, generator: torch.Generator | None
@@ -272,6 +283,17 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
 def _head(latent: LatentConfig, size: int) -> VariationalHead:
     return VariationalHead(latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max)
+
+
+def _forget(cache: Cache, tokens: int) -> None:
+    """Takes back the last `tokens` keys and values of every layer; those of a static layer are written over."""
+    for layer in cache.layers:
+        if type(layer) is StaticLayer:
+            layer.cumulative_length.sub_(tokens)
+        elif type(layer) is DynamicLayer:
+            layer.crop(-tokens)
+        else:
+            raise ValueError(f"a latent block needs a dynamic or a static cache, not a {type(layer).__name__}")
 
 
 def _joined(reading: Any, decoding: Any, first: int) -> tuple[Tensor | None, ...] | None:

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, pipeline
 
 from amvl_core.config import AmvlMethod, LatentConfig
 from amvl_core.data.encode import chat
@@ -188,6 +188,25 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients() -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert (gradient - gradients[1][name]).norm() <= 1e-6 * gradient.norm(), name
+
+
+def test_a_static_cache_generates_what_a_growing_one_does() -> None:
+    model, processor = amvl_model()
+    model.eval()
+    given = inputs(processor, SAMPLES)
+    plain = model.generate(**given, **steps(5), do_sample=False)
+    static = model.generate(**given, **steps(5), do_sample=False, cache_implementation="static", disable_compile=True)
+    assert torch.equal(plain, static)
+
+
+def test_a_cache_that_cannot_take_back_the_slots_is_refused() -> None:
+    model, processor = amvl_model()
+    text = model.config.get_text_config()
+    sliding = type(text)(
+        **text.to_dict() | {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention"] * 2}
+    )
+    with pytest.raises(ValueError, match="not a DynamicSlidingWindowLayer"):
+        model(**inputs(processor, SAMPLES[:1]), past_key_values=DynamicCache(config=sliding))
 
 
 def test_the_slots_decide_what_is_read_and_not_what_is_decoded() -> None:
