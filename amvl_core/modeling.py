@@ -178,7 +178,8 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return CausalLMOutput(
             loss=loss,
             logits=logits,

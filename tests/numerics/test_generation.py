@@ -209,6 +209,15 @@ def test_a_cache_that_cannot_take_back_the_slots_is_refused() -> None:
         model(**inputs(processor, SAMPLES[:1]), past_key_values=DynamicCache(config=sliding))
 
 
+def test_the_loss_is_that_of_labels_that_were_shifted_already() -> None:
+    model, processor = amvl_model()
+    given = inputs(processor, SAMPLES[:1])
+    targets = torch.randint(5, 50, given["input_ids"].shape, generator=torch.Generator().manual_seed(4))
+    output = model(**given, labels=given["input_ids"], shift_labels=targets, num_items_in_batch=7)
+    expected = torch.nn.functional.cross_entropy(output.logits[0].float(), targets[0], reduction="sum") / 7
+    torch.testing.assert_close(output.loss, expected, rtol=1e-6, atol=0)
+
+
 def test_the_slots_decide_what_is_read_and_not_what_is_decoded() -> None:
     """The prior's keys and values at the slots are dropped: decoding sees the injected latents only."""
     model, processor = amvl_model()
