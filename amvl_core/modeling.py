@@ -147,6 +147,8 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         image = (mm_encoder_outputs or {}).get("image")
         embeds_BTD = self.embed(input_ids, None if image is None else torch.cat(list(image.pooler_output)))
         if position_ids is None:
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                raise ValueError("a prompt that goes on from a cache needs its position_ids")
             position_ids = self._positions(input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
         total, num_slots = input_ids.shape[1], self.config.num_slots
         # A layer that is run again in backward keeps no cache: the second part then runs what comes before it as well.
@@ -180,6 +182,7 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
         return CausalLMOutput(
             loss=loss,
             logits=logits,

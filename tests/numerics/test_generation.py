@@ -218,6 +218,14 @@ def test_the_loss_is_that_of_labels_that_were_shifted_already() -> None:
     torch.testing.assert_close(output.loss, expected, rtol=1e-6, atol=0)
 
 
+def test_a_block_behind_a_cache_needs_positions() -> None:
+    model, processor = amvl_model()
+    given = inputs(processor, SAMPLES[2:3])
+    cache = model(**given).past_key_values
+    with pytest.raises(ValueError, match="needs its position_ids"):
+        model(input_ids=given["input_ids"], past_key_values=cache)
+
+
 def test_the_slots_decide_what_is_read_and_not_what_is_decoded() -> None:
     """The prior's keys and values at the slots are dropped: decoding sees the injected latents only."""
     model, processor = amvl_model()
