@@ -21,6 +21,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -70,6 +71,12 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.posterior_head = _head(latent, size) if latent.separate_heads else None
         self.injector = LatentInjector(latent.injector, latent.dim, size)
         self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        """The base model's initialisation, which does not know the injector's own parameter."""
+        super()._init_weights(module)
+        if isinstance(module, LatentInjector):
+            init.ones_(module.scale)
 
     def prior(self, hidden_BKD: Tensor) -> Gaussian:
         """p(Z | x) from the final hidden states at the slots of [x, slots] (Eq. 6)."""

@@ -11,7 +11,7 @@ from amvl_core.config import AmvlMethod, LatentConfig
 from amvl_core.data.encode import chat
 from amvl_core.errors import CheckpointError
 from amvl_core.methods.amvl import Amvl
-from amvl_core.modeling import load_amvl
+from amvl_core.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.prefix import run_passes
 from amvl_core.processor import AMVLProcessor, load_processor
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch, picture, stock_folder, tied_folder
@@ -224,6 +224,13 @@ def test_a_block_behind_a_cache_needs_positions() -> None:
     cache = model(**given).past_key_values
     with pytest.raises(ValueError, match="needs its position_ids"):
         model(input_ids=given["input_ids"], past_key_values=cache)
+
+
+def test_new_parts_that_no_checkpoint_has_are_initialised() -> None:
+    config = amvl_model()[0].config
+    model = AMVLForConditionalGeneration.from_pretrained(None, config=config, state_dict={})
+    assert model.injector.scale.tolist() == [1.0]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_the_slots_decide_what_is_read_and_not_what_is_decoded() -> None:
