@@ -214,8 +214,8 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         score is a probability given Z. A ValueError names a prompt without its latent block.
         """
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
-        if prompts is None:
-            raise ValueError("pass input_ids: the latent block of a prompt is found by its tokens")
+        if prompts is None or kwargs.get("inputs_embeds") is not None:
+            raise ValueError("pass input_ids, not inputs_embeds: the latent block of a prompt is found by its tokens")
         if kwargs.get("past_key_values") is None:
             self._block_column(prompts)
         beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1

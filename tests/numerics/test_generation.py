@@ -209,6 +209,14 @@ def test_a_cache_that_cannot_take_back_the_slots_is_refused() -> None:
         model(**inputs(processor, SAMPLES[:1]), past_key_values=DynamicCache(config=sliding))
 
 
+def test_a_block_behind_a_cache_needs_positions() -> None:
+    model, processor = amvl_model()
+    given = inputs(processor, SAMPLES[2:3])
+    cache = model(**given).past_key_values
+    with pytest.raises(ValueError, match="needs its position_ids"):
+        model(input_ids=given["input_ids"], past_key_values=cache)
+
+
 def test_the_loss_is_that_of_labels_that_were_shifted_already() -> None:
     model, processor = amvl_model()
     given = inputs(processor, SAMPLES[:1])
@@ -216,14 +224,6 @@ def test_the_loss_is_that_of_labels_that_were_shifted_already() -> None:
     output = model(**given, labels=given["input_ids"], shift_labels=targets, num_items_in_batch=7)
     expected = torch.nn.functional.cross_entropy(output.logits[0].float(), targets[0], reduction="sum") / 7
     torch.testing.assert_close(output.loss, expected, rtol=1e-6, atol=0)
-
-
-def test_a_block_behind_a_cache_needs_positions() -> None:
-    model, processor = amvl_model()
-    given = inputs(processor, SAMPLES[2:3])
-    cache = model(**given).past_key_values
-    with pytest.raises(ValueError, match="needs its position_ids"):
-        model(input_ids=given["input_ids"], past_key_values=cache)
 
 
 def test_new_parts_that_no_checkpoint_has_are_initialised() -> None:
@@ -308,6 +308,14 @@ def test_a_prompt_without_a_block_is_not_answered_without_latents() -> None:
     given = processor(text=["What colour is it?"], return_tensors="pt")
     with pytest.raises(ValueError, match="prompt 0: 0 latent slots, the model needs one block of 3"):
         model.generate(**given, max_new_tokens=2)
+
+
+def test_embeddings_in_place_of_tokens_are_not_answered_without_latents() -> None:
+    model, processor = amvl_model()
+    given = inputs(processor, SAMPLES[2:3])
+    embeds = model.get_input_embeddings()(given["input_ids"])
+    with pytest.raises(ValueError, match="pass input_ids, not inputs_embeds"):
+        model.generate(**given, inputs_embeds=embeds, max_new_tokens=2)
 
 
 def test_images_that_do_not_match_their_tokens_are_refused_with_both_numbers() -> None:
