@@ -6,12 +6,13 @@ injector. Shape suffixes: B samples, T tokens, K slots, D hidden size, Z latent 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -20,10 +21,13 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers import initialization as init
+from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast as CausalLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple, logging
@@ -67,6 +71,12 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.posterior_head = _head(latent, size) if latent.separate_heads else None
         self.injector = LatentInjector(latent.injector, latent.dim, size)
         self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        """The base model's initialisation, which does not know the injector's own parameter."""
+        super()._init_weights(module)
+        if isinstance(module, LatentInjector):
+            init.ones_(module.scale)
 
     def prior(self, hidden_BKD: Tensor) -> Gaussian:
         """p(Z | x) from the final hidden states at the slots of [x, slots] (Eq. 6)."""
@@ -139,48 +149,75 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         start = self._block_column(input_ids)
         if pixel_values_videos is not None or (mm_encoder_outputs or {}).get("video") is not None:
             raise ValueError("prompts with a latent block take images, not videos")
-        if kwargs.get("output_attentions"):
-            raise ValueError("a prompt with a latent block is run in two parts and returns no attention weights")
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
         image = (mm_encoder_outputs or {}).get("image")
         embeds_BTD = self.embed(input_ids, None if image is None else torch.cat(list(image.pooler_output)))
         if position_ids is None:
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                raise ValueError("a prompt that goes on from a cache needs its position_ids")
             position_ids = self._positions(input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
-        cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config.text_config)
-        total, num_slots = input_ids.shape[1], self.config.num_slots
 
-        def run(embeds: Tensor, first: int, stop: int, key_values: Any) -> Any:
+        def latent(hidden_BKD: Tensor) -> Tensor:
+            return self._latent(hidden_BKD, tau, latent_noise, generator)
+
+        output = self._fill(
+            embeds_BTD, attention_mask, position_ids, past_key_values, start, latent, logits_to_keep, kwargs
+        )
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            output.loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
+        if past_key_values is None and not use_cache:
+            output.past_key_values = None
+        return output
+
+    def _fill(
+        self,
+        embeds_BTD: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Any,
+        start: int,
+        latent: Callable[[Tensor], Tensor],
+        logits_to_keep: int | Tensor,
+        options: dict[str, Any],
+    ) -> CausalLMOutput:
+        """Runs the prompt through its block, which begins at column `start`; takes Z from the hidden states at the
+        slots; and runs on with Z in their place, on the same cache.
+        """
+        total, behind = embeds_BTD.shape[1], start + self.config.num_slots
+        through = min(behind + 1, total)
+        # A layer that is run again in backward keeps no cache: the second part then runs what comes before it as well.
+        twice = self.training and self.is_activation_checkpointing
+        first = 0 if twice else start
+        if cache is None and not twice:
+            cache = DynamicCache(config=self.config.text_config)
+
+        def run(embeds: Tensor, begin: int, stop: int, key_values: Any) -> Any:
             seen = None if attention_mask is None else attention_mask[:, : attention_mask.shape[1] - total + stop]
             return self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=seen,
-                position_ids=position_ids[..., first:stop],
+                position_ids=position_ids[..., begin:stop],
                 past_key_values=key_values,
-                use_cache=True,
-                **kwargs,
+                use_cache=not twice,
+                **options,
             )
 
-        behind = start + num_slots
-        through = min(behind + 1, total)
         reading = run(embeds_BTD[:, :through], 0, through, cache)
-        latent_BKZ = self._latent(reading.last_hidden_state[:, start:behind], tau, latent_noise, generator)
+        latent_BKZ = latent(reading.last_hidden_state[:, start:behind])
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
-        tail = _Tail(cache, through - start)
-        decoding = run(torch.cat([injected_BKD, embeds_BTD[:, behind:]], 1), start, total, tail)
+        filled_BTD = torch.cat([embeds_BTD[:, first:start], injected_BKD, embeds_BTD[:, behind:]], 1)
+        decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, through - start))
         hidden_BTD = decoding.last_hidden_state
         if not isinstance(logits_to_keep, int) or not 0 < logits_to_keep <= total - start:
-            hidden_BTD = torch.cat([reading.last_hidden_state[:, :start], hidden_BTD], 1)
-        logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
-        layers = zip(reading.hidden_states or (), decoding.hidden_states or (), strict=True)
+            hidden_BTD = torch.cat([reading.last_hidden_state[:, :first], hidden_BTD], 1)
         return CausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=cache if past_key_values is not None or use_cache else None,
-            hidden_states=tuple(torch.cat([a[:, :start], b], 1) for a, b in layers) or None,
+            logits=self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep)),
+            past_key_values=cache,
+            hidden_states=_joined(reading.hidden_states, decoding.hidden_states, first),
+            attentions=_joined(reading.attentions, decoding.attentions, first),
         )
 
     def generate(
@@ -199,8 +236,8 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         score is a probability given Z. A ValueError names a prompt without its latent block.
         """
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
-        if prompts is None:
-            raise ValueError("pass input_ids: the latent block of a prompt is found by its tokens")
+        if prompts is None or kwargs.get("inputs_embeds") is not None:
+            raise ValueError("pass input_ids, not inputs_embeds: the latent block of a prompt is found by its tokens")
         if kwargs.get("past_key_values") is None:
             self._block_column(prompts)
         beams = kwargs.get("num_beams") or (generation_config or self.generation_config).num_beams or 1
@@ -209,6 +246,15 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if tau > 0:
             kwargs |= {"tau": tau, "latent_noise": latent_noise, "generator": generator}
         return super().generate(inputs, generation_config, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The masks of a decoding step on a static cache; `forward` makes those of a prompt's two parts."""
+        if inputs_embeds.shape[1] > 1:
+            return attention_mask
+        return create_masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs)
 
     def _latent(
         self, hidden_BKD: Tensor, tau: float, noise_BKZ: Tensor | None, generator: torch.Generator | None
@@ -268,8 +314,12 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return (attention_mask.long().cumsum(-1) - 1).clamp_min(0).expand(3, *input_ids.shape)
 
 
+def _head(latent: LatentConfig, size: int) -> VariationalHead:
+    return VariationalHead(latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max)
+
+
 class _Tail:
-    """A cache whose last `rows` are written again: keys and values of Z take the place of the slots' in place.
+    """A cache whose last `rows` are written again: keys and values of Z take the place of the slots', in place.
 
     What the text model asks of a cache, and no more. Nothing of the prefix is copied, unless gradients are kept.
     """
@@ -277,16 +327,19 @@ class _Tail:
     is_compileable = False
 
     def __init__(self, cache: Any, rows: int) -> None:
+        for layer in cache.layers:
+            if type(layer) not in (DynamicLayer, StaticLayer):
+                raise ValueError(f"a latent block needs a dynamic or a static cache, not a {type(layer).__name__}")
         self.cache, self.rows = cache, rows
-        self.start = cache.get_seq_length() - rows
+        self.start = int(cache.get_seq_length()) - rows
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Rows before the tail."""
-        return int(self.start)
+        return self.start
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Rows before the tail."""
-        return int(self.start)
+        return self.start
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Length and offset of the keys after `query_length` rows have been written."""
@@ -296,13 +349,13 @@ class _Tail:
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *arguments: Any, **options: Any) -> Any:
         """Writes the tail again, appends what goes beyond it; the layer's keys and values."""
         layer = self.cache.layers[layer_idx]
-        behind = self.start + self.rows
+        tail = slice(self.start, self.start + self.rows)
         if torch.is_grad_enabled():
             layer.keys = _replaced(layer.keys, keys[..., : self.rows, :], self.start)
             layer.values = _replaced(layer.values, values[..., : self.rows, :], self.start)
         else:
-            layer.keys[..., self.start : behind, :] = keys[..., : self.rows, :]
-            layer.values[..., self.start : behind, :] = values[..., : self.rows, :]
+            layer.keys[..., tail, :] = keys[..., : self.rows, :]
+            layer.values[..., tail, :] = values[..., : self.rows, :]
         if keys.shape[-2] > self.rows:
             return self.cache.update(keys[..., self.rows :, :], values[..., self.rows :, :], layer_idx)
         return layer.keys, layer.values
@@ -312,8 +365,18 @@ def _replaced(whole: Tensor, part: Tensor, start: int) -> Tensor:
     return torch.cat([whole[..., :start, :], part, whole[..., start + part.shape[-2] :, :]], -2)
 
 
-def _head(latent: LatentConfig, size: int) -> VariationalHead:
-    return VariationalHead(latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max)
+def _joined(reading: Any, decoding: Any, first: int) -> tuple[Tensor | None, ...] | None:
+    """Layer by layer, `first` rows of the reading part and then the decoding part's; the last dimension as wide.
+
+    Hidden states are [B, T, D]; attention weights are [B, heads, T, T'], where the reading part has fewer columns.
+    """
+    if not reading:
+        return None
+    pairs = zip(reading, decoding, strict=True)
+    return tuple(
+        None if a is None else torch.cat([pad(a[..., :first, :], (0, b.shape[-1] - a.shape[-1])), b], -2)
+        for a, b in pairs
+    )
 
 
 def block_ids(model: Any) -> list[int]:
