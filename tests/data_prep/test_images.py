@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -32,7 +32,8 @@ def reason(data: bytes) -> str:
 
 @pytest.mark.parametrize("data", [png(20, 10), encode(noise(20, 10), "JPEG"), encode(noise(20, 10).convert("L"))])
 def test_an_image_that_needs_nothing_keeps_its_bytes(data: bytes) -> None:
-    assert stored(data) == StoredImage(data, 20, 10, 1.0)
+    result = stored(data)
+    assert (result.data, result.width, result.height) == (data, 20, 10)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +198,7 @@ def test_any_size_ends_within_the_budget(width: int, height: int, min_pixels: in
         assert min_pixels <= width * height
 
 
+@settings(deadline=None)  # the first example imports transformers
 @given(sides, sides)
 def test_what_is_resized_is_not_resized_again_by_the_model(width: int, height: int) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
