@@ -23,7 +23,7 @@ JSON_NAME, PAGE_NAME = "report.json", "report.html"
 SHOWN_SAMPLES = 6
 """Samples with thumbnails for each source and split."""
 
-SHOWN_ANSWERS = 12
+SHOWN_ANSWERS = 9
 THUMB_PIXELS = 168
 _COUNTED_ANSWERS = 20_000
 _COLUMNS = ["sample_id", "source", "segments", "image_sizes", "num_tokens", "extra"]
