@@ -35,7 +35,8 @@ th { text-align: left; color: var(--soft); font-weight: 600; padding: 0 12px 8px
   border-bottom: 1px solid var(--line); }
 td { padding: 9px 12px 9px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
-td.right, th.right { padding-right: 24px; } td p { margin: 0 0 3px; overflow-wrap: anywhere; } td.reason { white-space: nowrap; }
+td.right, th.right { padding-right: 24px; }
+td p { margin: 0 0 3px; overflow-wrap: anywhere; } td.reason { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; }
 svg { display: block; width: 100%; height: auto; } svg text { font: 10.5px system-ui, sans-serif; fill: var(--soft); }
 .answer { display: grid; grid-template-columns: minmax(60px, 40%) 1fr 52px; gap: 8px; align-items: center;
