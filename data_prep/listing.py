@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
+from amvl_core import storage
 from amvl_core.config import ArchiveSource, DataConfig, MicroworldSource
 from amvl_core.sample import Split
 from data_prep import microworld
@@ -21,7 +22,7 @@ def units(data: DataConfig, source: int, finished: Collection[str]) -> Iterator[
     if isinstance(config, MicroworldSource):
         yield from _generated(config, source, data.rows_per_shard)
     else:
-        with open_archive(config.uri) as archive:
+        with storage.reaching(config.uri, "read"), open_archive(config.uri) as archive:
             yield from _archived(data, config, archive, source, finished)
 
 

@@ -147,7 +147,10 @@ def _table(rows: Sequence[ShardRow]) -> pa.Table:
     columns = {
         "sample_id": [row.sample_id for row in rows],
         "source": [row.source for row in rows],
-        "segments": [[asdict(segment) for segment in row.segments] for row in rows],
+        "segments": [
+            [{"kind": part.kind, "text": part.text, "num_slots": part.num_slots} for part in row.segments]
+            for row in rows
+        ],
         "images": [list(row.images) for row in rows],
         "image_sizes": [[{"width": width, "height": height} for width, height in row.image_sizes] for row in rows],
         "num_tokens": [row.num_tokens for row in rows],

@@ -14,6 +14,9 @@ from amvl_core.errors import AmvlError, ClusterError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+AHEAD_BYTES = 128 * 2**20
+"""How much of the object store items that wait for a CPU may take: cutting stops until there is room again."""
+
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,7 +25,7 @@ R = TypeVar("R")
 def stream(inputs: Sequence[S], cut: Callable[[S], Iterator[T]], run: Callable[[T], R]) -> Iterator[R]:
     """`run(item)` for each item of `cut(input)` for each of `inputs`, on every CPU of the Ray that is connected.
 
-    `cut` runs on this machine, an item at a time and no further ahead than the object store has room for. The user's
+    `cut` runs on this machine, an item at a time and no further ahead than `AHEAD_BYTES`. The user's
     errors (AmvlError) are raised as they are; ClusterError where Ray itself fails.
     """
     import ray
@@ -93,11 +96,13 @@ def _packed(name: str, value: Any) -> pa.Table:
 def _settings(context: Any) -> Iterator[None]:
     """Every row is a block, so that one task gets one item; and Ray Data does not narrate on the console."""
     logger = logging.getLogger("ray.data")
-    before = logger.level, context.enable_progress_bars, context.target_max_block_size
+    limits = context.execution_options
+    before = logger.level, context.enable_progress_bars, context.target_max_block_size, limits.resource_limits
     logger.setLevel(logging.ERROR)
     context.enable_progress_bars, context.target_max_block_size = False, 1
+    limits.resource_limits = before[3].copy(object_store_memory=AHEAD_BYTES)
     try:
         yield
     finally:
         logger.setLevel(before[0])
-        context.enable_progress_bars, context.target_max_block_size = before[1:]
+        context.enable_progress_bars, context.target_max_block_size, limits.resource_limits = before[1:]
