@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from amvl_core.errors import StorageError
 
 _S3_OPTIONS = {"config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}}}
 """The default gives up within seconds; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, where they are set, decide instead."""
+
+LEFTOVER_S = 3600
+_UNFINISHED = ".tmp"
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -111,7 +115,7 @@ def writing(uri: str) -> Iterator[Path]:
         if isinstance(fs, LocalFileSystem):
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_UNFINISHED}")
             try:
                 yield temporary
                 with open(temporary, "rb") as file:
@@ -124,6 +128,14 @@ def writing(uri: str) -> Iterator[Path]:
             temporary = Path(folder) / "part"
             yield temporary
             fs.put_file(str(temporary), path)
+
+
+def remove_leftovers(uri: str) -> None:
+    """Removes what writers that were killed over an hour ago left in a local folder; a store keeps no such things."""
+    if is_local(uri):
+        for file in local_path(uri).glob(f".*{_UNFINISHED}"):
+            if time.time() - file.stat().st_mtime > LEFTOVER_S:
+                file.unlink(missing_ok=True)
 
 
 def copy(source: str, target: str) -> None:

@@ -65,9 +65,9 @@ def _false_positives(source: Source) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         distances = duplicates.distances(files)
     rows = sum(unit.report.kept for unit in done)
-    near = sum(not repeat.exact for repeat in repeats)
+    near = sum(repeat.match == "near" for repeat in repeats)
     by_reason = {
-        f"exact_{reason}": sum(repeat.exact and repeat.reason == reason for repeat in repeats)
+        f"exact_{reason}": sum(repeat.match != "near" and repeat.reason == reason for repeat in repeats)
         for reason in ("duplicate", "contaminated")
     }
     compared = {"compared": len(distances), "smallest_difference": int(distances.min(initial=256))}
@@ -128,7 +128,7 @@ def _repeats(images: list[StoredImage]) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         keys.write(f"{folder}/keys.parquet")
         found = duplicates.find([KeyFile(f"{folder}/keys.parquet", "train")], duplicates=True, contaminated=False)
-    return [repeat for repeat in found if not repeat.exact]
+    return [repeat for repeat in found if repeat.match == "near"]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -118,11 +118,14 @@ class KeyFile:
     split: Split
 
 
+Match = Literal["image", "sample", "near"]
+
+
 @dataclass(frozen=True)
 class Repeat:
     """Row `row` of key file `file` is dropped for `reason`, because of row `of_row` of key file `of_file`.
 
-    `exact` is False where the images are only nearly the same.
+    `match` says what they share: an `image`, everything (`sample`), or nearly so (`near`).
     """
 
     file: int
@@ -130,7 +133,7 @@ class Repeat:
     reason: str
     of_file: int
     of_row: int
-    exact: bool
+    match: Match
 
 
 @dataclass(frozen=True)
@@ -157,19 +160,19 @@ def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> l
     used = [number for number, file in enumerate(files) if contaminated or file.split == "train"]
     used.sort(key=lambda number: files[number].split != "test")
     rows = _load(files, used)
-    because: dict[int, tuple[int, bool]] = {}
+    because: dict[int, tuple[int, Match]] = {}
     _same_image(rows, because)
     first_N = _same_sample(rows)
     pairs_P2 = _near_pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N))))
     for one, other in pairs_P2.tolist():
         # In order of `other`, so that everything before it is decided.
         if other not in because and one not in because and (rows.is_test_N[one] or duplicates):
-            because[other] = (one, False)
+            because[other] = (one, "near")
     for other in np.flatnonzero((first_N != np.arange(len(first_N))) & ~rows.is_test_N).tolist():
         # A copy of a dropped row is dropped for the same reason.
-        one, exact = because.get(int(first_N[other]), (int(first_N[other]), True))
+        one, match = because.get(int(first_N[other]), (int(first_N[other]), "sample"))
         if rows.is_test_N[one] or duplicates:
-            because.setdefault(other, (one, exact))
+            because.setdefault(other, (one, match))
     return sorted(
         (
             Repeat(
@@ -178,9 +181,9 @@ def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> l
                 reason=CONTAMINATED if rows.is_test_N[one] else DUPLICATE,
                 of_file=int(rows.file_N[one]),
                 of_row=int(rows.row_N[one]),
-                exact=exact,
+                match=match,
             )
-            for other, (one, exact) in because.items()
+            for other, (one, match) in because.items()
         ),
         key=lambda repeat: (repeat.file, repeat.row),
     )
@@ -238,7 +241,7 @@ def _concat(tables: list[dict[str, np.ndarray]], name: str, kind: Any) -> np.nda
     return np.concatenate([np.empty(0, kind), *(table[name] for table in tables)])
 
 
-def _same_image(rows: _Rows, because: dict[int, tuple[int, bool]]) -> None:
+def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
     """Training rows that show an image of the test split."""
     of_test_M = rows.is_test_N[rows.owner_M]
     digests, first = np.unique(rows.digest_M[of_test_M], return_index=True)
@@ -246,7 +249,7 @@ def _same_image(rows: _Rows, because: dict[int, tuple[int, bool]]) -> None:
     found_M = np.flatnonzero(~of_test_M & np.isin(rows.digest_M, digests))
     for image in found_M.tolist():
         place = int(np.searchsorted(digests, rows.digest_M[image]))
-        because.setdefault(int(rows.owner_M[image]), (int(owners[place]), True))
+        because.setdefault(int(rows.owner_M[image]), (int(owners[place]), "image"))
 
 
 def _same_sample(rows: _Rows) -> np.ndarray:

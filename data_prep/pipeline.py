@@ -162,6 +162,7 @@ def _prepare_sources(work: Work, identities: list[str], on_progress: ProgressFn)
         ordered = sorted(units[index], key=lambda unit: (listing.SPLITS.index(unit.split), unit.number))
         record = SourceRecord(uri=work.uris[index], fingerprint=identities[index], units=ordered)
         records.save_record(record)
+        storage.remove_leftovers(record.uri)
         found[index] = record
     if not missing:
         on_progress(Progress(STAGE, done, done, "samples"))
@@ -247,7 +248,7 @@ def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]]) -> list[Sourc
 
 def _example(files: list[KeyFile], repeat: Repeat) -> DroppedExample:
     file, other = files[repeat.file], files[repeat.of_file]
-    how = "the same as" if repeat.exact else "nearly the same as"
+    how = {"image": "shows an image of", "sample": "the same as", "near": "nearly the same as"}[repeat.match]
     what = "the test sample" if other.split == "test" else "sample"
     return DroppedExample(
         sample_id=duplicates.sample_id(file, repeat.row),

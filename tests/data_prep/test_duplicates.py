@@ -29,9 +29,9 @@ def key_file(path: Path, split: str, *rows: tuple[str, str, list[StoredImage]]) 
     return KeyFile(str(path), split)  # type: ignore[arg-type]
 
 
-def find(*files: KeyFile) -> list[tuple[int, int, str, int, int, bool]]:
+def find(*files: KeyFile) -> list[tuple[int, int, str, int, int, str]]:
     found = duplicates.find(files, duplicates=True, contaminated=True)
-    return [(r.file, r.row, r.reason, r.of_file, r.of_row, r.exact) for r in found]
+    return [(r.file, r.row, r.reason, r.of_file, r.of_row, r.match) for r in found]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ COPIES = {
 @pytest.mark.parametrize("name", COPIES)
 def test_a_copy_is_a_duplicate_with_the_same_text_only(tmp_path: Path, name: str) -> None:
     copy = COPIES[name]()
-    exact = name == "png"
+    match = "sample" if name == "png" else "near"
     file = key_file(
         tmp_path / "train",
         "train",
@@ -69,7 +69,7 @@ def test_a_copy_is_a_duplicate_with_the_same_text_only(tmp_path: Path, name: str
         ("Q", "another answer", [copy]),
         ("Q", "A", [copy, copy]),
     )
-    assert find(file) == [(0, 1, "duplicate", 0, 0, exact)]
+    assert find(file) == [(0, 1, "duplicate", 0, 0, match)]
 
 
 def moved(x: int, colour: str = "red") -> Image.Image:
@@ -88,15 +88,15 @@ def test_an_image_of_the_test_split_contaminates_whatever_is_asked(tmp_path: Pat
     leak, other = stored(noise(40, 40, seed=1)), stored(noise(40, 40, seed=2))
     train = key_file(tmp_path / "a", "train", ("Q", "A", [other]), ("R", "B", [other, leak]), ("T", "C", []))
     test = key_file(tmp_path / "b", "test", ("S", "D", [leak]), ("T", "C", []), ("T", "C", []))
-    assert find(train, test) == [(0, 1, "contaminated", 1, 0, True), (0, 2, "contaminated", 1, 1, True)]
-    assert find(test, train) == [(1, 1, "contaminated", 0, 0, True), (1, 2, "contaminated", 0, 1, True)]
+    assert find(train, test) == [(0, 1, "contaminated", 1, 0, "image"), (0, 2, "contaminated", 1, 1, "sample")]
+    assert find(test, train) == [(1, 1, "contaminated", 0, 0, "image"), (1, 2, "contaminated", 0, 1, "sample")]
 
 
 def test_a_near_copy_of_a_test_sample_contaminates_and_takes_its_own_copies_along(tmp_path: Path) -> None:
     near = stored(PHOTO, "JPEG", quality=60)
     train = key_file(tmp_path / "a", "train", ("Q", "A", [near]), ("Q", "A", [near]))
     test = key_file(tmp_path / "b", "test", ("Q", "A", [stored(PHOTO)]))
-    assert find(train, test) == [(0, 0, "contaminated", 1, 0, False), (0, 1, "contaminated", 1, 0, False)]
+    assert find(train, test) == [(0, 0, "contaminated", 1, 0, "near"), (0, 1, "contaminated", 1, 0, "near")]
 
 
 def test_the_first_in_source_order_is_kept_however_many_there_are(tmp_path: Path) -> None:
