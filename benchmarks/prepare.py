@@ -199,15 +199,19 @@ def _tree(pid: int) -> list[psutil.Process]:
 def _kills(folder: Path, times: int) -> int:
     """How many of `times` preparations, killed at a random moment and run again, end byte-identical."""
     source = folder / "killed-source"
-    _write_source(source, 4000, [_png(seed) for seed in range(100)])
+    _write_source(source, 10_000, [_png(seed) for seed in range(100)])
     started = time.perf_counter()
-    _finish(source, folder / "whole" / "out")
+    child = _child(source, folder / "whole" / "out")
+    while child.poll() is None and not any((folder / "whole").glob("sources/*/*.json")):
+        time.sleep(0.01)
+    first = time.perf_counter() - started
+    _finish(source, folder / "whole" / "out", child)
     length = time.perf_counter() - started
     expected, same, chosen = _digests(folder / "whole"), 0, random.Random(0)
     for number in range(times):
         out = folder / f"killed-{number}" / "out"
         child = _child(source, out)
-        time.sleep(chosen.uniform(0.3, 1.0) * length)
+        time.sleep(chosen.uniform(first - 1, length))  # before that only Ray is being started
         for process in _tree(child.pid):
             process.kill()
         child.wait()
@@ -218,8 +222,8 @@ def _kills(folder: Path, times: int) -> int:
     return same
 
 
-def _finish(source: Path, out: Path) -> None:
-    if _child(source, out).wait():
+def _finish(source: Path, out: Path, child: subprocess.Popen[bytes] | None = None) -> None:
+    if (child or _child(source, out)).wait():
         raise SystemExit("the preparation failed; its message is above")
 
 
