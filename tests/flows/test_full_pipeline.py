@@ -84,7 +84,7 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    assert stages == ["evaluate", "evaluate", "prepare", "register", "sources", "train", "train", "train"]
+    assert stages == ["evaluate", "evaluate", "prepare", "register", "train", "train", "train"]
     for text in ("majority", "base model (sft)", "AMVL", "colour", "all", "models:/amvl@champion (version 1)"):
         assert text in first.stdout
     assert f"http://127.0.0.1:{checkout.prefect_port}/runs/flow-run/" in first.stdout
