@@ -78,10 +78,18 @@ def moved(x: int, colour: str = "red") -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("other", [moved(21), moved(20, "green"), moved(20, "orange")])
+@pytest.mark.parametrize("other", [moved(5), moved(8), moved(4, "green"), moved(4, "orange")])
 def test_drawn_images_that_differ_in_one_object_are_different(tmp_path: Path, other: Image.Image) -> None:
-    file = key_file(tmp_path / "f", "train", ("Q", "A", [stored(moved(20))]), ("Q", "A", [stored(other)]))
+    file = key_file(tmp_path / "f", "train", ("Q", "A", [stored(moved(4))]), ("Q", "A", [stored(other)]))
     assert find(file) == []
+
+
+def test_of_images_equally_bright_and_coloured_the_thumbnails_decide(tmp_path: Path) -> None:
+    one, other = stored(moved(4)), stored(moved(5))
+    assert max(abs(duplicates.features(one.thumb) - duplicates.features(other.thumb))) <= duplicates.CLOSE
+    file = key_file(tmp_path / "f", "train", ("Q", "A", [one]), ("Q", "A", [other]))
+    (distance,) = duplicates.distances([file])
+    assert duplicates.NEAR < distance < 256  # measured: 71
 
 
 def test_an_image_of_the_test_split_contaminates_whatever_is_asked(tmp_path: Path) -> None:
