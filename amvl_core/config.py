@@ -183,7 +183,11 @@ class DataConfig(Frozen):
     min_pixels: int = Field(256 * 28 * 28, ge=1, description="an image is scaled up to at least this many pixels")
     max_pixels: int = Field(1280 * 28 * 28, ge=1, description="an image is scaled down to at most this many pixels")
     max_tokens: int = Field(4096, ge=16, description="a longer sample is dropped and counted")
-    rows_per_shard: int = Field(4096, ge=1)
+    drop_duplicates: bool = Field(True, description="keep the first of training samples that are (nearly) the same")
+    drop_contaminated: bool = Field(True, description="drop training samples that give away a test sample")
+    rows_per_shard: int = Field(
+        1024, ge=1, description="rows of a source that become one shard, and are redone together"
+    )
     seed: int = 0
 
     @model_validator(mode="after")

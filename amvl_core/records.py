@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from amvl_core import storage
 from amvl_core.errors import StorageError
 from amvl_core.sample import Split
 
 RECORD_NAME = "record.json"
+
+EXAMPLES_PER_REASON = 3
+"""Dropped samples that a report names for each reason."""
 
 
 class Record(BaseModel):
@@ -61,6 +65,31 @@ class SourceReport(BaseModel):
     kept: int
     dropped: dict[str, int]
     examples: dict[str, list[DroppedExample]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> SourceReport:
+        if self.read != self.kept + sum(self.dropped.values()):
+            raise ValueError(
+                f"{self.source}, {self.split}: {self.read} samples were read, but {self.kept} are kept and "
+                f"{sum(self.dropped.values())} dropped; not one may be lost"
+            )
+        return self
+
+    def merged(self, other: SourceReport) -> SourceReport:
+        """This part of a source and a later one as one report, with the first examples of both."""
+        assert (self.source, self.split) == (other.source, other.split)
+        reasons = sorted({*self.examples, *other.examples})
+        return SourceReport(
+            source=self.source,
+            split=self.split,
+            read=self.read + other.read,
+            kept=self.kept + other.kept,
+            dropped=dict(sorted((Counter(self.dropped) + Counter(other.dropped)).items())),
+            examples={
+                reason: [*self.examples.get(reason, []), *other.examples.get(reason, [])][:EXAMPLES_PER_REASON]
+                for reason in reasons
+            },
+        )
 
 
 class DatasetRecord(Record):

@@ -1,25 +1,39 @@
 """One URI for everything that is stored: a path, `file://` or `s3://`, through fsspec.
 
-A write is whole or absent: `write_bytes` goes to a temporary name and is renamed (on S3 a put is atomic).
+A write is whole or absent: it goes to a temporary name and is renamed (on S3 a put is atomic). An endpoint that fails
+for a while is asked again, with growing pauses, for some 20 seconds; what it refuses for good is a StorageError.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.errors import StorageError
 
+_S3_OPTIONS = {"config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}}}
+"""The default gives up within seconds; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, where they are set, decide instead."""
+
+LEFTOVER_S = 3600
+_UNFINISHED = ".tmp"
+
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of `uri` and the path inside it."""
+    options = _S3_OPTIONS if uri.startswith("s3://") and "AWS_MAX_ATTEMPTS" not in os.environ else {}
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise StorageError(f"cannot use {uri!r} as storage: {error}") from error
     return fs, path
@@ -48,88 +62,140 @@ def absolute(uri: str) -> str:
     return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
 
 
+@contextmanager
+def reaching(uri: str, action: str = "reach") -> Iterator[None]:
+    """Turns what a disk or an object store refuses in the block into a StorageError that names `uri`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot {action} {uri}: it does not exist") from error
+    except (OSError, BotoCoreError, ClientError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot {action} {uri}: {said}") from error
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    with reaching(uri):
+        return bool(fs.exists(path))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file."""
     fs, path = filesystem(uri)
-    try:
+    with reaching(uri, "read"):
         return bytes(fs.cat_file(path))
-    except FileNotFoundError as error:
-        raise StorageError(f"{uri} does not exist") from error
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[IO[bytes]]:
+    """The file open for reading parts of it."""
+    fs, path = filesystem(uri)
+    with reaching(uri, "read"), fs.open(path, "rb") as file:
+        yield file
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes the whole file or nothing; a StorageError says what the storage refused."""
     fs, path = filesystem(uri)
-    try:
-        if not isinstance(fs, LocalFileSystem):
-            fs.pipe_file(path, data)
+    if isinstance(fs, LocalFileSystem):
+        with writing(uri) as file:
+            file.write_bytes(data)
+        return
+    with reaching(uri, "write"):
+        fs.pipe_file(path, data)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Path]:
+    """A local file to write that becomes `uri`, whole, when the block ends; an error in the block leaves nothing."""
+    fs, path = filesystem(uri)
+    with reaching(uri, "write"):
+        if isinstance(fs, LocalFileSystem):
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_UNFINISHED}")
+            try:
+                yield temporary
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        with tempfile.TemporaryDirectory(prefix="amvl-") as folder:
+            temporary = Path(folder) / "part"
+            yield temporary
+            fs.put_file(str(temporary), path)
+
+
+def remove_leftovers(uri: str) -> None:
+    """Removes what writers that were killed over an hour ago left in a local folder; a store keeps no such things."""
+    if is_local(uri):
+        for file in local_path(uri).glob(f".*{_UNFINISHED}"):
+            if time.time() - file.stat().st_mtime > LEFTOVER_S:
+                file.unlink(missing_ok=True)
+
+
+def copy(source: str, target: str) -> None:
+    """`source` also at `target`, on the same storage: a hard link where there can be one, else a copy in the store."""
+    fs, path = filesystem(source)
+    if not isinstance(fs, LocalFileSystem):
+        with reaching(target, "write"):
+            fs.cp_file(path, filesystem(target)[1])
+        return
+    with writing(target) as temporary:
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {uri}: {error.strerror or error}") from error
+            os.link(path, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, temporary)
 
 
 def remove(uri: str) -> None:
     """Removes a file or folder if it is there."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    with reaching(uri, "remove"):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
 
 
 def list_names(uri: str) -> list[str]:
     """The sorted names directly in a folder; empty if it is not there."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    if not fs.exists(path):
-        return []
-    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    with reaching(uri, "list"):
+        if not fs.exists(path):
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
 
 
 def upload(folder: Path, uri: str) -> None:
     """Copies every file under `folder` to `uri`, each whole or absent."""
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            fs, path = filesystem(join(uri, file.relative_to(folder).as_posix()))
-            try:
-                if isinstance(fs, LocalFileSystem):
-                    target = Path(path)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-                    fs.put_file(str(file), str(temporary))
-                    temporary.replace(target)
-                else:
+            target = join(uri, file.relative_to(folder).as_posix())
+            fs, path = filesystem(target)
+            if isinstance(fs, LocalFileSystem):
+                with writing(target) as temporary:
+                    shutil.copyfile(file, temporary)
+            else:
+                with reaching(target, "write"):
                     fs.put_file(str(file), path)
-            except OSError as error:
-                raise StorageError(f"cannot write {join(uri, file.name)}: {error.strerror or error}") from error
 
 
 def download(uri: str, folder: Path) -> Path:
     """Brings the folder at `uri` to `folder`; a local `uri` is returned as it is, without a copy."""
     fs, path = filesystem(uri)
-    if not fs.exists(path):
-        raise StorageError(f"{uri} does not exist")
-    if isinstance(fs, LocalFileSystem):
-        return Path(path)
-    for remote in sorted(fs.find(path)):
-        target = folder / remote[len(path) :].lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fs.get_file(remote, str(target))
+    with reaching(uri, "read"):
+        if not fs.exists(path):
+            raise FileNotFoundError
+        if isinstance(fs, LocalFileSystem):
+            return Path(path)
+        for remote in sorted(fs.find(path)):
+            target = folder / remote[len(path) :].lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(remote, str(target))
     return folder
 
 

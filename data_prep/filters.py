@@ -22,6 +22,8 @@ SMALL_IMAGE = "small_image"
 EXTREME_ASPECT = "extreme_aspect"
 DEGENERATE_BOX = "degenerate_box"
 TOO_LONG = "too_long"
+DUPLICATE = "duplicate"
+CONTAMINATED = "contaminated"
 
 # Control tokens of Qwen2.5-VL and of the latent block. Inside a text they would be read as structure, not as text.
 _RESERVED = re.compile(r"<\|[a-z_]+\|>|</?abs_token>|<latent_pad_\d+>|\x00")

@@ -18,8 +18,13 @@ HASHED_BYTES = 512 * 2**20
 def content_identity(uri: str) -> dict[str, Any]:
     """SHA-256 of a local file; size and ETag on S3; names, sizes and times (or ETags) of a folder's files.
 
-    Raises DataError if there is nothing at `uri`.
+    Raises DataError if there is nothing at `uri`, StorageError where the store does not answer.
     """
+    with storage.reaching(uri, "read"):
+        return _identity(uri)
+
+
+def _identity(uri: str) -> dict[str, Any]:
     fs, path = storage.filesystem(uri)
     fs.invalidate_cache()
     if not fs.exists(path):

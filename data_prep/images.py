@@ -1,7 +1,13 @@
-"""Images are verified once, here: a corrupt one is a counted drop, not a crash in the middle of training."""
+"""Images are verified once, here: a corrupt one is a counted drop, not a crash in the middle of training.
+
+Each image is decoded once, for everything that needs pixels: verification, resizing, and the digest and thumbnail that
+duplicates are found by (`data_prep/duplicates.py`). Where few pixels are enough, a JPEG is decoded at a fraction of
+its size ("draft mode"), which reads and checks all of its data all the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import struct
@@ -10,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_prep.filters import DECOMPRESSION_BOMB, EXTREME_ASPECT, SMALL_IMAGE, UNREADABLE_IMAGE, Drop
 
@@ -22,26 +28,73 @@ MAX_ASPECT = 100
 
 JPEG_QUALITY = 95
 
+THUMB_SIDE = 16
+"""Width and height of the thumbnail that near duplicates are compared by."""
+
+DIGEST_BYTES = 16
+
+Box = tuple[float, float, float, float]
+
 # What Pillow's decoders raise on damaged files, beside OSError (UnidentifiedImageError is one).
 _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error,
 )  # fmt: skip
+_JPEG = ("JPEG", "MPO")  # a camera's multi-picture file is a JPEG with more behind it
 _SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# A draft for the thumbnail alone: several pixels for each of the thumbnail's, so that it averages as much as it must.
+_DRAFT_SIDE = 4 * THUMB_SIDE
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """What the model takes: `min_pixels <= width x height <= max_pixels`, sides in multiples of `unit` pixels."""
+
+    min_pixels: int
+    max_pixels: int
+    unit: int
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """Encoded bytes as they are stored; `scale` is stored pixels per pixel of the original."""
+    """Encoded bytes as they are stored, `width` x `height` pixels, upright.
+
+    `source_size` is the width and height of the published raster and `orientation` its Exif orientation (1 to 8).
+    `digest` (`DIGEST_BYTES`) is equal for equal images, `thumb` is RGB, `THUMB_SIDE` squared, row by row.
+    """
 
     data: bytes
     width: int
     height: int
-    scale: float
+    source_size: tuple[int, int]
+    orientation: int
+    digest: bytes
+    thumb: bytes
+
+    def place(self, box: Box) -> Box | None:
+        """A box `(x1, y1, x2, y2)` of the published raster in pixels of the stored image, clipped to it.
+
+        None where nothing is left of it.
+        """
+        x1, y1, x2, y2 = _turn_box(box, *self.source_size, self.orientation)
+        width, height = _turn_size(*self.source_size, self.orientation)
+        across, down = self.width / width, self.height / height
+        x1, x2 = (round(min(max(x * across, 0.0), self.width), 2) for x in (x1, x2))
+        y1, y2 = (round(min(max(y * down, 0.0), self.height), 2) for y in (y1, y2))
+        return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def standardise(data: bytes, min_pixels: int, max_pixels: int) -> StoredImage | Drop:
-    """The fully decoded image, upright, RGB and within the pixel budget; or why it cannot be used.
+def standardise(data: bytes, budget: PixelBudget) -> StoredImage | Drop:
+    """The verified image, upright, RGB and within the pixel budget; or why it cannot be used.
 
     A PNG or JPEG that is all that already keeps its bytes. Otherwise JPEG stays JPEG (quality 95), everything else
     becomes PNG. Transparent pixels show white; 16-bit samples keep their upper 8 bits; of an animation the first
@@ -52,78 +105,123 @@ def standardise(data: bytes, min_pixels: int, max_pixels: int) -> StoredImage | 
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                return _within_budget(image, data, min_pixels, max_pixels)
+                return _check_size(*image.size) or _store(image, data, budget)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return Drop(DECOMPRESSION_BOMB, str(error))
     except _DECODING_ERRORS as error:
         return Drop(UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200])
 
 
-def _within_budget(image: Image.Image, data: bytes, min_pixels: int, max_pixels: int) -> StoredImage | Drop:
-    width, height = image.size
+def _check_size(width: int, height: int) -> Drop | None:
     if min(width, height) < MIN_SIDE:
         return Drop(SMALL_IMAGE, f"{width} x {height} pixels, each side must have at least {MIN_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         return Drop(EXTREME_ASPECT, f"{width} x {height} pixels, one side is more than {MAX_ASPECT} times the other")
-    is_jpeg = image.format == "JPEG"
-    if _is_plain(image) and min_pixels <= width * height <= max_pixels:
-        return StoredImage(data, width, height, 1.0)
-    upright = ImageOps.exif_transpose(to_rgb(image))
-    size = budget_size(upright.width, upright.height, min_pixels, max_pixels)
-    scale = math.sqrt(size[0] * size[1] / (width * height))
-    if size != upright.size:
-        upright = upright.resize(size, Image.Resampling.BICUBIC)
-    return StoredImage(_encode(upright, is_jpeg), *size, scale)
+    return None
+
+
+def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
+    source_size, is_jpeg = image.size, image.format in _JPEG
+    if not is_jpeg:
+        image.load()  # a PNG may say behind its pixels how it is to be turned
+    orientation = _orientation(image)
+    width, height = _turn_size(*source_size, orientation)
+    size = budget_size(width, height, budget)
+    keeps_bytes = size == (width, height) and _is_plain(image) and orientation == 1
+    if is_jpeg:
+        # Never to less than `size`: what is left to do is a reduction by less than two.
+        draft = (_DRAFT_SIDE, _DRAFT_SIDE) if keeps_bytes else _turn_size(*size, orientation)
+        image.draft(None, draft)
+        image.load()
+    if keeps_bytes:
+        digest = _digest(data if is_jpeg else to_rgb(image).tobytes())
+        return StoredImage(data, width, height, source_size, 1, digest, _thumb(image))
+    upright = _turned(_resized(to_rgb(image), _turn_size(*size, orientation)), orientation)
+    digest = _digest(data if is_jpeg else upright.tobytes())
+    return StoredImage(_encode(upright, is_jpeg), *size, source_size, orientation, digest, _thumb(upright))
 
 
 def _is_plain(image: Image.Image) -> bool:
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     return (
         image.format in ("PNG", "JPEG")
         and image.mode in ("RGB", "L")
         and "transparency" not in image.info
-        and orientation == 1
         and getattr(image, "n_frames", 1) == 1
     )
 
 
-def budget_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Width and height with `min_pixels <= width x height <= max_pixels` and, but for rounding, the same aspect."""
-    pixels = width * height
-    if pixels > max_pixels:
-        factor = math.sqrt(max_pixels / pixels)
-        short, long = sorted((width, height))
-        # Rounding down could leave a side of 0; the other side then makes up for it.
-        new_short = max(1, math.floor(short * factor))
-        new_long = max(1, min(math.floor(long * factor), max_pixels // new_short))
-        return (new_short, new_long) if width <= height else (new_long, new_short)
-    if pixels < min_pixels:
-        factor = math.sqrt(min_pixels / pixels)
-        return math.ceil(width * factor), math.ceil(height * factor)
-    return width, height
+def _orientation(image: Image.Image) -> int:
+    found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return found if found in _UPRIGHT else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _turn_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def _turn_box(box: Box, width: int, height: int, orientation: int) -> Box:
+    """Where a box of a `width` x `height` raster is after turning it upright; one that is no box stays none."""
+    x1, y1, x2, y2 = box
+    if orientation in (2, 3, 7, 8):
+        x1, x2 = width - x2, width - x1
+    if orientation in (3, 4, 6, 7):
+        y1, y2 = height - y2, height - y1
+    return (x1, y1, x2, y2) if orientation < 5 else (y1, x1, y2, x2)
+
+
+def budget_size(width: int, height: int, budget: PixelBudget) -> tuple[int, int]:
+    """Width and height as they are where the image is within the budget; else multiples of `unit` that are.
+
+    The rule is that of Qwen2-VL's image processor (`smart_resize`), so it will not resize the result again. The two
+    differ for images of an extreme aspect alone, whose short side it would let fall below one unit.
+    """
+    unit, pixels = budget.unit, width * height
+    if budget.min_pixels <= pixels <= budget.max_pixels:
+        return width, height
+    if pixels < budget.min_pixels:
+        factor = math.sqrt(budget.min_pixels / pixels)
+        return math.ceil(width * factor / unit) * unit, math.ceil(height * factor / unit) * unit
+    factor = math.sqrt(budget.max_pixels / pixels)
+    short, long = (max(1, math.floor(side * factor / unit)) for side in sorted((width, height)))
+    # A side of less than one unit takes a whole one; the other then makes up for it.
+    long = max(1, min(long, budget.max_pixels // (short * unit * unit)))
+    sides = (short * unit, long * unit)
+    return sides if width <= height else (sides[1], sides[0])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, with the Exif data kept so that the orientation can still be applied."""
-    exif = image.info.get("exif")
+    """8-bit RGB of the decoded raster."""
     if image.mode in _SIXTEEN_BITS:
         samples_HW = np.asarray(image).astype(np.uint16) >> 8
-        rgb = Image.fromarray(samples_HW.astype(np.uint8)).convert("RGB")
-    elif image.mode in ("I", "F"):
+        return Image.fromarray(samples_HW.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
         levels_HW = np.nan_to_num(np.asarray(image, dtype=np.float64))
         if levels_HW.max() > 255:
             levels_HW = levels_HW / 257
-        rgb = Image.fromarray(levels_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return Image.fromarray(levels_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        rgb = Image.alpha_composite(white, rgba).convert("RGB")
-    else:
-        rgb = image.convert("RGB")
-    if exif is not None:
-        rgb.info["exif"] = exif
-    return rgb
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    # reducing_gap: a large reduction starts with whole-pixel averages, several times faster and hardly different.
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def _thumb(image: Image.Image) -> bytes:
+    small = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.HAMMING, reducing_gap=4.0)
+    return small.convert("RGB").tobytes()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 def _encode(image: Image.Image, is_jpeg: bool) -> bytes:

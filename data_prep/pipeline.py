@@ -1,60 +1,86 @@
 """Preparation: sources -> verified, laid-out, sharded samples, with Ray Data.
 
-Rows are listed once, in the driver; everything else happens in tasks of one shard each (`data_prep/work.py`).
+Each source is prepared on its own, into a folder that is named by its fingerprint and shared by all datasets that it is
+part of (`{storage}/prepare/sources/`): a mixture that grows by one source prepares that one. The dataset is then put
+together without decoding anything: duplicates and contaminated samples, which need all sources, are left out of copies
+of the shards they are in; all other shards are linked.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import pickle
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from amvl_core import records, storage
-from amvl_core.config import MicroworldSource, ModelConfig, RunConfig
-from amvl_core.errors import AmvlError, ClusterError, ConfigError, DataError
+from amvl_core.config import MicroworldSource, ModelConfig, RunConfig, Source
+from amvl_core.errors import ConfigError, DataError
 from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import DatasetRecord, DroppedExample, SourceReport
+from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
 from amvl_core.sample import Split
-from data_prep import microworld
+from data_prep import duplicates, listing, report
+from data_prep.duplicates import KeyFile, Repeat
 from data_prep.identity import content_identity
-from data_prep.shards import SCHEMA_VERSION
-from data_prep.sources import list_rows, source_name
-from data_prep.sources.archive import open_archive
-from data_prep.sources.row import read_images
-from data_prep.work import EXAMPLES_PER_REASON, Done, Unit, Work
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from data_prep.shards import SCHEMA_VERSION, copy_without, shard_name
+from data_prep.sources import source_name
+from data_prep.streaming import stream
+from data_prep.work import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 """Raised whenever the same configuration gives other shards than before."""
 
-SPLITS: tuple[Split, Split] = ("train", "test")
+SOURCES = "sources"
+"""The folder beside the datasets that holds what each source gave."""
+
+COPIES_AT_ONCE = 8
+
+
+class SourceRecord(Record):
+    """A prepared source: `units` in order, whose files are below `uri`."""
+
+    kind: Literal["source"] = "source"
+    units: list[UnitRecord]
 
 
 def fingerprint(config: RunConfig) -> str:
     """Names the dataset that `config` gives: by what archives hold, not by where they are. Raises DataError."""
-    data = config.data.model_dump(mode="json")
-    for source in data["sources"]:
-        uri = source.pop("uri", None)
-        if uri is not None:
-            source["content"] = content_identity(uri)
-    return records.fingerprint(
-        STAGE,
-        STAGE_VERSION,
-        schema=SCHEMA_VERSION,
-        data=data,
-        num_slots=config.latent.num_slots,
-        model=_tokenizer_identity(config.model),
-    )
+    return _dataset_fingerprint(config, _source_fingerprints(config))
+
+
+def _dataset_fingerprint(config: RunConfig, sources: list[str]) -> str:
+    flags = config.data.model_dump(include={"drop_duplicates", "drop_contaminated"})
+    return records.fingerprint(STAGE, STAGE_VERSION, sources=sources, **flags)
+
+
+def _source_fingerprints(config: RunConfig) -> list[str]:
+    """What each source gives by itself: its content and settings, and what is done with each of its rows."""
+    data = config.data.model_dump(mode="json", exclude={"sources", "drop_duplicates", "drop_contaminated"})
+    model = _tokenizer_identity(config.model)
+    return [
+        records.fingerprint(
+            "source",
+            STAGE_VERSION,
+            schema=SCHEMA_VERSION,
+            source=_source_identity(source),
+            data=data,
+            num_slots=config.latent.num_slots,
+            model=model,
+        )
+        for source in config.data.sources
+    ]
+
+
+def _source_identity(source: Source) -> dict[str, Any]:
+    fields = source.model_dump(mode="json")
+    uri = fields.pop("uri", None)
+    return fields if uri is None else {**fields, "content": content_identity(uri)}
 
 
 def _tokenizer_identity(model: ModelConfig) -> dict[str, Any]:
@@ -70,8 +96,9 @@ def _tokenizer_identity(model: ModelConfig) -> dict[str, Any]:
 def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetRecord:
     """Writes the shards of `config.data` below `uri`, `record.json` last; Ray must be initialised.
 
-    Raises DataError for a missing or damaged archive and where no training sample is kept, StorageError where `uri`
-    cannot be written, ClusterError where Ray fails. Without a record nothing below `uri` counts as finished.
+    Goes on from whatever units of its sources are finished. `report.html` and `report.json` are written beside the
+    shards. Raises DataError for a missing or damaged archive and where no training sample is kept, StorageError where
+    `uri` cannot be written, ClusterError where Ray fails. Without a record nothing below `uri` counts as finished.
     """
     from amvl_core.data.encode import TokenCounter
 
@@ -79,12 +106,26 @@ def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetReco
     if twice := [name for name, times in names.items() if times > 1]:
         raise ConfigError(f"data.sources: more than one source is called {twice[0]!r}; give each a name of its own")
     uri = storage.absolute(uri)
-    identity = fingerprint(config)
+    identities = _source_fingerprints(config)
+    folders = tuple(storage.join(uri.rpartition("/")[0], SOURCES, identity) for identity in identities)
     counter = TokenCounter.from_model(config.model, config.latent)
-    work = Work(_absolute(config).data, config.latent.num_slots, counter, uri)
-    with closing(_units(work)) as units:
-        done = _run(work, units, on_progress)
-    record = _record(uri, identity, done)
+    work = Work(_absolute(config).data, config.latent.num_slots, counter, folders)
+    sources = _prepare_sources(work, identities, on_progress)
+    parts = _parts(sources)
+    repeats = _find_repeats(config, parts)
+    reports = _reports(parts, repeats)
+    if not any(found.kept for found in reports if found.split == "train"):
+        raise DataError(_nothing_kept(reports))
+    record = DatasetRecord(
+        uri=uri,
+        fingerprint=_dataset_fingerprint(config, identities),
+        schema_version=SCHEMA_VERSION,
+        shards=_publish(parts, repeats, uri),
+        kept=sum(found.kept for found in reports),
+        dropped=dict(sorted(sum((Counter(found.dropped) for found in reports), Counter[str]()).items())),
+        reports=reports,
+    )
+    report.write(record)
     records.save_record(record)
     return record
 
@@ -100,140 +141,155 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"sources": sources})})
 
 
-def _units(work: Work) -> Generator[Unit, None, None]:
-    """Each source is opened once; shards are numbered through a split, source after source."""
-    numbers = dict.fromkeys(SPLITS, 0)
-    for index, source in enumerate(work.data.sources):
-        if isinstance(source, MicroworldSource):
-            for split in SPLITS:
-                for start, stop in _ranges(microworld.count(source, split), work.data.rows_per_shard):
-                    yield Unit(split, numbers[split], index, start, stop)
-                    numbers[split] += 1
-            continue
-        with open_archive(source.uri) as archive:
-            rows = list(list_rows(source, source.kind, archive, work.data.seed))
-            for split in SPLITS:
-                members = [row for row in rows if row.split == split]
-                for start, stop in _ranges(len(members), work.data.rows_per_shard):
-                    part = tuple(members[start:stop])
-                    payload = read_images(archive, part) if archive.sequential else None
-                    yield Unit(split, numbers[split], index, start, stop, part, payload)
-                    numbers[split] += 1
+def _prepare_sources(work: Work, identities: list[str], on_progress: ProgressFn) -> list[SourceRecord]:
+    """The record of every source, in order; those without one are prepared."""
+    found = {index: records.load_record(uri, SourceRecord) for index, uri in enumerate(work.uris)}
+    missing = [index for index, record in found.items() if record is None]
+    units: dict[int, list[UnitRecord]] = {index: [] for index in missing}
+    totals = dict.fromkeys(missing, 0)
+    done = sum(unit.report.read for record in found.values() if record is not None for unit in record.units)
+    known = done
+    on_progress(Progress(STAGE, 0, known, "samples"))
+    started, reused = time.monotonic(), done
+    for source, total, unit in stream(missing, partial(_cut, work), partial(_run, work)):
+        units[source].append(unit)
+        totals[source] = total
+        done += unit.report.read
+        known = reused + sum(totals.values())  # of the sources that have been listed
+        left = (time.monotonic() - started) / max(done - reused, 1) * (known - done)
+        on_progress(Progress(STAGE, done, known, "samples", seconds_left=left))
+    for index in missing:
+        ordered = sorted(units[index], key=lambda unit: (listing.SPLITS.index(unit.split), unit.number))
+        record = SourceRecord(uri=work.uris[index], fingerprint=identities[index], units=ordered)
+        records.save_record(record)
+        storage.remove_leftovers(record.uri)
+        found[index] = record
+    if not missing:
+        on_progress(Progress(STAGE, done, done, "samples"))
+    return [record for _, record in sorted(found.items()) if record is not None]
 
 
-def _ranges(count: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
+def _cut(work: Work, source: int) -> Iterator[Unit]:
+    suffix = ".json"
+    names = storage.list_names(work.uris[source])
+    return listing.units(work.data, source, {name.removesuffix(suffix) for name in names if name.endswith(suffix)})
 
 
-def _run(work: Work, units: Iterator[Unit], on_progress: ProgressFn) -> list[Done]:
-    """Runs every unit in Ray Data, in whatever order, and returns the results in unit order."""
-    import pyarrow as pa
-    import ray
-    import ray.data
-
-    assert ray.is_initialized(), "the caller says which Ray this runs on"
-    # A unit goes to the object store as soon as it is cut, where Ray may spill it: the driver holds one at a time.
-    blocks: list[Any] = []
-    total = 0
-    for index, unit in enumerate(units):
-        total += unit.stop - unit.start
-        packed = pa.array([pickle.dumps((index, unit), protocol=pickle.HIGHEST_PROTOCOL)], pa.large_binary())
-        blocks.append(ray.put(pa.table({"unit": packed})))
-    on_progress(Progress(STAGE, 0, total, "samples"))
-    if not blocks:
-        return []
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    started = time.monotonic()
-    results: list[Done] = []
-    finished = 0
-    try:
-        with _quiet():
-            dataset = ray.data.from_arrow_refs(blocks).map_batches(
-                partial(_task, work=ray.put(work)), batch_size=None, batch_format="pyarrow"
-            )
-            for row in dataset.iter_rows():
-                result = pickle.loads(row["result"])
-                if isinstance(result, AmvlError):
-                    raise result
-                results.append(result)
-                finished += result.report.read
-                left = (time.monotonic() - started) / max(finished, 1) * (total - finished)
-                on_progress(Progress(STAGE, finished, total, "samples", seconds_left=left))
-    except ray.exceptions.RayError as error:
-        raise ClusterError(f"Ray could not finish the preparation; run it again. It said: {error}") from error
-    return sorted(results, key=lambda result: result.unit)
+def _run(work: Work, unit: Unit) -> tuple[int, int, UnitRecord]:
+    return unit.source, unit.total, work.run(unit)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data narrates every execution on the console; `on_progress` is what the user follows."""
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+@dataclass(frozen=True)
+class _Part:
+    """A unit of one of the sources, as a part of the dataset: `shard` is the file it becomes there."""
+
+    where: str
+    record: UnitRecord
+    shard: str
+
+    @property
+    def keys(self) -> KeyFile:
+        return KeyFile(f"{self.where}.keys.parquet", self.record.split)
 
 
-def _task(block: pa.Table, work: Any) -> pa.Table:
-    """One block is one unit. The user's errors come back as values: Ray would wrap them beyond recognition."""
-    import pyarrow as pa
-    import ray
+def _parts(sources: list[SourceRecord]) -> list[_Part]:
+    """All units, source after source; shards are numbered through a split."""
+    before: dict[Split, int] = dict.fromkeys(listing.SPLITS, 0)
+    parts = []
+    for source in sources:
+        for unit in source.units:
+            where = storage.join(source.uri, unit_name(unit.split, unit.number))
+            parts.append(_Part(where, unit, shard_name(unit.split, before[unit.split] + unit.number)))
+        for split in listing.SPLITS:
+            before[split] += sum(unit.split == split for unit in source.units)
+    return parts
 
-    index, unit = pickle.loads(block["unit"][0].as_py())
-    shared: Work = ray.get(work)
-    try:
-        result: Done | AmvlError = shared.run(index, unit)
-    except AmvlError as error:
-        result = error
-    return pa.table({"result": pa.array([pickle.dumps(result)], pa.binary())})
+
+def _find_repeats(config: RunConfig, parts: list[_Part]) -> dict[int, list[Repeat]]:
+    """Repeats by the number of the part that they are in."""
+    numbers = [number for number, part in enumerate(parts) if part.record.shard is not None]
+    files = [parts[number].keys for number in numbers]
+    flags = {"duplicates": config.data.drop_duplicates, "contaminated": config.data.drop_contaminated}
+    repeats: dict[int, list[Repeat]] = {}
+    for repeat in duplicates.find(files, **flags) if any(flags.values()) else []:
+        repeats.setdefault(numbers[repeat.file], []).append(repeat)
+    return repeats
 
 
-def _record(uri: str, identity: str, done: list[Done]) -> DatasetRecord:
+def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]]) -> list[SourceReport]:
+    """One report for each source and split, with the repeats among the dropped."""
+    files = [part.keys for part in parts if part.record.shard is not None]
     reports: dict[tuple[str, Split], SourceReport] = {}
-    for result in done:
-        key = (result.report.source, result.report.split)
-        reports[key] = _merge(reports[key], result.report) if key in reports else result.report
-    dropped: Counter[str] = Counter()
-    for report in reports.values():
-        dropped.update(report.dropped)
-    trained = sum(report.kept for report in reports.values() if report.split == "train")
-    if trained == 0:
-        raise DataError(_nothing_kept(list(reports.values())))
-    return DatasetRecord(
-        uri=uri,
-        fingerprint=identity,
-        schema_version=SCHEMA_VERSION,
-        shards=[result.shard for result in done if result.shard is not None],
-        kept=sum(report.kept for report in reports.values()),
-        dropped=dict(sorted(dropped.items())),
-        reports=list(reports.values()),
+    for number, part in enumerate(parts):
+        found, here = part.record.report, repeats.get(number, [])
+        key = (found.source, found.split)
+        shown = reports[key].examples if key in reports else {}
+        counts = Counter(repeat.reason for repeat in here)
+        examples = {
+            reason: [
+                _example(files, repeat)
+                for repeat in [r for r in here if r.reason == reason][
+                    : EXAMPLES_PER_REASON - len(shown.get(reason, []))
+                ]
+            ]
+            for reason in counts
+        }
+        found = SourceReport(
+            source=found.source,
+            split=found.split,
+            read=found.read,
+            kept=found.kept - len(here),
+            dropped=dict(sorted((Counter(found.dropped) + counts).items())),
+            examples=dict(sorted({**found.examples, **examples}.items())),
+        )
+        reports[key] = reports[key].merged(found) if key in reports else found
+    return list(reports.values())
+
+
+def _example(files: list[KeyFile], repeat: Repeat) -> DroppedExample:
+    file, other = files[repeat.file], files[repeat.of_file]
+    how = {"image": "shows an image of", "sample": "the same as", "near": "nearly the same as"}[repeat.match]
+    what = "the test sample" if other.split == "test" else "sample"
+    return DroppedExample(
+        sample_id=duplicates.sample_id(file, repeat.row),
+        detail=f"{how} {what} {duplicates.sample_id(other, repeat.of_row)}",
     )
 
 
-def _merge(one: SourceReport, other: SourceReport) -> SourceReport:
-    examples: dict[str, list[DroppedExample]] = {}
-    for reason in sorted({*one.examples, *other.examples}):
-        both = [*one.examples.get(reason, []), *other.examples.get(reason, [])]
-        examples[reason] = both[:EXAMPLES_PER_REASON]
-    return SourceReport(
-        source=one.source,
-        split=one.split,
-        read=one.read + other.read,
-        kept=one.kept + other.kept,
-        dropped=dict(sorted((Counter(one.dropped) + Counter(other.dropped)).items())),
-        examples=examples,
-    )
+def _publish(parts: list[_Part], repeats: dict[int, list[Repeat]], uri: str) -> list[Shard]:
+    """Brings the shards into the dataset's folder, without the rows that repeat others."""
+    copies = [
+        (number, part, tuple(repeat.row for repeat in repeats.get(number, [])))
+        for number, part in enumerate(parts)
+        if part.record.shard is not None
+    ]
+    copy = partial(_copy, uri)
+    with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:  # linking, or asking an object store to copy: mostly waiting
+        results = dict(pool.map(copy, [item for item in copies if not item[2]]))
+    changed = [item for item in copies if item[2]]
+    results.update(stream([changed] if changed else [], iter, copy))
+    return [shard for _, shard in sorted(results.items()) if shard is not None]
+
+
+def _copy(uri: str, item: tuple[int, _Part, tuple[int, ...]]) -> tuple[int, Shard | None]:
+    number, part, left_out = item
+    shard = part.record.shard
+    assert shard is not None
+    source, target = f"{part.where}.parquet", storage.join(uri, part.shard)
+    if not left_out:
+        storage.copy(source, target)
+        return number, shard.model_copy(update={"file": part.shard})
+    rows, digest = copy_without(source, target, left_out)
+    return number, Shard(file=part.shard, split=shard.split, rows=rows, sha256=digest) if rows else None
 
 
 def _nothing_kept(reports: list[SourceReport]) -> str:
     lines = [
-        f"  {report.source}: {count} x {reason}, such as {report.examples[reason][0].sample_id}: "
-        f"{report.examples[reason][0].detail}"
-        for report in reports
-        if report.split == "train"
-        for reason, count in report.dropped.items()
+        f"  {found.source}: {count} x {reason}, such as {found.examples[reason][0].sample_id}: "
+        f"{found.examples[reason][0].detail}"
+        for found in reports
+        if found.split == "train"
+        for reason, count in found.dropped.items()
     ]
-    read = sum(report.read for report in reports if report.split == "train")
+    read = sum(found.read for found in reports if found.split == "train")
     return "\n".join([f"no training sample is left of the {read} that were read; check data.sources", *lines])

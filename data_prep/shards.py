@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from amvl_core import storage
-from amvl_core.records import Shard
 from amvl_core.sample import Region, Segment, Split
 
 SCHEMA_VERSION = 1
@@ -61,13 +62,37 @@ def extra_json(task: str, answer: str, steps: Sequence[str], regions: Sequence[R
     return json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def encode_shard(rows: Sequence[ShardRow]) -> bytes:
-    """The Parquet file of `rows`, in their order, in row groups of `ROW_GROUP_ROWS`."""
-    sink = pa.BufferOutputStream()
-    # Every choice that shapes the bytes is spelled out, so that a library's new default cannot change a dataset.
-    with pq.ParquetWriter(
-        sink,
-        SCHEMA,
+class ShardWriter:
+    """Writes a Parquet file row by row, in row groups of `ROW_GROUP_ROWS`: no more rows than that are in memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.rows = 0
+        self._waiting: list[ShardRow] = []
+        self._file = parquet_writer(file, SCHEMA)
+
+    def write(self, row: ShardRow) -> None:
+        """Adds a row behind the others."""
+        self.rows += 1
+        self._waiting.append(row)
+        if len(self._waiting) == ROW_GROUP_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Writes what is waiting and the file's footer."""
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._file.write_table(_table(self._waiting), row_group_size=ROW_GROUP_ROWS)
+        self._waiting = []
+
+
+def parquet_writer(file: Path, schema: pa.Schema) -> Any:
+    """Every choice that shapes the bytes is spelled out, so that a library's new default cannot change a dataset."""
+    return pq.ParquetWriter(
+        file,
+        schema,
         version="2.6",
         data_page_version="1.0",
         compression="zstd",
@@ -75,25 +100,57 @@ def encode_shard(rows: Sequence[ShardRow]) -> bytes:
         use_dictionary=False,
         write_statistics=False,
         store_schema=True,
-    ) as writer:
-        for start in range(0, len(rows), ROW_GROUP_ROWS):
-            writer.write_table(_table(rows[start : start + ROW_GROUP_ROWS]), row_group_size=ROW_GROUP_ROWS)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    )
 
 
-def write_shard(uri: str, split: Split, number: int, rows: Sequence[ShardRow]) -> Shard:
-    """Writes one shard below the folder `uri`, whole or not at all; a StorageError says what was refused."""
-    name = shard_name(split, number)
-    data = encode_shard(rows)
-    storage.write_bytes(storage.join(uri, name), data)
-    return Shard(file=name, split=split, rows=len(rows), sha256=hashlib.sha256(data).hexdigest())
+def copy_without(source: str, target: str, left_out: Collection[int]) -> tuple[int, str]:
+    """The shard at `source` without the rows numbered `left_out`, at `target`: how many are left, and its SHA-256.
+
+    No image is decoded. Nothing is written where no row is left.
+    """
+    with storage.opened(source) as file:
+        shard = pq.ParquetFile(file)
+        kept = sorted(set(range(shard.metadata.num_rows)).difference(left_out))
+        if not kept:
+            return 0, ""
+        with storage.writing(target) as temporary:
+            with parquet_writer(temporary, SCHEMA) as writer:
+                for table in _regrouped(shard, kept):
+                    writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            return len(kept), sha256(temporary)
+
+
+def _regrouped(shard: Any, kept: Sequence[int]) -> Iterator[pa.Table]:
+    """The rows `kept` in full row groups, so that the file is the one that would have been written without the rest."""
+    waiting = SCHEMA.empty_table()
+    start = 0
+    wanted = set(kept)
+    for group in range(shard.num_row_groups):
+        table = shard.read_row_group(group)
+        rows = [row for row in range(table.num_rows) if start + row in wanted]
+        start += table.num_rows
+        waiting = pa.concat_tables([waiting, table.take(pa.array(rows, pa.int64()))]).combine_chunks()
+        while waiting.num_rows >= ROW_GROUP_ROWS:
+            yield waiting.slice(0, ROW_GROUP_ROWS)
+            waiting = waiting.slice(ROW_GROUP_ROWS)
+    if waiting.num_rows:
+        yield waiting
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a local file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _table(rows: Sequence[ShardRow]) -> pa.Table:
     columns = {
         "sample_id": [row.sample_id for row in rows],
         "source": [row.source for row in rows],
-        "segments": [[asdict(segment) for segment in row.segments] for row in rows],
+        "segments": [
+            [{"kind": part.kind, "text": part.text, "num_slots": part.num_slots} for part in row.segments]
+            for row in rows
+        ],
         "images": [list(row.images) for row in rows],
         "image_sizes": [[{"width": width, "height": height} for width, height in row.image_sizes] for row in rows],
         "num_tokens": [row.num_tokens for row in rows],

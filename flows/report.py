@@ -15,15 +15,15 @@ def progress_line(progress: Progress) -> str:
 
 
 def drop_rows(dataset: DatasetRecord) -> list[dict[str, Any]]:
-    """One row per source, split and drop reason, with an example; the kept samples in a row of their own."""
+    """One row per source, split and drop reason, with its examples; the kept samples in a row of their own."""
     rows: list[dict[str, Any]] = []
     for report in dataset.reports:
         where = {"source": report.source, "split": report.split, "read": report.read}
-        rows.append({**where, "outcome": "kept", "samples": report.kept, "example": ""})
+        rows.append({**where, "outcome": "kept", "samples": report.kept, "examples": ""})
         for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1]):
             examples = report.examples.get(reason, [])
-            example = f"{examples[0].sample_id}: {examples[0].detail}" if examples else ""
-            rows.append({**where, "outcome": f"dropped: {reason}", "samples": count, "example": example})
+            shown = "; ".join(f"{example.sample_id}: {example.detail}" for example in examples)
+            rows.append({**where, "outcome": f"dropped: {reason}", "samples": count, "examples": shown})
     return rows
 
 

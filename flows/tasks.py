@@ -93,6 +93,8 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     rows = report.drop_rows(record)
     create_table_artifact(rows, key="drop-reasons", description="What was read, kept and dropped, and why")
     tracker.text("tables/drop_reasons.md", report.markdown_table(rows))
+    for name in ("report.html", "report.json"):
+        tracker.text(f"data/{name}", storage.read_bytes(storage.join(record.uri, name)).decode())
     return record
 
 

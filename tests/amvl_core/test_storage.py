@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from amvl_core import storage
@@ -16,6 +18,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_fragment(tmp_path, monkeypatc
         storage.write_bytes(target, b"new")
     assert storage.read_bytes(target) == b"old"
     assert storage.list_names(str(tmp_path)) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(tmp_path) -> None:
+    old, young = tmp_path / ".shard.parquet.1.tmp", tmp_path / ".shard.parquet.2.tmp"
+    for file in (old, young, tmp_path / "shard.parquet"):
+        file.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    storage.remove_leftovers(str(tmp_path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [young.name, "shard.parquet"]
+
+
+def test_a_copy_is_whole_and_replaces_what_was_there(tmp_path) -> None:
+    storage.write_bytes(str(tmp_path / "a"), b"new")
+    storage.write_bytes(str(tmp_path / "b"), b"old")
+    storage.copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    storage.write_bytes(str(tmp_path / "a"), b"newer")
+    assert storage.read_bytes(str(tmp_path / "b")) == b"new"
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path) -> None:

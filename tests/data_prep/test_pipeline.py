@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import subprocess
@@ -13,14 +14,16 @@ import pytest
 
 from amvl_core import storage
 from amvl_core.config import ChatJsonlSource, DataConfig, EasyVqaSource, MicroworldSource, ModelConfig, RunConfig
+from amvl_core.data.encode import TokenCounter
 from amvl_core.errors import ConfigError, DataError, StorageError
 from amvl_core.presets import demo
 from amvl_core.progress import Progress
 from amvl_core.records import DatasetRecord, load_record
-from data_prep import filters
+from data_prep import filters, listing
 from data_prep.microworld.export import FORMS, export
 from data_prep.pipeline import fingerprint, prepare
 from data_prep.sources import detect
+from data_prep.work import Work
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
 from tests.data_prep.pictures import decode, png
@@ -42,6 +45,12 @@ def run(config: RunConfig, uri: Path | str) -> tuple[DatasetRecord, list[Progres
     return prepare(config, str(uri), events.append), events
 
 
+def here(data: DataConfig, folder: Path) -> Work:
+    """The work of a source, without Ray."""
+    config = configure(*data.sources)
+    return Work(data, config.latent.num_slots, TokenCounter.from_model(config.model, config.latent), (str(folder),))
+
+
 def read(record: DatasetRecord, split: Any = "train") -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for shard in record.files(split):
@@ -51,7 +60,9 @@ def read(record: DatasetRecord, split: Any = "train") -> list[dict[str, Any]]:
 
 def test_sources_become_one_dataset(ray_cluster: None, tmp_path: Path) -> None:
     easy = EasyVqaSource(uri=as_tar(tmp_path / "easy.tar.gz", archives.easy_vqa(10, 3)))
-    chat = ChatJsonlSource(uri=as_zip(tmp_path / "chat.zip", archives.chat(*[chat_row() for _ in range(5)])))
+    chat = ChatJsonlSource(
+        uri=as_zip(tmp_path / "chat.zip", archives.chat(*[chat_row(f"<image>{i}?") for i in range(5)]))
+    )
     config = configure(easy, chat, MicroworldSource(train=8, test=8))
     record, events = run(config, tmp_path / "out")
     assert [(shard.file, shard.rows) for shard in record.files("train")] == [
@@ -110,20 +121,68 @@ def test_every_row_is_kept_or_counted_with_a_reason(ray_cluster: None, tmp_path:
 
 
 def test_bytes_do_not_depend_on_who_writes_or_how_the_source_is_packed(ray_cluster: None, tmp_path: Path) -> None:
-    from amvl_core.data.encode import TokenCounter
-    from data_prep.pipeline import _units
-    from data_prep.work import Work
-
     files = archives.easy_vqa(30, 5)
     uris = [as_folder(tmp_path / "f", files), as_tar(tmp_path / "t.tar", files, "w"), as_zip(tmp_path / "z", files)]
-    config = configure(EasyVqaSource(uri=uris[0]))
-    counter = TokenCounter.from_model(config.model, config.latent)
-    alone = Work(config.data, config.latent.num_slots, counter, str(tmp_path / "alone"))
+    data = configure(EasyVqaSource(uri=uris[0])).data
     # In this process, one after the other and backwards, against Ray's tasks on three CPUs.
-    expected = [alone.run(i, unit).shard for i, unit in reversed(list(enumerate(_units(alone))))][::-1]
+    alone = here(data, tmp_path / "alone")
+    done = [alone.run(unit) for unit in reversed(list(listing.units(data, 0, ())))]
+    expected = [unit.shard for unit in sorted(done, key=lambda unit: (unit.split == "test", unit.number))]
     for number, uri in enumerate(uris):
-        record, _ = run(configure(EasyVqaSource(uri=uri)), tmp_path / f"out{number}")
+        record, _ = run(configure(EasyVqaSource(uri=uri)), tmp_path / f"out{number}" / "dataset")
         assert record.shards == expected
+        for shard in record.shards:
+            data_of_shard = Path(record.uri, shard.file).read_bytes()
+            assert hashlib.sha256(data_of_shard).hexdigest() == shard.sha256
+
+
+def test_a_source_that_is_prepared_is_not_prepared_again(ray_cluster: None, tmp_path: Path) -> None:
+    easy = EasyVqaSource(uri=as_zip(tmp_path / "easy.zip", archives.easy_vqa(10, 3)))
+    world = MicroworldSource(train=8, test=4)
+    one, _ = run(configure(easy), tmp_path / "one")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sources").rglob("*.parquet")}
+    two, events = run(configure(easy, world), tmp_path / "two")
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "sources").rglob("*.parquet")}
+    assert before.items() < after.items() and one.fingerprint != two.fingerprint
+    assert events[0].done == 0 and events[0].total == 13 and events[-1].total == 25
+    assert two.shards[: len(one.files("train"))] == one.files("train")
+    (tmp_path / "three").mkdir()
+    alone, _ = run(configure(easy, world), tmp_path / "three" / "out")
+    assert alone.shards == two.shards
+    assert {file.name for file in (tmp_path / "two").iterdir()} >= {"record.json", "report.html", "report.json"}
+
+
+def test_repeats_are_dropped_across_sources_and_test_samples_never(ray_cluster: None, tmp_path: Path) -> None:
+    pictures = archives.chat()
+    rows = [chat_row(f"<image>{i}?", images=["pictures/a.png"]) for i in range(5)]
+    train = ChatJsonlSource(name="a", uri=as_folder(tmp_path / "a", archives.chat(*rows, *rows[:2])))
+    test_row = chat_row("<image>Other?", images=["pictures/b.png"])
+    more = [chat_row("<image>1 ?", images=["pictures/a.png"]), chat_row("<image>Leaks?", images=["pictures/b.png"])]
+    other = ChatJsonlSource(
+        name="b",
+        uri=as_folder(tmp_path / "b", archives.chat(*more, chat_row("Text?", images=[]), test=(test_row,) * 2)),
+    )
+    assert pictures["pictures/a.png"] != pictures["pictures/b.png"]
+    record, _ = run(configure(train, other), tmp_path / "out")
+    assert record.dropped == {filters.DUPLICATE: 3, filters.CONTAMINATED: 1}
+    first, second, test = record.reports
+    assert (first.kept, second.kept, test.kept) == (5, 1, 2)
+    assert [example.detail for example in first.examples[filters.DUPLICATE]] == [
+        "the same as sample a/train/line-0000001",
+        "the same as sample a/train/line-0000002",
+    ]
+    assert second.examples[filters.DUPLICATE][0].detail == "the same as sample a/train/line-0000002"
+    assert second.examples[filters.CONTAMINATED][0].detail == "shows an image of the test sample b/test/line-0000001"
+    assert [row["sample_id"] for row in read(record)] == [
+        *(f"a/train/line-{i:07d}" for i in range(1, 6)),
+        "b/train/line-0000003",
+    ]
+    kept, _ = run(configure(train, other, drop_duplicates=False), tmp_path / "kept")
+    assert kept.dropped == {filters.CONTAMINATED: 1}
+    everything, _ = run(
+        configure(train, other, drop_duplicates=False, drop_contaminated=False), tmp_path / "everything"
+    )
+    assert everything.dropped == {} and everything.kept == 12
 
 
 def test_images_and_regions_are_brought_to_the_pixel_budget(ray_cluster: None, tmp_path: Path) -> None:
@@ -250,6 +309,8 @@ def test_fingerprint_covers_what_matters_and_nothing_else() -> None:
         configure(MicroworldSource(seed=1)),
         configure(MicroworldSource(), max_tokens=300),
         configure(MicroworldSource(), rows_per_shard=5),
+        configure(MicroworldSource(), drop_duplicates=False),
+        configure(MicroworldSource(), drop_contaminated=False),
         base.model_copy(update={"latent": base.latent.model_copy(update={"num_slots": 5})}),
         base.model_copy(update={"model": ModelConfig(base="some/model")}),
     ]

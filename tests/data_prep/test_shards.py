@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from amvl_core.sample import Region, Segment
-from data_prep.shards import SCHEMA, ShardRow, encode_shard, extra_json, write_shard
+from data_prep.shards import SCHEMA, ShardRow, ShardWriter, copy_without, extra_json, sha256
 
 
 def rows(count: int) -> list[ShardRow]:
@@ -26,11 +27,17 @@ def rows(count: int) -> list[ShardRow]:
     ]
 
 
+def write(path: Path, what: list[ShardRow]) -> bytes:
+    writer = ShardWriter(path)
+    for row in what:
+        writer.write(row)
+    writer.close()
+    return path.read_bytes()
+
+
 def test_a_shard_reads_back_with_the_schema_and_row_groups(tmp_path: Path) -> None:
-    shard = write_shard(str(tmp_path), "train", 7, rows(70))
-    data = (tmp_path / shard.file).read_bytes()
-    assert (shard.file, shard.rows, shard.split) == ("train-00007.parquet", 70, "train")
-    assert shard.sha256 == hashlib.sha256(data).hexdigest()
+    data = write(tmp_path / "shard", rows(70))
+    assert sha256(tmp_path / "shard") == hashlib.sha256(data).hexdigest()
     file = pq.ParquetFile(io.BytesIO(data))
     assert file.schema_arrow == SCHEMA
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [32, 32, 6]
@@ -48,6 +55,22 @@ def test_a_shard_reads_back_with_the_schema_and_row_groups(tmp_path: Path) -> No
     }
 
 
-def test_the_same_rows_give_the_same_bytes() -> None:
-    assert encode_shard(rows(40)) == encode_shard(rows(40))
-    assert encode_shard(rows(40)) != encode_shard(rows(41)[1:])
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", rows(40))
+    assert write(tmp_path / "b", rows(40)) == first
+    assert write(tmp_path / "c", rows(41)[1:]) != first
+
+
+@pytest.mark.parametrize("left_out", [{0}, {5, 31, 32, 33, 69}, set(range(40)), set(range(69))])
+def test_a_copy_without_rows_is_the_shard_written_without_them(tmp_path: Path, left_out: set[int]) -> None:
+    write(tmp_path / "all", rows(70))
+    expected = write(tmp_path / "expected", [row for i, row in enumerate(rows(70)) if i not in left_out])
+    count, digest = copy_without(str(tmp_path / "all"), str(tmp_path / "copy"), left_out)
+    assert (tmp_path / "copy").read_bytes() == expected
+    assert (count, digest) == (70 - len(left_out), hashlib.sha256(expected).hexdigest())
+
+
+def test_nothing_is_written_where_no_row_is_left(tmp_path: Path) -> None:
+    write(tmp_path / "all", rows(3))
+    assert copy_without(str(tmp_path / "all"), str(tmp_path / "copy"), range(3))[0] == 0
+    assert not (tmp_path / "copy").exists()

@@ -121,6 +121,7 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
         "figures/scores.png",
         "figures/training.png",
     }
+    assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 
 
 def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.CompletedProcess[str]) -> None:

@@ -59,7 +59,7 @@ def test_drop_rows_account_for_every_sample() -> None:
         ("dropped: too_long", 3),
         ("dropped: no_answer", 1),
     ]
-    assert rows[2]["example"] == "s7: no answer"
+    assert rows[2]["examples"] == "s7: no answer"
     assert sum(row["samples"] for row in rows) == rows[0]["read"]
 
 

@@ -1,0 +1,135 @@
+"""How often `data_prep/duplicates.py` is wrong: `python -m benchmarks.duplicates [FOLDER WITH THE REAL DATA]`.
+
+False positives: rows of data sets without copies that are taken for near copies of another row with the same text. All
+of microworld, easy-VQA, NLVR and the VSP mazes is compared, and 16 crops of each natural photograph as if the same had
+been asked about each. Misses: photographs that were scaled or compressed again and are not found. The last line is one
+JSON object; a data set that is not there is null.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from amvl_core.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
+from amvl_core.data.encode import TokenCounter
+from amvl_core.presets import demo
+from data_prep import duplicates, listing
+from data_prep.duplicates import KeyFile, Keys
+from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.work import Work
+
+BUDGET = PixelBudget(256, 512 * 512, 28)
+CROPS = 4
+
+
+def main(arguments: list[str]) -> None:
+    """Prints one line for each data set and the JSON line."""
+    folder = Path(arguments[0] if arguments else "../shared/data")
+    archives: dict[str, Callable[[str], Source]] = {
+        "easy-vqa": lambda uri: EasyVqaSource(uri=uri),
+        "nlvr": lambda uri: NlvrSource(uri=uri),
+        "vsp-maze": lambda uri: VspMazeSource(uri=uri),
+    }
+    found: dict[str, Any] = {"microworld": _false_positives(MicroworldSource(train=20_000, test=2_000))}
+    print("microworld", found["microworld"], flush=True)
+    for name, source in archives.items():
+        path = folder / f"{name}.tar.gz"
+        found[name] = _false_positives(source(str(path))) if path.exists() else None
+        print(name, found[name], flush=True)
+    photos = folder / "natural-photos.tar.gz"
+    found["photos"] = _photos(list(_open(photos))) if photos.exists() else None
+    print("photos", found["photos"], flush=True)
+    print(json.dumps(found))
+
+
+def _false_positives(source: Source) -> dict[str, Any]:
+    """Repeats of one source: `exact` ones are copies, every `near` one is a false positive."""
+    config = demo()
+    data = DataConfig(**{**config.data.model_dump(), "sources": (source,), "max_tokens": 4096})
+    with tempfile.TemporaryDirectory() as folder:
+        work = Work(data, 4, TokenCounter.from_model(config.model, config.latent), (folder,))
+        done = [work.run(unit) for unit in listing.units(data, 0, ())]
+        files = [KeyFile(f"{folder}/{unit.report.split}-{unit.number:05d}.keys.parquet", unit.split) for unit in done]
+        started = time.perf_counter()
+        repeats = duplicates.find(files, duplicates=True, contaminated=True)
+        seconds = time.perf_counter() - started
+        distances = duplicates.distances(files)
+    rows = sum(unit.report.kept for unit in done)
+    near = sum(repeat.match == "near" for repeat in repeats)
+    by_reason = {
+        f"exact_{reason}": sum(repeat.match != "near" and repeat.reason == reason for repeat in repeats)
+        for reason in ("duplicate", "contaminated")
+    }
+    compared = {"compared": len(distances), "smallest_difference": int(distances.min(initial=256))}
+    return {"rows": rows, **by_reason, "near": near, "rate": near / rows, **compared, "seconds": round(seconds, 2)}
+
+
+def _open(archive: Path) -> Iterator[Image.Image]:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.name.endswith((".png", ".jpg", ".jpeg")) else None
+            if content is not None:
+                yield Image.open(io.BytesIO(content.read())).convert("RGB")
+
+
+def _photos(photos: list[Image.Image]) -> dict[str, Any]:
+    crops = [_encoded(crop, "PNG") for photo in photos for crop in _crops(photo)]
+    false = len(_repeats([_stored(crop) for crop in crops]))
+    changes: dict[str, Callable[[Image.Image], bytes]] = {
+        "half size": lambda photo: _encoded(photo.resize((photo.width // 2, photo.height // 2)), "PNG"),
+        "JPEG 90": lambda photo: _encoded(photo, "JPEG", quality=90),
+        "JPEG 60": lambda photo: _encoded(photo, "JPEG", quality=60),
+        "JPEG 30": lambda photo: _encoded(photo, "JPEG", quality=30),
+        "half size, JPEG 75": lambda photo: _encoded(
+            photo.resize((photo.width // 2, photo.height // 2)), "JPEG", quality=75
+        ),
+    }
+    missed = {}
+    for name, change in changes.items():
+        pairs = [(_stored(_encoded(photo, "PNG")), _stored(change(photo))) for photo in photos]
+        missed[name] = sum(not _repeats(list(pair)) for pair in pairs)
+    return {"photos": len(photos), "crops": len(crops), "near": false, "rate": false / len(crops), "missed": missed}
+
+
+def _crops(photo: Image.Image) -> Iterator[Image.Image]:
+    width, height = photo.width // CROPS, photo.height // CROPS
+    for row in range(CROPS):
+        for column in range(CROPS):
+            left, top = column * width, row * height
+            yield photo.crop((left, top, left + width, top + height))
+
+
+def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _stored(data: bytes) -> StoredImage:
+    image = standardise(data, BUDGET)
+    assert isinstance(image, StoredImage), image
+    return image
+
+
+def _repeats(images: list[StoredImage]) -> list[Any]:
+    keys = Keys()
+    for number, image in enumerate(images):
+        keys.add(str(number), "<image>What is it?", "A thing.", [image])
+    with tempfile.TemporaryDirectory() as folder:
+        keys.write(f"{folder}/keys.parquet")
+        found = duplicates.find([KeyFile(f"{folder}/keys.parquet", "train")], duplicates=True, contaminated=False)
+    return [repeat for repeat in found if repeat.match == "near"]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,322 @@
+"""Samples that were seen before, and training samples that give a test sample away.
+
+Two rules, whose false-positive rates `python -m benchmarks.duplicates` measures:
+
+- the **same image**, exactly: a training sample that shows an image of the test split is contaminated;
+- the **same sample**: equal question and answer (`normalise`), and images that are equal or nearly so. It is
+  contaminated if the other one is a test sample, else a duplicate: the first in the order of the sources is kept.
+
+Nearly equal means that no value of the `THUMB_SIDE`-squared RGB thumbnails differs by more than `NEAR` levels. A copy
+that was scaled or compressed again stays below that; an object that moved by a pixel, or has another colour, does not.
+Coarse perceptual hashes get that wrong on drawn images. Pairs to compare are found by hashing: the same text, and mean
+brightness and colour in the same cell of one of four shifted grids. Test samples are never dropped: scores would no
+longer compare with published ones.
+
+Shape suffixes: N rows, F features, P pairs, M images of all rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from amvl_core import storage
+from amvl_core.sample import IMAGE_PLACEHOLDER, Split
+from data_prep.filters import CONTAMINATED, DUPLICATE
+from data_prep.images import DIGEST_BYTES, THUMB_SIDE, StoredImage
+from data_prep.shards import parquet_writer
+
+NEAR = 10
+"""Levels of 255. Measured: a photograph that was scaled to a half or a third, or compressed again (JPEG, quality 30 and
+up), differs by at most 10; two different images of a drawn data set by at least 41 (docs/data-preparation.md)."""
+
+GRID_STEP = 8.0
+GRIDS = 4
+CLOSE = 2.0
+"""Cells of 8 levels, four grids shifted by 2: a copy whose features are off by half a level shares a cell of at least
+one grid with its original in 99.6 % of all cases. Only rows whose features are off by at most `CLOSE` are compared."""
+
+WINDOW = 64
+"""Rows of one cell are compared with so many next in brightness; a crowded cell would cost its square otherwise."""
+
+THUMB_BYTES = 3 * THUMB_SIDE**2
+FEATURES = 6
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("text", pa.uint64()),
+        ("images", pa.int32()),
+        ("digests", pa.binary()),
+        ("features", pa.binary(4 * FEATURES)),
+        ("thumbs", pa.binary()),
+    ]
+)
+
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
+_PAIRS_AT_ONCE = 4096
+
+
+def normalise(text: str) -> str:
+    """Text as it is compared: case, spacing and the mark at the end do not count; signs inside it do."""
+    plain = unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold()
+    return " ".join(plain.split()).rstrip(".?! ")
+
+
+@dataclass
+class Keys:
+    """What duplicates of the rows of one shard are found by; collected row by row, written beside the shard."""
+
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, sample_id: str, question: str, answer: str, images: Sequence[StoredImage]) -> None:
+        """The keys of the next row."""
+        thumbs = b"".join(image.thumb for image in images)
+        self._rows.append(
+            {
+                "sample_id": sample_id,
+                "text": _hash(f"{normalise(question)}\0{normalise(answer)}".encode()),
+                "images": len(images),
+                "digests": b"".join(image.digest for image in images),
+                "features": features(thumbs).tobytes(),
+                "thumbs": thumbs,
+            }
+        )
+
+    def write(self, uri: str) -> None:
+        """Writes the keys, whole or not at all."""
+        with storage.writing(uri) as file, parquet_writer(file, SCHEMA) as writer:
+            writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+
+
+def features(thumbs: bytes) -> np.ndarray:
+    """float32 [F]: brightness of the four quadrants, and half the means of R - G and B - G, which JPEG keeps less
+    well; over all thumbnails of a row.
+    """
+    if not thumbs:
+        return np.zeros(FEATURES, np.float32)
+    half = THUMB_SIDE // 2
+    mean_HWC = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_SIDE, THUMB_SIDE, 3).mean(0)
+    quadrants = mean_HWC.mean(2).reshape(2, half, 2, half).mean((1, 3)).ravel()
+    red, green, blue = mean_HWC.mean((0, 1))
+    return np.array([*quadrants, (red - green) / 2, (blue - green) / 2], np.float32)
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """The keys of one shard."""
+
+    uri: str
+    split: Split
+
+
+Match = Literal["image", "sample", "near"]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Row `row` of key file `file` is dropped for `reason`, because of row `of_row` of key file `of_file`.
+
+    `match` says what they share: an `image`, everything (`sample`), or nearly so (`near`).
+    """
+
+    file: int
+    row: int
+    reason: str
+    of_file: int
+    of_row: int
+    match: Match
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """All rows, those that win over others first: test, then training, each in source order."""
+
+    file_N: np.ndarray
+    row_N: np.ndarray
+    is_test_N: np.ndarray
+    text_N: np.ndarray
+    images_N: np.ndarray
+    exact_N: np.ndarray
+    features_NF: np.ndarray
+    digest_M: np.ndarray
+    owner_M: np.ndarray
+
+
+def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> list[Repeat]:
+    """The training rows that are duplicates or contaminated, by file and row; the order of `files` is that of sources.
+
+    The result is a pure function of the files' contents. Memory: about 100 bytes for each row, and the thumbnails of
+    those rows that have to be compared.
+    """
+    used = [number for number, file in enumerate(files) if contaminated or file.split == "train"]
+    used.sort(key=lambda number: files[number].split != "test")
+    rows = _load(files, used)
+    because: dict[int, tuple[int, Match]] = {}
+    _same_image(rows, because)
+    first_N = _same_sample(rows)
+    pairs_P2 = _near_pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N))))
+    for one, other in pairs_P2.tolist():
+        # In order of `other`, so that everything before it is decided.
+        if other not in because and one not in because and (rows.is_test_N[one] or duplicates):
+            because[other] = (one, "near")
+    for other in np.flatnonzero((first_N != np.arange(len(first_N))) & ~rows.is_test_N).tolist():
+        # A copy of a dropped row is dropped for the same reason.
+        one, match = because.get(int(first_N[other]), (int(first_N[other]), "sample"))
+        if rows.is_test_N[one] or duplicates:
+            because.setdefault(other, (one, match))
+    return sorted(
+        (
+            Repeat(
+                file=int(rows.file_N[other]),
+                row=int(rows.row_N[other]),
+                reason=CONTAMINATED if rows.is_test_N[one] else DUPLICATE,
+                of_file=int(rows.file_N[one]),
+                of_row=int(rows.row_N[one]),
+                match=match,
+            )
+            for other, (one, match) in because.items()
+        ),
+        key=lambda repeat: (repeat.file, repeat.row),
+    )
+
+
+def distances(files: Sequence[KeyFile]) -> np.ndarray:
+    """[P]: how much the thumbnails of each pair of different rows that is compared differ, in levels of 255."""
+    rows = _load(files, range(len(files)))
+    first_N = _same_sample(rows)
+    return _distances(files, rows, _pairs(rows, np.flatnonzero(first_N == np.arange(len(first_N)))))
+
+
+def sample_id(file: KeyFile, row: int) -> str:
+    """The id of a row of a key file."""
+    return str(_read(file, ["sample_id"])["sample_id"][row])
+
+
+def _read(file: KeyFile, columns: list[str]) -> pa.Table:
+    with storage.opened(file.uri) as stream:
+        return pq.read_table(stream, columns=columns)
+
+
+def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
+    columns = ["text", "images", "digests", "features"]
+    with ThreadPoolExecutor(8) as pool:  # reading from an object store is mostly waiting
+        tables = list(pool.map(lambda number: _arrays(_read(files[number], columns)), used))
+    lengths = [len(table["text"]) for table in tables]
+    images_N = _concat(tables, "images", np.int32)
+    return _Rows(
+        file_N=np.repeat(np.array(used, np.int32), lengths),
+        row_N=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths] or [np.empty(0, np.int32)]),
+        is_test_N=np.repeat(np.array([files[number].split == "test" for number in used], bool), lengths),
+        text_N=_concat(tables, "text", np.uint64),
+        images_N=images_N,
+        exact_N=_concat(tables, "exact", np.uint64),
+        features_NF=_concat(tables, "features", np.float32).reshape(-1, FEATURES),
+        digest_M=_concat(tables, "digests", np.uint64),
+        owner_M=np.repeat(np.arange(len(images_N)), images_N),
+    )
+
+
+def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
+    digests = table["digests"].to_pylist()
+    joined = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, DIGEST_BYTES // 8)
+    return {
+        "text": table["text"].to_numpy(),
+        "images": table["images"].to_numpy(),
+        "digests": joined[:, 0].copy(),
+        "exact": np.array([_hash(digest) for digest in digests], np.uint64),
+        "features": np.frombuffer(b"".join(table["features"].to_pylist()), np.float32),
+    }
+
+
+def _concat(tables: list[dict[str, np.ndarray]], name: str, kind: Any) -> np.ndarray:
+    return np.concatenate([np.empty(0, kind), *(table[name] for table in tables)])
+
+
+def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+    """Training rows that show an image of the test split."""
+    of_test_M = rows.is_test_N[rows.owner_M]
+    digests, first = np.unique(rows.digest_M[of_test_M], return_index=True)
+    owners = rows.owner_M[of_test_M][first]
+    found_M = np.flatnonzero(~of_test_M & np.isin(rows.digest_M, digests))
+    for image in found_M.tolist():
+        place = int(np.searchsorted(digests, rows.digest_M[image]))
+        because.setdefault(int(rows.owner_M[image]), (int(owners[place]), "image"))
+
+
+def _same_sample(rows: _Rows) -> np.ndarray:
+    """[N]: the first row with the same text and the same images (itself, if there is none before it)."""
+    if not len(rows.text_N):
+        return np.empty(0, np.int64)
+    keys_N2 = np.stack([rows.text_N, rows.exact_N], 1)
+    _, first, inverse = np.unique(keys_N2, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
+
+
+def _near_pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
+    """[P, 2]: pairs (earlier, later) of different rows that are nearly the same, ordered by the later one."""
+    pairs_P2 = _pairs(rows, candidates)
+    pairs_P2 = pairs_P2[~rows.is_test_N[pairs_P2[:, 1]]]
+    pairs_P2 = pairs_P2[_distances(files, rows, pairs_P2) <= NEAR]
+    ordered: np.ndarray = pairs_P2[np.lexsort((pairs_P2[:, 0], pairs_P2[:, 1]))]
+    return ordered
+
+
+def _pairs(rows: _Rows, candidates: np.ndarray) -> np.ndarray:
+    """[P, 2]: every pair (earlier, later) that shares a cell of some grid."""
+    found = [pair for grid in range(GRIDS) for pair in _same_cell(rows, candidates, grid * GRID_STEP / GRIDS)]
+    if not found:
+        return np.empty((0, 2), np.int64)
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _same_cell(rows: _Rows, candidates: np.ndarray, shift: float) -> Iterator[np.ndarray]:
+    """Pairs with the same text and number of images in one cell of one grid, of rows close in brightness."""
+    features_NF = rows.features_NF[candidates]
+    key_N = rows.text_N[candidates] ^ (rows.images_N[candidates].astype(np.uint64) * _MIX[1])
+    for cell_N in np.floor((features_NF + shift) / GRID_STEP).astype(np.int64).astype(np.uint64).T:
+        key_N = (key_N ^ cell_N) * _MIX[0]
+        key_N ^= key_N >> np.uint64(29)
+    order = np.lexsort((candidates, features_NF[:, :4].sum(1), key_N))
+    key_N, ordered = key_N[order], candidates[order]
+    for distance in range(1, WINDOW + 1):
+        same = np.flatnonzero(key_N[:-distance] == key_N[distance:])
+        if not len(same):
+            return
+        one, other = ordered[same], ordered[same + distance]
+        close = np.abs(rows.features_NF[one] - rows.features_NF[other]).max(1) <= CLOSE
+        yield np.sort(np.stack([one[close], other[close]], 1), axis=1)
+
+
+def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> np.ndarray:
+    """[P]: the largest difference of the thumbnails; 256 where the text or the number of images is not the same."""
+    wanted = np.unique(pairs_P2)
+    thumbs: dict[int, np.ndarray] = {}
+    for number in np.unique(rows.file_N[wanted]).tolist():
+        column = _read(files[number], ["thumbs"])["thumbs"]
+        for index in wanted[rows.file_N[wanted] == number].tolist():
+            thumbs[index] = np.frombuffer(column[int(rows.row_N[index])].as_py(), np.uint8)
+    distance_P = np.full(len(pairs_P2), 256, np.int32)
+    same_P = (rows.text_N[pairs_P2[:, 0]] == rows.text_N[pairs_P2[:, 1]]) & (
+        rows.images_N[pairs_P2[:, 0]] == rows.images_N[pairs_P2[:, 1]]
+    )
+    for count in np.unique(rows.images_N[wanted]).tolist():
+        chosen = np.flatnonzero(same_P & (rows.images_N[pairs_P2[:, 0]] == count))
+        for start in range(0, len(chosen), _PAIRS_AT_ONCE):
+            part = chosen[start : start + _PAIRS_AT_ONCE]
+            one, other = (np.stack([thumbs[i] for i in pairs_P2[part, side].tolist()]) for side in (0, 1))
+            differences = np.maximum(one, other) - np.minimum(one, other)
+            distance_P[part] = differences.max(1, initial=0)
+    return distance_P
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")

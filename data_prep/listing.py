@@ -1,0 +1,66 @@
+"""Cuts a source into units, lazily: however many rows there are, those of one unit for each split are held."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from amvl_core import storage
+from amvl_core.config import ArchiveSource, DataConfig, MicroworldSource
+from amvl_core.sample import Split
+from data_prep import microworld
+from data_prep.sources import list_rows
+from data_prep.sources.archive import open_archive
+from data_prep.sources.members import Archive
+from data_prep.sources.row import RawRow, read_images
+from data_prep.work import Unit, unit_name
+
+SPLITS: tuple[Split, Split] = ("train", "test")
+
+
+def units(data: DataConfig, source: int, finished: Collection[str]) -> Iterator[Unit]:
+    """The units of source number `source` in the order of its rows; those that are `finished` (by name) carry none."""
+    config = data.sources[source]
+    if isinstance(config, MicroworldSource):
+        yield from _generated(config, source, data.rows_per_shard)
+    else:
+        with storage.reaching(config.uri, "read"), open_archive(config.uri) as archive:
+            yield from _archived(data, config, archive, source, finished)
+
+
+def _generated(config: MicroworldSource, source: int, size: int) -> Iterator[Unit]:
+    counts = {split: microworld.count(config, split) for split in SPLITS}
+    for split, count in counts.items():
+        for number, start in enumerate(range(0, count, size)):
+            yield Unit(source, split, number, start, min(start + size, count), sum(counts.values()))
+
+
+def _archived(
+    data: DataConfig, config: ArchiveSource, archive: Archive, source: int, finished: Collection[str]
+) -> Iterator[Unit]:
+    waiting: dict[Split, list[RawRow]] = {split: [] for split in SPLITS}
+    numbers = dict.fromkeys(SPLITS, 0)
+
+    def rows() -> Iterable[RawRow]:
+        return list_rows(config, data.sources[source].kind, archive, data.seed)
+
+    # Listed twice, because who watches wants to know how far it is; keeping the rows would take memory instead.
+    total = sum(1 for _ in rows())
+
+    def cut(split: Split) -> Unit:
+        part, number = tuple(waiting[split]), numbers[split]
+        waiting[split] = []
+        numbers[split] += 1
+        start = number * data.rows_per_shard
+        stop = start + len(part)
+        if unit_name(split, number) in finished:
+            return Unit(source, split, number, start, stop, total)
+        payload = read_images(archive, part) if archive.sequential else None
+        return Unit(source, split, number, start, stop, total, part, payload)
+
+    for row in rows():
+        waiting[row.split].append(row)
+        if len(waiting[row.split]) == data.rows_per_shard:
+            yield cut(row.split)
+    for split in SPLITS:
+        if waiting[split]:
+            yield cut(split)

@@ -1,0 +1,210 @@
+"""The report as one HTML file that needs nothing else: styles, charts and thumbnails are inside, texts are escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from amvl_core.sample import IMAGE_PLACEHOLDER
+
+KEPT_COLOUR = "#2f7d6b"
+# Okabe and Ito's palette, which the colour-blind can tell apart, for the reasons in order of their number.
+COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#cc79a7", "#56b4e9", "#8a6d3b", "#7f7f7f")
+
+STYLE = """
+:root { --ink: #1d2430; --soft: #667085; --line: #e4e7ec; --paper: #ffffff; --back: #f6f7f9; --accent: #2f7d6b; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { font-size: 28px; margin: 0; letter-spacing: -.02em; } h2 { font-size: 19px; margin: 40px 0 12px; }
+h3 { font-size: 13px; margin: 0 0 10px; color: var(--soft); font-weight: 600; }
+code { font: 12.5px ui-monospace, monospace; color: var(--soft); }
+.card { background: var(--paper); border: 1px solid var(--line); border-radius: 12px; padding: 20px; }
+.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 16px; margin: 24px 0; }
+.tile b { display: block; font-size: 30px; line-height: 1.15; letter-spacing: -.02em; font-weight: 650; }
+.tile span, .soft { color: var(--soft); font-size: 13px; }
+.flow { display: grid; grid-template-columns: 170px 1fr 150px; gap: 14px; align-items: center; padding: 7px 0; }
+.bar { display: flex; height: 16px; border-radius: 5px; overflow: hidden; background: var(--line); }
+.bar i { display: block; min-width: 2px; }
+.right { text-align: right; font-variant-numeric: tabular-nums; }
+.legend { display: flex; flex-wrap: wrap; gap: 6px 18px; margin-top: 12px; font-size: 13px; color: var(--soft); }
+.dot { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
+table { width: 100%; border-collapse: collapse; font-size: 13.5px; }
+th { text-align: left; color: var(--soft); font-weight: 600; padding: 0 12px 8px 0;
+  border-bottom: 1px solid var(--line); }
+td { padding: 9px 12px 9px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; }
+td.right, th.right { padding-right: 24px; }
+td p { margin: 0 0 3px; overflow-wrap: anywhere; } td.reason { white-space: nowrap; }
+.charts { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; }
+svg { display: block; width: 100%; height: auto; } svg text { font: 10.5px system-ui, sans-serif; fill: var(--soft); }
+.answer { display: grid; grid-template-columns: minmax(60px, 40%) 1fr 52px; gap: 8px; align-items: center;
+  font-size: 12.5px; line-height: 1.7; }
+.answer span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.answer i { display: block; height: 9px; border-radius: 3px; background: var(--accent); opacity: .75; min-width: 2px; }
+.samples { display: grid; grid-template-columns: repeat(6, 1fr); gap: 16px; margin-top: 16px; }
+figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+figure .picture { height: 150px; display: flex; align-items: center; justify-content: center; background: #eef0f3;
+  position: relative; }
+figure img { width: 100%; height: 150px; object-fit: contain; }
+figure .more { position: absolute; right: 6px; bottom: 6px; background: #1d2430cc; color: #fff; font-size: 11px;
+  border-radius: 6px; padding: 1px 6px; }
+figcaption { padding: 9px 11px 11px; font-size: 12.5px; line-height: 1.4; overflow-wrap: anywhere; }
+figcaption b { display: block; color: var(--accent); margin-top: 4px; }
+figcaption .q { display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow: hidden; }
+@media (max-width: 860px) { .tiles, .charts, .samples { grid-template-columns: 1fr 1fr; } }
+"""
+
+
+def render(summary: dict[str, Any], samples: Sequence[Sequence[dict[str, str]]]) -> str:
+    """The page of a `report.json`; `samples` are those to show of each of its sources, in the same order."""
+    colours = _colours(summary["dropped"])
+    sources = summary["sources"]
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>Dataset {escape(summary['fingerprint'])}</title><style>{STYLE}</style></head><body><main>",
+        f"<h1>Prepared dataset</h1><code>{escape(summary['fingerprint'])}</code>",
+        _tiles(summary),
+        "<div class='card'><h3>From read to kept</h3>",
+        *[_flow(source, colours) for source in sources],
+        _legend(colours),
+        "</div>",
+        _reasons(sources, colours),
+        *[_source(source, shown) for source, shown in zip(sources, samples, strict=True)],
+        "</main></body></html>",
+    ]
+    return "\n".join(parts)
+
+
+def label(reason: str) -> str:
+    """`no_answer` as people read it."""
+    return reason.replace("_", " ")
+
+
+def _colours(dropped: dict[str, int]) -> dict[str, str]:
+    ordered = sorted(dropped, key=lambda reason: (-dropped[reason], reason))
+    return {reason: COLOURS[min(i, len(COLOURS) - 1)] for i, reason in enumerate(ordered)}
+
+
+def _tiles(summary: dict[str, Any]) -> str:
+    dropped = sum(summary["dropped"].values())
+    share = dropped / max(summary["read"], 1)
+    tiles = (
+        (f"{summary['read']:,}", "samples read"),
+        (f"{summary['kept']:,}", "kept"),
+        (f"{dropped:,}", f"dropped ({share:.1%})"),
+        (f"{len(summary['shards']):,}", "shards"),
+    )
+    cells = "".join(f"<div class='card tile'><b>{value}</b><span>{name}</span></div>" for value, name in tiles)
+    return f"<div class='tiles'>{cells}</div>"
+
+
+def _flow(source: dict[str, Any], colours: dict[str, str]) -> str:
+    read = max(source["read"], 1)
+    parts = [("kept", source["kept"], KEPT_COLOUR)]
+    parts += [(label(reason), count, colours[reason]) for reason, count in source["dropped"].items()]
+    bars = "".join(
+        f"<i style='width:{100 * count / read:.3f}%;background:{colour}' title='{escape(name)}: {count:,}'></i>"
+        for name, count, colour in parts
+        if count
+    )
+    name = f"<b>{escape(source['source'])}</b> <span class='soft'>{escape(source['split'])}</span>"
+    return (
+        f"<div class='flow'><div>{name}</div><div class='bar'>{bars}</div>"
+        f"<div class='right'>{source['kept']:,} <span class='soft'>of {source['read']:,}</span></div></div>"
+    )
+
+
+def _legend(colours: dict[str, str]) -> str:
+    # Reasons beyond the palette share its last colour; the table names them all.
+    entries = [("kept", KEPT_COLOUR), *((label(reason), colour) for reason, colour in colours.items())]
+    items = (
+        f"<span><span class='dot' style='background:{colour}'></span>{escape(name)}</span>" for name, colour in entries
+    )
+    return f"<div class='legend'>{''.join(items)}</div>"
+
+
+def _reasons(sources: Sequence[dict[str, Any]], colours: dict[str, str]) -> str:
+    dropped = [(count, reason, source) for source in sources for reason, count in source["dropped"].items()]
+    rows = []
+    for count, reason, source in sorted(dropped, key=lambda found: (-found[0], found[1])):
+        if count:
+            examples = "".join(
+                f"<p><code>{escape(example['sample_id'])}</code> {escape(example['detail'])}</p>"
+                for example in source["examples"].get(reason, [])
+            )
+            rows.append(
+                f"<tr><td class='reason'><span class='dot' style='background:{colours[reason]}'></span>"
+                f"{escape(label(reason))}</td><td>{escape(source['source'])} "
+                f"<span class='soft'>{escape(source['split'])}</span></td>"
+                f"<td class='right'>{count:,}</td><td>{examples}</td></tr>"
+            )
+    if not rows:
+        return "<h2>Why samples were dropped</h2><div class='card soft'>None was: every sample read is kept.</div>"
+    head = "<tr><th>reason</th><th>source</th><th class='right'>samples</th><th>the first of them</th></tr>"
+    return f"<h2>Why samples were dropped</h2><div class='card'><table>{head}{''.join(rows)}</table></div>"
+
+
+def _source(source: dict[str, Any], samples: Sequence[dict[str, str]]) -> str:
+    title = f"<h2>{escape(source['source'])} <span class='soft'>{escape(source['split'])}</span></h2>"
+    if not source["kept"]:
+        return f"{title}<div class='card soft'>No sample is kept.</div>"
+    answers = f"Answers ({source['distinct_answers']:,} different)"
+    charts = (
+        f"<div class='card'><h3>Tokens per sample</h3>{_histogram(source['tokens'], 'tokens')}</div>"
+        f"<div class='card'><h3>Image size, square root of the area</h3>{_histogram(source['image_side'], 'px')}</div>"
+        f"<div class='card'><h3>{answers}</h3>{_answers(source['answers'], source['kept'])}</div>"
+    )
+    figures = "".join(_figure(sample) for sample in samples)
+    return f"{title}<div class='charts'>{charts}</div><div class='samples'>{figures}</div>"
+
+
+def _histogram(found: dict[str, Any], unit: str) -> str:
+    """Bars as SVG, 300 x 150 units, with the range below and the commonest bar's count above."""
+    counts, edges = found["counts"], found["edges"]
+    if not counts:
+        return "<div class='soft'>no images</div>"
+    width, height, top, left = 300.0, 112.0, 14.0, 0.0
+    tallest, step = max(counts), (width - left) / max(len(counts), 8)
+    bars = "".join(
+        f"<rect x='{left + i * step + 0.75:.1f}' y='{top + height * (1 - count / tallest):.1f}' rx='1.5' "
+        f"width='{step - 1.5:.1f}' height='{max(height * count / tallest, 1):.1f}' fill='{KEPT_COLOUR}' opacity='.8'>"
+        f"<title>{_range(edges[i], edges[i + 1])} {unit}: {count:,}</title></rect>"
+        for i, count in enumerate(counts)
+        if count
+    )
+    end = left + len(counts) * step
+    axis = (
+        f"<line x1='0' x2='{width:.0f}' y1='{top + height}' y2='{top + height}' stroke='#d0d5dd'/>"
+        f"<text x='0' y='10'>{tallest:,}</text><text x='0' y='{top + height + 14}'>{found['min']:,}</text>"
+    )
+    if found["max"] > found["min"]:
+        axis += f"<text x='{max(end, 60):.1f}' y='{top + height + 14}' text-anchor='end'>{found['max']:,} {unit}</text>"
+    line = f"median {found['median']:,}, 95 % at most {found['p95']:,} {unit}"
+    return f"<svg viewBox='0 0 300 144' role='img'>{bars}{axis}</svg><div class='soft'>{line}</div>"
+
+
+def _range(start: int, stop: int) -> str:
+    return f"{start:,}" if stop - start == 1 else f"{start:,} to {stop - 1:,}"
+
+
+def _answers(answers: dict[str, int], kept: int) -> str:
+    most = max(answers.values())
+    return "".join(
+        f"<div class='answer'><span title='{escape(answer)}'>{escape(answer)}</span>"
+        f"<div><i style='width:{100 * count / most:.1f}%'></i></div>"
+        f"<div class='right soft'>{count / kept:.1%}</div></div>"
+        for answer, count in answers.items()
+    )
+
+
+def _figure(sample: dict[str, str]) -> str:
+    question = escape(" ".join(sample["question"].replace(IMAGE_PLACEHOLDER, " ").split()))
+    picture = f"<img src='{sample['image']}' alt=''>" if sample["image"] else "<span class='soft'>no image</span>"
+    more = f"<span class='more'>1 of {sample['images']}</span>" if int(sample["images"]) > 1 else ""
+    return (
+        f"<figure title='{escape(sample['sample_id'])}'><div class='picture'>{picture}{more}</div>"
+        f"<figcaption><span class='q'>{question}</span><b>{escape(sample['answer'])}</b></figcaption></figure>"
+    )
