@@ -161,16 +161,25 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         def latent(hidden_BKD: Tensor) -> Tensor:
             return self._latent(hidden_BKD, tau, latent_noise, generator)
 
-        output = self._fill(
-            embeds_BTD, attention_mask, position_ids, past_key_values, start, latent, logits_to_keep, kwargs
+        reading, decoding, cache, first = self._fill(
+            embeds_BTD, attention_mask, position_ids, past_key_values, start, latent, kwargs
         )
+        hidden_BTD = decoding.last_hidden_state
+        if not isinstance(logits_to_keep, int) or not 0 < logits_to_keep <= hidden_BTD.shape[1]:
+            hidden_BTD = torch.cat([reading.last_hidden_state[:, :first], hidden_BTD], 1)
+        logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
+        loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
-            output.loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
-        if past_key_values is None and not use_cache:
-            output.past_key_values = None
-        return output
+        return CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache if past_key_values is not None or use_cache else None,
+            hidden_states=_joined(reading.hidden_states, decoding.hidden_states, first),
+            attentions=_joined(reading.attentions, decoding.attentions, first),
+        )
 
     def _fill(
         self,
@@ -180,11 +189,12 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         cache: Any,
         start: int,
         latent: Callable[[Tensor], Tensor],
-        logits_to_keep: int | Tensor,
         options: dict[str, Any],
-    ) -> CausalLMOutput:
+    ) -> tuple[Any, Any, Any, int]:
         """Runs the prompt through its block, which begins at column `start`; takes Z from the hidden states at the
         slots; and runs on with Z in their place, on the same cache.
+
+        Gives the outputs of both parts, the cache, and the column at which the second part begins.
         """
         total, behind = embeds_BTD.shape[1], start + self.config.num_slots
         through = min(behind + 1, total)
@@ -210,15 +220,7 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
         filled_BTD = torch.cat([embeds_BTD[:, first:start], injected_BKD, embeds_BTD[:, behind:]], 1)
         decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, through - start))
-        hidden_BTD = decoding.last_hidden_state
-        if not isinstance(logits_to_keep, int) or not 0 < logits_to_keep <= total - start:
-            hidden_BTD = torch.cat([reading.last_hidden_state[:, :first], hidden_BTD], 1)
-        return CausalLMOutput(
-            logits=self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep)),
-            past_key_values=cache,
-            hidden_states=_joined(reading.hidden_states, decoding.hidden_states, first),
-            attentions=_joined(reading.attentions, decoding.attentions, first),
-        )
+        return reading, decoding, cache, first
 
     def generate(
         self,

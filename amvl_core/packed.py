@@ -87,9 +87,8 @@ class _Plan:
     ) -> None:
         self.queries = queries
         self.sizes = [span.rows for span in spans]
-        self.context_sizes = [span.rows for span in (context.spans if context else spans)]
-        self.contexts = [span.context for span in spans]
         self.all_rows = queries == self.sizes
+        self.pieces, self.seen = _cut(context.spans if context else spans, [span.context for span in spans])
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
         chosen = [torch.arange(end - asked, end) for end, asked in zip(ends, queries, strict=True)]
         self.rows_R = torch.cat(chosen).to(like.device)
@@ -100,19 +99,33 @@ class _Plan:
 
     def attend(self, module: Any, query_RHC: Tensor, own: KeyValues, shared: KeyValues | None) -> Tensor:
         """Attention of every span, [R, H, C]."""
-        own_keys, own_values = own.keys.split(self.sizes), own.values.split(self.sizes)
-        keys, values = own_keys, own_values
-        if shared is not None:
-            keys, values = shared.keys.split(self.context_sizes), shared.values.split(self.context_sizes)
+        before = [part.split(self.pieces) for part in (own if shared is None else shared)]
         outputs = []
-        for number, query_MHC in enumerate(query_RHC.split(self.queries)):
-            key_SGC, value_SGC = own_keys[number], own_values[number]
-            if (context := self.contexts[number]) is not None:
-                span, seen = context
-                key_SGC = torch.cat([keys[span][:seen], key_SGC])
-                value_SGC = torch.cat([values[span][:seen], value_SGC])
+        rows = zip(query_RHC.split(self.queries), *(part.split(self.sizes) for part in own), strict=True)
+        for number, (query_MHC, key_SGC, value_SGC) in enumerate(rows):
+            if seen := self.seen[number]:
+                key_SGC, value_SGC = (
+                    torch.cat([*(part[i] for i in seen), behind])
+                    for part, behind in zip(before, (key_SGC, value_SGC), strict=True)
+                )
             outputs.append(_attend(module, query_MHC, key_SGC, value_SGC, self.masks[number]))
         return torch.cat(outputs)
+
+
+def _cut(sources: Sequence[Span], contexts: Sequence[tuple[int, int] | None]) -> tuple[list[int], list[list[int]]]:
+    """Sizes that cut the rows of `sources` where contexts end, and for each context the pieces that it sees.
+
+    One cut for all, because the gradient of a slice is as large as what it was sliced from.
+    """
+    pieces: list[int] = []
+    seen: dict[tuple[int, int], list[int]] = {}
+    for number, source in enumerate(sources):
+        first, begin = len(pieces), 0
+        for end in sorted({source.rows, *(context[1] for context in contexts if context and context[0] == number)}):
+            pieces.append(end - begin)
+            seen[number, end] = list(range(first, len(pieces)))
+            begin = end
+    return pieces, [seen[context] if context else [] for context in contexts]
 
 
 def _run_layer(
