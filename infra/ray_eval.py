@@ -19,7 +19,8 @@ from amvl_core.base import base_folder, model_folder
 from amvl_core.config import RunConfig
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
-from amvl_core.eval.score import Item, extract, is_correct, majority_answers, score
+from amvl_core.eval.extract import last_line
+from amvl_core.eval.score import Item, is_correct, majority_answers, score
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, save_record
 from infra.cluster import resources
@@ -55,7 +56,7 @@ class Predictor:
         )
         extras = [json.loads(row["extra"]) for row in rows]
         answers = [extra["answer"] for extra in extras]
-        predictions = [extract(text) for text in raw]
+        predictions = [last_line(text) for text in raw]
         return {
             "sample_id": np.array([row["sample_id"] for row in rows]),
             "benchmark": np.array([row["source"] for row in rows]),

@@ -34,8 +34,9 @@ _THOUGHT_END = re.compile(rf"{re.escape(BLOCK_END)}|</\s*think\s*>", re.IGNORECA
 _TAGGED = re.compile(r"<answer\b[^>]*>(.*?)(?:</\s*answer\s*>|$)", re.IGNORECASE | re.DOTALL)
 _ANSWER_LINE = re.compile(r"^[\W_]*(?:final\s+|correct\s+)?answer\W*:\W*?(\S.*)$", re.IGNORECASE | re.MULTILINE)
 _STATED = re.compile(
-    r"\b(?:(?:answer|option|choice)\s+(?:is|would be|should be)|i\s+(?:choose|pick|select))\b\s*:?\s*"
-    r"(?:option\s+)?[^\w\s]*([A-Z])(?!\w)",
+    r"\b(?:(?:answer|option|choice)\b[^.\n]{0,80}?\b(?:is|be)|i\s+(?:choose|pick|select))\b[\s:]*"
+    # "a" before a word is the article, so a small letter counts from b on, or at the end.
+    r"(?:option\s+)?[^\w\s]*((?-i:[A-Z])(?!\w)|[b-z](?!\w)|a(?=\W*$))",
     re.IGNORECASE,
 )
 _LABELLED = re.compile(r"^[^\w]*(?:option\s+)?([A-Z])(?:[^\w\s]+(?:\s|$)|\s*$)", re.IGNORECASE)
@@ -94,12 +95,22 @@ def _letter(span: str, options: Mapping[str, str]) -> str | None:
         return _offered(bare[1], options)
     if stated := _STATED.findall(span):
         return _offered(stated[-1], options)
-    first = span.splitlines()[0] if span else ""
-    if (label := _LABELLED.match(first)) and label[1].isupper():
-        others = {letter for letter in _STANDALONE.findall(span) if letter in options} - {label[1]}
-        # "(A) red (B) blue ..." lists the options; "B. blue, not (A)" is rare enough to be left unread with it.
-        return None if others else _offered(label[1], options)
+    lines = [line for line in span.splitlines() if line.strip()]
+    if lines and (first := _label(lines[0], span, options)):
+        return first
+    # The last line too, but not the last of a list of options.
+    if len(lines) > 1 and not _LABELLED.match(lines[-2]):
+        return _label(lines[-1], lines[-1], options)
     return None
+
+
+def _label(line: str, among: str, options: Mapping[str, str]) -> str | None:
+    """The capital that labels the line ("B. blue"), unless `among` names another option too."""
+    label = _LABELLED.match(line)
+    if not label or not label[1].isupper():
+        return None
+    others = {letter for letter in _STANDALONE.findall(among) if letter in options} - {label[1]}
+    return None if others else _offered(label[1], options)
 
 
 def _by_text(span: str, options: Mapping[str, str]) -> str | None:
