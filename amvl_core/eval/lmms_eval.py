@@ -159,9 +159,10 @@ def visual_puzzles(text: str, options: Mapping[str, str]) -> Extraction:
             return Extraction(named[-1])
     if len(padded) <= _SHORT and (short := re.findall(r" ([A-Da-d])", padded)):
         return Extraction(short[-1].upper())
-    for letter, option in options.items():
+    texts = {letter: option for letter, option in options.items() if option}
+    for letter, option in texts.items():
         if f"answer: {option}" in padded.lower() or f"answer:{option}" in padded.lower():
             return Extraction(letter)
-    places = {letter: padded.rfind(option) for letter, option in options.items()}
+    places = {letter: padded.rfind(option) for letter, option in texts.items()}
     last = max(places.values(), default=-1)
     return DRAWN if last < 0 else Extraction(next(letter for letter, place in places.items() if place == last))
