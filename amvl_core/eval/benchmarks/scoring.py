@@ -37,10 +37,12 @@ def predictions(uri: str) -> list[dict[str, Any]]:
     """The columns of a stored `predictions.parquet` that scoring needs. Raises DataError where they are not there."""
     with storage.opened(uri) as file:
         try:
-            rows: list[dict[str, Any]] = pq.read_table(file, columns=list(COLUMNS)).to_pylist()
+            stored = pq.ParquetFile(file)
+            missing = [name for name in COLUMNS if name not in stored.schema_arrow.names]
+            rows: list[dict[str, Any]] = [] if missing else stored.read(list(COLUMNS)).to_pylist()
         except pa.ArrowException as error:
             raise DataError(f"{uri} cannot be read ({error}); evaluate again") from error
-    if rows and (missing := [name for name in COLUMNS if name not in rows[0]]):
+    if missing:
         raise DataError(f"{uri} has no column {missing[0]}: it was not written for a benchmark; evaluate again")
     return rows
 
