@@ -11,6 +11,7 @@ import pytest
 
 from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.base import Question
 from amvl_core.eval.benchmarks.scoring import compare_checkpoints, draw, predictions, score_benchmark, score_table
 from amvl_core.records import DatasetRecord, Shard, save_record
@@ -117,3 +118,17 @@ def test_prepared_test_splits_go_through_the_same_interface(tmp_path: Path) -> N
     }
     with pytest.raises(DataError, match="holds no prepared dataset"):
         list(benchmark.read(str(tmp_path / "elsewhere")))
+
+
+def test_command_line_scores_one_file_and_compares_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / name) for name in ("first.parquet", "second.parquet")]
+    for file, outputs in zip(files, (["A"] * 8 + ["B"] * 2, ["B"] * 10), strict=True):
+        pq.write_table(pa.Table.from_pylist(rows(outputs)), file)
+    assert main(["vstar", files[0]]) == 0
+    assert capsys.readouterr().out.startswith("|  | n | lmms-eval | VLMEvalKit | unwrapped | AMVL (paper)")
+    assert main(["vstar", *files]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("| overall | 10 | 20.00 (5.67-50.98) | 100.00 (72.25-100.00) | +80.00") == 3
+    assert shown.count("| 8 / 0 | 0.0078 | McNemar exact |") == 6
+    assert main(["vstar", str(tmp_path / "none.parquet")]) == 1
+    assert "none.parquet: it does not exist" in capsys.readouterr().err
