@@ -93,28 +93,27 @@ def multiple_choice(letters: Iterable[str]) -> Extractor:
         said = text.strip()
         for mark in ",.!?;:'\"":  # one after the other: what a later one uncovers is not stripped again
             said = said.strip(mark)
-        found = max(_candidates(f" {said} ", letters), default=None)
-        if found is None:
-            found = max(((0, said.rfind(c), -i, c) for i, c in enumerate(letters) if c in said), default=None)
+        anywhere = ((0, said.rfind(letter), letter) for letter in letters if letter in said)
+        found = max(_candidates(f" {said} ", letters), default=None) or max(anywhere, default=None)
         return Extraction(found[-1]) if found else NOTHING
 
     return extractor
 
 
-def _candidates(said: str, letters: tuple[str, ...]) -> Iterator[tuple[int, int, int, str]]:
-    """(rank of the form, place, minus the letter's number, letter) of every form that occurs."""
+def _candidates(said: str, letters: tuple[str, ...]) -> Iterator[tuple[int, int, str]]:
+    """(rank of the form, place, letter) of every form that occurs."""
     low, bare = said.lower(), said.strip()
-    for number, letter in enumerate(letters):
+    for letter in letters:
         for mark, rank in _MARKS.items():
             if (place := said.rfind(mark.format(letter))) >= 0:
-                yield rank, place, -number, letter
+                yield rank, place, letter
         for phrase in _PHRASES:
             if (after := low.find(phrase)) >= 0 and (place := said.find(letter, after + len(phrase))) >= 0:
-                yield _PHRASE, place, -number, letter
+                yield _PHRASE, place, letter
         if bare.startswith(letter) and not bare[1:2].isalpha():
-            yield _START, 0, -number, letter
+            yield _START, 0, letter
         if bare.endswith(letter) and not bare[-2:-1].isalpha():
-            yield _END, len(said), -number, letter
+            yield _END, len(said), letter
 
 
 mcq_abcd = multiple_choice("ABCD")

@@ -30,6 +30,7 @@ COLOURS = {"A": "red", "B": "blue", "C": "dark green", "D": "green"}
         ("The answer is B because A is wrong.", "B"),
         ("the answer is option B", "B"),
         ("I choose B", "B"),
+        ("The answer is A. No, the answer is B.", "B"),
         ("It is B, since the cup is blue", "B"),
         ("The correct answer that follows the pattern is (B).", "B"),
         ("Comparing A with B and C.\n\nSo, the best choice is:\n**(B) picture B**", "B"),
@@ -89,6 +90,8 @@ def test_slips_of_lmms_eval_are_kept() -> None:
 
 def test_lmms_eval_draws_where_nothing_is_found() -> None:
     assert lmms_eval.visual_puzzles("[A]", {}) == DRAWN
+    assert lmms_eval.visual_puzzles("[A]", dict.fromkeys("ABCD", "")) == DRAWN
+    assert lmms_eval.visual_puzzles("Answer: A\nFinal Answer: B", {}) == Extraction("A")
     assert lmms_eval.visual_puzzles("dark green", COLOURS) == Extraction("D")  # the text that starts last
     assert lmms_eval.visual_puzzles("Answer: b", {}) == Extraction("B")
     assert lmms_eval.visual_puzzles("Answer: red", COLOURS) == Extraction("A")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.base import Drop, Question
+from amvl_core.eval.benchmarks.base import Drop, Question, lettered
 from amvl_core.eval.benchmarks.mmstar import options_in
 from tests.amvl_core.eval.benchmarks import published
 
@@ -151,11 +152,20 @@ def test_a_bad_row_is_a_drop(tmp_path: Path, changes: dict[str, object], reason:
     assert drops("vstar", tmp_path) == [(f"test_questions.jsonl/{row}", reason)]
 
 
-def test_an_image_that_is_cut_off_is_a_drop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [20, 4000])
+def test_an_image_that_is_cut_off_is_a_drop(tmp_path: Path, kept: int) -> None:
     published.vstar(tmp_path)
-    image = tmp_path / "direct_attributes" / "sa_1.png"
-    image.write_bytes(image.read_bytes()[:-30])
+    # With 4,000 of some 12,000 bytes the header is whole, and only decoding finds out.
+    noise = Image.effect_noise((128, 96), 90)
+    noise.save(tmp_path / "direct_attributes" / "sa_1.png")
+    whole = (tmp_path / "direct_attributes" / "sa_1.png").read_bytes()
+    (tmp_path / "direct_attributes" / "sa_1.png").write_bytes(whole[:kept])
+    assert len(whole) > 8000
     assert [reason for _, reason in drops("vstar", tmp_path)] == ["unreadable_image"] * 2
+
+
+def test_options_that_are_numbers_null_or_nan() -> None:
+    assert lettered(["x ", float("nan"), 2, None]) == {"A": "x", "C": "2"}
 
 
 def test_a_line_that_is_no_json_is_a_drop(tmp_path: Path) -> None:
