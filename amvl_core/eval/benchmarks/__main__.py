@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     benchmark = BENCHMARKS[given.benchmark]
     try:
-        first = predictions(given.predictions)
+        first = predictions(given.predictions, benchmark.name)
         shown = [score_table(benchmark, score_benchmark(benchmark, first))]
         if given.other:
-            second = predictions(given.other)
+            second = predictions(given.other, benchmark.name)
             shown.append(score_table(benchmark, score_benchmark(benchmark, second)))
             for reading in readings(benchmark):
                 compared = compare_checkpoints(benchmark, first, second, reading)

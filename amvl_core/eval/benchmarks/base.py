@@ -37,9 +37,10 @@ class Question:
     part: str = ""
     group: str = ""
 
-    def row(self) -> dict[str, str]:
+    def row(self, benchmark: str) -> dict[str, str]:
         """The columns of a stored prediction that are known before there is one."""
         return {
+            "benchmark": benchmark,
             "sample_id": self.item_id,
             "task": self.task,
             "part": self.part,

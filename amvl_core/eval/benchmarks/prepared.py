@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
@@ -27,19 +28,23 @@ def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:
         for number in range(len(shards)):
             if sources[number] != source:
                 continue
-            row = shards[number]
-            extra = json.loads(row["extra"])
-            images = tuple(row["images"])
-            yield Question(
-                item_id=row["sample_id"],
-                task=extra["task"],
-                images=images,
-                prompt=row["segments"][0].text,
-                answer=extra["answer"],
-                group=digest(*images),  # many questions about one image are not independent
-            )
+            yield question(shards[number])
 
     return reader
+
+
+def question(row: Mapping[str, Any]) -> Question:
+    """A row of a `ShardReader` as a question; its task is `source/task`, as in the score table."""
+    extra = json.loads(row["extra"])
+    images = tuple(row["images"])
+    return Question(
+        item_id=row["sample_id"],
+        task=f"{row['source']}/{extra['task']}",
+        images=images,
+        prompt=row["segments"][0].text,
+        answer=extra["answer"],
+        group=digest(*images),  # many questions about one image are not independent
+    )
 
 
 def exact_match(text: str, options: Mapping[str, str]) -> Extraction:

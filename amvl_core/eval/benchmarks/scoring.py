@@ -19,7 +19,7 @@ from amvl_core.eval.score import is_correct
 from amvl_core.eval.statistics import Comparison, Estimate, compare, estimate, percent
 
 OURS = "unwrapped"
-COLUMNS = ("sample_id", "task", "part", "group", "options", "answer", "raw_output")
+COLUMNS = ("benchmark", "sample_id", "task", "part", "group", "options", "answer", "raw_output")
 
 
 class Reading(NamedTuple):
@@ -33,8 +33,11 @@ class Reading(NamedTuple):
     drawn: int
 
 
-def predictions(uri: str) -> list[dict[str, Any]]:
-    """The columns of a stored `predictions.parquet` that scoring needs. Raises DataError where they are not there."""
+def predictions(uri: str, benchmark: str) -> list[dict[str, Any]]:
+    """The columns of a stored `predictions.parquet` that scoring needs, for one of the benchmarks in it.
+
+    Raises DataError where a column or the benchmark is not there.
+    """
     with storage.opened(uri) as file:
         try:
             stored = pq.ParquetFile(file)
@@ -44,7 +47,10 @@ def predictions(uri: str) -> list[dict[str, Any]]:
             raise DataError(f"{uri} cannot be read ({error}); evaluate again") from error
     if missing:
         raise DataError(f"{uri} has no column {missing[0]}: it was not written for a benchmark; evaluate again")
-    return rows
+    if not (kept := [row for row in rows if row["benchmark"] == benchmark]):
+        there = ", ".join(sorted({row["benchmark"] for row in rows})) or "nothing"
+        raise DataError(f"{uri} holds no predictions of {benchmark}, but of {there}")
+    return kept
 
 
 def readings(benchmark: Benchmark) -> dict[str, Extractor]:

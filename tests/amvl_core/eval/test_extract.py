@@ -109,6 +109,7 @@ def test_rules_of_vlmevalkit() -> None:
     assert vlmevalkit.match_option("E", {}) == Extraction("E")
     assert vlmevalkit.match_option("the answer is clearly the first", {}) == Extraction(None)
     assert vlmevalkit.visual_puzzles("Answer: (B)", COLOURS) == Extraction("Z")
+    assert vlmevalkit.visual_puzzles("non_answer: B", COLOURS) == Extraction("Z")
 
 
 def test_numbers() -> None:

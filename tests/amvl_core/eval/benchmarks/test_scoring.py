@@ -24,7 +24,7 @@ COLOURS = {"A": "red", "B": "blue", "C": "green", "D": "grey"}
 def rows(outputs: list[str], answer: str = "B", task: str = "direct_attributes") -> list[dict[str, str]]:
     """Predictions of a model that wrote `outputs`."""
     asked = [Question(f"q{i}", task, (), "?", answer, COLOURS) for i in range(len(outputs))]
-    return [{**question.row(), "raw_output": text} for question, text in zip(asked, outputs, strict=True)]
+    return [{**question.row("vstar"), "raw_output": text} for question, text in zip(asked, outputs, strict=True)]
 
 
 def test_both_scores_stand_side_by_side() -> None:
@@ -82,10 +82,12 @@ def test_scores_come_from_the_stored_file_alone(tmp_path: Path) -> None:
     stored = rows(["B", "A"])
     path = tmp_path / "predictions.parquet"
     pq.write_table(pa.Table.from_pylist([{**row, "temperature": 0.0} for row in stored]), path)
-    assert score_benchmark(VSTAR, predictions(str(path))) == score_benchmark(VSTAR, stored)
+    assert score_benchmark(VSTAR, predictions(str(path), "vstar")) == score_benchmark(VSTAR, stored)
+    with pytest.raises(DataError, match="holds no predictions of blink, but of vstar"):
+        predictions(str(path), "blink")
     pq.write_table(pa.Table.from_pylist([{"sample_id": "q0", "raw_output": "B"}]), path)
-    with pytest.raises(DataError, match="no column task"):
-        predictions(str(path))
+    with pytest.raises(DataError, match="no column benchmark"):
+        predictions(str(path), "vstar")
 
 
 def test_prepared_test_splits_go_through_the_same_interface(tmp_path: Path) -> None:
@@ -109,8 +111,11 @@ def test_prepared_test_splits_go_through_the_same_interface(tmp_path: Path) -> N
     assert [(item.item_id, item.prompt, item.answer, item.images) for item in asked] == [
         (f"easy_vqa/{i}", "<image>What colour?", "red", (published.picture(0),)) for i in range(2)
     ]
+    assert asked[0].task == "easy_vqa/colour"
     assert asked[0].group == asked[1].group  # two questions about one image
-    stored = [{**item.row(), "raw_output": text} for item, text in zip(asked, ["Red.", "It is\nblue"], strict=True)]
+    stored = [
+        {**item.row("easy_vqa"), "raw_output": text} for item, text in zip(asked, ["Red.", "It is\nblue"], strict=True)
+    ]
     found = score_benchmark(benchmark, stored)
     assert {name: reading.scores["overall"].value for name, reading in found.items()} == {
         "exact match": 0.5,
