@@ -29,6 +29,11 @@ class Unit(NamedTuple):
     """Units that are not independent share one; empty: the unit stands alone."""
     stratum: str = ""
 
+    @property
+    def cluster(self) -> str:
+        """What is resampled: the group, or the unit itself."""
+        return self.group or f"\0{self.key}"
+
 
 class Estimate(NamedTuple):
     """A metric with its 95 % interval over `n` units; all shares of 1."""
@@ -55,7 +60,7 @@ class Comparison(NamedTuple):
     test: Literal["McNemar exact", "sign flips"]
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: float, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a proportion; (0, 1) where there is no item."""
     if n == 0:
         return 0.0, 1.0
@@ -74,7 +79,8 @@ def weighted_mean(units: Sequence[Unit]) -> float:
 def estimate(units: Sequence[Unit], seed: int = 0) -> Estimate:
     """The weighted mean with its interval: Wilson's for a plain share of independent items, else the bootstrap's.
 
-    The bootstrap is the percentile one over groups within strata. Without units nothing is known: 0, from 0 to 1.
+    The bootstrap is the percentile one over groups within strata. It says nothing where all groups score alike (all
+    right, say): then it is Wilson's for as many items as there are groups. Without units: 0, from 0 to 1.
     """
     if not units:
         return Estimate(0, 0.0, 0.0, 1.0, "wilson")
@@ -82,6 +88,9 @@ def estimate(units: Sequence[Unit], seed: int = 0) -> Estimate:
     if _plain(units) and all(unit.value in (0, 1) for unit in units):
         return Estimate(len(units), value, *wilson(sum(unit.value == 1 for unit in units), len(units)), "wilson")
     low, high = _bootstrap(units, [unit.value for unit in units], seed)
+    if high - low < 1e-9:  # equal on paper; sums differ in the last bits
+        groups = len({unit.cluster for unit in units})
+        return Estimate(len(units), value, *wilson(round(value * groups, 6), groups), "wilson")
     return Estimate(len(units), value, low, high, "bootstrap")
 
 
@@ -158,7 +167,7 @@ def _group_sums(units: Sequence[Unit], values: Sequence[float]) -> dict[str, np.
     """Per stratum the weighted sum and the weight of each group, [groups, 2], in order of first appearance."""
     sums: dict[str, dict[str, list[float]]] = {}
     for unit, value in zip(units, values, strict=True):
-        group = sums.setdefault(unit.stratum, {}).setdefault(unit.group or f"\0{unit.key}", [0.0, 0.0])
+        group = sums.setdefault(unit.stratum, {}).setdefault(unit.cluster, [0.0, 0.0])
         group[0] += unit.weight * value
         group[1] += unit.weight
     return {stratum: np.array(list(groups.values())) for stratum, groups in sums.items()}

@@ -54,6 +54,13 @@ def test_items_of_one_group_are_not_independent() -> None:
     assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(2, abs=0.1)
 
 
+def test_groups_that_all_score_alike_still_leave_doubt() -> None:
+    right = [Unit(str(i), 1.0, weight=1 / 3, group=str(i // 4)) for i in range(40)]
+    found = estimate(right)
+    assert (found.n, found.value, found.method) == (40, pytest.approx(1), "wilson")
+    assert (found.low, found.high) == wilson(10, 10)
+
+
 def test_weights_make_macro_averages() -> None:
     macro = [Unit("a", 1, 1.0, stratum="a"), Unit("b", 0, 0.5, stratum="b"), Unit("c", 1, 0.5, stratum="b")]
     assert estimate(macro).value == 0.75
