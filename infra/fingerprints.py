@@ -8,7 +8,7 @@ from amvl_core.config import RunConfig
 from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 1
-EVALUATE_VERSION = 1
+EVALUATE_VERSION = 2
 
 
 def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:

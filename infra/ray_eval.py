@@ -19,7 +19,9 @@ from amvl_core.base import base_folder, model_folder
 from amvl_core.config import RunConfig
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
-from amvl_core.eval.score import Item, extract, is_correct, majority_answers, score
+from amvl_core.eval.benchmarks.prepared import question
+from amvl_core.eval.extract import last_line
+from amvl_core.eval.score import Item, is_correct, majority_answers, score
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, save_record
 from infra.cluster import resources
@@ -49,22 +51,21 @@ class Predictor:
         """Row numbers -> predictions."""
         settings = self.config.evaluation
         rows = [self.reader[int(i)] for i in batch["item"]]
-        prompts = [row["segments"][0].text for row in rows]
+        questions = [question(row) for row in rows]
         raw = self.answerer.answer(
-            [row["images"] for row in rows], prompts, settings.max_new_tokens, settings.tau, settings.seed
+            [asked.images for asked in questions],
+            [asked.prompt for asked in questions],
+            settings.max_new_tokens,
+            settings.tau,
+            settings.seed,
         )
-        extras = [json.loads(row["extra"]) for row in rows]
-        answers = [extra["answer"] for extra in extras]
-        predictions = [extract(text) for text in raw]
+        stored = [asked.row(row["source"]) for asked, row in zip(questions, rows, strict=True)]
+        predictions = [last_line(text) for text in raw]
         return {
-            "sample_id": np.array([row["sample_id"] for row in rows]),
-            "benchmark": np.array([row["source"] for row in rows]),
-            "task": np.array([_task(row["source"], extra) for row, extra in zip(rows, extras, strict=True)]),
-            "prompt": np.array(prompts),
+            **{name: np.array([row[name] for row in stored]) for name in stored[0]},
             "raw_output": np.array(raw),
             "prediction": np.array(predictions),
-            "answer": np.array(answers),
-            "correct": np.array([is_correct(p, a) for p, a in zip(predictions, answers, strict=True)]),
+            "correct": np.array([is_correct(p, q.answer) for p, q in zip(predictions, questions, strict=True)]),
             "temperature": np.full(len(rows), 0.0),
             "tau": np.full(len(rows), settings.tau),
             "seed": np.full(len(rows), settings.seed),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from amvl_core.eval.statistics import wilson
 from amvl_core.records import TaskScore
-
-Z_95 = 1.959963984540054
 
 
 class Item(NamedTuple):
@@ -20,12 +18,6 @@ class Item(NamedTuple):
     correct: bool
 
 
-def extract(raw_output: str) -> str:
-    """The answer in a model's text: its last line that is not empty."""
-    lines = [line.strip() for line in raw_output.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
 def normalise(answer: str) -> str:
     """Lower case, without outer punctuation or blanks: what exact match compares."""
     return answer.strip().strip(".,;:!?()[]\"'").strip().lower()
@@ -34,17 +26,6 @@ def normalise(answer: str) -> str:
 def is_correct(prediction: str, answer: str) -> bool:
     """Exact match after normalisation; an empty prediction is wrong."""
     return bool(normalise(prediction)) and normalise(prediction) == normalise(answer)
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion; (0, 1) where there is no item."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = correct / n, Z_95**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # At 0 or n correct the bound is the proportion itself; rounding must not push it past.
-    return (0.0 if correct == 0 else middle - half), (1.0 if correct == n else middle + half)
 
 
 def majority_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

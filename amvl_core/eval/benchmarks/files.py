@@ -1,0 +1,125 @@
+"""Rows of a benchmark's published files, one at a time: Parquet, TSV, CSV and JSON lines, local or on S3."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import csv
+import io
+import json
+import posixpath
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from amvl_core import storage
+from amvl_core.errors import DataError
+from amvl_core.eval.benchmarks.base import BadRowError
+
+INDEX_LENGTH = 64
+"""A TSV image cell of at most this many characters is the index of the row that holds the image."""
+
+
+def published(
+    uri: str, endings: tuple[str, ...], keep: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(place, file, row) of every row of the files at or below `uri` with one of `endings` and a name that `keep`s.
+
+    Raises DataError where there is no such file, or where one cannot be read to its end.
+    """
+    for file in _below(uri, endings, keep):
+        name = posixpath.basename(file)
+        for number, row in enumerate(resolved(file) if name.endswith(".tsv") else rows(file)):
+            yield f"{name}/{number}", file, row
+
+
+def rows(uri: str) -> Iterator[dict[str, Any]]:
+    """The rows of one file, as its ending says; a file that cannot be read to its end is a DataError."""
+    ending = posixpath.splitext(uri)[1]
+    try:
+        with storage.opened(uri) as file:
+            if ending == ".parquet":
+                # A few rows at a time: one row of HR-Bench 8K holds an image of some 10 MB.
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=4):
+                    yield from batch.to_pylist()
+                return
+            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if ending != ".jsonl" else None)
+            if ending == ".jsonl":
+                yield from (_object(line) for line in lines if line.strip())
+                return
+            csv.field_size_limit(sys.maxsize)
+            yield from csv.DictReader(lines, delimiter="\t" if ending == ".tsv" else ",")
+    except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{uri} is damaged or incomplete ({error}); download it again") from error
+
+
+def _below(uri: str, endings: tuple[str, ...], keep: Callable[[str], bool]) -> list[str]:
+    """The files at or below `uri` with one of `endings` whose name `keep`s. Raises DataError if there are none."""
+    fs, root = storage.filesystem(uri)
+    with storage.reaching(uri, "list"):
+        found = [root] if fs.isfile(root) else sorted(fs.find(root))
+    files = [fs.unstrip_protocol(path) for path in found if path.endswith(endings) and keep(posixpath.basename(path))]
+    if not files:
+        raise DataError(
+            f"{uri} holds none of the files looked for ({', '.join('*' + ending for ending in endings)}); give the "
+            "file or the folder as it was published"
+        )
+    return files
+
+
+def image(value: Any) -> bytes:
+    """The encoded image in a cell: Parquet image struct, bytes or base64 text. Raises BadRowError where it is none."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes) and value:
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise BadRowError("missing_image")
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise BadRowError("unreadable_image", f"not base64: {error}") from error
+
+
+def images(cell: Any) -> tuple[bytes, ...]:
+    """The images of a TSV cell: one, or several in a list written as text."""
+    if isinstance(cell, str) and cell.startswith("["):
+        return tuple(image(value) for value in ast.literal_eval(cell))
+    return (image(cell),)
+
+
+def resolved(uri: str, key: str = "index") -> Iterator[dict[str, Any]]:
+    """`rows(uri)` with an image cell that only names another row replaced by that row's, wherever it stands.
+
+    Only images that are named are kept, so a file without such cells is read twice but never held. A cell that names
+    no row stays, and is dropped when it is decoded.
+    """
+    named = {row["image"] for row in rows(uri) if _names_a_row(row)}
+    held = {str(row[key]): row["image"] for row in rows(uri) if str(row.get(key)) in named} if named else {}
+    for row in rows(uri):
+        yield {**row, "image": held.get(row["image"], "")} if _names_a_row(row) else row
+
+
+def beside(uri: str, name: str) -> bytes:
+    """The file `name`, relative to the folder of the file at `uri`. Raises BadRowError where it is not there."""
+    where = storage.join(posixpath.dirname(uri), name)
+    if not storage.exists(where):
+        raise BadRowError("missing_image", name)
+    return storage.read_bytes(where)
+
+
+def _names_a_row(row: dict[str, Any]) -> bool:
+    cell = row.get("image")
+    return isinstance(cell, str) and len(cell) <= INDEX_LENGTH
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return {}  # without a single field: dropped as malformed
+    return row if isinstance(row, dict) else {}

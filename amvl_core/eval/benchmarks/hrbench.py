@@ -1,0 +1,50 @@
+"""HR-Bench 4K and 8K (DreamMr/HR-Bench): 200 questions, each under 4 rotations of its options; Table 1.
+
+The published Parquet or TSV file. The score is the mean over the rotations of the share that is right in each; there
+is no rule that all four must be. The rotations of a question are one group: 800 rows are not 800 independent items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from amvl_core.eval import lmms_eval, vlmevalkit
+from amvl_core.eval.benchmarks import files
+from amvl_core.eval.benchmarks.base import Benchmark, Drop, Question, convert, digest, letter, lettered, mean_of_parts
+
+INSTRUCTION = "Answer the option letter directly."
+
+
+def read(uri: str) -> Iterator[Question | Drop]:
+    """The 800 rows in published order. `uri` is the file of one resolution, or a folder with nothing else in it."""
+    yield from convert(files.published(uri, (".parquet", ".tsv")), _question)
+
+
+def _question(file: str, row: dict[str, Any]) -> Question:
+    options = lettered([row["A"], row["B"], row["C"], row["D"]])
+    images = files.images(row["image"])
+    listed = "".join(f"\n{name}. {text}" for name, text in options.items())
+    return Question(
+        item_id=f"hrbench/{row['index']}",
+        task=row["category"],
+        images=images,
+        prompt=f"{row['question']}{listed}\n{INSTRUCTION}",
+        answer=letter(row["answer"]),
+        options=options,
+        part=str(row["cycle_category"]),
+        group=digest(*images, str(row["question"]), "\n".join(sorted(options.values()))),
+    )
+
+
+def _benchmark(name: str) -> Benchmark:
+    return Benchmark(
+        name=name,
+        size=800,
+        read=read,
+        readings={"lmms-eval": lmms_eval.hrbench, "VLMEvalKit": vlmevalkit.infer},
+        metrics={"overall": mean_of_parts(), "FSP": mean_of_parts("single"), "FCP": mean_of_parts("cross")},
+    )
+
+
+HRBENCH_4K, HRBENCH_8K = _benchmark("hrbench_4k"), _benchmark("hrbench_8k")

@@ -1,0 +1,81 @@
+"""Numeric answers: how the official scorer and both harnesses read a number, and VSI-Bench's relative accuracy."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import numpy as np
+
+from amvl_core.eval.vlmevalkit import after_thought
+
+_ONES = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORDS = {word: number for number, word in enumerate(_ONES)} | {
+    word: 10 * number for number, word in enumerate(_TENS, start=2)
+}
+_COMPOUNDS = {f"{tens}-{ones}": _WORDS[tens] + _WORDS[ones] for tens in _TENS for ones in _ONES[1:10]}
+_DIGITS = r"[-+]?\d+(?:\.\d+)?"
+_DIGITS_OR_WORD = re.compile(rf"{_DIGITS}|\b(?:{'|'.join([*_COMPOUNDS, *_WORDS])})\b", re.IGNORECASE)
+_SCIENTIFIC = re.compile(r"[-+]?(?:\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
+_UP_TO_TWENTY = [*_ONES, "twenty"]
+_SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_UP_TO_TWENTY)})\b", re.IGNORECASE)
+_TAGGED = re.compile(rf"<\s*answer\b[^>]*>\s*({_SCIENTIFIC.pattern})(?:[^\d<][^<]*)?<\s*/\s*answer\s*>", re.IGNORECASE)
+
+
+def official(text: str) -> float | None:
+    """VSI-Bench's own reading: the text up to the first blank, without full stops at its end, as a number."""
+    try:
+        return float(text.split(" ")[0].rstrip(".").strip())
+    except ValueError:
+        return None
+
+
+def lmms_eval(text: str) -> float | None:
+    """The first number in digits or English words; a thousands comma ends it ("1,200" -> 1)."""
+    found = _DIGITS_OR_WORD.search(text)
+    if found is None:
+        return None
+    word = found[0].lower()
+    return float((_COMPOUNDS | _WORDS).get(word, word))
+
+
+def vlmevalkit(text: str) -> float | None:
+    """The tagged number, else the last one after the thought, else the last one.
+
+    Words up to twenty become digits one by one, so "twenty-one" is read as 20-1 and gives -1.
+    """
+    said = _first_of_list(text.strip())
+    said = re.sub("[\u200b\u200c\u200d\ufeff]", "", said.strip())
+    said = _SMALL_WORD.sub(lambda found: str(_UP_TO_TWENTY.index(found[0].lower())), said)
+    if tagged := _TAGGED.search(said):
+        return float(tagged[1])
+    found = _SCIENTIFIC.findall(after_thought(said)) or _SCIENTIFIC.findall(said)
+    return float(found[-1]) if found else None
+
+
+def mean_relative_accuracy(prediction: float | None, target: float) -> float:
+    """VSI-Bench's MRA: the share of thetas in .5, .55 ... .95 with |prediction - target| / target <= 1 - theta.
+
+    No prediction scores 0. Upstream divides by zero where the target is 0; here only 0 is then right.
+    """
+    if prediction is None:
+        return 0.0
+    if target == 0:
+        return float(prediction == 0)
+    thetas = np.linspace(0.5, 0.95, 10)
+    return float(np.mean(abs(prediction - target) / target <= 1 - thetas))
+
+
+def _first_of_list(text: str) -> str:
+    """The first element of a text that is a Python list; a text in brackets that is none cannot be read."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    try:
+        items = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return ""
+    return str(items[0]) if isinstance(items, list) and items else text

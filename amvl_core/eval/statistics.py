@@ -1,0 +1,198 @@
+"""What a score may claim: intervals, and paired tests between two checkpoints on the same items. Needs no model.
+
+A metric is a weighted mean of units. Units of one group (the four rotations of a question) are not independent: they
+are resampled and flipped together, within their stratum (a task of a macro average).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from amvl_core.errors import DataError
+
+Z_95 = 1.959963984540054
+RESAMPLES = 10_000
+_CHUNK = 500  # resamples drawn at a time: at most 500 x 2,638 counts
+
+
+class Unit(NamedTuple):
+    """One value, in 0 to 1, of a metric: usually whether an item is right."""
+
+    key: str
+    value: float
+    weight: float = 1.0
+    group: str = ""
+    """Units that are not independent share one; empty: the unit stands alone."""
+    stratum: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """What is resampled: the group, or the unit itself."""
+        return self.group or f"\0{self.key}"
+
+
+class Estimate(NamedTuple):
+    """A metric with its 95 % interval over `n` units; all shares of 1."""
+
+    n: int
+    value: float
+    low: float
+    high: float
+    method: Literal["wilson", "bootstrap"]
+
+
+class Comparison(NamedTuple):
+    """Two checkpoints on the same units: the difference second - first with its 95 % interval and p-value."""
+
+    n: int
+    first: Estimate
+    second: Estimate
+    difference: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+    p: float
+    test: Literal["McNemar exact", "sign flips"]
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion; (0, 1) where there is no item."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = correct / n, Z_95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # At 0 or n correct the bound is the proportion itself; rounding must not push it past.
+    return (0.0 if correct == 0 else middle - half), (1.0 if correct == n else middle + half)
+
+
+def weighted_mean(units: Sequence[Unit]) -> float:
+    """Sum of weight x value over the sum of weights. Needs at least one unit."""
+    return sum(unit.weight * unit.value for unit in units) / sum(unit.weight for unit in units)
+
+
+def estimate(units: Sequence[Unit], seed: int = 0) -> Estimate:
+    """The weighted mean with its interval: Wilson's for a plain share of independent items, else the bootstrap's.
+
+    The bootstrap is the percentile one over groups within strata. It says nothing where all groups score alike (all
+    right, say): then it is Wilson's for as many items as there are groups. Without units: 0, from 0 to 1.
+    """
+    if not units:
+        return Estimate(0, 0.0, 0.0, 1.0, "wilson")
+    value = weighted_mean(units)
+    if _plain(units) and all(unit.value in (0, 1) for unit in units):
+        return Estimate(len(units), value, *wilson(sum(unit.value == 1 for unit in units), len(units)), "wilson")
+    low, high = _bootstrap(units, [unit.value for unit in units], seed)
+    if high - low < 1e-9:  # equal on paper; sums differ in the last bits
+        groups = len({unit.cluster for unit in units})
+        return Estimate(len(units), value, *wilson(round(value * groups, 6), groups), "wilson")
+    return Estimate(len(units), value, low, high, "bootstrap")
+
+
+def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Comparison:
+    """A paired comparison. Raises DataError where the two were not scored on the same items.
+
+    McNemar's exact test where the units are right-or-wrong, independent and of equal weight; else random sign flips
+    of each group's difference, which is the same test without that structure.
+    """
+    before, after = ({unit.key: unit for unit in units} for units in (first, second))
+    if len(before) != len(first) or len(after) != len(second):
+        raise DataError("an item was scored twice; a paired test needs one prediction per item and checkpoint")
+    if not before or before.keys() != after.keys():
+        raise DataError(
+            f"a paired test needs the same items: {len(before.keys() - after.keys())} are only in the first, "
+            f"{len(after.keys() - before.keys())} only in the second, {len(before.keys() & after.keys())} in both; "
+            "evaluate both checkpoints on the same data"
+        )
+    paired = [before[key] for key in sorted(before)]
+    changes = [after[unit.key].value - unit.value for unit in paired]
+    total = sum(unit.weight for unit in paired)
+    gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    exact = _plain(paired) and all(change in (-1, 0, 1) for change in changes)
+    low, high = _bootstrap(paired, changes, seed)
+    return Comparison(
+        n=len(paired),
+        first=estimate(paired, seed),
+        second=estimate([after[unit.key] for unit in paired], seed),
+        difference=sum(unit.weight * change for unit, change in zip(paired, changes, strict=True)) / total,
+        low=low,
+        high=high,
+        gained=gained,
+        lost=lost,
+        p=mcnemar(gained, lost) if exact else _sign_flips(paired, changes, seed),
+        test="McNemar exact" if exact else "sign flips",
+    )
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """McNemar's exact two-sided p: how likely a fair coin divides the changed items at least this unevenly."""
+    changed = gained + lost
+    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, tail / 2 ** (changed - 1)) if changed else 1.0
+
+
+def table(rows: Iterable[tuple[str, Comparison]], first: str, second: str) -> str:
+    """Markdown: name, n, both scores with intervals, the difference with its interval, changed items, p and test.
+
+    There is no row without all of them. Scores and differences are in per cent.
+    """
+    head = ["", "n", first, second, "difference (95 % interval)", "gained / lost", "p", "test"]
+    lines = [head, ["---"] * len(head)]
+    for name, c in rows:
+        change = f"{100 * c.difference:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})"
+        p = f"{c.p:.4f}" if c.p >= 0.0001 else "< 0.0001"
+        counts = f"{c.gained} / {c.lost}"
+        lines.append([name, f"{c.n:,}", percent(c.first), percent(c.second), change, counts, p, c.test])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(score: Estimate) -> str:
+    """`84.29 (78.44-88.78)`: the score and its 95 % interval in per cent."""
+    return f"{100 * score.value:.2f} ({100 * score.low:.2f}-{100 * score.high:.2f})"
+
+
+def _plain(units: Sequence[Unit]) -> bool:
+    """Whether the units are independent and count alike."""
+    groups = [unit.group for unit in units if unit.group]
+    alike = len({unit.stratum for unit in units}) == 1 and len({unit.weight for unit in units}) == 1
+    return alike and len(groups) == len(set(groups))
+
+
+def _group_sums(units: Sequence[Unit], values: Sequence[float]) -> dict[str, np.ndarray]:
+    """Per stratum the weighted sum and the weight of each group, [groups, 2], in order of first appearance."""
+    sums: dict[str, dict[str, list[float]]] = {}
+    for unit, value in zip(units, values, strict=True):
+        group = sums.setdefault(unit.stratum, {}).setdefault(unit.cluster, [0.0, 0.0])
+        group[0] += unit.weight * value
+        group[1] += unit.weight
+    return {stratum: np.array(list(groups.values())) for stratum, groups in sums.items()}
+
+
+def _bootstrap(units: Sequence[Unit], values: Sequence[float], seed: int) -> tuple[float, float]:
+    """The central 95 % of the weighted mean of `values` over resamples of the groups within each stratum."""
+    sums = _group_sums(units, values)
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(RESAMPLES // _CHUNK):
+        total = np.zeros((_CHUNK, 2))
+        for groups in sums.values():
+            total += rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=_CHUNK) @ groups
+        means.append(total[:, 0] / total[:, 1])
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _sign_flips(units: Sequence[Unit], changes: Sequence[float], seed: int) -> float:
+    """Two-sided p: how often random signs of the groups' differences give a sum at least as far from zero."""
+    sums = np.concatenate([groups[:, 0] for groups in _group_sums(units, changes).values()])
+    sums = sums[sums != 0]
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, size=(RESAMPLES, len(sums))) * 2 - 1
+    # Sums that are equal on paper may differ in the last bits.
+    as_far = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
+    return float((1 + as_far.sum()) / (1 + RESAMPLES))

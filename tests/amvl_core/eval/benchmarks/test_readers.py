@@ -1,0 +1,186 @@
+"""From the published files to questions: prompts are frozen here, word for word, and traps of the formats are met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from amvl_core.errors import DataError
+from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.base import Drop, Question, lettered
+from amvl_core.eval.benchmarks.mmstar import options_in
+from tests.amvl_core.eval.benchmarks import published
+
+
+def questions(name: str, uri: Path) -> list[Question]:
+    found = list(BENCHMARKS[name].read(str(uri)))
+    assert all(isinstance(item, Question) for item in found), found
+    return [item for item in found if isinstance(item, Question)]
+
+
+def drops(name: str, uri: Path) -> list[tuple[str, str]]:
+    return [(item.place, item.reason) for item in BENCHMARKS[name].read(str(uri)) if isinstance(item, Drop)]
+
+
+def test_vstar(tmp_path: Path) -> None:
+    published.vstar(tmp_path)
+    first, second = questions("vstar", tmp_path)
+    assert first.prompt == published.VSTAR_TEXT
+    assert first.options == {"A": "rubber", "B": "cotton", "C": "kevlar", "D": "leather"}
+    assert (first.item_id, first.task, first.answer) == ("vstar/direct_attributes/0", "direct_attributes", "A")
+    assert (second.item_id, second.options) == ("vstar/relative_position/0", {"A": "left", "B": "right"})
+    assert first.images == (published.picture(),)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tsv"])
+def test_hrbench(tmp_path: Path, kind: str) -> None:
+    rows = published.hrbench_rows()
+    if kind == "parquet":
+        published.parquet(tmp_path / "hr_bench_4k.parquet", rows)
+    else:
+        published.tsv(tmp_path / "hr_bench_4k.tsv", rows)
+    found = questions("hrbench_4k", tmp_path)
+    assert found[0].prompt == (
+        "What colour is sign 0?\nA. red\nB. blue\nC. 2\nD. green\nAnswer the option letter directly."
+    )
+    assert {item.options[item.answer] for item in found} == {"red"}
+    assert [item.part for item in found] == ["0", "0", "1", "1", "2", "2", "3", "3"]
+    assert len({item.group for item in found}) == 2
+    assert len({item.item_id for item in found}) == 8
+    assert {item.group for item in found if item.task == "single"} == {found[0].group}
+
+
+def test_hrbench_tsv_cells_that_name_another_row(tmp_path: Path) -> None:
+    rows = published.hrbench_rows()
+    # Row 0 shows what row 4 holds, which stands after it; row 5 names a row that is not there.
+    rows[0]["image"], rows[1]["image"] = str(rows[2]["index"]), "99"
+    published.tsv(tmp_path / "hr_bench_4k.tsv", rows)
+    found = list(BENCHMARKS["hrbench_4k"].read(str(tmp_path)))
+    assert isinstance(found[0], Question)
+    assert found[0].images == (published.picture(0),)
+    assert drops("hrbench_4k", tmp_path) == [("hr_bench_4k.tsv/1", "missing_image")]
+
+
+def test_hrbench_drops_nan_options_and_reads_several_images(tmp_path: Path) -> None:
+    rows = published.hrbench_rows()[:1]
+    rows[0] |= {"D": None, "image": str([published.base64_picture(1), published.base64_picture(2)])}
+    published.parquet(tmp_path / "hr_bench_4k.parquet", rows)
+    (only,) = questions("hrbench_4k", tmp_path)
+    assert list(only.options) == ["A", "B", "C"]
+    assert only.images == (published.picture(1), published.picture(2))
+
+
+def test_blink_reads_the_validation_split_and_leaves_null_images_out(tmp_path: Path) -> None:
+    published.blink(tmp_path)
+    first, second = questions("blink", tmp_path)
+    assert first.prompt == (
+        "Note: You only need to respond with A, B without providing any additional information.\n"
+        "Which fits? Select from the following choices.\n(A) the second image\n(B) the third image"
+    )
+    assert (first.task, first.answer, second.answer) == ("Jigsaw", "A", "B")
+    assert first.images == tuple(published.picture(i) for i in (1, 2, 3))
+
+
+def test_visual_puzzles(tmp_path: Path) -> None:
+    published.visual_puzzles(tmp_path)
+    first, second = questions("visual_puzzles", tmp_path)
+    instruction = "Answer the question with the option's letter from the given choices directly."
+    assert first.prompt == f"Question: Which comes next?\nOptions:\n(A) w\n(B) x\n(C) y\n(D) z\n{instruction}"
+    assert second.prompt == (
+        f"Question: Which comes next?\nOptions: Choose from (A) (B) (C) (D) in the image.\n{instruction}"
+    )
+    assert (first.task, list(second.options)) == ("inductive", ["A", "B", "C", "D"])
+
+
+def test_mmvp_pairs_and_corrected_answers(tmp_path: Path) -> None:
+    published.mmvp(tmp_path)
+    found = questions("mmvp", tmp_path)
+    assert found[0].prompt == (
+        "Is the door open?\nA. Open\nB. Closed (partly)\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert [item.group for item in found[:4]] == ["pair 1", "pair 1", "pair 2", "pair 2"]
+    assert [found[i].answer for i in (0, 1, 98, 99)] == ["A", "B", "B", "A"]
+
+
+def test_cv_bench(tmp_path: Path) -> None:
+    published.cv_bench(tmp_path)
+    found = questions("cv_bench", tmp_path)
+    assert found[0].prompt == (
+        "Note: You only need to respond with A, B without providing any additional information.\n\n"
+        "How many?\n(A) 2\n(B) 3"
+    )
+    assert [(item.item_id, item.task, item.part) for item in found] == [
+        ("cv_bench/2D/0", "Count", "ADE20K"),
+        ("cv_bench/2D/1", "Relation", "COCO"),
+        ("cv_bench/3D/0", "Depth", "Omni3D"),
+    ]
+
+
+def test_mmstar(tmp_path: Path) -> None:
+    published.mmstar(tmp_path)
+    first, second = questions("mmstar", tmp_path)
+    assert first.prompt == (
+        "Which is shown?\nOptions: A: a cat, not a dog, B: a dog, C: a cow, D: none\n"
+        "Answer with the option's letter from the given choices directly"
+    )
+    assert first.options == {"A": "a cat, not a dog", "B": "a dog", "C": "a cow", "D": "none"}
+    assert second.options == dict.fromkeys("ABCD", "")
+
+
+def test_mmstar_options_that_cannot_be_told_apart() -> None:
+    assert options_in("x Options: A: 1:2, B: 3") == {"A": "1:2", "B": "3"}
+    assert options_in("x Options: B: 1, A: 2") == dict.fromkeys("ABCD", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image": "direct_attributes/none.png"}, "missing_image"),
+        ({"label": "E"}, "answer_not_among_options"),
+        ({"label": None}, "answer_not_among_options"),
+        ({"text": None}, "malformed_row"),
+        ({"category": "relative_position", "text": published.VSTAR_TEXT}, "duplicate_id"),
+    ],
+)
+def test_a_bad_row_is_a_drop(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    published.vstar(tmp_path, **changes)
+    # The row that repeats an item is the one that comes later.
+    row = 1 if reason == "duplicate_id" else 0
+    assert drops("vstar", tmp_path) == [(f"test_questions.jsonl/{row}", reason)]
+
+
+@pytest.mark.parametrize("kept", [20, 4000])
+def test_an_image_that_is_cut_off_is_a_drop(tmp_path: Path, kept: int) -> None:
+    published.vstar(tmp_path)
+    # With 4,000 of some 12,000 bytes the header is whole, and only decoding finds out.
+    noise = Image.effect_noise((128, 96), 90)
+    noise.save(tmp_path / "direct_attributes" / "sa_1.png")
+    whole = (tmp_path / "direct_attributes" / "sa_1.png").read_bytes()
+    (tmp_path / "direct_attributes" / "sa_1.png").write_bytes(whole[:kept])
+    assert len(whole) > 8000
+    assert [reason for _, reason in drops("vstar", tmp_path)] == ["unreadable_image"] * 2
+
+
+def test_options_that_are_numbers_null_or_nan() -> None:
+    assert lettered(["x ", float("nan"), 2, None]) == {"A": "x", "C": "2"}
+
+
+def test_a_line_that_is_no_json_is_a_drop(tmp_path: Path) -> None:
+    published.vstar(tmp_path)
+    with (tmp_path / "test_questions.jsonl").open("a") as file:
+        file.write('{"image": \n[1]\n')
+    assert [place for place, _ in drops("vstar", tmp_path)] == ["test_questions.jsonl/2", "test_questions.jsonl/3"]
+
+
+def test_a_folder_without_the_files_says_which_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds none of the files looked for \(\*\.jsonl, \*\.parquet\)"):
+        list(BENCHMARKS["vstar"].read(str(tmp_path)))
+
+
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mmstar.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="damaged or incomplete"):
+        list(BENCHMARKS["mmstar"].read(str(tmp_path)))
