@@ -25,10 +25,10 @@ def sft_rows(x: int, y: int) -> Rows:
     return [[Span(x + y, read=x + y)]]
 
 
-def shared_prefix_rows(x: int, y: int, k: int) -> Rows:
+def shared_prefix_rows(x: int, y: int, k: int, draws: int = 1) -> Rows:
     """One sample of AMVL as `amvl_core/prefix.py` lays it out: the context row and the decoder row."""
     context = [Span(x + k, k), Span(y + k, k, context=(0, x))]
-    return [context, [Span(k + y, y, context=(0, x))]]
+    return [context, [Span(k + y, y, context=(0, x))] * draws]
 
 
 def row_flops(config: Any, spans: Sequence[Span]) -> float:
@@ -52,16 +52,17 @@ def sft_flops(config: Any, x: int, y: int, logit_rows: int) -> float:
     return 3.0 * (_rows_flops(config, sft_rows(x, y)) + _head_flops(config, logit_rows))
 
 
-def three_pass_flops(config: Any, x: int, y: int, k: int, logit_rows: int | None = None) -> float:
+def three_pass_flops(config: Any, x: int, y: int, k: int, logit_rows: int | None = None, draws: int = 1) -> float:
     """AMVL by three whole passes; logits on `logit_rows` of y, on all of it where that is not given."""
-    rows = [[Span(length, read=length)] for length in (x + k, x + y + k, x + k + 1 + y)]
-    return 3.0 * (_rows_flops(config, rows) + _head_flops(config, y if logit_rows is None else logit_rows))
+    lengths = (x + k, x + y + k, *[x + k + 1 + y] * draws)
+    layers = _rows_flops(config, [[Span(length, read=length)] for length in lengths])
+    return 3.0 * (layers + draws * _head_flops(config, y if logit_rows is None else logit_rows))
 
 
-def shared_prefix_flops(config: Any, x: int, y: int, k: int, logit_rows: int | None = None) -> float:
+def shared_prefix_flops(config: Any, x: int, y: int, k: int, logit_rows: int | None = None, draws: int = 1) -> float:
     """AMVL on a shared prefix; logits on `logit_rows` of y, on all of it where that is not given."""
-    logit_rows = y if logit_rows is None else logit_rows
-    return 3.0 * (_rows_flops(config, shared_prefix_rows(x, y, k)) + _head_flops(config, logit_rows))
+    layers = _rows_flops(config, shared_prefix_rows(x, y, k, draws))
+    return 3.0 * (layers + draws * _head_flops(config, y if logit_rows is None else logit_rows))
 
 
 def prefill_flops(config: Any, x: int, k: int | None) -> float:
@@ -86,7 +87,7 @@ def vision_flops(config: Any, patches: float, images: float) -> float:
     weights += config.in_channels * config.temporal_patch_size * config.patch_size**2 * size
     merger = (merged * size) ** 2 + merged * size * config.out_hidden_size
     keys = whole * patches / max(images, 1) + (config.depth - whole) * window
-    return 2.0 * patches * (weights + merger / merged) + 4.0 * size * patches * keys
+    return float(2 * patches * (weights + merger / merged) + 4 * size * patches * keys)
 
 
 def _rows_flops(config: Any, rows: Rows) -> float:

@@ -14,7 +14,8 @@ def test_json_or_dotted_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("seed", "write FIELD=VALUE"), ("sede=3", "sede: no such field; the fields are storage, seed")]
+    ("text", "message"),
+    [("seed", "write FIELD=VALUE"), ("sede=3", "sede: no such field; the fields are storage, seed")],
 )
 def test_what_is_no_parameter_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
