@@ -129,10 +129,10 @@ class Tracker:
 
     def plan(self, rows: int) -> None:
         """Logs what the run will take on `rows` training samples (`infra/plan`); the GPU is the planner's default."""
-        from infra.plan import planner, show, workload
+        from infra.plan import planner, shapes, show, workload
 
         try:
-            shape = planner.model_shape(self.config.model)
+            shape = shapes.model_shape(self.config.model)
             found = planner.plan(self.config, workload=workload.assumed(self.config.data, shape, rows))
         except ConfigError as error:
             log.warning("no plan for this run: %s", error)

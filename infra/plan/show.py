@@ -76,8 +76,12 @@ def _conclusions(plan: Plan) -> list[str]:
 
 def _conclusion(stage: StagePlan, plan: Plan) -> str:
     if stage.fits:
-        limits = {"compute": "the GPUs' matrix products", "network": "the network between the nodes", "memory": ""}
-        return f"fits; limited by {limits[stage.limited_by]}"
+        if stage.limited_by == "network":
+            return (
+                f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): a larger "
+                f"micro-batch (at most {stage.largest_micro_batch}) or trainer.zero_stage=1 sends less"
+            )
+        return "fits; limited by the GPUs' matrix products"
     needed = f"needs {stage.needed_gib:.1f} GiB, the GPU has {plan.machines.memory_gib:g}; "
     if stage.change is None:
         waiting = stage.memory_gib["waiting gradients"]
