@@ -22,8 +22,8 @@ from infra.plan.shapes import TextShape, VisionShape
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks.shapes builds the 7B shape on a GPU")
 
-TOLERANCE = 0.15
-"""What the planner promises. The worst of the cases below is 4.3 % off."""
+TOLERANCE = 0.08
+"""The planner promises 15 %. The worst of the cases below is 4.3 % off, 6.8 % with a trained vision encoder."""
 
 WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3}
 DEEP = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8}
@@ -77,7 +77,7 @@ def test_the_peak_of_a_step(shape: dict[str, int], dtype: torch.dtype, method: s
 
 @pytest.mark.parametrize(("dtype", "checkpointing"), list(product((torch.float32, torch.bfloat16), (False, True))))
 def test_the_peak_of_a_step_that_trains_the_vision_encoder(dtype: torch.dtype, checkpointing: bool) -> None:
-    """A picture of 48 x 48 patches. The worst case is 6.8 % off."""
+    """A picture of 48 x 48 patches."""
     config: AMVLConfig = model_config()
     vision = {"depth": 4, "hidden_size": 256, "intermediate_size": 680, "num_heads": 4, "fullatt_block_indexes": [1, 3]}
     fields = {**config.text_config.to_dict(), **WIDE, "layer_types": None}
