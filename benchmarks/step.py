@@ -16,17 +16,16 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.config import AmvlMethod, SftMethod
+from amvl_core.flops import PEAK_BF16_FLOPS, sft_flops, shared_prefix_flops, three_pass_flops
 from amvl_core.methods import Clock
 from amvl_core.methods.amvl import Amvl
 from amvl_core.methods.sft import Sft
 from amvl_core.modeling import AMVLForConditionalGeneration
-from benchmarks.flops import sft_flops, shared_prefix_flops, three_pass_flops
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes
 from benchmarks.shapes import build, text_batch
 from tests.reference import three_pass
 
 PREFIXES, ANSWERS = (256, 1024, 2048), (32, 128, 256)
-PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 def main() -> None:

@@ -1,14 +1,12 @@
 """The pipeline run from the command line: progress, one table, the pages to open."""
 
-import json
 import logging
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from amvl_core.config import RunConfig
-from amvl_core.errors import ConfigError
+from amvl_core import overrides
 from data_prep.sources import detect
 from flows.environment import MLFLOW_URL, PREFECT_URL, healthy
 from flows.parameters import resolve
@@ -31,25 +29,13 @@ def run_here(preset: str, data: list[str], params: list[str]) -> int:
 
 
 def parse(params: list[str], data: list[str]) -> dict[str, Any]:
-    """`seed=3`, `cluster={"num_workers": 1}` or `cluster.num_workers=1` -> flow parameters.
+    """`FIELD=VALUE` texts (`amvl_core/overrides.py`) -> flow parameters.
 
     `data` names folders and archives that replace the sources. Raises ConfigError or DataError.
     """
-    changes: dict[str, Any] = {}
-    for text in params:
-        path, sign, value = text.partition("=")
-        if not sign or not path:
-            raise ConfigError(f"--param {text}: write FIELD=VALUE, for instance --param seed=3")
-        *parents, last = path.split(".")
-        target = changes
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = _value(value)
+    changes = overrides.parse(params)
     if data:
         changes.setdefault("data", {})["sources"] = [detect(uri).model_dump(mode="json") for uri in data]
-    if unknown := changes.keys() - RunConfig.model_fields.keys():
-        known = ", ".join(RunConfig.model_fields)
-        raise ConfigError(f"--param {', '.join(sorted(unknown))}: no such field; the fields are {known}")
     return changes
 
 
@@ -82,10 +68,3 @@ def quiet() -> None:
 
 def _for_people(record: logging.LogRecord) -> bool:
     return not record.exc_info and not any(noise in record.getMessage() for noise in NOISE)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

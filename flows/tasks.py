@@ -112,6 +112,7 @@ def train(
         with working(config, tracker, f"train-{stage}") as on_progress:
             from infra import ray_train
 
+            tracker.plan(dataset.rows("train"))
             record = ray_train.train(config, stage, dataset, parent, uri, fingerprint, on_progress)
     assert record is not None
     tracker.checkpoint(record, reused=reused)

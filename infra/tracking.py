@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -125,6 +126,19 @@ class Tracker:
         self.call("dataset", "log_inputs", datasets=inputs)
         self.tag({"amvl.data_fingerprint": record.fingerprint})
         self._values("data", rows)
+
+    def plan(self, rows: int) -> None:
+        """Logs what the run will take on `rows` training samples (`infra/plan`); the GPU is the planner's default."""
+        from infra.plan import planner, shapes, show, workload
+
+        try:
+            shape = shapes.model_shape(self.config.model)
+            found = planner.plan(self.config, workload=workload.assumed(self.config.data, shape, rows))
+        except ConfigError as error:
+            log.warning("no plan for this run: %s", error)
+            return
+        self.text("plan/plan.txt", show.text(found))
+        self.text("plan/plan.json", json.dumps(asdict(found), indent=2))
 
     def checkpoint(self, record: CheckpointRecord, *, reused: bool) -> None:
         """Logs which checkpoint a stage gave; of a reused stage also the last metrics, which no step will bring."""

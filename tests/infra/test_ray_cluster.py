@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from amvl_core.presets import paper
+from infra.plan.planner import MACHINES, plan
 
 FILE = Path(__file__).resolve().parents[2] / "ray_cluster.yaml"
 
@@ -51,3 +52,38 @@ def test_no_page_listens_on_the_network_and_nothing_is_reported(written: dict[st
     starts = [line for name in ("head", "worker") for line in written[f"{name}_start_ray_commands"] if "start" in line]
     assert all("RAY_USAGE_STATS_ENABLED=0" in line for line in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_the_security_group_is_the_one_that_the_page_makes(written: dict[str, Any]) -> None:
+    """Ray opens SSH to everybody in a group that it makes, and leaves one alone that is there."""
+    page = (FILE.parent / "docs" / "cluster.md").read_text()
+    assert f"--group-name {written['provider']['security_group']['GroupName']} " in page
+    for kind in written["available_node_types"].values():
+        assert kind["node_config"]["IamInstanceProfile"]["Name"] in page
+
+
+def test_an_idle_gpu_node_goes_and_none_is_kept(written: dict[str, Any]) -> None:
+    assert 5 <= written["idle_timeout_minutes"] <= 30
+    assert written["available_node_types"]["a100x8"]["min_workers"] == 0
+
+
+def test_every_disk_is_encrypted_and_every_node_has_the_same_image(written: dict[str, Any]) -> None:
+    nodes = [kind["node_config"] for kind in written["available_node_types"].values()]
+    assert all(disk["Ebs"]["Encrypted"] for node in nodes for disk in node["BlockDeviceMappings"])
+    assert len({node["ImageId"] for node in nodes}) == 1
+
+
+def test_the_code_is_where_the_setup_installs_it_and_no_secret_travels(written: dict[str, Any]) -> None:
+    (target,) = written["file_mounts"]
+    assert any(command.startswith(f"cd {target} && pip install") for command in written["setup_commands"])
+    assert {".git/**", ".env"} <= set(written["rsync_exclude"])
+    text = FILE.read_text().lower()
+    assert not any(word in text for word in ("aws_secret", "password", "api_key", "hf_token"))
+
+
+def test_the_planner_s_default_machines_are_these(written: dict[str, Any]) -> None:
+    workers = written["available_node_types"]["a100x8"]
+    machines = MACHINES["A100-80GB"]
+    assert workers["node_config"]["InstanceType"] == "p4de.24xlarge"
+    assert workers["resources"]["GPU"] == machines.gpus_per_node
+    assert all(stage.fits for stage in plan(paper(), machines).stages.values())

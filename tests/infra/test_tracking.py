@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amvl_core.config import RunConfig, TrackingConfig, flatten
+from amvl_core.config import ModelConfig, RunConfig, TrackingConfig, flatten
 from amvl_core.errors import ConfigError
 from amvl_core.presets import demo, paper
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord
@@ -36,6 +36,19 @@ def test_a_server_that_is_down_is_refused_before_anything_is_computed(unused_por
     down = demo().model_copy(update={"tracking": TrackingConfig(uri=f"http://127.0.0.1:{unused_port}")})
     with pytest.raises(ConfigError, match="no MLflow server answers"):
         check_reachable(down)
+
+
+def test_the_plan_is_with_the_run_and_an_unknown_base_is_said(
+    tracked: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Tracker(tracked) as tracker:
+        run_id = tracker.start()
+        tracker.plan(rows=640)
+    files = {file.path for file in client(tracked).list_artifacts(run_id, "plan")}
+    assert files == {"plan/plan.txt", "plan/plan.json"}
+    unknown = Tracker(tracked.model_copy(update={"model": ModelConfig(base="someone/model")}))
+    unknown.plan(rows=640)
+    assert "no plan for this run: model.base: the shape of 'someone/model' is not known here" in caplog.text
 
 
 def test_a_run_holds_parameters_metrics_data_and_tables(

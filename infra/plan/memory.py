@@ -1,0 +1,208 @@
+"""Bytes that one GPU holds, by part, at the moment of a training step at which it holds most.
+
+The activations are those that `amvl_core/packed.py` leaves for backward, counted tensor by tensor; tests hold the sum
+to measured peaks. What is not counted: activations of the heads (a few slots), of a frozen vision encoder (gone before
+the text stack runs), and the allocator's fragmentation, for which the planner keeps a reserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from amvl_core.flops import Rows
+from amvl_core.packed import Span
+from infra.plan.shapes import TextShape, VisionShape
+
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`), which it fills and reduces."""
+LIVE = 1_000_000_000
+"""Elements that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is kept and made while one micro-batch runs.
+
+    `rows` are those of the text stack, `labels` the rows of logits, `patches` those of a trained vision encoder.
+    `width` is the bytes of an element. `trained` says whether the layers have gradients.
+    """
+
+    rows: Rows
+    labels: int
+    patches: int
+    width: int
+    checkpointing: bool
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One moment of a step, in bytes."""
+
+    name: str
+    activations: float = 0.0
+    logits: float = 0.0
+    key_values: float = 0.0
+    waiting_gradients: float = 0.0
+    workspace: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes beyond weights, gradients and optimiser."""
+        return self.activations + self.logits + self.key_values + self.waiting_gradients + self.workspace
+
+
+def step_peak(text: TextShape, vision: VisionShape, step: Step) -> Moment:
+    """The moment of forward and backward at which most is held."""
+    return max(_moments(text, vision, step), key=lambda moment: moment.total)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Of one packed row and each of its layers: bytes kept for backward, and those that backward makes again."""
+
+    kept: list[float]
+    again: list[float]
+    key_values: float
+    fixed: float
+    norm: float
+    workspace: float = field(default=0.0)
+
+
+def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Moment]:
+    """The end of forward; each layer in backward, the last row's last layer first; the embedding at the end.
+
+    A weight that is used in two rows gets its gradient in two parts: the part of the later row waits, unreduced, until
+    the first row's arrives (docs/decisions/14). Keys and values of the first row get theirs layer by layer too.
+    """
+    rows = [_row(text, spans, step, shared=len(step.rows) > 1 and not number) for number, spans in enumerate(step.rows)]
+    layers, width, size = text.num_hidden_layers, step.width, text.hidden_size
+    seen, block = _vision(vision, step)
+    forward = seen + sum(sum(row.kept) + row.fixed + row.norm for row in rows)
+    held = sum(row.key_values for row in rows) * layers
+    # log-softmax, its gradient and the gradient of the loss, in float32; then the output layer's own gradient.
+    wide, narrow = 12.0 * step.labels * text.vocab_size, float(width * step.labels * text.vocab_size)
+    head = float(width * text.vocab_size * size)
+    yield Moment("loss", forward, wide, held)
+    yield Moment("output layer", forward, narrow, held, workspace=head)
+    for number in reversed(range(len(rows))):
+        row, first = rows[number], number == 0
+        before = seen + sum(sum(other.kept) + other.fixed + other.norm for other in rows[:number])
+        for layer in reversed(range(layers)):
+            waiting = 0 if len(rows) == 1 else layer + 1 if first else layers - 1 - layer
+            yield Moment(
+                f"row {number + 1}, layer {layer + 1}",
+                before + sum(row.kept[: layer + 1]) + row.fixed + row.again[layer],
+                key_values=(layer + 1 if first else layers) * rows[0].key_values + waiting * rows[0].key_values,
+                waiting_gradients=float(width * waiting * text.layer) if step.trained else 0.0,
+                workspace=row.workspace,
+            )
+    yield Moment("vision", seen + block, workspace=float(width * step.patches * vision.intermediate_size))
+    yield Moment("embedding", seen + rows[0].fixed, workspace=head + 2.0 * width * _count(step.rows[0]) * size)
+
+
+def _row(text: TextShape, spans: Sequence[Span], step: Step, *, shared: bool) -> _Row:
+    """What one row of the text stack leaves. `shared`: a later row reads its keys and values."""
+    rows, size, width, layers = _count(spans), text.hidden_size, step.width, text.num_hidden_layers
+    kept = [_layer(text, spans, width, last=layer == layers - 1) for layer in range(layers)]
+    again, key_values = [0.0] * layers, 0.0
+    if step.checkpointing:
+        # float32 norms keep the layer's input itself, which is the checkpoint.
+        again = [layer - (width * rows * size if width == 4 else 0) for layer in kept]
+        kept = [float(width * rows * size)] * layers
+    if shared:
+        key_values = 2.0 * width * rows * text.kv_size
+        if not step.checkpointing:
+            kept = [layer - key_values for layer in kept]
+    fixed = _masks(text, spans, width) + 2.0 * width * rows * (size // text.num_attention_heads)
+    norm = float(_norm(width) * sum(span.read for span in spans) * size)
+    gradient = size * text.intermediate_size if step.trained else 0
+    workspace = float(width * (rows * text.intermediate_size + rows * size + gradient))
+    return _Row(kept, again, key_values, fixed, norm, workspace)
+
+
+def _layer(text: TextShape, spans: Sequence[Span], width: int, *, last: bool) -> float:
+    """Bytes that one layer keeps for backward; in the last one only the rows that are read ask and go on."""
+    rows, size = _count(spans), text.hidden_size
+    asked = [span.read if last else span.rows for span in spans]
+    total = sum(asked)
+    continued = sum(count for span, count in zip(spans, asked, strict=True) if count != _keys(span))
+    plain = total if continued < total else 0  # views of one tensor, which is kept whole
+    keys = rows if any(span.context is None for span in spans) else 0
+    keys += sum(_keys(span) for span in spans if span.context)  # joined with what they continue
+    norms = _norm(width) * (rows + total) * size
+    picked = width * total * size if total < rows else 0
+    attention = width * size * (plain + continued + 2 * total)  # queries, outputs, outputs of all spans joined
+    attention += 2 * width * text.kv_size * keys + 4 * text.num_attention_heads * total
+    return float(norms + picked + attention + 4 * width * total * text.intermediate_size)
+
+
+def _norm(width: int) -> int:
+    """Bytes of a norm per element: a float32 copy unless the input is one and is kept itself, scaled, weighted."""
+    return 4 + 2 * width
+
+
+def _masks(text: TextShape, spans: Sequence[Span], width: int) -> float:
+    """Masks of the spans that continue another, for the inner layers and for the last one."""
+    group = text.num_attention_heads // text.num_key_value_heads
+    pairs = sum(count * _keys(span) for span in spans for count in (span.rows, span.read) if count != _keys(span))
+    return float(width * group * pairs)
+
+
+def _vision(vision: VisionShape, step: Step) -> tuple[float, float]:
+    """What a trained vision encoder keeps for backward, and what it makes again of one block under checkpointing.
+
+    Of a block queries, keys, values, outputs, norms and the gated MLP; of the merger its norm and two layers.
+    """
+    size, hidden, width = vision.hidden_size, vision.intermediate_size, step.width
+    block = 2 * _norm(width) * size + width * (7 * size + 4 * hidden)
+    merger = _norm(width) * size + 3 * width * size
+    if step.checkpointing:
+        return float(step.patches * (vision.depth * width * size + merger)), float(step.patches * block)
+    return float(step.patches * (vision.depth * block + merger)), 0.0
+
+
+def _count(spans: Sequence[Span]) -> int:
+    return sum(span.rows for span in spans)
+
+
+def _keys(span: Span) -> int:
+    return span.rows + (span.context[1] if span.context else 0)
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of a rank's share of what outlives a step, and of DeepSpeed's buffers."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    buffers: float
+    stepping: float
+    """Made while the optimiser steps, when no activation is held: the float32 gradient of the rank's share."""
+
+
+def states(total: int, trained: int, width: int, zero_stage: int, workers: int) -> States:
+    """The shares of `total` parameters, `trained` of them trained, under ZeRO (Rajbhandari et al. 2020, Sec. 5).
+
+    AdamW's two moments and, for bf16 and for every partitioned optimiser, a float32 copy of the weights. Stage 0 in
+    bf16 accumulates gradients in bf16, as the engine's configuration leaves it.
+    """
+    share = 1.0 / workers
+    copies = 12 if width == 2 or zero_stage > 0 else 8
+    bucket = min(BUCKET, trained) * width if zero_stage >= 1 and workers > 1 else 0
+    live = min(LIVE, total) * width if zero_stage == 3 and workers > 1 else 0
+    return States(
+        weights=width * total * (share if zero_stage == 3 else 1.0),
+        gradients=width * trained * (share if zero_stage >= 2 else 1.0),
+        optimiser=copies * trained * (share if zero_stage >= 1 else 1.0),
+        buffers=float(bucket + live),
+        stepping=4.0 * trained * (share if zero_stage >= 1 else 1.0) if copies == 12 else 0.0,
+    )
+
+
+def all_spans(rows: Rows, samples: int) -> Rows:
+    """The rows of `samples` equal samples in one micro-batch."""
+    return [list(chain.from_iterable([spans] * samples)) for spans in rows]

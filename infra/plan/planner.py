@@ -1,0 +1,309 @@
+"""What a run will take, before anything is rented: parameters, memory per GPU, FLOPs, hours, and what limits it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+from amvl_core import flops
+from amvl_core.config import RunConfig, StageConfig
+from amvl_core.data.order import num_steps
+from amvl_core.errors import ConfigError
+from infra.plan import memory
+from infra.plan.memory import Moment, Step
+from infra.plan.shapes import ModelShape, Part, model_shape, parameters
+from infra.plan.workload import Workload, assumed
+
+GIB = 2**30
+RESERVE_GIB = 3.0
+"""CUDA context, NCCL's buffers and the allocator's fragmentation."""
+UTILISATION = 0.4
+"""Share of a GPU's peak that its matrix products reach, recomputation counted: what eager PyTorch with SDPA reaches on
+rows of a thousand tokens at 7B. Tuned code reaches 0.5 to 0.6; measure your own with `python -m benchmarks.step`."""
+
+Way = Literal["sft", "three_pass", "shared_prefix"]
+WAYS: tuple[Way, ...] = ("sft", "three_pass", "shared_prefix")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """A kind of GPU and how it is connected: `node_gb_s` is what a node sends to others, in GB/s."""
+
+    gpu: str
+    memory_gib: float
+    peak_flops: float
+    gpus_per_node: int = 8
+    node_gb_s: float = 12.5
+
+
+MACHINES = {
+    name: Machines(name, gib, flops.PEAK_BF16_FLOPS[name.split("-")[0]])
+    for name, gib in (("A100-40GB", 39.4), ("A100-80GB", 79.2), ("H100-80GB", 79.2), ("H200-141GB", 139.8))
+}
+"""Memory as torch reports it. The network is one interface of 100 Gbit/s, what NCCL has over TCP in the stock image;
+with EFA set up p4d and p4de send 50 GB/s."""
+NVLINK_GB_S = 200.0
+"""Within one node."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Fields that would have to be set, by their path, and the memory that would then be needed."""
+
+    fields: dict[str, Any]
+    gib: float
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step."""
+
+    method: str
+    trained: list[Part]
+    steps: int
+    tokens_per_step: int
+    memory_gib: dict[str, float]
+    needed_gib: float
+    peak_at: str
+    fits: bool
+    change: Change | None
+    largest_micro_batch: int
+    flops_per_step: dict[Way, float]
+    hours: dict[Way, float]
+    way: Way
+    network_share: float
+    limited_by: Literal["memory", "compute", "network"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run; `hours` by the way that each stage is run, `three_pass_hours` with AMVL written out."""
+
+    base: str
+    shape_source: str
+    machines: Machines
+    num_gpus: int
+    utilisation: float
+    workload: Workload
+    parameters: dict[Part, int]
+    stages: dict[str, StagePlan]
+    hours: float
+    three_pass_hours: float
+    sft_hours: float
+
+
+def plan(
+    config: RunConfig,
+    machines: Machines = MACHINES["A100-80GB"],
+    utilisation: float = UTILISATION,
+    workload: Workload | None = None,
+) -> Plan:
+    """The plan of `config` on `cluster.num_workers` GPUs of `machines`.
+
+    `workload` is assumed from `config.data` where it is not given. Raises ConfigError where the base is not known.
+    """
+    if not 0 < utilisation <= 1:
+        raise ConfigError(f"utilisation is a share of the peak above 0 and at most 1, not {utilisation}")
+    shape = model_shape(config.model)
+    workload = workload or assumed(config.data, shape)
+    job = _Job(config, shape, workload, machines, utilisation)
+    stages = {name: job.stage(name) for name in config.stages}
+    latent = any(stage.method.kind == "amvl" for stage in config.stages.values())
+    return Plan(
+        base=config.model.base,
+        shape_source=shape.source,
+        machines=machines,
+        num_gpus=config.cluster.num_workers,
+        utilisation=utilisation,
+        workload=workload,
+        parameters=parameters(shape, config.latent if latent else None),
+        stages=stages,
+        hours=sum(stage.hours[stage.way] for stage in stages.values()),
+        three_pass_hours=sum(
+            stage.hours["three_pass" if stage.way == "shared_prefix" else stage.way] for stage in stages.values()
+        ),
+        sft_hours=sum(stage.hours["sft"] for stage in stages.values()),
+    )
+
+
+class _How(NamedTuple):
+    """What may be changed to make a stage fit."""
+
+    micro_batch: int
+    checkpointing: bool
+    zero_stage: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: RunConfig
+    shape: ModelShape
+    workload: Workload
+    machines: Machines
+    utilisation: float
+
+    def stage(self, name: str) -> StagePlan:
+        stage, trainer = self.config.stages[name], self.config.trainer
+        how = _How(
+            stage.micro_batch, trainer.gradient_checkpointing, trainer.zero_stage, self.config.cluster.num_workers
+        )
+        parts, peak_at = self.memory(stage, how)
+        needed = sum(parts.values())
+        fits = needed <= self.machines.memory_gib
+        per_step = {way: self.flops(stage, way) * stage.global_batch for way in WAYS}
+        steps = num_steps(stage.epochs, stage.steps, self.workload.rows, stage.global_batch)
+        network = self.network_seconds(stage, how)
+        pace = how.workers * self.machines.peak_flops * self.utilisation
+        way: Way = "shared_prefix" if stage.method.kind == "amvl" else "sft"
+        share = network / (network + per_step[way] / pace)
+        return StagePlan(
+            method=stage.method.kind,
+            trained=[part for part, count in self.trained(stage).items() if count],
+            steps=steps,
+            tokens_per_step=stage.global_batch * (self.workload.prompt + self.workload.answer),
+            memory_gib={part: round(gib, 3) for part, gib in parts.items()},
+            needed_gib=round(needed, 2),
+            peak_at=peak_at,
+            fits=fits,
+            change=None if fits else self.smallest_change(name, how),
+            largest_micro_batch=self.largest_micro_batch(stage, how),
+            flops_per_step=per_step,
+            hours={way: steps * (network + value / pace) / 3600 for way, value in per_step.items()},
+            way=way,
+            network_share=round(share, 3),
+            limited_by="memory" if not fits else "network" if share > 0.5 else "compute",
+        )
+
+    def parameters(self, stage: StageConfig) -> dict[Part, int]:
+        return parameters(self.shape, self.config.latent if stage.method.kind == "amvl" else None)
+
+    def trained(self, stage: StageConfig) -> dict[Part, int]:
+        """Parameters with gradients and optimiser states (`amvl_core/train/engine.py`: set_trainable).
+
+        Where only new rows are trained, the whole embedding has them: AdamW knows no rows.
+        """
+        counts = self.parameters(stage)
+        if stage.trainable == "new_rows":
+            text = self.shape.text
+            return {part: text.vocab_size * text.hidden_size if part == "embeddings" else 0 for part in counts}
+        return {part: 0 if part == "vision" and stage.trainable != "all" else n for part, n in counts.items()}
+
+    def memory(self, stage: StageConfig, how: _How) -> tuple[dict[str, float], str]:
+        """GiB by part at the worst moment, and which moment that is."""
+        longest, width = self.workload.at_its_longest(), 2 if self.config.trainer.precision == "bf16" else 4
+        draws = self.draws(stage)
+        rows: flops.Rows = flops.sft_rows(longest.prompt + self.slots(stage), longest.answer)
+        if stage.method.kind == "amvl":
+            rows = flops.shared_prefix_rows(longest.prompt, longest.answer, self.config.latent.num_slots, draws)
+        vision = self.shape.vision
+        patches = longest.image_tokens * vision.spatial_merge_size**2 if stage.trainable == "all" else 0
+        step = Step(
+            rows=memory.all_spans(rows, how.micro_batch),
+            labels=longest.labels * draws * how.micro_batch,
+            patches=patches * how.micro_batch,
+            width=width,
+            checkpointing=how.checkpointing,
+            trained=stage.trainable != "new_rows",
+        )
+        peak = memory.step_peak(self.shape.text, vision, step)
+        total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
+        states = memory.states(total, trained, width, how.zero_stage, how.workers)
+        if states.stepping > peak.total:
+            peak = Moment("optimiser step", workspace=states.stepping)
+        parts = {
+            "weights": states.weights,
+            "gradients": states.gradients,
+            "waiting gradients": peak.waiting_gradients,
+            "optimiser": states.optimiser,
+            "activations": peak.activations,
+            "logits": peak.logits,
+            "prefix K/V": peak.key_values,
+            "buffers": states.buffers + peak.workspace,
+        }
+        return {**{part: value / GIB for part, value in parts.items()}, "reserve": RESERVE_GIB}, peak.name
+
+    def slots(self, stage: StageConfig) -> int:
+        """Tokens of a latent block that stands in a plain row."""
+        return self.config.latent.num_slots + 2 if stage.method.kind == "pause" else 0
+
+    def draws(self, stage: StageConfig) -> int:
+        """Draws of Z per sample."""
+        return stage.method.posterior_samples if stage.method.kind == "amvl" else 1
+
+    def flops(self, stage: StageConfig, way: Way) -> float:
+        """FLOPs of one mean sample as they are run: with the recomputation, without gradients of frozen weights."""
+        text, load, k = self.shape.text, self.workload, self.config.latent.num_slots
+        again = 1 if self.config.trainer.gradient_checkpointing else 0
+        passes = 1 + again + (1 if stage.trainable == "new_rows" else 2)
+        x, y, labels, draws = load.prompt, load.answer, load.labels, self.draws(stage)
+        if way == "sft":
+            whole = flops.sft_flops(text, x + self.slots(stage), y, labels)
+        else:
+            count = flops.three_pass_flops if way == "three_pass" else flops.shared_prefix_flops
+            whole = count(text, x, y, k, labels, draws)
+        patches = load.image_tokens * self.shape.vision.spatial_merge_size**2
+        vision = flops.vision_flops(self.shape.vision, patches, load.images)
+        return whole / 3 * passes + vision * (passes if stage.trainable == "all" else 1)
+
+    def network_seconds(self, stage: StageConfig, how: _How) -> float:
+        """Of one optimiser step, nothing overlapped: DeepSpeed's default below stage 3.
+
+        Gradients are summed once a step at stages 0 and 1 and once a micro-batch at 2 and 3; stage 3 gathers the
+        weights for each row forward and backward. One ring: every node's link carries the whole volume.
+        """
+        if how.workers == 1:
+            return 0.0
+        width = 2 if self.config.trainer.precision == "bf16" else 4
+        total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
+        micro_steps = max(1, stage.global_batch // (how.workers * how.micro_batch))
+        gathers = 2 * (2 if stage.method.kind == "amvl" else 1)
+        elements = {
+            0: 2 * trained,
+            1: 2 * trained,
+            2: (micro_steps + 1) * trained,
+            3: micro_steps * (trained + gathers * total),
+        }[how.zero_stage]
+        speed = NVLINK_GB_S if how.workers <= self.machines.gpus_per_node else self.machines.node_gb_s
+        return elements * width * (how.workers - 1) / how.workers / (speed * 1e9)
+
+    def needed(self, stage: StageConfig, how: _How) -> float:
+        return sum(self.memory(stage, how)[0].values())
+
+    def smallest_change(self, name: str, now: _How) -> Change | None:
+        """As few fields as possible, the cheapest first; then more GPUs; None where nothing helps."""
+        stage = self.config.stages[name]
+        for how in _alternatives(now):
+            if (needed := self.needed(stage, how)) <= self.machines.memory_gib:
+                paths = (
+                    f"stages.{name}.micro_batch",
+                    "trainer.gradient_checkpointing",
+                    "trainer.zero_stage",
+                    "cluster.num_workers",
+                )
+                new = {path: value for path, value, old in zip(paths, how, now, strict=True) if value != old}
+                return Change(new, round(needed, 2))
+        return None
+
+    def largest_micro_batch(self, stage: StageConfig, how: _How) -> int:
+        """The largest one that fits and divides a rank's share of the global batch; 0 where no sample fits."""
+        share = stage.global_batch // how.workers
+        sizes = [size for size in range(1, share + 1) if share % size == 0]
+        fitting = [s for s in sizes if self.needed(stage, how._replace(micro_batch=s)) <= self.machines.memory_gib]
+        return max(fitting, default=0)
+
+
+def _alternatives(now: _How) -> Iterator[_How]:
+    """Ways to run the same stage with less memory, in the order in which one would try them."""
+    smaller = [now.micro_batch // 2**i for i in range(int(math.log2(now.micro_batch)) + 1)]
+    stages = range(now.zero_stage, 4)
+    same = [
+        _How(micro, checkpointing, zero, now.workers)
+        for checkpointing, zero, micro in product(sorted({now.checkpointing, True}), stages, smaller)
+    ]
+    yield from sorted(same[1:], key=lambda how: sum(new != old for new, old in zip(how, now, strict=True)))
+    for doubling in range(1, 8):
+        yield _How(1, True, 3, now.workers * 2**doubling)

@@ -1,0 +1,100 @@
+"""The plan as text: what a person reads before renting machines."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from infra.plan.planner import GIB, Change, Plan, StagePlan
+
+
+def text(plan: Plan, width: int = 120) -> str:
+    """The plan as plain text."""
+    console = Console(width=width, no_color=True, force_terminal=False)
+    with console.capture() as captured:
+        console.print(tables(plan))
+    return captured.get()
+
+
+def tables(plan: Plan) -> Group:
+    """Parameters, memory and time as tables, with what limits each stage under them."""
+    load, machines = plan.workload, plan.machines
+    head = (
+        f"{plan.base} (shape: {plan.shape_source}) on {plan.num_gpus} x {machines.gpu}, "
+        f"{machines.gpus_per_node} a node that sends {machines.node_gb_s:g} GB/s\n"
+        f"{load.rows:,} rows; mean sample {load.prompt} + {load.answer} tokens, {load.labels} of them labels; "
+        f"longest {load.longest}\n"
+    )
+    return Group(head, _parameters(plan), "", _memory(plan), "", _time(plan), "", *_conclusions(plan))
+
+
+def _parameters(plan: Plan) -> Table:
+    table = _table("Parameters", "part", "count", "GiB in bf16", *(f"{name}" for name in plan.stages))
+    for part, count in plan.parameters.items():
+        trained = ["trained" if part in stage.trained else "frozen" for stage in plan.stages.values()]
+        table.add_row(part, f"{count:,}", f"{2 * count / GIB:.2f}", *(trained if count else ["-"] * len(trained)))
+    total = sum(plan.parameters.values())
+    table.add_row("all", f"{total:,}", f"{2 * total / GIB:.2f}", *[""] * len(plan.stages), style="bold")
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = _table(f"Memory per GPU, GiB of {plan.machines.memory_gib:g}, longest samples", "part", *plan.stages)
+    stages = list(plan.stages.values())
+    for part in stages[0].memory_gib:
+        table.add_row(part, *(f"{stage.memory_gib[part]:.2f}" for stage in stages))
+    table.add_row("all", *(f"{stage.needed_gib:.2f}" for stage in stages), style="bold")
+    table.add_row("at", *(stage.peak_at for stage in stages))
+    table.add_row("largest micro-batch that fits", *(str(stage.largest_micro_batch) for stage in stages))
+    return table
+
+
+def _time(plan: Plan) -> Table:
+    stages = list(plan.stages.values())
+    title = f"Time at {plan.utilisation:.0%} of {plan.machines.peak_flops / 1e12:.0f} TFLOP/s a GPU"
+    table = _table(title, "", *plan.stages, "run")
+    table.add_row("optimiser steps", *(f"{s.steps:,}" for s in stages), f"{sum(s.steps for s in stages):,}")
+    table.add_row("tokens per step", *(f"{s.tokens_per_step:,}" for s in stages), "")
+    totals = {"shared_prefix": plan.hours, "three_pass": plan.three_pass_hours, "sft": plan.sft_hours}
+    for way in ("shared_prefix", "three_pass", "sft"):
+        name = way.replace("_", " ")
+        chosen = [s if s.method == "amvl" or way == "sft" else None for s in stages]
+        table.add_row(
+            f"PFLOP per step, {name}",
+            *("-" if s is None else f"{s.flops_per_step[way] / 1e15:.3g}" for s in chosen),
+            "",
+        )
+        hours = ["-" if s is None else f"{s.hours[way]:.3g}" for s in chosen]
+        table.add_row(f"hours, {name}", *hours, f"{totals[way]:.3g}", style="bold")
+    table.add_row("share of the network", *(f"{s.network_share:.0%}" for s in stages), "")
+    return table
+
+
+def _conclusions(plan: Plan) -> list[str]:
+    return [f"{name}: {_conclusion(stage, plan)}" for name, stage in plan.stages.items()]
+
+
+def _conclusion(stage: StagePlan, plan: Plan) -> str:
+    if stage.fits:
+        if stage.limited_by == "network":
+            return (
+                f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): a larger "
+                f"micro-batch (at most {stage.largest_micro_batch}) or trainer.zero_stage=1 sends less"
+            )
+        return "fits; limited by the GPUs' matrix products"
+    needed = f"needs {stage.needed_gib:.1f} GiB, the GPU has {plan.machines.memory_gib:g}; "
+    if stage.change is None:
+        waiting = stage.memory_gib["waiting gradients"]
+        return needed + f"no setting makes it fit ({waiting:.1f} GiB are gradients that wait, whatever ZeRO shares)"
+    return needed + f"{_change(stage.change)} makes it fit ({stage.change.gib:.1f} GiB)"
+
+
+def _change(change: Change) -> str:
+    return " ".join(f"--param {path}={str(value).lower()}" for path, value in change.fields.items())
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table

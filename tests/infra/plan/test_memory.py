@@ -1,0 +1,133 @@
+"""The memory model against measured peaks of real steps on a CPU."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from amvl_core.config import AmvlMethod, SftMethod
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
+from amvl_core.flops import sft_rows, shared_prefix_rows
+from amvl_core.methods import Clock
+from amvl_core.methods.amvl import Amvl
+from amvl_core.methods.sft import Sft
+from amvl_core.modeling import AMVLConfig, AMVLForConditionalGeneration
+from benchmarks.measure import peak_bytes
+from benchmarks.shapes import SPECIAL, model_config, text_batch
+from infra.plan.memory import Step, all_spans, states, step_peak
+from infra.plan.shapes import TextShape, VisionShape
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks.shapes builds the 7B shape on a GPU")
+
+TOLERANCE = 0.08
+"""The planner promises 15 %. The worst of the cases below is 4.3 % off, 6.8 % with a trained vision encoder."""
+
+WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3}
+DEEP = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8}
+K = 8
+
+
+def small(kind: type[Any], shape: dict[str, int], dtype: torch.dtype) -> Any:
+    config: AMVLConfig = model_config()
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6] if shape is DEEP else [8, 12, 12]}
+    fields = {**config.text_config.to_dict(), **shape, "rope_parameters": rope, "layer_types": None}
+    config.text_config = type(config.text_config)(**fields)
+    config.vision_config.out_hidden_size = shape["hidden_size"]
+    torch.manual_seed(0)
+    model = kind._from_config(config).to(dtype).train()
+    model.model.visual.requires_grad_(False)
+    return model
+
+
+def text_shape(model: Any) -> TextShape:
+    config = model.config.text_config
+    names = [name for name in TextShape.__dataclass_fields__ if name != "tie_word_embeddings"]
+    return TextShape(**{name: getattr(config, name) for name in names}, tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "method", "checkpointing"),
+    list(product((WIDE, DEEP), (torch.float32, torch.bfloat16), ("sft", "amvl"), (False, True))),
+)
+def test_the_peak_of_a_step(shape: dict[str, int], dtype: torch.dtype, method: str, checkpointing: bool) -> None:
+    x, y = (256, 64) if shape is WIDE else (384, 32)
+    stock = method == "sft"
+    model = small(Qwen2_5_VLForConditionalGeneration if stock else AMVLForConditionalGeneration, shape, dtype)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    text = text_shape(model)
+    batch = text_batch(x, y, block=not stock, vocab_size=text.vocab_size)
+    module = Sft(model, SftMethod()) if stock else Amvl(model, AmvlMethod())
+    clock = Clock(seed=0, step=2000, num_tokens=y)
+
+    def step() -> None:
+        module(batch, clock).loss.backward()
+
+    step()  # gradients are there from now on, as they are between micro-batches
+    rows = sft_rows(x, y) if stock else shared_prefix_rows(x, y, K)
+    width = dtype.itemsize
+    planned = step_peak(text, VisionShape(32, 512), Step(rows, y, 0, width, checkpointing, trained=True))
+    assert planned.total == pytest.approx(peak_bytes(step), rel=TOLERANCE)
+    if not stock and checkpointing:
+        assert planned.waiting_gradients >= width * text.layer * (text.num_hidden_layers - 1)
+
+
+@pytest.mark.parametrize(("dtype", "checkpointing"), list(product((torch.float32, torch.bfloat16), (False, True))))
+def test_the_peak_of_a_step_that_trains_the_vision_encoder(dtype: torch.dtype, checkpointing: bool) -> None:
+    """A picture of 48 x 48 patches."""
+    config: AMVLConfig = model_config()
+    vision = {"depth": 4, "hidden_size": 256, "intermediate_size": 680, "num_heads": 4, "fullatt_block_indexes": [1, 3]}
+    fields = {**config.text_config.to_dict(), **WIDE, "layer_types": None}
+    config.text_config = type(config.text_config)(**fields)
+    config.vision_config = type(config.vision_config)(**{**config.vision_config.to_dict(), **vision})
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config).to(dtype).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    side, text_tokens = 48, 32
+    tokens = side * side // 4
+    ids = torch.cat([torch.full((tokens,), SPECIAL - 1), torch.arange(SPECIAL, SPECIAL + text_tokens)])
+    labels = torch.where(torch.arange(len(ids)) < tokens, IGNORED, ids)
+    pixels = torch.randn(side * side, 3 * 2 * 8 * 8)
+    batch = Batch(["sample"], [len(ids)], [1], ids, labels, pixels, torch.tensor([[1, side, side]]))
+    module, clock = Sft(model, SftMethod()), Clock(seed=0, step=0, num_tokens=text_tokens)
+
+    def step() -> None:
+        module(batch, clock).loss.backward()
+
+    step()
+    rows, shape = sft_rows(tokens, text_tokens), VisionShape(680, 512, 256, 4, 4, 8)
+    planned = step_peak(
+        text_shape(model),
+        shape,
+        Step(rows, text_tokens, side * side, dtype.itemsize, checkpointing, trained=True),
+    )
+    assert planned.total == pytest.approx(peak_bytes(step), rel=TOLERANCE)
+
+
+def test_samples_of_a_micro_batch_add_up() -> None:
+    text = TextShape(1024, 64, 192, 2, 4, 2, False)
+
+    def activations(samples: int) -> float:
+        rows = all_spans(shared_prefix_rows(100, 20, K), samples)
+        step = Step(rows, 20 * samples, 0, 4, checkpointing=False, trained=False)
+        return step_peak(text, VisionShape(32, 64), step).activations
+
+    assert activations(3) == pytest.approx(3 * activations(1), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "per_parameter"), [(0, 2 + 2 + 12), (1, 2 + 2 + 12 / 64), (2, 2 + 14 / 64), (3, 16 / 64)]
+)
+def test_states_are_those_of_the_zero_paper(zero_stage: int, per_parameter: float) -> None:
+    """Rajbhandari et al. 2020, Figure 1: K = 12, Nd = 64, bf16 in the place of fp16."""
+    found = states(7_500_000_000, 7_500_000_000, 2, zero_stage, 64)
+    assert found.weights + found.gradients + found.optimiser == pytest.approx(7.5e9 * per_parameter, rel=1e-12)
+
+
+def test_frozen_parameters_have_neither_gradients_nor_states() -> None:
+    found = states(total=100, trained=10, width=4, zero_stage=0, workers=1)
+    assert (found.weights, found.gradients, found.optimiser, found.buffers) == (400, 40, 80, 0)
