@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage`; `metrics` at training step `done` (name -> value)."""
+    """`done` of `total` units of `stage`; `metrics` at training step `done` (name -> value).
+
+    `total` is 0 until it is known.
+    """
 
     stage: str
     done: int
@@ -19,7 +22,8 @@ class Progress:
 
     def line(self) -> str:
         """One line for a terminal or a log."""
-        parts = [f"{self.stage}: {self.done:,}/{self.total:,} {self.unit}"]
+        amount = f"{self.done:,}/{self.total:,}" if self.total else "counting"
+        parts = [f"{self.stage}: {amount} {self.unit}"]
         parts += [f"{name} {_number(value)}" for name, value in self.metrics.items()]
         if self.seconds_left is not None:
             parts.append(f"{_clock(self.seconds_left)} left")
