@@ -338,9 +338,20 @@ class ClusterConfig(Frozen):
     device: Literal["auto", "cuda", "cpu"] = "auto"
 
 
-class EvaluationConfig(Frozen):
-    """Greedy generation on the test split, prior latents only (App. I)."""
+BenchmarkName = Literal["vstar", "hrbench_4k", "hrbench_8k", "blink", "visual_puzzles", "mmvp", "cv_bench", "mmstar"]
 
+
+class BenchmarkSource(Frozen):
+    """A published benchmark and where its files are (`amvl_core/eval/benchmarks/`)."""
+
+    name: BenchmarkName
+    uri: str = Field(description="the folder or file that its reader takes (docs/evaluation.md)")
+
+
+class EvaluationConfig(Frozen):
+    """Greedy generation on the test split and on published benchmarks, prior latents only (App. I)."""
+
+    benchmarks: tuple[BenchmarkSource, ...] = Field((), description="published benchmarks to evaluate beside it")
     batch_size: int = Field(16, ge=1)
     max_new_tokens: int = Field(512, ge=1)
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")

@@ -160,6 +160,63 @@ class EvalRecord(Record):
         return storage.join(self.uri, "predictions.parquet")
 
 
+class VariantScore(BaseModel):
+    """A model with its latents changed in one way, against the same model with its prior's means, on the same items.
+
+    Shares of 1; `log_likelihood` is the mean over items of log p(answer tokens | question, latents) in nats. Intervals
+    are 95 %; `difference` is accuracy minus that of the unchanged model, `p_value` of the paired test.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    p_value: float
+    log_likelihood: float
+    log_likelihood_low: float
+    log_likelihood_high: float
+
+
+class FaithfulnessRecord(Record):
+    """What the latents of one checkpoint do: one row per variant, the unchanged model first.
+
+    `items.parquet` below `uri` holds every output and log-likelihood the rows were computed from.
+    """
+
+    kind: Literal["faithfulness"] = "faithfulness"
+    checkpoint: str
+    stage: str
+    dataset: str
+    rows: list[VariantScore]
+
+
+class AnalysisRecord(Record):
+    """Geometry and information of one checkpoint's latents on `n` test samples; `files` lie below `uri`.
+
+    `geometry` holds Table 7's quantities and their centred versions; `kl_per_slot` is KL(q||p) in nats, one per slot;
+    `mutual_information` estimates I_q(Z; Y | X) in nats (Prop. C.5).
+    """
+
+    kind: Literal["analysis"] = "analysis"
+    checkpoint: str
+    stage: str
+    dataset: str
+    n: int
+    geometry: dict[str, float]
+    kl_per_slot: list[float]
+    active_units: int
+    mutual_information: float
+    similarity: list[list[float]]
+    sensitivity: dict[str, float]
+    files: list[str]
+
+
 class ModelRecord(Record):
     """A version in the model registry."""
 
