@@ -302,7 +302,7 @@ class StageConfig(Frozen):
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
     global_batch: int = Field(128, ge=1)
-    micro_batch: int = Field(1, ge=1, description="samples per worker and forward pass")
+    micro_tokens: int = Field(16384, ge=1, description="tokens per worker and forward pass; a longer sample runs alone")
     lr: float = Field(1e-5, gt=0)
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's; short runs from scratch want a shorter memory")
@@ -393,11 +393,16 @@ class RunConfig(Frozen):
         rank = {"sft": 0, "pause": 1, "amvl": 2}
         before = "sft"
         for name, stage in self.stages.items():
-            per_step = self.cluster.num_workers * stage.micro_batch
-            if stage.global_batch % per_step:
+            size, workers = stage.global_batch, self.cluster.num_workers
+            if size < workers:
                 raise ValueError(
-                    f"stages.{name}.global_batch ({stage.global_batch}) must be a multiple of cluster.num_workers x "
-                    f"micro_batch ({self.cluster.num_workers} x {stage.micro_batch} = {per_step})"
+                    f"stages.{name}.global_batch ({size}) must be at least cluster.num_workers ({workers})"
+                )
+            if size % workers and stage.micro_tokens < 2 * self.data.max_tokens:
+                raise ValueError(
+                    f"stages.{name}.global_batch ({size}) is no multiple of cluster.num_workers ({workers}), so "
+                    f"a worker may have to run two samples at once: micro_tokens ({stage.micro_tokens}) must be at "
+                    f"least twice data.max_tokens ({self.data.max_tokens})"
                 )
             if rank[stage.method.kind] < rank[before]:
                 raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before}; put it first")

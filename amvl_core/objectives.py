@@ -20,8 +20,8 @@ def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 def next_token_loss(logits_NV: Tensor, labels_N: Tensor, num_tokens: float) -> Tensor:
     """Sum over label tokens of -log p, divided by `num_tokens` (Eq. 11).
 
-    `num_tokens` is the number of label tokens of the global batch over the number of micro-batches in it, so that
-    averaging micro-batches gives the mean over all tokens wherever they were placed.
+    `num_tokens` is the number of label tokens of the global batch, so that the sum over micro-batches is the mean over
+    all tokens wherever they were placed.
     """
     return token_losses(logits_NV, labels_N).sum() / num_tokens
 

@@ -29,7 +29,7 @@ def paper() -> RunConfig:
 def demo() -> RunConfig:
     """The whole pipeline on two CPU cores: a tiny model from scratch on microworld."""
     amvl = AmvlMethod(beta_warmup=100, gamma_start=50, gamma_warmup=100, kl_reduction="mean")
-    batch = {"global_batch": 32, "micro_batch": 16, "beta2": 0.98}
+    batch = {"global_batch": 32, "micro_tokens": 4096, "beta2": 0.98}
     return RunConfig(
         storage=LOCAL_STORAGE,
         data=DataConfig(

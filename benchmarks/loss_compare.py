@@ -32,7 +32,7 @@ from amvl_core.tiny import save_tiny_base
 from amvl_core.tokens import slot_tokens
 from amvl_core.train.engine import parameter_groups, set_trainable
 
-STEPS, SAMPLES, SEED = 50, 4, 0
+STEPS, SAMPLES, AT_ONCE, SEED = 50, 4, 2, 0
 CURVE = Path(__file__).parent / "baselines" / "loss_curve.json"
 TERMS = ("loss", "ntp", "kl_forward", "kl_reverse")
 
@@ -40,7 +40,7 @@ TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hid
 LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
 # Both KL terms are on within the 50 steps, and large enough to matter.
 METHOD = AmvlMethod(beta_warmup=10, gamma_start=5, gamma_warmup=10)
-STAGE = StageConfig(method=METHOD, steps=STEPS, global_batch=SAMPLES, micro_batch=2, lr=5e-4)
+STAGE = StageConfig(method=METHOD, steps=STEPS, global_batch=SAMPLES, lr=5e-4)
 
 Curve = list[dict[str, float]]
 
@@ -100,16 +100,16 @@ def _disturb(method: Amvl) -> None:
 
 
 def _step(method: Amvl, optimizer: Any, micro: list[Batch], step: int) -> dict[str, float]:
-    """One optimiser step, as the training loop and its engine take it; the mean of each term."""
+    """One optimiser step, as the training loop and its engine take it; the sum of each term."""
     for group in optimizer.param_groups:
         group["lr"] = STAGE.lr * cosine_with_warmup(step, STEPS, STAGE.warmup_ratio)
-    clock = Clock(SEED, step, sum(batch.num_label_tokens for batch in micro) / len(micro))
+    clock = Clock(SEED, step, sum(batch.num_label_tokens for batch in micro), SAMPLES)
     sums = dict.fromkeys(TERMS, 0.0)
     for batch in micro:
         output = method(batch, clock)
-        (output.loss / len(micro)).backward()
+        output.loss.backward()
         for name in TERMS:
-            sums[name] += float(output.terms[name]) / len(micro)
+            sums[name] += float(output.terms[name])
     torch.nn.utils.clip_grad_norm_([p for p in method.parameters() if p.requires_grad], STAGE.clip)
     optimizer.step()
     optimizer.zero_grad()
@@ -134,7 +134,7 @@ def _batches(encoder: Encoder, step: int) -> list[Batch]:
             Segment("answer", f"{colour}, {'wide' if width > height else 'not wide'}"),
         ]
         samples.append(encoder.encode(f"{step}-{number}", segments, [buffer.getvalue()]))
-    return [collate(samples[i : i + STAGE.micro_batch]) for i in range(0, SAMPLES, STAGE.micro_batch)]
+    return [collate(samples[i : i + AT_ONCE]) for i in range(0, SAMPLES, AT_ONCE)]
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _steps(stock: Any, ours: Any, x: int, y: int) -> dict[str, Step]:
     vocab_size, where = ours.config.text_config.vocab_size, ours.lm_head.weight.device
     plain = text_batch(x, y, block=False, vocab_size=vocab_size)
     latent = text_batch(x, y, block=True, vocab_size=vocab_size)
-    clock = Clock(seed=0, step=2000, num_tokens=y)
+    clock = Clock(seed=0, step=2000, num_tokens=y, num_samples=1)
     sft, config = Sft(stock, SftMethod()), AmvlMethod()
     amvl = Amvl(ours, config)
     ids, labels = plain.input_ids_N[None].to(where), plain.labels_N[None].to(where)

@@ -7,16 +7,16 @@ from typing import Any
 from amvl_core.config import RunConfig
 from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 EVALUATE_VERSION = 2
 
 
 def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:
-    """Of the checkpoint that `stage` leaves. The micro-batch and ZeRO stage only say how the same sum is taken."""
+    """Of the checkpoint that `stage` leaves. The token budget and ZeRO stage only say how the same sum is taken."""
     return fingerprint(
         "train",
         TRAIN_VERSION,
-        stage=config.stages[stage].model_dump(mode="json", exclude={"micro_batch"}),
+        stage=config.stages[stage].model_dump(mode="json", exclude={"micro_tokens"}),
         seed=config.seed,
         model=_model(config),
         latent=config.latent,

@@ -54,7 +54,7 @@ def samples(model: Any, data: Batch) -> Iterator[tuple[str, Tensor, Tensor, Tens
 
 
 def three_pass(model: Any, data: Batch, config: AmvlMethod, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
-    """The whole objective and its terms."""
+    """The whole objective and its terms, as shares of those of the global batch."""
     k = model.config.num_slots
     nll, priors, posteriors = [], [], []
     for name, ids, labels, embeds, positions in samples(model, data):
@@ -82,8 +82,9 @@ def three_pass(model: Any, data: Batch, config: AmvlMethod, clock: Clock) -> tup
     p = Gaussian(torch.cat([g.mean for g in priors]), torch.cat([g.logvar for g in priors]))
     q = Gaussian(torch.cat([g.mean for g in posteriors]), torch.cat([g.logvar for g in posteriors]))
     ntp = sum(nll) / clock.num_tokens / config.posterior_samples
-    kl = forward_kl(q, p, config.kl_reduction, config.stop_gradient_forward).mean()
-    back = reverse_kl(q, p, config.kl_reduction, config.stop_gradient_reverse).mean()
+    share = len(data.lengths) / clock.num_samples
+    kl = share * forward_kl(q, p, config.kl_reduction, config.stop_gradient_forward).mean()
+    back = share * reverse_kl(q, p, config.kl_reduction, config.stop_gradient_reverse).mean()
     beta = config.beta_max * min(1.0, max(0, clock.step - config.beta_start) / config.beta_warmup)
     gamma = config.gamma_max * min(1.0, max(0, clock.step - config.gamma_start) / config.gamma_warmup)
     loss = config.ntp_weight * ntp + beta * kl + gamma * back

@@ -9,24 +9,35 @@ from torch.utils.data import DataLoader, Dataset
 from amvl_core.config import StageConfig
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
-from amvl_core.data.order import global_batch, micro_batches
+from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
+from amvl_core.errors import AmvlError
 
 
 class StepDataset(Dataset[list[Batch]]):
     """Item `step` is the list of micro-batches that this rank contributes to optimiser step `step`."""
 
     def __init__(
-        self, reader: ShardReader, encoder: Encoder, stage: StageConfig, seed: int, rank: int, world_size: int
+        self,
+        reader: ShardReader,
+        sizes: Sizes,
+        encoder: Encoder,
+        stage: StageConfig,
+        seed: int,
+        rank: int,
+        world_size: int,
     ) -> None:
-        self.reader, self.encoder, self.stage = reader, encoder, stage
+        self.reader, self.sizes, self.encoder, self.stage = reader, sizes, encoder, stage
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.num_tokens = reader.column("num_tokens")
 
     def __getitem__(self, step: int) -> list[Batch]:
-        indices = global_batch(self.seed, step, self.stage.global_batch, self.num_tokens)
-        mine = micro_batches(indices, self.rank, self.world_size, self.stage.micro_batch)
-        return [self._batch([int(i) for i in block]) for block in mine]
+        return [self._batch(indices) for indices in self.indices(step)]
+
+    def indices(self, step: int) -> list[list[int]]:
+        """The samples of each micro-batch of this rank."""
+        whole = global_batch(self.seed, step, self.stage.global_batch, self.sizes)
+        turns = micro_batches(whole, self.sizes.num_tokens, self.world_size, self.stage.micro_tokens)
+        return [turn[self.rank].tolist() for turn in turns]
 
     def _batch(self, indices: list[int]) -> Batch:
         rows = [self.reader[i] for i in indices]
@@ -35,12 +46,47 @@ class StepDataset(Dataset[list[Batch]]):
 
 
 def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> Iterator[list[Batch]]:
-    """Items `start` to `total` in order; `workers` processes decode ahead (0: in this process)."""
+    """Items `start` to `total` in order; `workers` processes decode ahead (0: in this process).
+
+    An AmvlError of a loader process is raised as it is. A loader process that is killed is a RuntimeError: nothing is
+    wrong with the run, and its workers may be started again.
+    """
     loader = DataLoader(
-        dataset,
+        _Caught(dataset),
         batch_size=None,
         sampler=range(start, total),
         num_workers=workers,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=lambda _: dataset.reader.forget(),
     )
-    return iter(loader)
+    return _checked(iter(loader), dataset.rank)
+
+
+def _checked(items: Iterator[list[Batch] | AmvlError], rank: int) -> Iterator[list[Batch]]:
+    while True:
+        try:
+            item = next(items, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"a loader process of rank {rank} died ({error}); if memory ran out, lower trainer.loader_workers"
+            ) from error
+        if item is None:
+            return
+        if isinstance(item, AmvlError):
+            raise item
+        yield item
+
+
+class _Caught(Dataset[list[Batch] | AmvlError]):
+    """An AmvlError as an item: torch would wrap it in a message of its own."""
+
+    def __init__(self, dataset: StepDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, step: int) -> list[Batch] | AmvlError:
+        try:
+            return self.dataset[step]
+        except AmvlError as error:
+            return error

@@ -2,40 +2,115 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from amvl_core.errors import ConfigError
+
+WINDOW_BLOCKS = 512
+"""Blocks whose rows are mixed with each other: what an epoch reads from at a time, 16,384 samples in blocks of 32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """What the order depends on: tokens of each sample [rows], and rows of each block [blocks], in stored order.
+
+    A block is what is read at once (a row group). A sample's tokens are those of its stored row, latent block
+    included: x, slots and y once. What a method runs of it is in proportion: AMVL runs the row and y and the slots
+    once more.
+    """
+
+    num_tokens: np.ndarray
+    block_rows: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert len(self.num_tokens) == self.block_rows.sum() > 0
+
 
 @lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """A permutation of `rows` sample indices for one epoch."""
-    return np.random.Generator(np.random.PCG64([seed, epoch, rows])).permutation(rows)
+def epoch_order(seed: int, epoch: int, sizes: Sizes) -> np.ndarray:
+    """A permutation of all samples for one epoch, in two levels.
+
+    The blocks are permuted and cut into windows of about `WINDOW_BLOCKS`, and the rows of each window are permuted. So
+    a reader that holds two windows reads every block once per epoch. Up to 1.5 `WINDOW_BLOCKS` blocks are one window,
+    and the order is then a uniform permutation.
+    """
+    random = np.random.Generator(np.random.PCG64([seed, epoch, len(sizes.num_tokens)]))
+    blocks = random.permutation(len(sizes.block_rows))
+    windows = max(1, round(len(blocks) / WINDOW_BLOCKS))
+    rows = sizes.block_rows[blocks]
+    starts = (np.cumsum(sizes.block_rows) - sizes.block_rows)[blocks]
+    in_order = np.repeat(starts - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
+    window = np.repeat(np.arange(len(blocks)) * windows // len(blocks), rows)
+    return in_order[np.lexsort((random.random(len(in_order)), window))]
 
 
-def global_batch(seed: int, step: int, size: int, num_tokens: np.ndarray) -> np.ndarray:
-    """The `size` sample indices of optimiser step `step`, sorted by length.
+def global_batch(seed: int, step: int, size: int, sizes: Sizes) -> np.ndarray:
+    """The `size` sample indices of optimiser step `step`, the longest first.
 
     Steps read one stream of epochs laid end to end, so every sample is seen once per epoch and no batch is short.
-    `num_tokens` [rows] are the samples' lengths.
     """
-    rows = len(num_tokens)
+    rows = len(sizes.num_tokens)
     taken: list[np.ndarray] = []
     position, end = step * size, (step + 1) * size
     while position < end:
         epoch, offset = divmod(position, rows)
-        piece = epoch_order(seed, epoch, rows)[offset : offset + end - position]
+        piece = epoch_order(seed, epoch, sizes)[offset : offset + end - position]
         taken.append(piece)
         position += len(piece)
     indices = np.concatenate(taken)
-    return indices[np.argsort(num_tokens[indices], kind="stable")]
+    return indices[np.argsort(-sizes.num_tokens[indices], kind="stable")]
 
 
-def micro_batches(indices: np.ndarray, rank: int, world_size: int, size: int) -> list[np.ndarray]:
-    """The micro-batches of one rank: at each turn the ranks hold neighbours in length, so none waits for another."""
-    blocks = indices.reshape(-1, size)
-    return list(blocks[rank::world_size])
+def micro_batches(indices: np.ndarray, num_tokens: np.ndarray, world_size: int, budget: int) -> list[list[np.ndarray]]:
+    """A global batch, the longest first, in turns; in each turn one micro-batch for every rank.
+
+    No micro-batch is empty, and none has more than `budget` tokens but a single sample that alone is longer. There are
+    as few turns as that takes. A turn holds neighbours in length, spread over the ranks so that all have about as many
+    tokens: each sample, the longest first, goes to the rank that has the fewest (Graham 1969).
+    """
+    lengths = num_tokens[indices]
+    most = len(indices) // world_size
+    fewest = math.ceil(int(lengths.sum()) / (world_size * budget))
+    for turns in range(min(fewest, most), most + 1) if most else ():
+        division = [_spread(turn, num_tokens, world_size) for turn in _turns(indices, lengths, turns, world_size)]
+        if all(len(m) == 1 or num_tokens[m].sum() <= budget for turn in division for m in turn):
+            return division
+    raise ConfigError(
+        f"a global batch of {len(indices)} samples, the longest of {int(lengths.max())} tokens, cannot be divided over "
+        f"{world_size} workers within micro_tokens = {budget}; make global_batch a multiple of cluster.num_workers"
+    )
+
+
+def _turns(indices: np.ndarray, lengths: np.ndarray, turns: int, world_size: int) -> Iterator[np.ndarray]:
+    """Cuts the batch into `turns` stretches of about as many tokens each, all but the last a multiple of the ranks.
+
+    Samples of a turn are alike in length, so where each rank gets equally many they are alike in tokens.
+    """
+    tokens = np.cumsum(lengths)
+    most = len(indices) // world_size
+    start = 0
+    for turn in range(1, turns):
+        samples = np.searchsorted(tokens, tokens[-1] * turn / turns)
+        groups = min(max(round(samples / world_size), start // world_size + 1), most - (turns - turn))
+        yield indices[start : groups * world_size]
+        start = groups * world_size
+    yield indices[start:]
+
+
+def _spread(indices: np.ndarray, num_tokens: np.ndarray, world_size: int) -> list[np.ndarray]:
+    held: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [(0, rank) for rank in range(world_size)]
+    for index, length in zip(indices.tolist(), num_tokens[indices].tolist(), strict=True):
+        load, rank = loads[0]
+        held[rank].append(index)
+        heapq.heapreplace(loads, (load + max(1, length), rank))
+    return [np.array(samples) for samples in held]
 
 
 def num_steps(epochs: float | None, steps: int | None, rows: int, size: int) -> int:

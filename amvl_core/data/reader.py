@@ -1,8 +1,19 @@
-"""Random access to the rows of a prepared dataset, local or on S3, with a bounded cache of row groups."""
+"""Random access to the rows of a prepared dataset, local or on S3.
+
+A row group is read whole and kept: in memory as far as `CACHE_BYTES` go, and what comes over a network also on the
+machine's own disk, where all its processes find it. Training asks for rows in an order that stays within a window of
+row groups for a while (`amvl_core/data/order.py`), so a machine reads each of them about once per epoch.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,20 +21,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from amvl_core import storage
-from amvl_core.errors import StorageError
+from amvl_core.data.disk_cache import DiskCache
+from amvl_core.data.order import Sizes
+from amvl_core.errors import DataError, StorageError
 from amvl_core.records import DatasetRecord
 from amvl_core.sample import Segment, Split
 
 CACHE_BYTES = 256 * 2**20
+DISK_CACHE_BYTES = 8 * 2**30
+"""Two windows of 512 row groups of 8 MiB; the folder is below TMPDIR."""
+CONNECTIONS = 16
 
 
 class ShardReader:
-    """Rows of one split, numbered across its shards in order."""
+    """Rows of one split, numbered across its shards in order.
+
+    `bytes_read` counts what this process has asked of the storage for rows, as stored there.
+    """
 
     def __init__(self, dataset: DatasetRecord, split: Split) -> None:
-        self.uris = [storage.join(dataset.uri, shard.file) for shard in dataset.files(split)]
-        self.rows = [shard.rows for shard in dataset.files(split)]
-        self.starts = np.cumsum([0, *self.rows])
+        self.shards = dataset.files(split)
+        self.uris = [storage.join(dataset.uri, shard.file) for shard in self.shards]
+        self.starts = np.cumsum([0, *(shard.rows for shard in self.shards)])
+        folder = Path(tempfile.gettempdir()) / f"amvl-row-groups-{os.getuid()}"
+        self.disk = None if storage.is_local(dataset.uri) else DiskCache(folder, DISK_CACHE_BYTES)
+        self.bytes_read = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops open files and what is in memory: a forked process must not share a connection with its parent."""
         self._files: dict[int, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._cached = 0
@@ -37,8 +63,17 @@ class ShardReader:
 
     def column(self, name: str) -> np.ndarray:
         """One whole column, in row order."""
-        parts = [self._file(i).read([name]).column(name).to_numpy() for i in range(len(self.uris))]
+        parts = self._of_each_file(lambda file: file.read([name]).column(name).to_numpy())
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def sizes(self) -> Sizes:
+        """What the order of training depends on, from the shards' footers and one column; a DataError without rows."""
+        if not len(self):
+            raise DataError("the prepared dataset has no rows to train on; look at its report for what was dropped")
+        blocks = self._of_each_file(
+            lambda file: [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        )
+        return Sizes(self.column("num_tokens"), np.concatenate([np.array(rows, dtype=np.int64) for rows in blocks]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Row `index` as plain values, with `segments` as a list of `Segment`."""
@@ -59,11 +94,24 @@ class ShardReader:
             row -= rows
         raise StorageError(f"{self.uris[file]} has fewer rows than its record says; prepare the data again")
 
+    def _of_each_file(self, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
+        """`read` of every shard, many at once: over a network the time is spent waiting."""
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return list(pool.map(lambda file: self._reading(file, read), range(len(self.uris))))
+
+    def _reading(self, file: int, read: Callable[[pq.ParquetFile], Any]) -> Any:
+        try:
+            return read(self._file(file))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StorageError(f"{self.uris[file]} cannot be read ({error}); prepare the data again") from error
+
     def _file(self, file: int) -> pq.ParquetFile:
         if file not in self._files:
             fs, path = storage.filesystem(self.uris[file])
             try:
-                self._files[file] = pq.ParquetFile(fs.open(path, "rb"))
+                # Over a network a row group's columns are asked for in one piece, and nothing is read ahead.
+                source = path if self.disk is None else fs.open(path, "rb", cache_type="none")
+                self._files[file] = pq.ParquetFile(source, pre_buffer=self.disk is not None)
             except (OSError, pa.ArrowInvalid) as error:
                 raise StorageError(f"{self.uris[file]} cannot be read ({error}); prepare the data again") from error
         return self._files[file]
@@ -71,7 +119,8 @@ class ShardReader:
     def _group(self, file: int, group: int) -> pa.Table:
         key = (file, group)
         if key not in self._groups:
-            table = self._file(file).read_row_group(group)
+            name = hashlib.sha256(f"{self.uris[file]} {self.shards[file].sha256} {group}".encode()).hexdigest()
+            table = self._read(key) if self.disk is None else self.disk.get(name, lambda: self._read(key))
             self._groups[key] = table
             self._cached += table.nbytes
             while self._cached > CACHE_BYTES and len(self._groups) > 1:
@@ -79,3 +128,10 @@ class ShardReader:
                 self._cached -= old.nbytes
         self._groups.move_to_end(key)
         return self._groups[key]
+
+    def _read(self, key: tuple[int, int]) -> pa.Table:
+        file, group = key
+        table = self._reading(file, lambda opened: opened.read_row_group(group))
+        columns = self._file(file).metadata.row_group(group)
+        self.bytes_read += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
+        return table

@@ -67,20 +67,23 @@ class Amvl(Method):
         forward_BK = forward_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_forward)
         reverse_BK = reverse_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_reverse)
         beta, gamma = self.weights(clock.step)
-        loss = c.ntp_weight * ntp + beta * forward_BK.mean() + gamma * reverse_BK.mean()
-        terms = {
-            "loss": loss.detach(),
-            "ntp": ntp.detach(),
-            "kl_forward": forward_BK.detach().mean(),
-            "kl_reverse": reverse_BK.detach().mean(),
+        share = len(batch.lengths) / clock.num_samples
+        kl, kl_reverse = share * forward_BK.mean(), share * reverse_BK.mean()
+        loss = c.ntp_weight * ntp + beta * kl + gamma * kl_reverse
+        means = {
             "kl_slots": forward_BK.detach().mean(0),
             "beta": torch.tensor(beta),
             "gamma": torch.tensor(gamma),
             **_latent_terms(passes),
         }
         if c.posterior_samples > 1:
-            terms["ntp_variance"] = _variance_over_draws(losses_MN.detach(), passes.sample_N)
-        return StepOutput(loss, terms)
+            means["ntp_variance"] = _variance_over_draws(losses_MN.detach(), passes.sample_N, len(batch.lengths))
+        terms = {"loss": loss, "ntp": ntp, "kl_forward": kl, "kl_reverse": kl_reverse}
+        return StepOutput(
+            loss,
+            {name: value.detach() for name, value in terms.items()}
+            | {name: share * value for name, value in means.items()},
+        )
 
     def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """As the base's; the KL of each slot by its number, and the share of latent dimensions that are active."""
@@ -107,11 +110,11 @@ def _latent_terms(passes: Passes) -> dict[str, Tensor]:
     }
 
 
-def _variance_over_draws(losses_MN: Tensor, sample_N: Tensor) -> Tensor:
-    """Variance over draws of a sample's mean loss per token, averaged over the samples that predict anything."""
+def _variance_over_draws(losses_MN: Tensor, sample_N: Tensor, num_samples: int) -> Tensor:
+    """Variance over draws of a sample's mean loss per token, averaged over samples: 0 without labels."""
     samples, index_N, counts_B = sample_N.unique(return_inverse=True, return_counts=True)
     sums_MB = losses_MN.new_zeros(len(losses_MN), len(samples)).index_add(1, index_N, losses_MN)
-    return (sums_MB / counts_B).var(0).sum() / max(1, len(samples))
+    return (sums_MB / counts_B).var(0).sum() / num_samples
 
 
 def latent_noise(clock: Clock, sample_ids: list[str], draws: int, like_BKZ: Tensor) -> Tensor:

@@ -17,16 +17,20 @@ from amvl_core.processor import AMVLProcessor
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training is: `step` optimiser steps are done; `num_tokens` is the loss denominator of a micro-batch."""
+    """Where training is: `step` optimiser steps are done; the global batch has `num_tokens` label tokens."""
 
     seed: int
     step: int
     num_tokens: float
+    num_samples: int
 
 
 @dataclass
 class StepOutput:
-    """The scalar to differentiate, and the terms to log: detached tensors, averaged over micro-batches and ranks."""
+    """The scalar to differentiate, and the terms to log, detached: what a micro-batch adds to those of its step.
+
+    Their sum over the micro-batches of all ranks is the mean over the tokens or samples of the global batch.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -62,7 +66,7 @@ class Method(nn.Module, ABC):
         return []
 
     def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """What is logged of a step, from its terms averaged over micro-batches and ranks."""
+        """What is logged of a step, from its terms summed over micro-batches and ranks."""
         return {name: float(value) for name, value in terms.items()}
 
     def embed(self, batch: Batch) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from amvl_core.config import StageConfig, TrainerConfig
-from amvl_core.methods import Method
+from amvl_core.data.batch import Batch
+from amvl_core.methods import Clock, Method, StepOutput
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -24,12 +25,15 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def deepspeed_config(stage: StageConfig, trainer: TrainerConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed dictionary of one stage."""
-    per_step = world_size * stage.micro_batch
+def deepspeed_config(stage: StageConfig, trainer: TrainerConfig) -> dict[str, Any]:
+    """The DeepSpeed dictionary of one stage.
+
+    How many micro-batches a step has differs from step to step: `Engine` says which is the last, and a loss is the
+    micro-batch's share of the step's. So there is nothing to divide by, and the two sizes say nothing.
+    """
     return {
-        "train_micro_batch_size_per_gpu": stage.micro_batch,
-        "gradient_accumulation_steps": stage.global_batch // per_step,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": stage.clip,
         "bf16": {"enabled": trainer.precision == "bf16"},
         "zero_optimization": {"stage": trainer.zero_stage},
@@ -76,11 +80,26 @@ class Engine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=method,
             optimizer=optimizer,
-            config=deepspeed_config(stage, trainer, world_size),
+            config=deepspeed_config(stage, trainer),
             dist_init_required=False,
         )
         self.method = method
         self.device = self.engine.device
+        self.world_size = world_size
+
+    def forward(self, batch: Batch, clock: Clock, last: bool) -> StepOutput:
+        """The share of one micro-batch; `last`: of the rank's in this step, after which gradients are summed."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        output: StepOutput = self.engine(batch, clock)
+        return output
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of `loss`, a share of the step's. DeepSpeed averages over the ranks, shares add up."""
+        self.engine.backward(loss * self.world_size)
+
+    def step(self) -> None:
+        """The optimiser's step, once all micro-batches are in."""
+        self.engine.step()
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next optimiser step."""

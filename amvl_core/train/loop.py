@@ -17,7 +17,7 @@ from amvl_core.config import RunConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import Encoder
 from amvl_core.data.loader import StepDataset, steps_from
-from amvl_core.data.order import num_steps
+from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import AmvlError
 from amvl_core.methods import METHODS, Clock, Method
@@ -57,9 +57,11 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     method, processor = build_method(job)
     encoder = Encoder(processor, METHODS[stage.method.kind].slots(config.latent))
-    dataset = StepDataset(ShardReader(job.dataset, "train"), encoder, stage, config.seed, rank, world_size)
-    total = num_steps(stage.epochs, stage.steps, len(dataset.num_tokens), stage.global_batch)
+    reader = ShardReader(job.dataset, "train")
+    total = num_steps(stage.epochs, stage.steps, len(reader), stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
+    sizes = _sizes(reader, rank, engine.device)
+    dataset = StepDataset(reader, sizes, encoder, stage, config.seed, rank, world_size)
     checkpoints = storage.join(job.uri, "checkpoints")
     start = load_latest(engine, checkpoints, world_size)
     log = _Log(job.stage, total, start, on_progress if rank == 0 else _silent)
@@ -71,10 +73,10 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
         log.working()
         lr = stage.lr * cosine_with_warmup(step, total, stage.warmup_ratio)
         engine.set_lr(lr)
-        sums = _optimiser_step(engine, micro, config.seed, step, world_size)
+        sums = _optimiser_step(engine, micro, config.seed, step)
         done = step + 1
         if done % config.trainer.log_every == 0 or done == total:
-            terms = method.scalars(_mean(sums, len(micro) * world_size, engine.device))
+            terms = method.scalars(_all_reduced(sums))
             terms |= {"lr": lr, "grad_norm": engine.gradient_norm()}
             metrics = log.step(done, terms, sum(batch.num_tokens for batch in micro) * world_size)
         if done % config.trainer.checkpoint_every == 0 and done < total:
@@ -114,16 +116,24 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
     return kind(model, stage.method), processor
 
 
-def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int) -> dict[str, Tensor]:
+def _sizes(reader: ShardReader, rank: int, device: torch.device) -> Sizes:
+    """Read once, by rank 0; every rank calls it."""
+    found = [reader.sizes() if rank == 0 else None]
+    dist.broadcast_object_list(found, device=device)
+    assert found[0] is not None
+    return found[0]
+
+
+def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int) -> dict[str, Tensor]:
     """Forward and backward over the rank's micro-batches, one optimiser step; the terms' sums on this rank."""
-    count = torch.tensor(float(sum(batch.num_label_tokens for batch in micro)), device=engine.device)
-    dist.all_reduce(count)
-    clock = Clock(seed, step, max(1.0, float(count)) / (len(micro) * world_size))
+    labels = sum(batch.num_label_tokens for batch in micro)
+    counts = torch.tensor([labels, sum(len(batch.lengths) for batch in micro)], device=engine.device)
+    dist.all_reduce(counts)
+    clock = Clock(seed, step, max(1.0, float(counts[0])), int(counts[1]))
     sums: dict[str, Tensor] = {}
-    for batch in micro:
-        output = engine.engine(batch, clock)
-        engine.engine.backward(output.loss)
-        engine.engine.step()
+    for number, batch in enumerate(micro, 1):
+        output = engine.forward(batch, clock, last=number == len(micro))
+        engine.backward(output.loss)
         if not math.isfinite(float(output.loss)):
             terms = {name: float(value) for name, value in output.terms.items() if value.numel() == 1}
             raise AmvlError(
@@ -132,15 +142,16 @@ def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, wo
             )
         for name, value in output.terms.items():
             sums[name] = sums.get(name, 0.0) + value.to(engine.device, torch.float64)
+    engine.step()
     return sums
 
 
-def _mean(sums: dict[str, Tensor], count: int, device: torch.device) -> dict[str, Tensor]:
-    """Each term's mean over the micro-batches of all ranks; every rank calls it."""
+def _all_reduced(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each term's sum over all ranks; every rank calls it."""
     names = sorted(sums)
     totals = torch.cat([sums[name].flatten() for name in names])
     dist.all_reduce(totals)
-    parts = (totals / count).cpu().split([sums[name].numel() for name in names])
+    parts = totals.cpu().split([sums[name].numel() for name in names])
     return {name: part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)}
 
 

@@ -203,6 +203,6 @@ def states(total: int, trained: int, width: int, zero_stage: int, workers: int) 
     )
 
 
-def all_spans(rows: Rows, samples: int) -> Rows:
-    """The rows of `samples` equal samples in one micro-batch."""
-    return [list(chain.from_iterable([spans] * samples)) for spans in rows]
+def joined(samples: Sequence[Rows]) -> Rows:
+    """The rows of some samples in one micro-batch."""
+    return [list(chain.from_iterable(spans)) for spans in zip(*samples, strict=True)]

@@ -70,7 +70,7 @@ class StagePlan:
     peak_at: str
     fits: bool
     change: Change | None
-    largest_micro_batch: int
+    largest_micro_tokens: int
     flops_per_step: dict[Way, float]
     hours: dict[Way, float]
     way: Way
@@ -132,7 +132,7 @@ def plan(
 class _How(NamedTuple):
     """What may be changed to make a stage fit."""
 
-    micro_batch: int
+    micro_tokens: int
     checkpointing: bool
     zero_stage: int
     workers: int
@@ -149,7 +149,7 @@ class _Job:
     def stage(self, name: str) -> StagePlan:
         stage, trainer = self.config.stages[name], self.config.trainer
         how = _How(
-            stage.micro_batch, trainer.gradient_checkpointing, trainer.zero_stage, self.config.cluster.num_workers
+            stage.micro_tokens, trainer.gradient_checkpointing, trainer.zero_stage, self.config.cluster.num_workers
         )
         parts, peak_at = self.memory(stage, how)
         needed = sum(parts.values())
@@ -170,7 +170,7 @@ class _Job:
             peak_at=peak_at,
             fits=fits,
             change=None if fits else self.smallest_change(name, how),
-            largest_micro_batch=self.largest_micro_batch(stage, how),
+            largest_micro_tokens=self.largest_micro_tokens(stage, how),
             flops_per_step=per_step,
             hours={way: steps * (network + value / pace) / 3600 for way, value in per_step.items()},
             way=way,
@@ -194,17 +194,13 @@ class _Job:
 
     def memory(self, stage: StageConfig, how: _How) -> tuple[dict[str, float], str]:
         """GiB by part at the worst moment, and which moment that is."""
-        longest, width = self.workload.at_its_longest(), 2 if self.config.trainer.precision == "bf16" else 4
-        draws = self.draws(stage)
-        rows: flops.Rows = flops.sft_rows(longest.prompt + self.slots(stage), longest.answer)
-        if stage.method.kind == "amvl":
-            rows = flops.shared_prefix_rows(longest.prompt, longest.answer, self.config.latent.num_slots, draws)
+        samples, width = self.workload.filling(how.micro_tokens), 2 if self.config.trainer.precision == "bf16" else 4
         vision = self.shape.vision
-        patches = longest.image_tokens * vision.spatial_merge_size**2 if stage.trainable == "all" else 0
+        patches = sum(sample.image_tokens for sample in samples) * vision.spatial_merge_size**2
         step = Step(
-            rows=memory.all_spans(rows, how.micro_batch),
-            labels=longest.labels * draws * how.micro_batch,
-            patches=patches * how.micro_batch,
+            rows=memory.joined([self.rows(stage, sample) for sample in samples]),
+            labels=sum(sample.labels for sample in samples) * self.draws(stage),
+            patches=patches if stage.trainable == "all" else 0,
             width=width,
             checkpointing=how.checkpointing,
             trained=stage.trainable != "new_rows",
@@ -225,6 +221,13 @@ class _Job:
             "buffers": states.buffers + peak.workspace,
         }
         return {**{part: value / GIB for part, value in parts.items()}, "reserve": RESERVE_GIB}, peak.name
+
+    def rows(self, stage: StageConfig, sample: Workload) -> flops.Rows:
+        """The packed rows of one sample."""
+        if stage.method.kind == "amvl":
+            slots = self.config.latent.num_slots
+            return flops.shared_prefix_rows(sample.prompt, sample.answer, slots, self.draws(stage))
+        return flops.sft_rows(sample.prompt + self.slots(stage), sample.answer)
 
     def slots(self, stage: StageConfig) -> int:
         """Tokens of a latent block that stands in a plain row."""
@@ -259,7 +262,9 @@ class _Job:
             return 0.0
         width = 2 if self.config.trainer.precision == "bf16" else 4
         total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
-        micro_steps = max(1, stage.global_batch // (how.workers * how.micro_batch))
+        tokens = stage.global_batch * (self.workload.prompt + self.workload.answer)
+        most = max(1, stage.global_batch // how.workers)
+        micro_steps = min(most, math.ceil(tokens / (how.workers * how.micro_tokens)))
         gathers = 2 * (2 if stage.method.kind == "amvl" else 1)
         elements = {
             0: 2 * trained,
@@ -276,10 +281,10 @@ class _Job:
     def smallest_change(self, name: str, now: _How) -> Change | None:
         """As few fields as possible, the cheapest first; then more GPUs; None where nothing helps."""
         stage = self.config.stages[name]
-        for how in _alternatives(now):
+        for how in _alternatives(now, self.workload.longest):
             if (needed := self.needed(stage, how)) <= self.machines.memory_gib:
                 paths = (
-                    f"stages.{name}.micro_batch",
+                    f"stages.{name}.micro_tokens",
                     "trainer.gradient_checkpointing",
                     "trainer.zero_stage",
                     "cluster.num_workers",
@@ -288,22 +293,26 @@ class _Job:
                 return Change(new, round(needed, 2))
         return None
 
-    def largest_micro_batch(self, stage: StageConfig, how: _How) -> int:
-        """The largest one that fits and divides a rank's share of the global batch; 0 where no sample fits."""
-        share = stage.global_batch // how.workers
-        sizes = [size for size in range(1, share + 1) if share % size == 0]
-        fitting = [s for s in sizes if self.needed(stage, how._replace(micro_batch=s)) <= self.machines.memory_gib]
+    def largest_micro_tokens(self, stage: StageConfig, how: _How) -> int:
+        """The largest budget that fits, in longest samples, at most a rank's share of them; 0 where none fits."""
+        share = math.ceil(stage.global_batch / how.workers)
+        budgets = [samples * self.workload.longest for samples in range(1, share + 1)]
+        fitting = [b for b in budgets if self.needed(stage, how._replace(micro_tokens=b)) <= self.machines.memory_gib]
         return max(fitting, default=0)
 
 
-def _alternatives(now: _How) -> Iterator[_How]:
-    """Ways to run the same stage with less memory, in the order in which one would try them."""
-    smaller = [now.micro_batch // 2**i for i in range(int(math.log2(now.micro_batch)) + 1)]
+def _alternatives(now: _How, longest: int) -> Iterator[_How]:
+    """Ways to run the same stage with less memory, in the order in which one would try them.
+
+    A budget below the `longest` sample saves nothing: that sample runs all the same.
+    """
+    halvings = max(0, math.floor(math.log2(now.micro_tokens / longest)))
+    smaller = [now.micro_tokens // 2**i for i in range(halvings + 1)]
     stages = range(now.zero_stage, 4)
     same = [
-        _How(micro, checkpointing, zero, now.workers)
-        for checkpointing, zero, micro in product(sorted({now.checkpointing, True}), stages, smaller)
+        _How(budget, checkpointing, zero, now.workers)
+        for checkpointing, zero, budget in product(sorted({now.checkpointing, True}), stages, smaller)
     ]
     yield from sorted(same[1:], key=lambda how: sum(new != old for new, old in zip(how, now, strict=True)))
     for doubling in range(1, 8):
-        yield _How(1, True, 3, now.workers * 2**doubling)
+        yield _How(min(now.micro_tokens, longest), True, 3, now.workers * 2**doubling)

@@ -45,7 +45,7 @@ def _memory(plan: Plan) -> Table:
         table.add_row(part, *(f"{stage.memory_gib[part]:.2f}" for stage in stages))
     table.add_row("all", *(f"{stage.needed_gib:.2f}" for stage in stages), style="bold")
     table.add_row("at", *(stage.peak_at for stage in stages))
-    table.add_row("largest micro-batch that fits", *(str(stage.largest_micro_batch) for stage in stages))
+    table.add_row("largest micro_tokens that fits", *(f"{stage.largest_micro_tokens:,}" for stage in stages))
     return table
 
 
@@ -79,7 +79,7 @@ def _conclusion(stage: StagePlan, plan: Plan) -> str:
         if stage.limited_by == "network":
             return (
                 f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): a larger "
-                f"micro-batch (at most {stage.largest_micro_batch}) or trainer.zero_stage=1 sends less"
+                f"micro_tokens (at most {stage.largest_micro_tokens:,}) or trainer.zero_stage=1 sends less"
             )
         return "fits; limited by the GPUs' matrix products"
     needed = f"needs {stage.needed_gib:.1f} GiB, the GPU has {plan.machines.memory_gib:g}; "

@@ -29,13 +29,18 @@ class Workload:
     image_tokens: int
     longest: int
 
-    def at_its_longest(self) -> Workload:
-        """The longest sample, in the proportions of the mean one: what memory has to hold."""
-        scale = self.longest / (self.prompt + self.answer)
+    def filling(self, budget: int) -> list[Workload]:
+        """The samples of a micro-batch of `budget` tokens that are as long as can be: what memory has to hold."""
+        whole, rest = divmod(budget, self.longest)
+        return [self.of_length(self.longest)] * max(1, whole) + [self.of_length(rest)] * (whole > 0 and rest > 1)
+
+    def of_length(self, tokens: int) -> Workload:
+        """A sample of `tokens` tokens, in the proportions of the mean one."""
+        scale = tokens / (self.prompt + self.answer)
         answer = max(1, round(self.answer * scale))
         return replace(
             self,
-            prompt=self.longest - answer,
+            prompt=tokens - answer,
             answer=answer,
             labels=max(1, round(self.labels * scale)),
             image_tokens=round(self.image_tokens * scale),

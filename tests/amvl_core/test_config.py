@@ -32,7 +32,12 @@ def test_a_preset_survives_json(name: str) -> None:
         ({"data": {"sources": [{"kind": "nlrv"}]}}, "data.sources.0: Input tag 'nlrv'"),
         ({"stages": {"amvl": {"epochs": 1}}}, "stages.amvl: Value error, give either epochs or steps"),
         ({"latent": {"logvar_min": 5}}, "latent: Value error, logvar_min (5.0) must be below logvar_max (4.0)"),
-        ({"cluster": {"num_workers": 3}}, "must be a multiple of cluster.num_workers x micro_batch (3 x 16 = 48)"),
+        ({"cluster": {"num_workers": 33}}, "sft.global_batch (32) must be at least cluster.num_workers (33)"),
+        (
+            {"cluster": {"num_workers": 3}, "stages": {"amvl": {"micro_tokens": 511}}},
+            "amvl.global_batch (32) is no multiple of cluster.num_workers (3), so a worker may have to run two samples "
+            "at once: micro_tokens (511) must be at least twice data.max_tokens (256)",
+        ),
         ({"data": {"sources": []}}, "data.sources is empty"),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
     ],
@@ -41,6 +46,10 @@ def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(demo(), changes)
     assert path in str(caught.value)
+
+
+def test_a_global_batch_need_not_be_a_multiple_of_the_workers() -> None:
+    assert override(demo(), {"cluster": {"num_workers": 3}}).cluster.num_workers == 3
 
 
 def test_override_merges_nested_fields_and_leaves_the_rest() -> None:

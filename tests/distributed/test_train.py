@@ -63,12 +63,12 @@ def configuration(root: str, **changes) -> RunConfig:
         "model": {"tiny": TINY.model_dump()},
         "latent": LATENT.model_dump(),
         "stages": {
-            name: {"steps": 4, "global_batch": 8, "micro_batch": 2, "method": {"beta_warmup": 2, "gamma_start": 1}}
+            name: {"steps": 4, "global_batch": 8, "micro_tokens": 50, "method": {"beta_warmup": 2, "gamma_start": 1}}
             if name != "sft"
-            else {"steps": 4, "global_batch": 8, "micro_batch": 2}
+            else {"steps": 4, "global_batch": 8, "micro_tokens": 50}
             for name in ("sft", "embedding_adaptation", "amvl")
         },
-        "trainer": {"checkpoint_every": 2, "log_every": 1},
+        "trainer": {"checkpoint_every": 2, "log_every": 1, "loader_workers": 0},
         "evaluation": {"batch_size": 4, "max_new_tokens": 4},
     }
     return override(override(demo(), small), changes)

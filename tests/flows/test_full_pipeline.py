@@ -22,7 +22,7 @@ SMALL = [
     "--param=cluster.num_workers=1",
     "--param=trainer.log_every=1",
     *(
-        f'--param=stages.{stage}={{"steps": 2, "global_batch": 8, "micro_batch": 4}}'
+        f'--param=stages.{stage}={{"steps": 2, "global_batch": 8, "micro_tokens": 512}}'
         for stage in ("sft", "embedding_adaptation", "amvl")
     ),
 ]
@@ -179,7 +179,7 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
 ) -> None:
     before = checkout.records()
-    stage = {"steps": 2, "global_batch": 8, "micro_batch": 4}
+    stage = {"steps": 2, "global_batch": 8, "micro_tokens": 512}
     given = {
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
         "cluster": {"num_workers": 1},

@@ -13,7 +13,7 @@ from amvl_core.methods.amvl import Amvl, latent_noise
 from tests.reference import three_pass
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch
 
-CLOCK = Clock(seed=5, step=40, num_tokens=7.0)
+CLOCK = Clock(seed=5, step=40, num_tokens=7.0, num_samples=4)
 RAMPS = {"beta_warmup": 50, "gamma_start": 10, "gamma_warmup": 50}
 
 words = st.lists(st.sampled_from(["red", "circle", "is", "left", "Zyx?", "7"]), min_size=0, max_size=12).map(" ".join)
@@ -165,8 +165,8 @@ def test_a_sample_gives_what_it_gives_alone() -> None:
         if data.pixel_values is not None:
             data.pixel_values = full.pixel_values[-len(data.pixel_values) :]
         alone.append(method(data, CLOCK).terms)
-    for name, reduce in (("ntp", sum), ("kl_forward", lambda v: sum(v) / len(SAMPLES))):
-        torch.testing.assert_close(whole.terms[name], reduce([t[name] for t in alone]), rtol=1e-12, atol=0)
+    for name in ("ntp", "kl_forward", "kl_slots", "cosine", "mean_square"):
+        torch.testing.assert_close(whole.terms[name], sum(t[name] for t in alone), rtol=1e-12, atol=0)
 
 
 def test_the_prior_cannot_see_the_answer() -> None:
@@ -200,7 +200,7 @@ def branch_gradients(method: AmvlMethod) -> dict[str, float]:
             return kept[branch]
 
         setattr(model, branch, keep)
-    Amvl(model, method)(batch(processor), Clock(5, 10**6, 7.0)).loss.backward()
+    Amvl(model, method)(batch(processor), Clock(5, 10**6, 7.0, 4)).loss.backward()
     return {
         f"{branch} {name}": 0.0 if part.grad is None else float(part.grad.norm())
         for branch, gaussian in kept.items()
@@ -231,7 +231,7 @@ def test_each_term_reaches_its_branch_and_each_switch_opens_one_way(weights, swi
 def test_draws_are_averaged_and_their_variance_is_logged(monkeypatch) -> None:
     model, processor = amvl_model()
     data = batch(processor, LATENT, SAMPLES[:1])
-    clock = Clock(CLOCK.seed, CLOCK.step, data.num_label_tokens)
+    clock = Clock(CLOCK.seed, CLOCK.step, data.num_label_tokens, 1)
     three = Amvl(model, AmvlMethod(posterior_samples=3))(data, clock).terms
     one_at_a_time = Amvl(model, AmvlMethod())
     losses = []
@@ -255,8 +255,8 @@ def test_noise_is_keyed_by_seed_step_and_sample_alone() -> None:
     assert torch.equal(both, swapped.flip(1))
     assert torch.equal(both[:1], latent_noise(CLOCK, ["a", "b"], 1, like))
     assert len(both.unique()) == both.numel()
-    assert not torch.equal(both, latent_noise(Clock(5, 41, 1.0), ["a", "b"], 2, like))
-    assert not torch.equal(both, latent_noise(Clock(6, 40, 1.0), ["a", "b"], 2, like))
+    assert not torch.equal(both, latent_noise(Clock(5, 41, 1.0, 1), ["a", "b"], 2, like))
+    assert not torch.equal(both, latent_noise(Clock(6, 40, 1.0, 1), ["a", "b"], 2, like))
 
 
 def test_what_is_logged_of_a_step() -> None:

@@ -37,7 +37,7 @@ def padded(model, data, labels: bool = True) -> dict[str, torch.Tensor]:
 def test_loss_and_gradients_are_those_of_the_stock_model() -> None:
     model = stock()
     data = batch(load_processor(stock_folder()), None)
-    ours = Sft(model, SftMethod())(data, Clock(0, 0, data.num_label_tokens)).loss
+    ours = Sft(model, SftMethod())(data, Clock(0, 0, data.num_label_tokens, len(data.lengths))).loss
     ours.backward()
     grads = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_stock_model() -> None:
 def test_a_batch_without_images_runs_the_vision_encoder_with_weight_zero() -> None:
     model = stock()
     data = batch(load_processor(stock_folder()), None, [("Is it red?", "no", ())])
-    output = Sft(model, SftMethod())(data, Clock(0, 0, data.num_label_tokens))
+    output = Sft(model, SftMethod())(data, Clock(0, 0, data.num_label_tokens, len(data.lengths)))
     output.loss.backward()
     theirs = model(input_ids=data.input_ids_N[None], labels=data.labels_N[None]).loss
     torch.testing.assert_close(output.loss, theirs, rtol=1e-6, atol=0)
@@ -79,7 +79,7 @@ def test_pause_tokens_are_fine_tuning_with_the_block_in_the_sequence() -> None:
     model = Pause.load(stock_folder(), processor, LATENT, dtype=torch.float32)
     data = batch(processor)
     method = Pause(model, PauseMethod())
-    output = method(data, Clock(0, 0, data.num_label_tokens))
+    output = method(data, Clock(0, 0, data.num_label_tokens, len(data.lengths)))
     torch.testing.assert_close(output.loss, model(**padded(model, data)).loss, rtol=1e-6, atol=0)
     output.loss.backward()
     grad = model.get_input_embeddings().weight.grad
@@ -126,7 +126,7 @@ def test_samples_are_told_apart_from_their_neighbours() -> None:
     """Packed end to end, the last token of one sample predicts nothing of the next."""
     model = stock(torch.float64)
     processor = load_processor(stock_folder())
-    clock = Clock(0, 0, 1)
+    clock = Clock(0, 0, 1, 1)
     together = Sft(model, SftMethod())(batch(processor, None, SAMPLES[2:] + SAMPLES[2:3]), clock).loss
     alone = [Sft(model, SftMethod())(batch(processor, None, [s]), clock).loss for s in (SAMPLES[2], SAMPLES[2])]
     third = batch(processor, None, [SAMPLES[2], SAMPLES[3]])

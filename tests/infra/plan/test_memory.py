@@ -17,7 +17,7 @@ from amvl_core.methods.sft import Sft
 from amvl_core.modeling import AMVLConfig, AMVLForConditionalGeneration
 from benchmarks.measure import peak_bytes
 from benchmarks.shapes import SPECIAL, model_config, text_batch
-from infra.plan.memory import Step, all_spans, states, step_peak
+from infra.plan.memory import Step, joined, states, step_peak
 from infra.plan.shapes import TextShape, VisionShape
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks.shapes builds the 7B shape on a GPU")
@@ -61,7 +61,7 @@ def test_the_peak_of_a_step(shape: dict[str, int], dtype: torch.dtype, method: s
     text = text_shape(model)
     batch = text_batch(x, y, block=not stock, vocab_size=text.vocab_size)
     module = Sft(model, SftMethod()) if stock else Amvl(model, AmvlMethod())
-    clock = Clock(seed=0, step=2000, num_tokens=y)
+    clock = Clock(seed=0, step=2000, num_tokens=y, num_samples=1)
 
     def step() -> None:
         module(batch, clock).loss.backward()
@@ -93,7 +93,7 @@ def test_the_peak_of_a_step_that_trains_the_vision_encoder(dtype: torch.dtype, c
     labels = torch.where(torch.arange(len(ids)) < tokens, IGNORED, ids)
     pixels = torch.randn(side * side, 3 * 2 * 8 * 8)
     batch = Batch(["sample"], [len(ids)], [1], ids, labels, pixels, torch.tensor([[1, side, side]]))
-    module, clock = Sft(model, SftMethod()), Clock(seed=0, step=0, num_tokens=text_tokens)
+    module, clock = Sft(model, SftMethod()), Clock(seed=0, step=0, num_tokens=text_tokens, num_samples=1)
 
     def step() -> None:
         module(batch, clock).loss.backward()
@@ -112,7 +112,7 @@ def test_samples_of_a_micro_batch_add_up() -> None:
     text = TextShape(1024, 64, 192, 2, 4, 2, False)
 
     def activations(samples: int) -> float:
-        rows = all_spans(shared_prefix_rows(100, 20, K), samples)
+        rows = joined([shared_prefix_rows(100, 20, K)] * samples)
         step = Step(rows, 20 * samples, 0, 4, checkpointing=False, trained=False)
         return step_peak(text, VisionShape(32, 64), step).activations
 

@@ -91,23 +91,29 @@ def test_a_slow_network_is_named_as_the_limit() -> None:
 
 
 def test_zero_1_sums_gradients_once_a_step_and_zero_2_once_a_micro_batch() -> None:
-    """Of 8 micro-batches, with the weights gathered once: 2 against 9 times the gradients."""
+    """Of 8 micro-batches of one sample, with the weights gathered once: 2 against 9 times the gradients."""
 
     def network(stage: Any) -> float:
         return stage.hours["sft"] - compute
 
     fast = replace(MACHINES["A100-80GB"], node_gb_s=1e9)
     compute = plan(paper(), fast, workload=LOAD).stages["amvl"].hours["sft"]
-    assert network(amvl(paper())) / network(amvl(changed("trainer.zero_stage", 1))) == pytest.approx(4.5, rel=1e-3)
-    assert "trainer.zero_stage=1 sends less" in text(plan(paper(), workload=LOAD))
+    small = changed("stages.amvl.micro_tokens", 1024)
+    assert network(amvl(small)) / network(amvl(changed("trainer.zero_stage", 1, small))) == pytest.approx(4.5, rel=1e-3)
+    assert "trainer.zero_stage=1 sends less" in text(plan(small, workload=LOAD))
 
 
-def test_larger_micro_batches_are_tried_against_the_memory() -> None:
-    largest = amvl(paper()).largest_micro_batch
-    assert largest > 1
-    assert amvl(changed("stages.amvl.micro_batch", largest)).fits
-    if largest < 8:
-        assert not amvl(changed("stages.amvl.micro_batch", 2 * largest)).fits
+def test_larger_budgets_are_tried_against_the_memory() -> None:
+    largest = amvl(paper()).largest_micro_tokens
+    assert largest >= paper().stages["amvl"].micro_tokens
+    assert amvl(changed("stages.amvl.micro_tokens", largest)).fits
+    if largest < 8 * LOAD.longest:
+        assert not amvl(changed("stages.amvl.micro_tokens", largest + LOAD.longest)).fits
+
+
+def test_memory_follows_the_budget_down_to_the_longest_sample() -> None:
+    needed = [amvl(changed("stages.amvl.micro_tokens", budget)).needed_gib for budget in (1, 4096, 6144, 8192, 16384)]
+    assert needed[0] == needed[1] < needed[2] < needed[3] < needed[4]
 
 
 def test_rows_are_counted_where_the_sources_say_them() -> None:
