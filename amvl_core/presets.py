@@ -50,7 +50,7 @@ def demo() -> RunConfig:
             zero_stage=1,
             precision="fp32",
             gradient_checkpointing=False,
-            loader_workers=0,
+            loader_workers=1,
             log_every=10,
             checkpoint_every=500,
         ),

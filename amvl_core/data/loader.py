@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -51,32 +52,39 @@ def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> It
     An AmvlError of a loader process is raised as it is. A loader process that is killed is a RuntimeError: nothing is
     wrong with the run, and its workers may be started again.
     """
+    if not workers:
+        return map(dataset.__getitem__, range(start, total))
     loader = DataLoader(
         _Caught(dataset),
         batch_size=None,
         sampler=range(start, total),
         num_workers=workers,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=2,
+        multiprocessing_context="fork",  # starts at once and pickles nothing; the processes touch no device
         worker_init_fn=lambda _: dataset.reader.forget(),
     )
     return _checked(iter(loader), dataset.rank)
 
 
 def _checked(items: Iterator[list[Batch] | AmvlError], rank: int) -> Iterator[list[Batch]]:
-    while True:
-        try:
-            item = next(items, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"a loader process of rank {rank} died ({error}); if memory ran out, lower trainer.loader_workers"
-            ) from error
-        if item is None:
-            return
-        if isinstance(item, AmvlError):
-            raise item
-        yield item
+    """Takes each item over while the step before it runs: to map its tensors takes some milliseconds."""
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(next, items, None)
+        while True:
+            try:
+                item = coming.result()
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"a loader process of rank {rank} died ({error}); if memory ran out, lower trainer.loader_workers"
+                ) from error
+            if item is None:
+                return
+            if isinstance(item, AmvlError):
+                raise item
+            coming = ahead.submit(next, items, None)
+            yield item
 
 
 class _Caught(Dataset[list[Batch] | AmvlError]):

@@ -79,8 +79,8 @@ def micro_batches(indices: np.ndarray, num_tokens: np.ndarray, world_size: int, 
     fewest = math.ceil(int(lengths.sum()) / (world_size * budget))
     for turns in range(min(fewest, most), most + 1) if most else ():
         division = [_spread(turn, num_tokens, world_size) for turn in _turns(indices, lengths, turns, world_size)]
-        if all(len(m) == 1 or num_tokens[m].sum() <= budget for turn in division for m in turn):
-            return division
+        if all(load <= budget for _, load in division):
+            return [turn for turn, _ in division]
     raise ConfigError(
         f"a global batch of {len(indices)} samples, the longest of {int(lengths.max())} tokens, cannot be divided over "
         f"{world_size} workers within micro_tokens = {budget}; make global_batch a multiple of cluster.num_workers"
@@ -103,14 +103,16 @@ def _turns(indices: np.ndarray, lengths: np.ndarray, turns: int, world_size: int
     yield indices[start:]
 
 
-def _spread(indices: np.ndarray, num_tokens: np.ndarray, world_size: int) -> list[np.ndarray]:
+def _spread(indices: np.ndarray, num_tokens: np.ndarray, world_size: int) -> tuple[list[np.ndarray], int]:
+    """The ranks' shares of a turn, and the most tokens that one of several samples has."""
     held: list[list[int]] = [[] for _ in range(world_size)]
     loads = [(0, rank) for rank in range(world_size)]
     for index, length in zip(indices.tolist(), num_tokens[indices].tolist(), strict=True):
         load, rank = loads[0]
         held[rank].append(index)
         heapq.heapreplace(loads, (load + max(1, length), rank))
-    return [np.array(samples) for samples in held]
+    most = max((load for load, rank in loads if len(held[rank]) > 1), default=0)
+    return [np.array(samples) for samples in held], most
 
 
 def num_steps(epochs: float | None, steps: int | None, rows: int, size: int) -> int:
