@@ -55,16 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=8000, help="samples to generate")
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each stage, at least 2")
     chosen = parser.parse_args(arguments)
-    order = order_seconds()
     with tempfile.TemporaryDirectory(prefix="amvl-ingest-") as folder:
         config = _config(folder, chosen.rows, chosen.steps)
-        dataset = _prepare(config, storage.join(folder, "data"))
-        found = [_train(config, dataset, stage, folder) for stage in STAGES]
-        for stage, row in zip(STAGES, found, strict=True):
-            print(json.dumps({"stage": stage} | row), flush=True)
-        worst = {name: max(row[name] for row in found) for name in found[0]}
-        read = _bytes(config, dataset)
-    print(json.dumps(worst | read | {"order_450k_s": round(order, 3)}))
+        found = measure(config, _prepare(config, storage.join(folder, "data")), folder)
+    print(json.dumps(found))
+
+
+def measure(config: RunConfig, dataset: DatasetRecord, folder: str) -> dict[str, float]:
+    """What the JSON line says."""
+    order = order_seconds()
+    found = [_train(config, dataset, stage, folder) for stage in STAGES]
+    for stage, row in zip(STAGES, found, strict=True):
+        print(json.dumps({"stage": stage} | row), flush=True)
+    worst = {name: max(row[name] for row in found) for name in found[0]}
+    return worst | _bytes(config, dataset) | {"order_450k_s": round(order, 3)}
 
 
 def order_seconds(rows: int = ROWS) -> float:

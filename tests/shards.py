@@ -15,10 +15,16 @@ from data_prep.shards import ShardRow, ShardWriter, sha256, shard_name
 from tests.tiny import picture
 
 
-def row(number: int, image_bytes: int | None = None, question: str = "<image>What colour is it?") -> ShardRow:
-    """A sample with one picture, or with `image_bytes` of noise in its place."""
+def row(
+    number: int, image_bytes: int | None = None, question: str = "<image>What colour is it?", slots: int = 0
+) -> ShardRow:
+    """A sample with one picture, or with `image_bytes` of noise in its place; `slots` make a latent block."""
     noise = np.random.default_rng(number).bytes(image_bytes) if image_bytes else picture(number)
-    segments = [Segment("prompt", question + "?" * (number % 7)), Segment("answer", "red" if number % 2 else "blue")]
+    segments = [
+        Segment("prompt", question + "?" * (number % 7)),
+        *([Segment("latent", num_slots=slots)] if slots else []),
+        Segment("answer", "red" if number % 2 else "blue"),
+    ]
     return ShardRow(f"train-{number}", "made", segments, [noise], [(32, 32)], 30 + number % 7, "{}")
 
 

@@ -1,0 +1,49 @@
+import pytest
+
+from amvl_core.config import SftMethod, override
+from amvl_core.methods import Clock
+from amvl_core.methods.amvl import Amvl
+from amvl_core.methods.sft import Sft
+from amvl_core.presets import demo
+from amvl_core.processor import load_processor
+from benchmarks.ingest import Counter, measure
+from tests.shards import row, write
+from tests.tiny import LATENT, SAMPLES, TINY, amvl_model, batch, stock_folder
+
+
+def test_both_stages_run_and_are_measured(tmp_path) -> None:
+    """The demo's stages on the smallest model, two processes each with a loader process."""
+    changes = {
+        "model": {"tiny": TINY.model_dump()},
+        "latent": LATENT.model_dump(),
+        "stages": {stage: {"steps": 3, "global_batch": 8, "micro_tokens": 512} for stage in demo().stages},
+        "trainer": {"log_every": 1, "checkpoint_every": 1000},
+    }
+    record = write(str(tmp_path / "data"), [[row(number, slots=LATENT.num_slots) for number in range(70)]])
+    found = measure(override(demo(), changes), record, str(tmp_path))
+    assert 0 <= found["data_wait_share"] < 1
+    assert found["padding_waste"] == 0
+    assert 1 <= found["rank_imbalance"] < 1.1
+    # Two loader processes, each of which reads all of a dataset this small: 64 of its rows are asked for.
+    assert found["bytes_read_per_sample"] == pytest.approx(2 * found["bytes_stored_per_sample"] * 70 / 64, rel=0.01)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_what_belongs_to_no_sample_is_counted(latent: bool) -> None:
+    """A batch without pictures shows the vision encoder a blank one, of four patches."""
+    if latent:
+        model, processor = amvl_model()
+        method = Amvl(model, demo().stages["amvl"].method)
+    else:
+        processor = load_processor(stock_folder())
+        method = Sft(Sft.load(stock_folder(), processor, LATENT), SftMethod())
+    counter = Counter()
+    hook = counter.watch()
+    try:
+        for samples in (SAMPLES, SAMPLES[2:3]):
+            data = batch(processor, LATENT if latent else None, samples)
+            method(data, Clock(0, 0, data.num_label_tokens, len(samples)))
+    finally:
+        hook.remove()
+    assert counter.rows == counter.needed > 50
+    assert counter.patches - counter.shown == 4
