@@ -13,7 +13,7 @@ from amvl_core.config import RunConfig, StageConfig
 from amvl_core.data.order import num_steps
 from amvl_core.errors import ConfigError
 from infra.plan import memory
-from infra.plan.memory import Moment, Step
+from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
 from infra.plan.shapes import ModelShape, Part, model_shape, parameters
 from infra.plan.workload import Workload, assumed
 
@@ -59,7 +59,10 @@ class Change:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step."""
+    """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step.
+
+    `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`).
+    """
 
     method: str
     trained: list[Part]
@@ -67,6 +70,7 @@ class StagePlan:
     tokens_per_step: int
     memory_gib: dict[str, float]
     needed_gib: float
+    host_gib: float
     peak_at: str
     fits: bool
     change: Change | None
@@ -136,6 +140,7 @@ class _How(NamedTuple):
     checkpointing: bool
     zero_stage: int
     workers: int
+    offload: Offload
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,11 @@ class _Job:
     def stage(self, name: str) -> StagePlan:
         stage, trainer = self.config.stages[name], self.config.trainer
         how = _How(
-            stage.micro_batch, trainer.gradient_checkpointing, trainer.zero_stage, self.config.cluster.num_workers
+            stage.micro_batch,
+            trainer.gradient_checkpointing,
+            trainer.zero_stage,
+            self.config.cluster.num_workers,
+            trainer.offload,
         )
         parts, peak_at = self.memory(stage, how)
         needed = sum(parts.values())
@@ -167,6 +176,7 @@ class _Job:
             tokens_per_step=stage.global_batch * (self.workload.prompt + self.workload.answer),
             memory_gib={part: round(gib, 3) for part, gib in parts.items()},
             needed_gib=round(needed, 2),
+            host_gib=round(self.states(stage, how).host / GIB * min(how.workers, self.machines.gpus_per_node), 2),
             peak_at=peak_at,
             fits=fits,
             change=None if fits else self.smallest_change(name, how),
@@ -192,9 +202,20 @@ class _Job:
             return {part: text.vocab_size * text.hidden_size if part == "embeddings" else 0 for part in counts}
         return {part: 0 if part == "vision" and stage.trainable != "all" else n for part, n in counts.items()}
 
+    def states(self, stage: StageConfig, how: _How) -> States:
+        """What outlives a step."""
+        total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
+        largest = self.shape.text.vocab_size * self.shape.text.hidden_size
+        return memory.states(total, trained, self.width, how.zero_stage, how.workers, how.offload, largest)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 2 if self.config.trainer.precision == "bf16" else 4
+
     def memory(self, stage: StageConfig, how: _How) -> tuple[dict[str, float], str]:
         """GiB by part at the worst moment, and which moment that is."""
-        longest, width = self.workload.at_its_longest(), 2 if self.config.trainer.precision == "bf16" else 4
+        longest = self.workload.at_its_longest()
         draws = self.draws(stage)
         rows: flops.Rows = flops.sft_rows(longest.prompt + self.slots(stage), longest.answer)
         if stage.method.kind == "amvl":
@@ -205,13 +226,12 @@ class _Job:
             rows=memory.all_spans(rows, how.micro_batch),
             labels=longest.labels * draws * how.micro_batch,
             patches=patches * how.micro_batch,
-            width=width,
+            width=self.width,
             checkpointing=how.checkpointing,
             trained=stage.trainable != "new_rows",
         )
         peak = memory.step_peak(self.shape.text, vision, step)
-        total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
-        states = memory.states(total, trained, width, how.zero_stage, how.workers)
+        states = self.states(stage, how)
         if states.stepping > peak.total:
             peak = Moment("optimiser step", workspace=states.stepping)
         parts = {
@@ -257,7 +277,6 @@ class _Job:
         """
         if how.workers == 1:
             return 0.0
-        width = 2 if self.config.trainer.precision == "bf16" else 4
         total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
         micro_steps = max(1, stage.global_batch // (how.workers * how.micro_batch))
         gathers = 2 * (2 if stage.method.kind == "amvl" else 1)
@@ -268,7 +287,7 @@ class _Job:
             3: micro_steps * (trained + gathers * total),
         }[how.zero_stage]
         speed = NVLINK_GB_S if how.workers <= self.machines.gpus_per_node else self.machines.node_gb_s
-        return elements * width * (how.workers - 1) / how.workers / (speed * 1e9)
+        return elements * self.width * (how.workers - 1) / how.workers / (speed * 1e9)
 
     def needed(self, stage: StageConfig, how: _How) -> float:
         return sum(self.memory(stage, how)[0].values())
@@ -283,6 +302,7 @@ class _Job:
                     "trainer.gradient_checkpointing",
                     "trainer.zero_stage",
                     "cluster.num_workers",
+                    "trainer.offload",
                 )
                 new = {path: value for path, value, old in zip(paths, how, now, strict=True) if value != old}
                 return Change(new, round(needed, 2))
@@ -299,11 +319,13 @@ class _Job:
 def _alternatives(now: _How) -> Iterator[_How]:
     """Ways to run the same stage with less memory, in the order in which one would try them."""
     smaller = [now.micro_batch // 2**i for i in range(int(math.log2(now.micro_batch)) + 1)]
-    stages = range(now.zero_stage, 4)
+    offloads = [offload for offload in OFFLOADS if OFFLOADS[offload] >= OFFLOADS[now.offload]]
+    checkpointing = sorted({now.checkpointing, True})
     same = [
-        _How(micro, checkpointing, zero, now.workers)
-        for checkpointing, zero, micro in product(sorted({now.checkpointing, True}), stages, smaller)
+        _How(micro, again, zero, now.workers, offload)
+        for offload, again, zero, micro in product(offloads, checkpointing, range(now.zero_stage, 4), smaller)
+        if zero >= OFFLOADS[offload]
     ]
     yield from sorted(same[1:], key=lambda how: sum(new != old for new, old in zip(how, now, strict=True)))
     for doubling in range(1, 8):
-        yield _How(1, True, 3, now.workers * 2**doubling)
+        yield _How(1, True, 3, now.workers * 2**doubling, now.offload)
