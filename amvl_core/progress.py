@@ -30,14 +30,14 @@ class Progress:
     warnings: tuple[Advice, ...] = ()
 
     def line(self) -> str:
-        """One line of at most 120 columns for a terminal or a log; those of one stage stand below each other."""
+        """One line for a terminal or a log, under 120 columns; those of one stage stand below each other."""
         return "  ".join([self._amount(), *_columns(self.metrics), *self._left()])
 
     def _amount(self) -> str:
         if not self.total:
             return f"{self.stage}: counting {self.unit}"
         total = f"{self.total:,}"
-        return f"{self.stage}: {self.done:>{len(total)},}/{total} {self.unit}"
+        return f"{self.stage}: {self.done:>{len(total)},}/{total}" + ("" if self.metrics else f" {self.unit}")
 
     def _left(self) -> list[str]:
         return [] if self.seconds_left is None else [f"{_clock(self.seconds_left)} left"]
@@ -45,30 +45,30 @@ class Progress:
 
 ProgressFn = Callable[[Progress], None]
 
-_TERMS = {"loss": "loss", "ntp": "ntp", "kl_forward": "fwd", "kl_reverse": "rev"}
-
 
 def _columns(metrics: dict[str, float]) -> list[str]:
-    """The metrics that a person watches; the tracker has them all."""
-    columns = [f"{short} {_number(metrics[name])}" for name, short in _TERMS.items() if name in metrics]
+    """The metrics that a person watches (`kl`: forward, reverse); the tracker has them all."""
+    columns = [f"{name} {_number(metrics[name])}" for name in ("loss", "ntp") if name in metrics]
+    if kl := [_number(metrics[name]) for name in ("kl_forward", "kl_reverse") if name in metrics]:
+        columns.append(" ".join(["kl", *kl]))
     if "tokens_per_s" in metrics:
-        columns.append(f"{metrics['tokens_per_s']:>7,.0f} tok/s")
+        columns.append(f"{metrics['tokens_per_s'] / 1000:>5.1f}k tok/s")
     if "data_wait" in metrics:
         columns.append(f"wait {metrics['data_wait']:>5.1%}")
     if "gpu_memory_gib" in metrics:
         columns.append(f"{metrics['gpu_memory_gib']:>5.1f} GiB")
-    if metrics.get("skipped_steps"):
+    if "skipped_steps" in metrics:
         columns.append(f"skipped {metrics['skipped_steps']:.0f}")
     return columns
 
 
 def _number(value: float) -> str:
-    """Six columns with three to four digits that count."""
+    """Five columns, from 0.001 up to 99,999 without an exponent."""
     size = abs(value)
-    if size and not 1e-3 <= size < 1e5:
-        return f"{value:>6.0e}"
-    decimals = 4 if size < 1 else 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
-    return f"{value:>6.{decimals}f}"
+    if size and not 1e-3 <= size < 99_999.5:
+        return f"{value:5.0e}"
+    decimals = 3 if size < 9.9995 else 2 if size < 99.995 else 1 if size < 999.95 else 0
+    return f"{value:5.{decimals}f}"
 
 
 def _clock(seconds: float) -> str:
