@@ -193,7 +193,7 @@ class Engine:
     def state_dict(self, rank: int) -> dict[str, torch.Tensor]:
         """All weights of the Hugging Face model on the CPU of rank 0 (empty elsewhere); every rank calls it."""
         state: dict[str, torch.Tensor] = {}
-        for name, parameter in self.method.model.named_parameters(remove_duplicate=False):
+        for name, parameter in self.method.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 if rank == 0:
                     state[name] = parameter.detach().cpu().clone()
