@@ -178,9 +178,8 @@ class Engine:
         return {"gpu_memory_gib": peak}
 
     def gradient_norm(self) -> float:
-        """Norm of the last step's gradient before clipping; NaN where DeepSpeed does not keep one."""
-        norm = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        """Norm of the last step's gradient, over all ranks, before clipping."""
+        return float(self.engine.get_global_grad_norm())
 
     def save(self, folder: Path, tag: str) -> None:
         """Every rank writes its share of weights and optimiser state to `folder`/`tag`."""

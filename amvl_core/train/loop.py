@@ -46,7 +46,8 @@ class TrainJob(BaseModel):
 def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
     """Runs a stage from its last complete checkpoint to its end and writes the stage's record.
 
-    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step.
+    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step and
+    where a warning arises.
     """
     config, stage = job.config, job.config.stages[job.stage]
     rank, world_size = dist.get_rank(), dist.get_world_size()
