@@ -107,9 +107,11 @@ def steps(rank: int, case: tuple[int, str, str], spoils: tuple[Any, ...]) -> dic
         suspects += [optimiser_step(engine, parts, lr, spoil) for spoil in spoils] if number == 0 else []
     everywhere: list[Any] = [None, None]
     dist.all_gather_object(everywhere, suspects)
+    deepspeed = engine.engine
+    moved = [deepspeed.zero_use_cpu_optimizer(), deepspeed.zero_offload_param() is not None]
     state = held(engine)
     engine.close()
-    return {"weights": state, "norms": norms, "suspects": everywhere}
+    return {"weights": state, "norms": norms, "suspects": everywhere, "moved": [bool(part) for part in moved]}
 
 
 def held(engine: Any) -> dict[str, Tensor]:
@@ -207,7 +209,9 @@ def test_weights_are_those_of_adamw_in_one_process(found, reference, stage: int,
 
 @pytest.mark.parametrize(("stage", "offload", "precision"), [case for case in CASES if case[1] != "none"])
 def test_offload_changes_no_weight(found, stage: int, offload: str, precision: str) -> None:
-    here, there = (found[name(stage, place, precision)]["weights"] for place in (offload, "none"))
+    moved, plain = (found[name(stage, place, precision)] for place in (offload, "none"))
+    assert moved["moved"] == [True, offload == "parameters"] and plain["moved"] == [False, False]
+    here, there = moved["weights"], plain["weights"]
     worst = max(float((here[k].float() - v.float()).abs().max()) for k, v in there.items())
     # Measured worst case: 1.3e-7 in float32 (the norm is summed in another order), none in bf16.
     assert worst <= (1e-6 if precision == "fp32" else 0.0)
