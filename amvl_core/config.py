@@ -290,6 +290,14 @@ class AmvlMethod(Frozen):
 Method = Annotated[SftMethod | PauseMethod | AmvlMethod, Field(discriminator="kind")]
 
 
+class LrScale(Frozen):
+    """Factors on a stage's learning rate, for parts of the model that want one of their own."""
+
+    latent: float = Field(1.0, gt=0, description="of the variational heads and the injector")
+    embeddings: float = Field(1.0, gt=0, description="of the token embeddings, new rows included, and the output layer")
+    vision: float = Field(1.0, gt=0, description="of the vision encoder")
+
+
 class StageConfig(Frozen):
     """One training stage; it starts from the checkpoint of the stage before it."""
 
@@ -304,6 +312,7 @@ class StageConfig(Frozen):
     global_batch: int = Field(128, ge=1)
     micro_tokens: int = Field(16384, ge=1, description="tokens per worker and forward pass; a longer sample runs alone")
     lr: float = Field(1e-5, gt=0)
+    lr_scale: LrScale = LrScale()
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's; short runs from scratch want a shorter memory")
     weight_decay: float = Field(0.01, ge=0)
@@ -317,17 +326,45 @@ class StageConfig(Frozen):
             raise ValueError("sft has no new token rows to train; use trainable = all or language")
         return self
 
+    @model_validator(mode="after")
+    def _scaled(self) -> StageConfig:
+        if self.lr_scale.latent != 1 and (self.method.kind != "amvl" or self.trainable == "new_rows"):
+            raise ValueError(
+                f"lr_scale.latent: no heads and injector are trained with method {self.method.kind} and trainable = "
+                f"{self.trainable}; leave it out"
+            )
+        if self.lr_scale.vision != 1 and self.trainable != "all":
+            raise ValueError(f"lr_scale.vision: trainable = {self.trainable} keeps the vision encoder; set it to all")
+        return self
+
 
 class TrainerConfig(Frozen):
     """How a stage runs; the DeepSpeed configuration is derived from it (`amvl_core/train/engine.py`)."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="what lives in the CPU's memory: optimizer: its states, which are stepped there (ZeRO 1 to 3); "
+        "parameters: the weights as well (ZeRO 3)",
+    )
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints to resume from")
     log_every: int = Field(1, ge=1, description="optimiser steps between logged metrics")
     loader_workers: int = Field(4, ge=0, description="processes per worker that decode images ahead of the step")
     max_failures: int = Field(3, ge=0, description="how often a failed worker group is started again")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose gradient is not finite: end the run, or go on without that step"
+    )
+
+    @model_validator(mode="after")
+    def _offload(self) -> TrainerConfig:
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(
+                f"offload = {self.offload} needs zero_stage {needed} or more (it is {self.zero_stage}); set zero_stage"
+            )
+        return self
 
 
 class ClusterConfig(Frozen):

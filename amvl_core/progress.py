@@ -1,4 +1,4 @@
-"""How long work tells how far it is: one event type for every stage, one callback."""
+"""How long work tells how far it is: one event type for every stage, one callback, one line for a person."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Advice:
+    """Something that goes wrong but does not stop the work: what it is called, what is seen and what to do."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage`; `metrics` at training step `done` (name -> value).
+    """`done` of `total` units of `stage`; `metrics` at training step `done` (name -> value); warnings as they arise.
 
     `total` is 0 until it is known.
     """
@@ -19,22 +27,48 @@ class Progress:
     unit: str
     seconds_left: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[Advice, ...] = ()
 
     def line(self) -> str:
-        """One line for a terminal or a log."""
-        amount = f"{self.done:,}/{self.total:,}" if self.total else "counting"
-        parts = [f"{self.stage}: {amount} {self.unit}"]
-        parts += [f"{name} {_number(value)}" for name, value in self.metrics.items()]
-        if self.seconds_left is not None:
-            parts.append(f"{_clock(self.seconds_left)} left")
-        return "  ".join(parts)
+        """One line for a terminal or a log, under 120 columns; those of one stage stand below each other."""
+        return "  ".join([self._amount(), *_columns(self.metrics), *self._left()])
+
+    def _amount(self) -> str:
+        if not self.total:
+            return f"{self.stage}: counting {self.unit}"
+        total = f"{self.total:,}"
+        return f"{self.stage}: {self.done:>{len(total)},}/{total}" + ("" if self.metrics else f" {self.unit}")
+
+    def _left(self) -> list[str]:
+        return [] if self.seconds_left is None else [f"{_clock(self.seconds_left)} left"]
 
 
 ProgressFn = Callable[[Progress], None]
 
 
+def _columns(metrics: dict[str, float]) -> list[str]:
+    """The metrics that a person watches (`kl`: forward, reverse); the tracker has them all."""
+    columns = [f"{name} {_number(metrics[name])}" for name in ("loss", "ntp") if name in metrics]
+    if kl := [_number(metrics[name]) for name in ("kl_forward", "kl_reverse") if name in metrics]:
+        columns.append(" ".join(["kl", *kl]))
+    if "tokens_per_s" in metrics:
+        columns.append(f"{metrics['tokens_per_s'] / 1000:>5.1f}k tok/s")
+    if "data_wait" in metrics:
+        columns.append(f"wait {metrics['data_wait']:>5.1%}")
+    if "gpu_memory_gib" in metrics:
+        columns.append(f"{metrics['gpu_memory_gib']:>5.1f} GiB")
+    if "skipped_steps" in metrics:
+        columns.append(f"skipped {metrics['skipped_steps']:.0f}")
+    return columns
+
+
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """Five columns, from 0.001 up to 99,999 without an exponent."""
+    size = abs(value)
+    if size and not 1e-3 <= size < 99_999.5:
+        return f"{value:5.0e}"
+    decimals = 3 if size < 9.9995 else 2 if size < 99.995 else 1 if size < 999.95 else 0
+    return f"{value:5.{decimals}f}"
 
 
 def _clock(seconds: float) -> str:

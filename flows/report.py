@@ -1,17 +1,19 @@
 """The rows of the tables and the lines that a run shows: pure functions of records."""
 
+import logging
 from typing import Any
 
-from amvl_core.progress import Progress
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, TaskScore
 
-SHOWN_METRICS = ("loss", "ntp", "kl_forward", "kl_reverse", "tokens_per_s")
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+"""What Prefect's `get_run_logger` returns."""
+SHOWN_WARNINGS = 10
 
 
-def progress_line(progress: Progress) -> str:
-    """One compact line: only the metrics a person watches."""
-    shown = {name: progress.metrics[name] for name in SHOWN_METRICS if name in progress.metrics}
-    return Progress(progress.stage, progress.done, progress.total, progress.unit, progress.seconds_left, shown).line()
+def page_text(line: str, warnings: list[str]) -> str:
+    """The progress line as Markdown, with the last warnings under it, the newest first."""
+    shown = warnings[: -SHOWN_WARNINGS - 1 : -1]
+    return "\n".join([f"`{line}`", *(["", "**Warnings**", ""] if shown else []), *(f"- {text}" for text in shown)])
 
 
 def drop_rows(dataset: DatasetRecord) -> list[dict[str, Any]]:

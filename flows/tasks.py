@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,24 +31,46 @@ LOG_EVERY_S = 3.0
 
 
 class Reporter:
-    """Progress to the log and the run's page at most every few seconds, metrics to the tracker each time."""
+    """Progress to the log and to the run's page at most every few seconds; metrics and warnings each time.
 
-    def __init__(self, tracker: Tracker, key: str) -> None:
-        self.tracker, self.log, self.last = tracker, get_run_logger(), 0.0
-        self.artifact = create_progress_artifact(0.0, key=key.lower().replace("_", "-"), description=key)
+    `page` shows a share of 100 and a text. Safe to call from another thread than the task's.
+    """
+
+    def __init__(self, tracker: Tracker, log: report.Log, page: Callable[[float, str], None]) -> None:
+        self.tracker, self.log, self.page = tracker, log, page
+        self.last = 0.0
+        self.warnings: list[str] = []
 
     def __call__(self, progress: Progress) -> None:
-        """Takes one event; safe to call from another thread than the task's."""
+        """Takes one event."""
         if progress.metrics:
             self.tracker.metrics(progress.stage, progress.done, progress.metrics)
-        if time.monotonic() - self.last < LOG_EVERY_S and progress.done < progress.total:
+        for advice in progress.warnings:
+            self.log.warning("%s: %s", progress.stage, advice.text)
+            self.tracker.tag({f"amvl.warning.{progress.stage}.{advice.kind}": f"step {progress.done}: {advice.text}"})
+            self.tracker.metrics(progress.stage, progress.done, {f"warning_{advice.kind}": 1.0})
+            self.warnings.append(f"step {progress.done}: {advice.text}")
+        quiet = time.monotonic() - self.last < LOG_EVERY_S and progress.done < progress.total
+        if quiet and not progress.warnings:
             return
         self.last = time.monotonic()
-        self.log.info(report.progress_line(progress))
+        if progress.metrics or not progress.warnings:
+            self.log.info(progress.line())
+        share = 100.0 * progress.done / max(progress.total, 1)
+        self.page(share, report.page_text(progress.line(), self.warnings))
+
+
+def progress_page(key: str, log: report.Log) -> Callable[[float, str], None]:
+    """A progress artifact of the task that calls this, and what shows progress there."""
+    artifact = create_progress_artifact(0.0, key=key.lower().replace("_", "-"), description=key)
+
+    def show(share: float, text: str) -> None:
         try:
-            update_progress_artifact(self.artifact, 100.0 * progress.done / max(progress.total, 1))
+            update_progress_artifact(artifact, share, description=text)
         except httpx.HTTPError as error:  # the page lags behind; the stage must not suffer for it
-            self.log.debug("the progress artifact was not updated: %s", error)
+            log.debug("the progress artifact was not updated: %s", error)
+
+    return show
 
 
 @contextmanager
@@ -60,7 +82,7 @@ def working(config: RunConfig, tracker: Tracker, name: str) -> Iterator[Reporter
     log = get_run_logger()
     log.info("%s: starts, %d workers on %s", name, workers.num_workers, workers.device)
     started = time.monotonic()
-    yield Reporter(tracker, name)
+    yield Reporter(tracker, log, progress_page(name, log))
     log.info("%s: done in %.0f s", name, time.monotonic() - started)
 
 

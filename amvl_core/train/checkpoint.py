@@ -19,6 +19,7 @@ from amvl_core.train.engine import Engine
 
 MARKER = "complete.json"
 KEEP = 2
+SHARD_SIZE = "5GB"
 
 
 def save_checkpoint(engine: Engine, uri: str, step: int, rank: int, world_size: int) -> None:
@@ -58,19 +59,23 @@ def load_latest(engine: Engine, uri: str, world_size: int) -> int:
 def save_model(engine: Engine, processor: Any, uri: str, rank: int) -> int:
     """Writes the Hugging Face folder (safetensors, configuration, tokenizer, processor); the number of parameters."""
     state = engine.state_dict(rank)
-    model = engine.method.model
     if rank == 0:
         folder = Path(tempfile.mkdtemp())
         try:
-            model.config.dtype = model.dtype
-            model.save_pretrained(folder, state_dict=state)
-            processor.save_pretrained(folder)
+            write_model(engine.method.model, processor, state, folder)
             storage.remove(uri)
             storage.upload(folder, uri)
         finally:
             shutil.rmtree(folder)
     dist.barrier()
     return sum(tensor.numel() for tensor in state.values())
+
+
+def write_model(model: Any, processor: Any, state: dict[str, Any], folder: Path) -> None:
+    """The Hugging Face folder of `model` with the weights of `state`, in shards of `SHARD_SIZE` with an index."""
+    model.config.dtype = model.dtype
+    model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD_SIZE)
+    processor.save_pretrained(folder)
 
 
 def _complete(uri: str) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from amvl_core.config import StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods import Clock, Method, StepOutput
+from amvl_core.modeling import NEW_PARTS
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -29,17 +32,49 @@ def deepspeed_config(stage: StageConfig, trainer: TrainerConfig) -> dict[str, An
     """The DeepSpeed dictionary of one stage.
 
     How many micro-batches a step has differs from step to step: `Engine` says which is the last, and a loss is the
-    micro-batch's share of the step's. So there is nothing to divide by, and the two sizes say nothing.
+    micro-batch's share of the step's. So there is nothing to divide by, and the two sizes say nothing. Offloaded states
+    are stepped by the same torch.optim.AdamW as the others, on the CPU: the same weights, and no extension to compile.
     """
+    zero: dict[str, Any] = {"stage": trainer.zero_stage}
+    if trainer.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if trainer.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": stage.clip,
+        "gradient_clipping": 0.0 if _plain(trainer) else stage.clip,
         "bf16": {"enabled": trainer.precision == "bf16"},
-        "zero_optimization": {"stage": trainer.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def _plain(trainer: TrainerConfig) -> bool:
+    """Whether DeepSpeed leaves the optimiser as it is: no ZeRO, and no float32 copy of bf16 weights."""
+    return trainer.zero_stage == 0 and trainer.precision == "fp32"
+
+
+class PlainAdamW(torch.optim.AdamW):
+    """AdamW for the one case in which DeepSpeed wraps no optimiser of its own around it.
+
+    Does what those do: clips by the global norm and keeps it, and takes no step on a gradient that is not finite
+    (`overflow`). Gradients are summed over ranks already, so every rank decides alike.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], clip: float, **options: Any) -> None:
+        super().__init__(groups, **options)
+        self.clip, self.overflow, self._global_grad_norm = clip, False, 0.0
+
+    def step(self, closure: Any = None) -> None:
+        """One step, or none."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._global_grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if not self.overflow:
+            super().step(closure)
 
 
 def set_trainable(method: Method, trainable: str) -> None:
@@ -55,15 +90,34 @@ def set_trainable(method: Method, trainable: str) -> None:
         weight.register_hook(lambda grad: grad * rows.to(grad))
 
 
-def parameter_groups(method: nn.Module, stage: StageConfig) -> list[dict[str, Any]]:
-    """Weight decay on matrices only, and on none where only single rows are trained: decay would move the others."""
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+def parameter_groups(method: Method, stage: StageConfig) -> list[dict[str, Any]]:
+    """Trained parameters by learning rate (`lr_scale`, a factor on the stage's) and by weight decay.
+
+    Decay is on matrices only, and on none where only single rows are trained: decay would move the others.
+    """
     decay = stage.weight_decay if stage.trainable != "new_rows" else 0.0
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    scales = _lr_scales(method, stage)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            key = (scales.get(parameter, 1.0), parameter.ndim >= 2)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": groups[scale, matrix], "weight_decay": decay if matrix else 0.0, "lr_scale": scale}
+        for scale, matrix in sorted(groups, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _lr_scales(method: Method, stage: StageConfig) -> dict[nn.Parameter, float]:
+    """The factor on the learning rate of each parameter that has one of its own."""
+    model, factors = method.model, stage.lr_scale
+    latent = [parameter for name, parameter in model.named_parameters() if name.startswith(NEW_PARTS)]
+    embeddings = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    return {
+        **dict.fromkeys(model.model.visual.parameters(), factors.vision),
+        **dict.fromkeys(embeddings, factors.embeddings),
+        **dict.fromkeys(latent, factors.latent),
+    }
 
 
 class Engine:
@@ -73,9 +127,10 @@ class Engine:
         set_trainable(method, stage.trainable)
         if trainer.gradient_checkpointing:
             method.model.activation_checkpointing_enable()
-        fused = torch.cuda.is_available()
-        optimizer = torch.optim.AdamW(
-            parameter_groups(method, stage), lr=stage.lr, betas=(0.9, stage.beta2), fused=fused
+        groups = parameter_groups(method, stage)
+        options: dict[str, Any] = {"lr": stage.lr, "betas": (0.9, stage.beta2), "fused": torch.cuda.is_available()}
+        optimizer = (
+            PlainAdamW(groups, stage.clip, **options) if _plain(trainer) else torch.optim.AdamW(groups, **options)
         )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=method,
@@ -86,6 +141,7 @@ class Engine:
         self.method = method
         self.device = self.engine.device
         self.world_size = world_size
+        self._losses: list[tuple[list[str], Tensor]] = []
 
     def forward(self, batch: Batch, clock: Clock, last: bool) -> StepOutput:
         """The share of one micro-batch; `last`: of the rank's in this step, after which gradients are summed."""
@@ -93,23 +149,49 @@ class Engine:
         output: StepOutput = self.engine(batch, clock)
         return output
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradient of `loss`, a share of the step's. DeepSpeed averages over the ranks, shares add up."""
-        self.engine.backward(loss * self.world_size)
-
     def step(self) -> None:
         """The optimiser's step, once all micro-batches are in."""
         self.engine.step()
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the next optimiser step."""
+        """The stage's learning rate of the next optimiser step; each group's is its factor times that."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
+
+    def backward(self, loss: Tensor, sample_ids: list[str]) -> None:
+        """Adds the gradient of a micro-batch's share of the loss; DeepSpeed averages over ranks, but shares add up.
+
+        A loss that is not finite makes every gradient NaN, on all ranks once they are summed: the norm, which is
+        taken anyway, then tells every rank that there is no step to take. Nothing waits for the device here.
+        """
+        finite = torch.isfinite(loss.detach())
+        self._losses.append((sample_ids, finite))
+        self.engine.backward(loss * torch.where(finite, float(self.world_size), torch.nan).to(loss))
+
+    def suspects(self) -> list[str] | None:
+        """None where the last optimiser step was taken; else the samples, of all ranks, whose loss was not finite.
+
+        Every rank calls this after the step. Weights and moments are what they were where it was not taken.
+        """
+        losses, self._losses = self._losses, []
+        if self.engine.was_step_applied():
+            return None
+        mine = [name for sample_ids, finite in losses if not finite for name in sample_ids]
+        found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, mine)
+        return [name for names in found for name in names]
+
+    def memory(self) -> dict[str, float]:
+        """The most that this rank's GPU held since the last call, in GiB; nothing on a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return {"gpu_memory_gib": peak}
 
     def gradient_norm(self) -> float:
-        """Norm of the last step's gradient before clipping; NaN where DeepSpeed does not keep one."""
-        norm = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        """Norm of the last step's gradient, over all ranks, before clipping."""
+        return float(self.engine.get_global_grad_norm())
 
     def save(self, folder: Path, tag: str) -> None:
         """Every rank writes its share of weights and optimiser state to `folder`/`tag`."""
@@ -122,7 +204,7 @@ class Engine:
     def state_dict(self, rank: int) -> dict[str, torch.Tensor]:
         """All weights of the Hugging Face model on the CPU of rank 0 (empty elsewhere); every rank calls it."""
         state: dict[str, torch.Tensor] = {}
-        for name, parameter in self.method.model.named_parameters(remove_duplicate=False):
+        for name, parameter in self.method.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 if rank == 0:
                     state[name] = parameter.detach().cpu().clone()

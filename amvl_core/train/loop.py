@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +15,6 @@ from amvl_core.data.encode import Encoder
 from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
-from amvl_core.errors import AmvlError
 from amvl_core.methods import METHODS, Clock, Method
 from amvl_core.processor import AMVLProcessor, load_processor
 from amvl_core.progress import Progress, ProgressFn
@@ -27,6 +22,8 @@ from amvl_core.records import CheckpointRecord, DatasetRecord, save_record
 from amvl_core.schedules import cosine_with_warmup
 from amvl_core.train.checkpoint import load_latest, save_checkpoint, save_model
 from amvl_core.train.engine import DTYPES, Engine
+from amvl_core.train.steplog import StepLog
+from amvl_core.train.watch import Skips, watches
 
 
 class TrainJob(BaseModel):
@@ -49,7 +46,8 @@ class TrainJob(BaseModel):
 def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
     """Runs a stage from its last complete checkpoint to its end and writes the stage's record.
 
-    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step.
+    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step and
+    where a warning arises.
     """
     config, stage = job.config, job.config.stages[job.stage]
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -64,7 +62,8 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
     dataset = StepDataset(reader, sizes, encoder, stage, config.seed, rank, world_size)
     checkpoints = storage.join(job.uri, "checkpoints")
     start = load_latest(engine, checkpoints, world_size)
-    log = _Log(job.stage, total, start, on_progress if rank == 0 else _silent)
+    log = StepLog(job.stage, total, start, on_progress if rank == 0 else _silent, watches(stage, config.latent))
+    skips = Skips(config.trainer.on_nonfinite)
     batches = steps_from(dataset, start, total, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
     for step in range(start, total):
@@ -75,10 +74,15 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
         engine.set_lr(lr)
         sums = _optimiser_step(engine, micro, config.seed, step)
         done = step + 1
+        suspects = engine.suspects()
+        log.warn(done, skips.step(done, suspects))
+        log.worked(sum(batch.num_tokens for batch in micro) * world_size, skipped=suspects is not None)
         if done % config.trainer.log_every == 0 or done == total:
-            terms = method.scalars(_all_reduced(sums))
-            terms |= {"lr": lr, "grad_norm": engine.gradient_norm()}
-            metrics = log.step(done, terms, sum(batch.num_tokens for batch in micro) * world_size)
+            terms = {"lr": lr, **engine.memory()}
+            if suspects is None:
+                terms |= method.scalars(_all_reduced(sums))
+                terms["grad_norm"] = engine.gradient_norm()
+            metrics = log.step(done, terms)
         if done % config.trainer.checkpoint_every == 0 and done < total:
             save_checkpoint(engine, checkpoints, done, rank, world_size)
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
@@ -133,13 +137,7 @@ def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int) ->
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro, 1):
         output = engine.forward(batch, clock, last=number == len(micro))
-        engine.backward(output.loss)
-        if not math.isfinite(float(output.loss)):
-            terms = {name: float(value) for name, value in output.terms.items() if value.numel() == 1}
-            raise AmvlError(
-                f"step {step + 1}: the loss is {float(output.loss)} (terms: {terms}) on the samples "
-                f"{', '.join(batch.sample_ids)}; lower the learning rate or look at these samples"
-            )
+        engine.backward(output.loss, batch.sample_ids)
         for name, value in output.terms.items():
             sums[name] = sums.get(name, 0.0) + value.to(engine.device, torch.float64)
     engine.step()
@@ -153,32 +151,6 @@ def _all_reduced(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     dist.all_reduce(totals)
     parts = totals.cpu().split([sums[name].numel() for name in names])
     return {name: part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)}
-
-
-class _Log:
-    """Times steps and sends one `Progress` per logged step."""
-
-    def __init__(self, stage: str, total: int, start: int, send: Callable[[Progress], None]) -> None:
-        self.stage, self.total, self.first, self.send = stage, total, start, send
-        self.begun = self.mark = time.perf_counter()
-        self.waited = 0.0
-
-    def waiting(self) -> None:
-        """The step asks for data."""
-        self.mark = time.perf_counter()
-
-    def working(self) -> None:
-        """The data are there."""
-        self.waited = time.perf_counter() - self.mark
-
-    def step(self, done: int, terms: dict[str, float], tokens: int) -> dict[str, float]:
-        """Sends and returns the metrics of optimiser step `done`."""
-        seconds = time.perf_counter() - self.mark
-        pace = (time.perf_counter() - self.begun) / (done - self.first)
-        metrics = terms | {"tokens_per_s": tokens / seconds, "data_wait": self.waited / seconds}
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.send(Progress(self.stage, done, self.total, "steps", (self.total - done) * pace, metrics))
-        return metrics
 
 
 def _silent(progress: Progress) -> None:

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Literal
 
 from amvl_core.flops import Rows
 from amvl_core.packed import Span
 from infra.plan.shapes import TextShape, VisionShape
 
+Offload = Literal["none", "optimizer", "parameters"]
+"""`trainer.offload`."""
+OFFLOADS: dict[Offload, int] = {"none": 0, "optimizer": 1, "parameters": 3}
+"""The ZeRO stage that each needs, from the least to the most that is moved."""
 BUCKET = 500_000_000
 """Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`), which it fills and reduces."""
 LIVE = 1_000_000_000
@@ -174,7 +179,7 @@ def _keys(span: Span) -> int:
 
 @dataclass(frozen=True)
 class States:
-    """Bytes of a rank's share of what outlives a step, and of DeepSpeed's buffers."""
+    """Bytes of a rank's share of what outlives a step, and of DeepSpeed's buffers; `host` is in the CPU's memory."""
 
     weights: float
     gradients: float
@@ -182,24 +187,47 @@ class States:
     buffers: float
     stepping: float
     """Made while the optimiser steps, when no activation is held: the float32 gradient of the rank's share."""
+    host: float = 0.0
 
 
-def states(total: int, trained: int, width: int, zero_stage: int, workers: int) -> States:
+def states(
+    total: int,
+    trained: int,
+    width: int,
+    zero_stage: int,
+    workers: int,
+    offload: Offload = "none",
+    largest: int = 0,
+) -> States:
     """The shares of `total` parameters, `trained` of them trained, under ZeRO (Rajbhandari et al. 2020, Sec. 5).
 
     AdamW's two moments and, for bf16 and for every partitioned optimiser, a float32 copy of the weights. Stage 0 in
-    bf16 accumulates gradients in bf16, as the engine's configuration leaves it.
+    bf16 accumulates gradients in bf16, as the engine's configuration leaves it. Offloaded, optimiser and float32
+    gradients lie in the CPU's memory, and so does what a rank accumulates of its share from stage 2 on; at stage 1
+    whole gradients stay on the GPU until the step. Below stage 3 they pass through a buffer as large as the `largest`
+    parameter. Offloaded weights are gathered from the CPU layer by layer.
     """
     share = 1.0 / workers
+    gathered = zero_stage == 3 and (workers > 1 or offload == "parameters")
     copies = 12 if width == 2 or zero_stage > 0 else 8
     bucket = min(BUCKET, trained) * width if zero_stage >= 1 and workers > 1 else 0
-    live = min(LIVE, total) * width if zero_stage == 3 and workers > 1 else 0
+    live = min(LIVE, total) * width if gathered else 0
+    weights = width * total * (share if zero_stage == 3 else 1.0)
+    gradients = width * trained * (share if zero_stage >= 2 else 1.0)
+    optimiser = copies * trained * (share if zero_stage >= 1 else 1.0)
+    stepping = 4.0 * trained * (share if zero_stage >= 1 else 1.0) if copies == 12 else 0.0
+    if offload == "none":
+        return States(weights, gradients, optimiser, float(bucket + live), stepping)
+    host = optimiser + stepping + (gradients if zero_stage >= 2 else 0.0)
+    moved = offload == "parameters"
+    passing = width * largest if zero_stage < 3 else 0
     return States(
-        weights=width * total * (share if zero_stage == 3 else 1.0),
-        gradients=width * trained * (share if zero_stage >= 2 else 1.0),
-        optimiser=copies * trained * (share if zero_stage >= 1 else 1.0),
-        buffers=float(bucket + live),
-        stepping=4.0 * trained * (share if zero_stage >= 1 else 1.0) if copies == 12 else 0.0,
+        weights=0.0 if moved else weights,
+        gradients=gradients if zero_stage == 1 else 0.0,
+        optimiser=0.0,
+        buffers=float(bucket + live + passing),
+        stepping=0.0,
+        host=host + (weights if moved else 0.0),
     )
 
 

@@ -13,7 +13,7 @@ from amvl_core.config import RunConfig, StageConfig
 from amvl_core.data.order import num_steps
 from amvl_core.errors import ConfigError
 from infra.plan import memory
-from infra.plan.memory import Moment, Step
+from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
 from infra.plan.shapes import ModelShape, Part, model_shape, parameters
 from infra.plan.workload import Workload, assumed
 
@@ -59,7 +59,10 @@ class Change:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step."""
+    """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step.
+
+    `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`).
+    """
 
     method: str
     trained: list[Part]
@@ -67,6 +70,7 @@ class StagePlan:
     tokens_per_step: int
     memory_gib: dict[str, float]
     needed_gib: float
+    host_gib: float
     peak_at: str
     fits: bool
     change: Change | None
@@ -136,6 +140,7 @@ class _How(NamedTuple):
     checkpointing: bool
     zero_stage: int
     workers: int
+    offload: Offload
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,11 @@ class _Job:
     def stage(self, name: str) -> StagePlan:
         stage, trainer = self.config.stages[name], self.config.trainer
         how = _How(
-            stage.micro_tokens, trainer.gradient_checkpointing, trainer.zero_stage, self.config.cluster.num_workers
+            stage.micro_tokens,
+            trainer.gradient_checkpointing,
+            trainer.zero_stage,
+            self.config.cluster.num_workers,
+            trainer.offload,
         )
         parts, peak_at = self.memory(stage, how)
         needed = sum(parts.values())
@@ -167,6 +176,7 @@ class _Job:
             tokens_per_step=stage.global_batch * (self.workload.prompt + self.workload.answer),
             memory_gib={part: round(gib, 3) for part, gib in parts.items()},
             needed_gib=round(needed, 2),
+            host_gib=round(self.states(stage, how).host / GIB * min(how.workers, self.machines.gpus_per_node), 2),
             peak_at=peak_at,
             fits=fits,
             change=None if fits else self.smallest_change(name, how),
@@ -192,22 +202,32 @@ class _Job:
             return {part: text.vocab_size * text.hidden_size if part == "embeddings" else 0 for part in counts}
         return {part: 0 if part == "vision" and stage.trainable != "all" else n for part, n in counts.items()}
 
+    def states(self, stage: StageConfig, how: _How) -> States:
+        """What outlives a step."""
+        total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
+        largest = self.shape.text.vocab_size * self.shape.text.hidden_size
+        return memory.states(total, trained, self.width, how.zero_stage, how.workers, how.offload, largest)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 2 if self.config.trainer.precision == "bf16" else 4
+
     def memory(self, stage: StageConfig, how: _How) -> tuple[dict[str, float], str]:
         """GiB by part at the worst moment, and which moment that is."""
-        samples, width = self.workload.filling(how.micro_tokens), 2 if self.config.trainer.precision == "bf16" else 4
+        samples = self.workload.filling(how.micro_tokens)
         vision = self.shape.vision
         patches = sum(sample.image_tokens for sample in samples) * vision.spatial_merge_size**2
         step = Step(
             rows=memory.joined([self.rows(stage, sample) for sample in samples]),
             labels=sum(sample.labels for sample in samples) * self.draws(stage),
             patches=patches if stage.trainable == "all" else 0,
-            width=width,
+            width=self.width,
             checkpointing=how.checkpointing,
             trained=stage.trainable != "new_rows",
         )
         peak = memory.step_peak(self.shape.text, vision, step)
-        total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
-        states = memory.states(total, trained, width, how.zero_stage, how.workers)
+        states = self.states(stage, how)
         if states.stepping > peak.total:
             peak = Moment("optimiser step", workspace=states.stepping)
         parts = {
@@ -260,7 +280,6 @@ class _Job:
         """
         if how.workers == 1:
             return 0.0
-        width = 2 if self.config.trainer.precision == "bf16" else 4
         total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
         tokens = stage.global_batch * (self.workload.prompt + self.workload.answer)
         most = max(1, stage.global_batch // how.workers)
@@ -273,7 +292,7 @@ class _Job:
             3: micro_steps * (trained + gathers * total),
         }[how.zero_stage]
         speed = NVLINK_GB_S if how.workers <= self.machines.gpus_per_node else self.machines.node_gb_s
-        return elements * width * (how.workers - 1) / how.workers / (speed * 1e9)
+        return elements * self.width * (how.workers - 1) / how.workers / (speed * 1e9)
 
     def needed(self, stage: StageConfig, how: _How) -> float:
         return sum(self.memory(stage, how)[0].values())
@@ -288,6 +307,7 @@ class _Job:
                     "trainer.gradient_checkpointing",
                     "trainer.zero_stage",
                     "cluster.num_workers",
+                    "trainer.offload",
                 )
                 new = {path: value for path, value, old in zip(paths, how, now, strict=True) if value != old}
                 return Change(new, round(needed, 2))
@@ -308,11 +328,14 @@ def _alternatives(now: _How, longest: int) -> Iterator[_How]:
     """
     halvings = max(0, math.floor(math.log2(now.micro_tokens / longest)))
     smaller = [now.micro_tokens // 2**i for i in range(halvings + 1)]
-    stages = range(now.zero_stage, 4)
+    offloads = [offload for offload in OFFLOADS if OFFLOADS[offload] >= OFFLOADS[now.offload]]
     same = [
-        _How(budget, checkpointing, zero, now.workers)
-        for checkpointing, zero, budget in product(sorted({now.checkpointing, True}), stages, smaller)
+        _How(budget, checkpointing, zero, now.workers, offload)
+        for offload, checkpointing, zero, budget in product(
+            offloads, sorted({now.checkpointing, True}), range(now.zero_stage, 4), smaller
+        )
+        if zero >= OFFLOADS[offload]
     ]
     yield from sorted(same[1:], key=lambda how: sum(new != old for new, old in zip(how, now, strict=True)))
     for doubling in range(1, 8):
-        yield _How(min(now.micro_tokens, longest), True, 3, now.workers * 2**doubling)
+        yield _How(min(now.micro_tokens, longest), True, 3, now.workers * 2**doubling, now.offload)

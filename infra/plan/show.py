@@ -44,6 +44,8 @@ def _memory(plan: Plan) -> Table:
     for part in stages[0].memory_gib:
         table.add_row(part, *(f"{stage.memory_gib[part]:.2f}" for stage in stages))
     table.add_row("all", *(f"{stage.needed_gib:.2f}" for stage in stages), style="bold")
+    if any(stage.host_gib for stage in stages):
+        table.add_row("in the memory of a node's CPUs", *(f"{stage.host_gib:.2f}" for stage in stages))
     table.add_row("at", *(stage.peak_at for stage in stages))
     table.add_row("largest micro_tokens that fits", *(f"{stage.largest_micro_tokens:,}" for stage in stages))
     return table

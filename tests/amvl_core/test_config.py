@@ -40,6 +40,15 @@ def test_a_preset_survives_json(name: str) -> None:
         ),
         ({"data": {"sources": []}}, "data.sources is empty"),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
+        (
+            {"trainer": {"offload": "optimizer", "zero_stage": 0}},
+            "trainer: Value error, offload = optimizer needs",
+        ),
+        ({"trainer": {"offload": "parameters", "zero_stage": 2}}, "needs zero_stage 3 or more (it is 2)"),
+        ({"stages": {"sft": {"lr_scale": {"latent": 2}}}}, "no heads and injector are trained with method sft"),
+        ({"stages": {"embedding_adaptation": {"lr_scale": {"latent": 2}}}}, "trainable = new_rows; leave it out"),
+        ({"stages": {"amvl": {"lr_scale": {"vision": 2}}}}, "trainable = language keeps the vision encoder"),
+        ({"stages": {"amvl": {"lr_scale": {"latent": 0}}}}, "stages.amvl.lr_scale.latent: Input should be greater"),
     ],
 )
 def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:

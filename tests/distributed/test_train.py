@@ -211,13 +211,27 @@ def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> No
     assert load_record(storage.join(broken.storage, "amvl"), CheckpointRecord) is None
 
 
+def exploding(root: str, **trainer: object) -> RunConfig:
+    """The first step is taken, and leaves weights that no later step can be taken with."""
+    return configuration(root, trainer=trainer, stages={"sft": {"lr": 1e30, "clip": 1e30, "warmup_ratio": 0}})
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_samples(chain, tmp_path) -> None:
     _, data, _, _ = chain
-    config = configuration(
-        str(tmp_path), trainer={"max_failures": 0}, stages={"sft": {"lr": 1e30, "clip": 1e30, "warmup_ratio": 0}}
-    )
-    with pytest.raises(AmvlError, match=r"the loss is (nan|inf).*train-"):
-        run(config, data, "sft", None)
+    with pytest.raises(AmvlError, match=r"step 2: the loss is not finite on the samples train-.*those of step 1"):
+        run(exploding(str(tmp_path), max_failures=0), data, "sft", None)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_told_where_that_is_wanted(chain, tmp_path) -> None:
+    _, data, _, _ = chain
+    record, events = run(exploding(str(tmp_path), on_nonfinite="skip"), data, "sft", None)
+    warned = [(event.done, advice.kind) for event in events for advice in event.warnings]
+    assert warned == [(2, "nonfinite"), (3, "nonfinite"), (4, "nonfinite")]
+    logged = [event.metrics for event in events if event.metrics]
+    assert [metrics.get("skipped_steps", 0) for metrics in logged] == [0, 1, 1, 1]
+    assert ["loss" in metrics for metrics in logged] == [True, False, False, False]
+    assert record.step == 4
+    assert all(torch.isfinite(value).all() for value in weights(record).values())
 
 
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (3, "fp32"), (2, "bf16")])

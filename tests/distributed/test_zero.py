@@ -61,8 +61,9 @@ def rank_main(rank: int, port: int, folder: str) -> None:
 def accumulate(engine: Any, processor: Any, rank: int) -> None:
     """Forward and backward over the rank's micro-batches, as the training loop does it."""
     for number, micro in enumerate(MICRO[rank], 1):
-        output = engine.forward(batch(processor, LATENT, micro), CLOCK, last=number == len(MICRO[rank]))
-        engine.backward(output.loss)
+        part = batch(processor, LATENT, micro)
+        output = engine.forward(part, CLOCK, last=number == len(MICRO[rank]))
+        engine.backward(output.loss, part.sample_ids)
 
 
 def gradients(rank: int, zero_stage: int, checkpointing: bool, precision: str = "fp32") -> dict[str, torch.Tensor]:

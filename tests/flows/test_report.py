@@ -1,4 +1,3 @@
-from amvl_core.progress import Progress
 from amvl_core.records import DatasetRecord, DroppedExample, EvalRecord, SourceReport, TaskScore
 from flows import report
 
@@ -63,10 +62,11 @@ def test_drop_rows_account_for_every_sample() -> None:
     assert sum(row["samples"] for row in rows) == rows[0]["read"]
 
 
-def test_a_progress_line_shows_what_a_person_watches() -> None:
-    metrics = {"loss": 1.25, "kl_forward": 0.5, "posterior_norm": 3.0, "tokens_per_s": 1000.0}
-    line = report.progress_line(Progress("amvl", 5, 200, "steps", 65.0, metrics))
-    assert line == "amvl: 5/200 steps  loss 1.25  kl_forward 0.5  tokens_per_s 1,000  1:05 left"
+def test_the_page_shows_the_line_and_the_newest_warnings() -> None:
+    assert report.page_text("sft: 1/2", []) == "`sft: 1/2`"
+    text = report.page_text("sft: 1/2", [f"warning {i}" for i in range(12)])
+    assert text.startswith("`sft: 1/2`\n\n**Warnings**\n\n- warning 11\n- warning 10\n")
+    assert text.endswith("- warning 2")
 
 
 def test_markdown_escapes_what_would_break_a_cell() -> None:

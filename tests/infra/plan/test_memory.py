@@ -131,3 +131,24 @@ def test_states_are_those_of_the_zero_paper(zero_stage: int, per_parameter: floa
 def test_frozen_parameters_have_neither_gradients_nor_states() -> None:
     found = states(total=100, trained=10, width=4, zero_stage=0, workers=1)
     assert (found.weights, found.gradients, found.optimiser, found.buffers) == (400, 40, 80, 0)
+
+
+def test_offload_moves_the_states_of_the_zero_offload_paper_to_the_cpu() -> None:
+    """Ren et al. 2021, Sec. 4: of 16 bytes a parameter the GPU keeps 2, the CPU has 14; here float32 gradients too."""
+    there = states(10**9, 10**9, 2, 2, 1, "optimizer")
+    assert (there.weights, there.gradients, there.optimiser, there.stepping) == (2e9, 0, 0, 0)
+    assert there.host == 12e9 + 4e9 + 2e9
+    shared = states(10**9, 10**9, 2, 2, 4, "optimizer")
+    assert shared.host == there.host / 4
+
+
+def test_offloaded_parameters_leave_the_gathered_layers_on_the_gpu() -> None:
+    here, there = (states(10**10, 10**10, 2, 3, 4, offload) for offload in ("optimizer", "parameters"))
+    assert there.weights == 0 and there.host - here.host == here.weights
+    assert there.buffers == here.buffers > 0
+    assert states(10**10, 10**10, 2, 3, 1, "parameters").buffers > 0
+
+
+def test_at_stage_1_whole_gradients_wait_on_the_gpu() -> None:
+    assert states(100, 100, 2, 1, 4, "optimizer").gradients == 200
+    assert states(100, 100, 2, 2, 4, "optimizer").gradients == 0

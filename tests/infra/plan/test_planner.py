@@ -46,6 +46,29 @@ def test_the_change_that_is_named_makes_it_fit_and_is_the_only_field() -> None:
     assert again.needed_gib == small.change.gib
 
 
+def test_offload_is_proposed_where_nothing_cheaper_fits() -> None:
+    """A 7B run on two 40 GB GPUs: shards of the states are too large for them at any stage."""
+    config = override(paper(), {"cluster": {"num_workers": 2}, "trainer": {"zero_stage": 3}})
+    few = amvl(config, "A100-40GB")
+    assert few.change.fields == {"trainer.offload": "optimizer"}
+    assert few.host_gib == 0
+    again = amvl(changed("trainer.offload", "optimizer", config), "A100-40GB")
+    assert again.fits
+    assert again.needed_gib == few.change.gib
+    assert again.memory_gib["optimiser"] == again.memory_gib["gradients"] == 0
+    assert again.host_gib > few.memory_gib["optimiser"] * 2
+    page = text(plan(changed("trainer.offload", "optimizer", config), MACHINES["A100-40GB"], workload=LOAD))
+    assert "memory of a node's CPUs" in page
+
+
+def test_no_change_needs_another_change_of_zero_first() -> None:
+    """Offload is named with the ZeRO stage that it needs."""
+    config = override(paper(), {"cluster": {"num_workers": 1}, "trainer": {"zero_stage": 0}})
+    fields = amvl(config, "A100-40GB").change.fields
+    assert fields["trainer.offload"] != "none"
+    override(config, {"trainer": {path.split(".")[1]: v for path, v in fields.items() if path.startswith("trainer")}})
+
+
 def test_gradients_that_wait_are_not_shared_by_any_zero_stage() -> None:
     config = changed("trainer.zero_stage", 3, override(paper(), SEVENTY_TWO))
     stage = amvl(config)

@@ -1,0 +1,138 @@
+"""What goes wrong in training while it runs, and what to do about it: pure functions of what is logged."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from amvl_core.config import LatentConfig, StageConfig
+from amvl_core.errors import AmvlError
+from amvl_core.progress import Advice
+
+WINDOW = 20
+"""Logged steps whose mean is judged."""
+DATA_WAIT = 0.05
+"""Share of a step's time spent waiting for data."""
+COLLAPSED_KL = 0.003
+"""Nats per latent dimension: 1.5 a slot at d = 512, where the distances of the paper's Table 7 make 15 at sigma 1."""
+LEAKING_KL = 0.5
+"""Nats per latent dimension, where no forward KL holds the prior to the posterior: some ten times the paper's."""
+MAX_SKIPS = 5
+"""Steps skipped in a row before training stops."""
+NAMED = 16
+"""Sample ids that a message holds at most."""
+
+
+@dataclass
+class Watch:
+    """Judges the mean of one reading over the last `WINDOW` logged steps, and says once that it has gone wrong.
+
+    It is wrong beyond `limit` (above it, or below it) and right again at half or twice that, so a mean that wavers
+    about the limit is said once. A reading of None does not apply, and the window starts anew.
+    """
+
+    kind: str
+    reading: Callable[[dict[str, float]], float | None]
+    limit: float
+    above: bool
+    text: str
+    values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    wrong: bool = False
+
+    def step(self, terms: dict[str, float]) -> list[Advice]:
+        """Takes one logged step; the advice where this step is the onset."""
+        value = self.reading(terms)
+        if value is None:
+            self.values.clear()
+            self.wrong = False
+            return []
+        self.values.append(value)
+        if len(self.values) < WINDOW:
+            return []
+        mean = sum(self.values) / WINDOW
+        before, factor = self.wrong, 0.5 if self.above else 2.0
+        limit = self.limit * factor if before else self.limit
+        self.wrong = mean > limit if self.above else mean < limit
+        return [Advice(self.kind, self.text.format(mean=mean))] if self.wrong and not before else []
+
+
+def watches(stage: StageConfig, latent: LatentConfig) -> list[Watch]:
+    """All that is watched in a stage; what a method does not log is not judged."""
+    summed = getattr(stage.method, "kl_reduction", "mean") == "sum"
+    dimensions = latent.dim if summed else 1
+
+    def kl(terms: dict[str, float], *, held: bool) -> float | None:
+        """The forward KL per dimension, where `held` says whether its weight is on."""
+        if "kl_forward" not in terms:
+            return None
+        on = terms["beta"] > 0 or terms["gamma"] > 0 if held else terms["beta"] == 0
+        return terms["kl_forward"] / dimensions if on else None
+
+    over = f"over {WINDOW} logged steps"
+    return [
+        Watch(
+            "data_wait",
+            lambda terms: terms.get("data_wait"),
+            DATA_WAIT,
+            above=True,
+            text=f"{{mean:.1%}} of the time went into waiting for data {over}: raise trainer.loader_workers "
+            "(each needs a CPU core), or put the storage root on a disk or store that is nearer",
+        ),
+        Watch(
+            "kl_collapse",
+            lambda terms: kl(terms, held=True),
+            COLLAPSED_KL,
+            above=False,
+            text=f"the KL is {{mean:.1g}} nats per latent dimension {over}: the posterior equals the prior, so the "
+            "latents carry nothing; lower beta_max and gamma_max, lengthen their warm-up, or set kl_reduction=mean",
+        ),
+        Watch(
+            "kl_leak",
+            lambda terms: kl(terms, held=False),
+            LEAKING_KL,
+            above=True,
+            text=f"beta is 0 and the KL is {{mean:.2g}} nats per latent dimension {over}: the posterior holds what the "
+            "prior cannot know (the answer), and inference has the prior alone; give beta_max a weight, or let "
+            "beta_start come earlier",
+        ),
+    ]
+
+
+@dataclass
+class Skips:
+    """What happens to a step whose gradient is not finite: training stops, or goes on without it."""
+
+    action: Literal["stop", "skip"]
+    in_a_row: int = 0
+
+    def step(self, done: int, suspects: list[str] | None) -> list[Advice]:
+        """Takes optimiser step `done`: `suspects` is None where it was taken, else samples whose loss was not finite.
+
+        Raises AmvlError where training is to stop, or has skipped `MAX_SKIPS` steps in a row.
+        """
+        if suspects is None:
+            self.in_a_row = 0
+            return []
+        what = f"step {done}: {nonfinite(suspects)}"
+        if self.action == "stop":
+            raise AmvlError(
+                f"{what}; weights and optimiser are those of step {done - 1}. Look at these samples, lower the "
+                "learning rate, or set trainer.on_nonfinite=skip to go on without such steps"
+            )
+        self.in_a_row += 1
+        if self.in_a_row >= MAX_SKIPS:
+            raise AmvlError(
+                f"{what}; it is the {MAX_SKIPS}th step in a row that was skipped, so it is not the samples: lower the "
+                "learning rate or clip, or start from an earlier checkpoint"
+            )
+        return [Advice("nonfinite", f"{what}; the step was skipped (trainer.on_nonfinite)")]
+
+
+def nonfinite(suspects: list[str]) -> str:
+    """What is said of a step whose gradient is not finite."""
+    if not suspects:
+        return "the gradient is not finite, though every loss is"
+    more = f" and {len(suspects) - NAMED} more" if len(suspects) > NAMED else ""
+    return f"the loss is not finite on the samples {', '.join(suspects[:NAMED])}{more}"

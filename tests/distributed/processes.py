@@ -1,0 +1,39 @@
+"""Two gloo processes from plain pytest."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from tests.tiny import stock_folder
+
+
+def in_two_processes(find: Callable[[int], Any]) -> Any:
+    """What `find(rank)` returns on rank 0 of two; it is called on both, and must be importable."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_rank, (port, folder, find), nprocs=2)
+        return torch.load(Path(folder) / "found.pt", weights_only=True)
+
+
+def _rank(rank: int, port: int, folder: str, find: Callable[[int], Any]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    stock_folder()  # once there is a process group the library writes on its first rank alone
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    found = find(rank)
+    if rank == 0:
+        torch.save(found, Path(folder) / "found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
