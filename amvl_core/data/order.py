@@ -37,8 +37,8 @@ def epoch_order(seed: int, epoch: int, sizes: Sizes) -> np.ndarray:
     """A permutation of all samples for one epoch, in two levels.
 
     The blocks are permuted and cut into windows of about `WINDOW_BLOCKS`, and the rows of each window are permuted. So
-    a reader that holds two windows reads every block once per epoch. Fewer than 1.5 `WINDOW_BLOCKS` blocks are one window,
-    and the order is then a uniform permutation.
+    a reader that holds two windows reads every block once per epoch. Fewer than 1.5 `WINDOW_BLOCKS` blocks are one
+    window, and the order is then a uniform permutation.
     """
     random = np.random.Generator(np.random.PCG64([seed, epoch, len(sizes.num_tokens)]))
     blocks = random.permutation(len(sizes.block_rows))
