@@ -117,6 +117,12 @@ def test_no_rank_waits_long_for_another(workers: int, budget: int, most: float) 
     assert slowest / mean < most
 
 
+def test_a_budget_is_held_to_the_token() -> None:
+    lengths = np.array([10, 10])
+    assert len(micro_batches(np.arange(2), lengths, 1, 20)) == 1
+    assert len(micro_batches(np.arange(2), lengths, 1, 19)) == 2
+
+
 def test_few_turns_are_taken() -> None:
     """No more than one above what the tokens alone would take."""
     sizes = large(40_000)

@@ -1,5 +1,6 @@
 import multiprocessing
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def read_in_turn(folder: str, name: str) -> None:
     def read() -> pa.Table:
         with open(f"{folder}/reads", "a") as file:
             file.write("read\n")
+        time.sleep(0.3)  # long enough for the others to come
         return pa.table({"a": [name] * 1000})
 
     assert DiskCache(Path(folder) / "cache", 10**9).get(name, read).column("a")[999].as_py() == name
