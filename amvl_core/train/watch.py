@@ -103,8 +103,8 @@ def _kl_watches(method: AmvlMethod, latent: LatentConfig) -> list[Watch]:
             free,
             LEAKING_KL,
             above=True,
-            text=f"beta is 0 and the KL is {{mean:.2g}} nats per latent dimension {_OVER}: the posterior holds what the "
-            "prior cannot know (the answer), and inference has the prior alone; give beta_max a weight, or let "
+            text=f"beta is 0 and the KL is {{mean:.2g}} nats per latent dimension {_OVER}: the posterior holds what "
+            "the prior cannot know (the answer), and inference has the prior alone; give beta_max a weight, or let "
             "beta_start come earlier",
         ),
     ]
