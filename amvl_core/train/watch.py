@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from amvl_core.config import LatentConfig, StageConfig
+from amvl_core.config import AmvlMethod, LatentConfig, StageConfig
 from amvl_core.errors import AmvlError
 from amvl_core.progress import Advice
 
@@ -59,42 +59,52 @@ class Watch:
 
 
 def watches(stage: StageConfig, latent: LatentConfig) -> list[Watch]:
-    """All that is watched in a stage; what a method does not log is not judged."""
-    summed = getattr(stage.method, "kl_reduction", "mean") == "sum"
-    dimensions = latent.dim if summed else 1
+    """All that is watched in a stage."""
+    waiting = Watch(
+        "data_wait",
+        lambda terms: terms.get("data_wait"),
+        DATA_WAIT,
+        above=True,
+        text=f"{{mean:.1%}} of the time went into waiting for data {_OVER}: raise trainer.loader_workers (each needs a "
+        "CPU core), or put the storage root on a disk or store that is nearer",
+    )
+    return [waiting, *(_kl_watches(stage.method, latent) if isinstance(stage.method, AmvlMethod) else [])]
 
-    def kl(terms: dict[str, float], *, held: bool) -> float | None:
-        """The forward KL per dimension, where `held` says whether its weight is on."""
-        if "kl_forward" not in terms:
-            return None
-        on = terms["beta"] > 0 or terms["gamma"] > 0 if held else terms["beta"] == 0
-        return terms["kl_forward"] / dimensions if on else None
 
-    over = f"over {WINDOW} logged steps"
+_OVER = f"over {WINDOW} logged steps"
+
+
+def _kl_watches(method: AmvlMethod, latent: LatentConfig) -> list[Watch]:
+    """The KL per latent dimension: too small once a weight is warmed up, too large while the forward one is 0.
+
+    Fresh heads make prior and posterior equal, so a small KL says nothing before that.
+    """
+    dimensions = latent.dim if method.kl_reduction == "sum" else 1
+
+    def held(terms: dict[str, float]) -> float | None:
+        forward = terms.get("beta", 0.0) >= method.beta_max > 0
+        reverse = terms.get("gamma", 0.0) >= method.gamma_max > 0
+        return terms["kl_forward"] / dimensions if "kl_forward" in terms and (forward or reverse) else None
+
+    def free(terms: dict[str, float]) -> float | None:
+        return terms["kl_forward"] / dimensions if "kl_forward" in terms and terms.get("beta") == 0 else None
+
     return [
         Watch(
-            "data_wait",
-            lambda terms: terms.get("data_wait"),
-            DATA_WAIT,
-            above=True,
-            text=f"{{mean:.1%}} of the time went into waiting for data {over}: raise trainer.loader_workers "
-            "(each needs a CPU core), or put the storage root on a disk or store that is nearer",
-        ),
-        Watch(
             "kl_collapse",
-            lambda terms: kl(terms, held=True),
+            held,
             COLLAPSED_KL,
             above=False,
-            text=f"the KL is {{mean:.1g}} nats per latent dimension {over}: the posterior equals the prior, so the "
+            text=f"the KL is {{mean:.1g}} nats per latent dimension {_OVER}: the posterior equals the prior, so the "
             "latents carry nothing; lower beta_max and gamma_max, lengthen their warm-up, or set kl_reduction=mean",
         ),
         Watch(
             "kl_leak",
-            lambda terms: kl(terms, held=False),
+            free,
             LEAKING_KL,
             above=True,
-            text=f"beta is 0 and the KL is {{mean:.2g}} nats per latent dimension {over}: the posterior holds what the "
-            "prior cannot know (the answer), and inference has the prior alone; give beta_max a weight, or let "
+            text=f"beta is 0 and the KL is {{mean:.2g}} nats per latent dimension {_OVER}: the posterior holds what "
+            "the prior cannot know (the answer), and inference has the prior alone; give beta_max a weight, or let "
             "beta_start come earlier",
         ),
     ]

@@ -58,11 +58,15 @@ def test_a_kl_that_is_summed_is_judged_per_dimension() -> None:
     assert run(amvl(kl_reduction="sum"), (WINDOW, kl(5.0))) == []
 
 
-def test_a_small_kl_before_its_weights_are_on_is_no_collapse() -> None:
-    assert run(amvl(kl_reduction="mean"), (100, kl(0.0, beta=0.0))) == []
-    assert run(amvl(kl_reduction="mean"), (100, kl(0.0, beta=0.0)), (WINDOW - 1, kl(0.0))) == []
-    reverse_first = run(amvl(kl_reduction="mean"), (WINDOW, kl(0.0, beta=0.0, gamma=0.1)))
-    assert reverse_first[0][1].kind == "kl_collapse"
+def test_a_small_kl_before_a_weight_is_warmed_up_is_no_collapse() -> None:
+    """Fresh heads make prior and posterior equal."""
+    mean = {"kl_reduction": "mean", "beta_max": 1.0, "gamma_max": 0.5}
+    assert run(amvl(**mean), (100, kl(0.0, beta=0.0)), (100, kl(0.0, beta=0.9, gamma=0.4))) == []
+    assert run(amvl(**mean), (100, kl(0.0, beta=0.9)), (WINDOW - 1, kl(0.0, beta=1.0))) == []
+    for beta, gamma in ((1.0, 0.0), (0.0, 0.5)):
+        found = run(amvl(**mean), (100, kl(0.0, beta=0.0)), (WINDOW, kl(0.0, beta, gamma)))
+        assert [(number, advice.kind) for number, advice in found] == [(100 + WINDOW, "kl_collapse")]
+    assert run(amvl(kl_reduction="mean", beta_max=0, gamma_max=0.5), (100, kl(0.0, beta=0.0))) == []
 
 
 def test_a_kl_that_grows_without_a_forward_weight_is_a_leak() -> None:
