@@ -23,9 +23,9 @@ from amvl_core.errors import AmvlError
 from amvl_core.methods import METHODS, Clock, Method
 from amvl_core.processor import AMVLProcessor, load_processor
 from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import CheckpointRecord, DatasetRecord, save_record
+from amvl_core.records import BestModel, CheckpointRecord, DatasetRecord, load_record, save_record
 from amvl_core.schedules import cosine_with_warmup
-from amvl_core.train.checkpoint import load_latest, save_checkpoint, save_model
+from amvl_core.train.checkpoint import Checkpoints, mean_loss, save_model
 from amvl_core.train.engine import DTYPES, Engine
 
 
@@ -46,11 +46,17 @@ class TrainJob(BaseModel):
     fingerprint: str
 
 
-def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
-    """Runs a stage from its last complete checkpoint to its end and writes the stage's record.
+def train_stage(
+    job: TrainJob, on_progress: ProgressFn, warn: Callable[[str], None], interrupted: Callable[[], bool]
+) -> bool:
+    """Runs a stage from its last complete checkpoint to its end and writes the stage's record; whether it got there.
 
-    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step.
+    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step, first for
+    those of the checkpoint it goes on from. Once `interrupted` is true on any rank, all write a checkpoint at the end
+    of the step and return False.
     """
+    if load_record(job.uri, CheckpointRecord) is not None:
+        return True  # started again after its last step
     config, stage = job.config, job.config.stages[job.stage]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
@@ -60,26 +66,39 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
     dataset = StepDataset(ShardReader(job.dataset, "train"), encoder, stage, config.seed, rank, world_size)
     total = num_steps(stage.epochs, stage.steps, len(dataset.num_tokens), stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
-    checkpoints = storage.join(job.uri, "checkpoints")
-    start = load_latest(engine, checkpoints, world_size)
-    log = _Log(job.stage, total, start, on_progress if rank == 0 else _silent)
+    checkpoints = Checkpoints(storage.join(job.uri, "checkpoints"), config.trainer.keep_last, warn)
+    start, history = checkpoints.resume(engine)
+    for event in history:
+        on_progress(event)
+
+    def send(event: Progress) -> None:
+        history.append(event)
+        on_progress(event)
+
+    log = _Log(job.stage, total, start, send if rank == 0 else _silent)
     batches = steps_from(dataset, start, total, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
+    saved = start
     for step in range(start, total):
         log.waiting()
         micro = next(batches)
         log.working()
         lr = stage.lr * cosine_with_warmup(step, total, stage.warmup_ratio)
         engine.set_lr(lr)
-        sums = _optimiser_step(engine, micro, config.seed, step, world_size)
+        sums, stop = _optimiser_step(engine, micro, config.seed, step, world_size, interrupted())
         done = step + 1
         if done % config.trainer.log_every == 0 or done == total:
             terms = method.scalars(_mean(sums, len(micro) * world_size, engine.device))
             terms |= {"lr": lr, "grad_norm": engine.gradient_norm()}
             metrics = log.step(done, terms, sum(batch.num_tokens for batch in micro) * world_size)
-        if done % config.trainer.checkpoint_every == 0 and done < total:
-            save_checkpoint(engine, checkpoints, done, rank, world_size)
+        if (stop or done % config.trainer.checkpoint_every == 0) and done < total:
+            checkpoints.save(engine, done, mean_loss(history, saved), history)
+            saved = done
+            if stop:
+                engine.close()
+                return False
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
+    best = _save_best(engine, processor, checkpoints, mean_loss(history, saved), storage.join(job.uri, "best"), rank)
     engine.close()
     if rank == 0:
         save_record(
@@ -94,11 +113,25 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
                 parent=job.parent,
                 num_parameters=parameters,
                 metrics=metrics,
+                best=best,
             )
         )
-        storage.remove(checkpoints)
+        storage.remove(checkpoints.uri)
         storage.remove(storage.join(job.uri, "base"))
     dist.barrier()
+    return True
+
+
+def _save_best(
+    engine: Engine, processor: AMVLProcessor, checkpoints: Checkpoints, loss: float | None, uri: str, rank: int
+) -> BestModel | None:
+    """Writes the model of the checkpoint with the lowest loss, if that is below `loss`, which the stage ends with."""
+    marker = checkpoints.best(loss)
+    if marker is None or marker.loss is None:
+        return None
+    checkpoints.load(engine, marker)
+    save_model(engine, processor, uri, rank)
+    return BestModel(uri=uri, step=marker.step, loss=marker.loss)
 
 
 def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
@@ -114,11 +147,18 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
     return kind(model, stage.method), processor
 
 
-def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int) -> dict[str, Tensor]:
-    """Forward and backward over the rank's micro-batches, one optimiser step; the terms' sums on this rank."""
-    count = torch.tensor(float(sum(batch.num_label_tokens for batch in micro)), device=engine.device)
-    dist.all_reduce(count)
-    clock = Clock(seed, step, max(1.0, float(count)) / (len(micro) * world_size))
+def _optimiser_step(
+    engine: Engine, micro: list[Batch], seed: int, step: int, world_size: int, interrupted: bool
+) -> tuple[dict[str, Tensor], bool]:
+    """Forward and backward over the rank's micro-batches, one optimiser step.
+
+    The terms' sums on this rank, and whether any rank is `interrupted`: known to all with the count of label tokens.
+    """
+    labels = float(sum(batch.num_label_tokens for batch in micro))
+    reduced = torch.tensor([labels, float(interrupted)], device=engine.device, dtype=torch.float64)
+    dist.all_reduce(reduced)
+    count, interrupts = reduced.tolist()
+    clock = Clock(seed, step, max(1.0, count) / (len(micro) * world_size))
     sums: dict[str, Tensor] = {}
     for batch in micro:
         output = engine.engine(batch, clock)
@@ -132,7 +172,7 @@ def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int, wo
             )
         for name, value in output.terms.items():
             sums[name] = sums.get(name, 0.0) + value.to(engine.device, torch.float64)
-    return sums
+    return sums, interrupts > 0
 
 
 def _mean(sums: dict[str, Tensor], count: int, device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,100 @@
+"""Workers of a training stage as plain processes on this machine, without Ray: they start in about a second."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from amvl_core.progress import Progress
+from amvl_core.train.loop import TrainJob, train_stage
+from amvl_core.train.preemption import Sigterm
+
+# A server that has the libraries loaded forks the workers; it has no threads that a fork could break.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.distributed.local"])
+LIMIT_S = 120
+
+
+def start(target: Callable[..., None], world_size: int, *arguments: Any) -> list[BaseProcess]:
+    """`world_size` processes that call `target(rank, *arguments)` with a gloo group up."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = range(world_size)
+    workers: list[BaseProcess] = [
+        CONTEXT.Process(target=_member, args=(target, rank, world_size, port, arguments)) for rank in ranks
+    ]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+def join(workers: list[BaseProcess]) -> list[int | None]:
+    """Exit codes; what is left after LIMIT_S is killed, with the code None."""
+    for worker in workers:
+        worker.join(LIMIT_S)
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+    return codes
+
+
+def run(target: Callable[..., None], world_size: int, *arguments: Any) -> None:
+    """As `start`, and waits; an AssertionError if a process fails."""
+    codes = join(start(target, world_size, *arguments))
+    assert codes == [0] * world_size, codes
+
+
+def stage(rank: int, job: str, log: str, stop_at: int | None = None, kill_at: int | None = None) -> None:
+    """A worker of `job` (JSON). Rank 0 appends what it reports to `log`, as lines of JSON.
+
+    It is interrupted in the step that leads to `stop_at`, and kills itself after `kill_at`.
+    """
+    done = 0
+    sigterm = Sigterm()
+    sigterm.listen()
+
+    def write(line: dict[str, Any]) -> None:
+        with Path(log).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def report(event: Progress) -> None:
+        nonlocal done
+        done = event.done
+        write(asdict(event))
+        if done == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def interrupted() -> bool:
+        return sigterm.arrived or (stop_at is not None and rank == 0 and done >= stop_at - 1)
+
+    finished = train_stage(
+        TrainJob.model_validate_json(job), report, lambda text: write({"warning": text}), interrupted
+    )
+    if rank == 0:
+        write({"finished": finished})
+
+
+def _member(target: Callable[..., None], rank: int, world_size: int, port: int, arguments: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    target(rank, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
