@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
@@ -16,11 +17,12 @@ from typing import Any
 from amvl_core.progress import Progress
 from amvl_core.train.loop import TrainJob, train_stage
 from amvl_core.train.preemption import Sigterm
+from tests.tiny import stock_folder
 
 # A server that has the libraries loaded forks the workers; it has no threads that a fork could break.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.distributed.local"])
-LIMIT_S = 120
+LIMIT_S, GRACE_S = 120.0, 10.0
 
 
 def start(target: Callable[..., None], world_size: int, *arguments: Any) -> list[BaseProcess]:
@@ -38,14 +40,16 @@ def start(target: Callable[..., None], world_size: int, *arguments: Any) -> list
 
 
 def join(workers: list[BaseProcess]) -> list[int | None]:
-    """Exit codes; what is left after LIMIT_S is killed, with the code None."""
-    for worker in workers:
-        worker.join(LIMIT_S)
+    """Exit codes, when all have ended; None for one that had to be killed, GRACE_S after another had failed."""
+    deadline = time.monotonic() + LIMIT_S
+    while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+        if any(worker.exitcode for worker in workers):
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+        time.sleep(0.02)
     codes = [worker.exitcode for worker in workers]
     for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-            worker.join()
+        worker.kill()
+        worker.join()
     return codes
 
 
@@ -92,6 +96,7 @@ def _member(target: Callable[..., None], rank: int, world_size: int, port: int, 
 
     hf_logging.disable_progress_bar()
     torch.set_num_threads(1)
+    stock_folder()  # once there is a process group the library writes on its first rank alone
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
