@@ -30,9 +30,11 @@ def start(target: Callable[..., None], world_size: int, *arguments: Any) -> list
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = range(world_size)
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    environment = dict(os.environ) | rendezvous  # that of the server is as old as the server
     workers: list[BaseProcess] = [
-        CONTEXT.Process(target=_member, args=(target, rank, world_size, port, arguments)) for rank in ranks
+        CONTEXT.Process(target=_member, args=(target, rank, world_size, environment, arguments))
+        for rank in range(world_size)
     ]
     for worker in workers:
         worker.start()
@@ -89,16 +91,17 @@ def stage(rank: int, job: str, log: str, stop_at: int | None = None, kill_at: in
         write({"finished": finished})
 
 
-def _member(target: Callable[..., None], rank: int, world_size: int, port: int, arguments: tuple[Any, ...]) -> None:
+def _member(
+    target: Callable[..., None], rank: int, world_size: int, environment: dict[str, str], arguments: tuple[Any, ...]
+) -> None:
     import torch
     import torch.distributed as dist
     from transformers.utils import logging as hf_logging
 
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     hf_logging.disable_progress_bar()
     torch.set_num_threads(1)
     stock_folder()  # once there is a process group the library writes on its first rank alone
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     target(rank, *arguments)
     dist.barrier()

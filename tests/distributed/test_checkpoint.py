@@ -145,9 +145,9 @@ def test_the_same_number_of_processes_goes_on_bit_for_bit(root, kind) -> None:
 def test_another_number_of_processes_goes_on_within_rounding(root, kind, world_size, reader) -> None:
     expected, found = merged(f"{root}/{kind}/three"), merged(f"{root}/{kind}/{world_size}/three")
     worst = max(float((expected[key] - found[key]).abs().max()) for key in expected if key.startswith("weight/"))
-    # Adam's step of size lr moves every weight by about 1e-2; sums are taken in another order.
-    assert worst < (2e-4 if kind.endswith("fp32") else 2e-2), worst
-    print(kind, world_size, worst)
+    # Measured worst case of a weight after a step of size 1e-2: 5e-7 in fp32, where sums are taken in another order,
+    # 6e-3 in bf16, where gradients are rounded before they are summed over processes.
+    assert worst < (5e-6 if kind.endswith("fp32") else 2e-2), worst
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from amvl_core import storage
 from amvl_core.errors import CheckpointError, StorageError
@@ -19,7 +20,10 @@ from tests.distributed.test_checkpoint import engine
 
 
 def names(uri: str) -> list[str]:
-    return storage.list_names(uri)
+    """What is there, before any rank goes on to change it."""
+    found = storage.list_names(uri)
+    dist.barrier()
+    return found
 
 
 def retention(rank: int, root: str) -> None:
@@ -47,7 +51,7 @@ def damage(rank: int, root: str) -> None:
         os.truncate(Path(root) / "step-00000004" / "rank-00000-00000.safetensors", 100)
         (Path(root) / "step-00000003" / "rank-00001-00000.safetensors").unlink()
         (Path(root) / "step-00000002" / "complete.json").write_text('{"step": 2, "world_size"')
-    checkpoints._on_first(lambda: None)
+    dist.barrier()
     step, history = checkpoints.resume(ours)
     assert step == 1 and [event.done for event in history] == ([1] if rank == 0 else [])
     if rank == 0:
@@ -57,7 +61,7 @@ def damage(rank: int, root: str) -> None:
         for text, reason in zip(said, ("SHA-256", "100 bytes of", "is missing", "not readable"), strict=True):
             assert reason in text
         (Path(root) / "step-00000001" / "complete.json").unlink()
-    checkpoints._on_first(lambda: None)
+    dist.barrier()
     assert checkpoints.resume(ours) == (0, [])
     ours.close()
 
