@@ -37,17 +37,15 @@ def main() -> None:
 def measure(root: Path, kills: int, chance: random.Random) -> dict[str, int | bool]:
     """Kills until `kills` are done, run after run, and compares every run with the whole one."""
     trial = Trial(root, STEPS + 1, trainer={"checkpoint_every": EVERY})
-    trial.run("whole", stop_at=STEPS)  # the first start loads the libraries: it is no measure of time
-    began = time.monotonic()
-    assert trial.run("again", stop_at=STEPS) == [0, 0]
-    whole_s = time.monotonic() - began
-    names, done, lost = ["again"], 0, 0
+    assert trial.run("whole", stop_at=STEPS) == [0, 0]
+    names, done, lost = list[str](), 0, 0
     while done < kills:
-        name = f"run-{len(names)}"
+        name = f"run-{len(names) + 1}"
         names.append(name)
         while True:
             workers = trial.start(name, stop_at=STEPS)
-            if done < kills and not _ended(workers, chance.uniform(0, whole_s)):
+            if done < kills and _reached(trial, name, workers, chance.randint(0, STEPS - 1)):
+                time.sleep(chance.uniform(0, 0.1))
                 victims = chance.choice([workers[:1], workers[1:], workers])
                 for worker in victims:
                     worker.kill()
@@ -66,12 +64,17 @@ def measure(root: Path, kills: int, chance: random.Random) -> dict[str, int | bo
     return {"kills": done, "bit_equal": equal, "lost_steps_max": lost, "checkpoint_every": EVERY}
 
 
-def _ended(workers: list[BaseProcess], seconds: float) -> bool:
-    """Waits for some seconds; whether all workers have ended by then."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(worker.is_alive() for worker in workers):
+def _reached(trial: Trial, name: str, workers: list[BaseProcess], step: int) -> bool:
+    """Waits for the workers to log `step`; whether they did before they ended."""
+    while all(worker.is_alive() for worker in workers):
+        if _last(trial, name) >= step:
+            return True
         time.sleep(0.005)
-    return not any(worker.is_alive() for worker in workers)
+    return False
+
+
+def _last(trial: Trial, name: str) -> int:
+    return max([line["done"] for line in trial.lines(name) if "done" in line], default=0)
 
 
 def _lost(trial: Trial, name: str) -> int:
@@ -79,7 +82,7 @@ def _lost(trial: Trial, name: str) -> int:
     tags = storage.list_names(f"{trial.root}/{name}/checkpoints")
     complete = [tag for tag in tags if (trial.root / name / "checkpoints" / tag / "complete.json").exists()]
     saved = int(complete[-1].removeprefix("step-")) if complete else 0
-    return max([line["done"] for line in trial.lines(name) if "done" in line], default=0) - saved
+    return _last(trial, name) - saved
 
 
 if __name__ == "__main__":

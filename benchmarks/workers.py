@@ -19,8 +19,8 @@ from typing import Any
 from amvl_core.config import TinyConfig
 from tests.distributed.trial import Trial
 
-MODEL = TinyConfig(hidden_size=384, num_layers=6, num_heads=6, num_kv_heads=2, intermediate_size=1024)
-GLOBAL_BATCH = 32
+MODEL = TinyConfig(hidden_size=384, num_layers=4, num_heads=6, num_kv_heads=2, intermediate_size=1024)
+GLOBAL_BATCH = 16
 WARM_UP = 2
 
 

@@ -106,7 +106,8 @@ class Trial:
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What rank 0 wrote."""
         file = self.root / f"{name}.log"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        text = file.read_text() if file.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]  # the last may be half written
 
     def curve(self, name: str) -> list[tuple[int, float, float]]:
         """Step, loss and learning rate as tracking keeps them: a step done again counts once, and must be the same."""
