@@ -79,7 +79,7 @@ class Checkpoints:
         share = engine.share(self.rank, self.world_size)
         files, problem = self._everywhere(partial(_write_pieces, folder, self.rank, share))
         if problem is None:
-            problem = self._on_first(lambda: self._complete(folder, step, loss, files, history))
+            problem = self._on_first(lambda: self._finish(folder, step, loss, files, history))
         if problem is None:
             self.failed = 0
             problem = self._on_first(self._prune)
@@ -121,13 +121,16 @@ class Checkpoints:
         """The checkpoint of the lowest loss, where that is lower than `loss` (rank 0's), the end of the stage's."""
 
         def find() -> Marker | None:
-            found = _best([_marker(self.uri, tag) for tag in _complete(self.uri)])
+            found = _best(_markers(self.uri))
             return found if found and _loss(found) < (math.inf if loss is None else loss) else None
 
         marker: Marker | None = self._from_first(find)
+        if marker is not None and (damage := self._damage(marker)):
+            self._say(f"the checkpoint of the lowest loss, after step {marker.step}, is damaged ({damage})")
+            return None
         return marker
 
-    def _complete(self, folder: str, step: int, loss: float | None, files: list[Any], history: list[Progress]) -> None:
+    def _finish(self, folder: str, step: int, loss: float | None, files: list[Any], history: list[Progress]) -> None:
         content = json.dumps([asdict(event) for event in history]).encode()
         storage.write_bytes(storage.join(folder, HISTORY), content)
         stored = {name: file for part in files for name, file in part.items()} | {HISTORY: _stored(content, {})}
@@ -135,11 +138,12 @@ class Checkpoints:
         storage.write_bytes(storage.join(folder, MARKER), marker.model_dump_json().encode())
 
     def _prune(self) -> None:
-        tags = _complete(self.uri)
-        best = _best([_marker(self.uri, tag) for tag in tags])
-        keep = {*tags[-self.keep_last :], _tag(best.step) if best else ""}
+        markers = _markers(self.uri)
+        best = _best(markers)
+        keep = {_tag(marker.step) for marker in (*markers[-self.keep_last :], *([best] if best else []))}
         for tag in storage.list_names(self.uri):
             if tag not in keep:
+                storage.remove(storage.join(self.uri, tag, MARKER))  # first, so that it counts no longer
                 storage.remove(storage.join(self.uri, tag))
 
     def _damage(self, marker: Marker) -> str | None:
@@ -164,10 +168,10 @@ class Checkpoints:
     def _latest(self) -> Marker | None:
         """The last checkpoint that has a marker."""
         for tag in reversed(_complete(self.uri)):
-            try:
-                return _marker(self.uri, tag)
-            except ValidationError:
-                self._discard(tag, f"{MARKER} is not readable")
+            marker = _marker(self.uri, tag)
+            if marker is not None:
+                return marker
+            self._discard(tag, f"{MARKER} is not readable")
         return None
 
     def _discard(self, tag: str, damage: str) -> None:
@@ -300,8 +304,15 @@ def _complete(uri: str) -> list[str]:
     return [tag for tag in storage.list_names(uri) if storage.exists(storage.join(uri, tag, MARKER))]
 
 
-def _marker(uri: str, tag: str) -> Marker:
-    return Marker.model_validate_json(storage.read_bytes(storage.join(uri, tag, MARKER)))
+def _marker(uri: str, tag: str) -> Marker | None:
+    try:
+        return Marker.model_validate_json(storage.read_bytes(storage.join(uri, tag, MARKER)))
+    except ValidationError:
+        return None
+
+
+def _markers(uri: str) -> list[Marker]:
+    return [marker for tag in _complete(uri) if (marker := _marker(uri, tag)) is not None]
 
 
 def _loss(marker: Marker) -> float:
