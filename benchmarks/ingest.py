@@ -149,10 +149,12 @@ def _rank(rank: int, world_size: int, port: int, job: dict[str, Any], out: str) 
     hook = counter.watch()
 
     def note(event: Progress) -> None:
+        if not event.metrics:
+            return
         waits.append(event.metrics["data_wait"])
         seconds.append(counter.tokens_since() / event.metrics["tokens_per_s"])
 
-    train_stage(TrainJob.model_validate(job), note)
+    train_stage(TrainJob.model_validate(job), note, lambda: False)
     hook.remove()
     found = {"waits": waits, "seconds": seconds, **counter.found()}
     (Path(out) / f"rank-{rank}.json").write_text(json.dumps(found))

@@ -121,6 +121,14 @@ def resources(config: ClusterConfig) -> Workers:
     return Workers(device=device, num_workers=wanted)
 
 
+def room(workers: Workers) -> int:
+    """How many of the workers the machines that are alive can hold."""
+    import ray
+
+    total = ray.cluster_resources()
+    return min(workers.num_workers, *(int(total.get(name, 0.0) / need) for name, need in workers.resources.items()))
+
+
 def _capacity(now: dict[str, float]) -> dict[str, float]:
     """What the cluster has, or can grow to: with an autoscaler the GPU nodes come when they are asked for."""
     from ray._private.state import state

@@ -1,10 +1,15 @@
-"""A training stage on Ray Train: places the workers, starts them again after a failure, brings progress home."""
+"""A training stage on Ray Train: places the workers, starts them again after a failure, brings progress home.
+
+Ray's own failures are counted (`trainer.max_failures`). A worker that gets SIGTERM, or whose node Ray drains, is none:
+all workers write a checkpoint and end, and are placed again where there is room.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from amvl_core import storage
 from amvl_core.base import TINY, base_folder
@@ -20,9 +26,14 @@ from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError, ClusterError
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
-from infra.cluster import resources
+from amvl_core.train.preemption import Sigterm
+from infra.cluster import Workers, resources, room
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+ROOM_SECONDS = 5.0
+REPEAT_SECONDS = 60.0
 
 
 class Mailbox:
@@ -75,35 +86,40 @@ def train(
         "uri": uri,
         "fingerprint": fingerprint,
     }
-    gpu = workers.device == "cuda"
-    trainer = TorchTrainer(
+    with _Collector(mailbox, on_progress, _Room(workers, config.cluster.min_workers, stage)):
+        while True:
+            try:
+                _trainer(config, f"{stage}-{fingerprint}", workers, job, mailbox).fit()
+            except ray.train.TrainingFailedError as error:
+                raise (ray.get(mailbox.failed.remote()) or _gave_up(error, stage)) from error
+            fault: AmvlError | None = ray.get(mailbox.failed.remote())
+            if fault is not None:
+                raise fault
+            record = load_record(uri, CheckpointRecord)
+            if record is not None:
+                return record
+            log.warning("training stage %s: a worker's machine is taken away; goes on from its checkpoint", stage)
+
+
+def _trainer(config: RunConfig, name: str, workers: Workers, job: dict[str, Any], mailbox: Any) -> TorchTrainer:
+    least = min(config.cluster.min_workers or workers.num_workers, workers.num_workers)
+    elastic = least < workers.num_workers
+    return TorchTrainer(
         _worker,
         train_loop_config={"job": job, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=_Torch(backend="nccl" if workers.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,
-            use_gpu=gpu,
-            resources_per_worker={"GPU": 1, "CPU": 1} if gpu else {"CPU": 0.5},
+            num_workers=(least, workers.num_workers) if elastic else workers.num_workers,
+            use_gpu=workers.device == "cuda",
+            resources_per_worker=workers.resources,
         ),
         run_config=RayRunConfig(
             # A name of its own each time: what is resumed is decided by our checkpoints, not by Ray's snapshot.
-            name=f"{stage}-{fingerprint}-{uuid.uuid4().hex[:6]}",
+            name=f"{name}-{uuid.uuid4().hex[:6]}",
             **_ray_storage(config.storage),
             failure_config=FailureConfig(max_failures=config.trainer.max_failures),
         ),
     )
-    with _Collector(mailbox, on_progress):
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise (ray.get(mailbox.failed.remote()) or _gave_up(error, stage)) from error
-    fault: AmvlError | None = ray.get(mailbox.failed.remote())
-    if fault is not None:
-        raise fault
-    record = load_record(uri, CheckpointRecord)
-    if record is None:
-        raise ClusterError(f"training stage {stage} ended without a record at {uri}; look at the workers' logs")
-    return record
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -120,18 +136,81 @@ def _worker(settings: dict[str, Any]) -> None:
 
     hf_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    job = TrainJob.model_validate(settings["job"])
     try:
-        train_stage(TrainJob.model_validate(settings["job"]), lambda event: mailbox.put.remote(event))
+        train_stage(job, lambda event: mailbox.put.remote(event), _interrupted)
     except AmvlError as error:
         ray.get(mailbox.fail.remote(error))
         raise
 
 
+_sigterm = Sigterm()
+
+
+def _listen() -> None:
+    """Run by Ray in each worker's main thread, which alone may take signals; training runs in another."""
+    _sigterm.listen()
+
+
+def _interrupted() -> bool:
+    """Whether this worker got SIGTERM or Ray drains a node of its group; asks no other worker."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return _sigterm.arrived or get_train_context().preemption_context.preemption_info is not None
+
+
+class _Backend(_TorchBackend):
+    """Ray's process group, and an ear for SIGTERM."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Runs before training starts."""
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(_listen)
+
+
+class _Torch(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
+class _Room:
+    """Says when machines are missing for the workers, again every minute, and when they are back."""
+
+    def __init__(self, workers: Workers, least: int | None, stage: str) -> None:
+        self.workers, self.least, self.stage = workers, least or workers.num_workers, stage
+        self.said: str | None = None
+        self.checked = self.said_at = 0.0
+
+    def look(self) -> None:
+        """Asks Ray every few seconds what the cluster has."""
+        now = time.monotonic()
+        if now - self.checked < ROOM_SECONDS:
+            return
+        self.checked = now
+        message = self._message(room(self.workers), len([node for node in ray.nodes() if node["Alive"]]))
+        if message != self.said or (message and now - self.said_at > REPEAT_SECONDS):
+            log.warning("training stage %s: %s", self.stage, message or "there is room for all workers again")
+            self.said, self.said_at = message, now
+
+    def _message(self, found: int, nodes: int) -> str | None:
+        wanted = self.workers.num_workers
+        if found >= wanted:
+            return None
+        missing = f"the cluster has room for {found} of {wanted} workers on {nodes} nodes"
+        if found >= self.least:
+            return f"{missing}; it goes on with {found} until more machines come"
+        return (
+            f"{missing}, and waits for {self.least} (each takes {self.workers.resources}); bring the lost machines "
+            f"back, or run again with cluster.num_workers={max(found, 1)}: it goes on from the last checkpoint"
+        )
+
+
 class _Collector:
     """Hands events from the mailbox to a callback, each once, from a thread of its own while `fit` blocks."""
 
-    def __init__(self, mailbox: Any, on_progress: ProgressFn) -> None:
-        self.mailbox, self.on_progress = mailbox, on_progress
+    def __init__(self, mailbox: Any, on_progress: ProgressFn, room: _Room) -> None:
+        self.mailbox, self.on_progress, self.room = mailbox, on_progress, room
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -146,6 +225,7 @@ class _Collector:
     def _run(self) -> None:
         while not self.stop.wait(POLL_SECONDS):
             self._collect()
+            self.room.look()
 
     def _collect(self) -> None:
         for event in ray.get(self.mailbox.collect.remote()):

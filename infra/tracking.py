@@ -99,13 +99,16 @@ class Tracker:
             self.call(f"tag {name}", "set_tag", key=name, value=value)
 
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """Logs `values` as `{stage}/{name}` at optimiser step `step`."""
+        """Logs `values` as `{stage}/{name}` at optimiser step `step`, once: a step done again is the same step."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         for name, value in values.items():
             full = metric_name(stage, name)
-            self.history.setdefault(full, []).append((step, value))
+            points = self.history.setdefault(full, [])
+            if points and points[-1][0] >= step:
+                continue
+            points.append((step, value))
             self._metrics.append(Metric(full, float(value), now, step))
 
     def dataset(self, record: DatasetRecord) -> None:

@@ -74,12 +74,15 @@ SAMPLES: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [
 ]
 
 
-def batch(processor: Any, latent: LatentConfig | None = LATENT, samples: Any = None) -> Batch:
-    """Samples of unequal length, one with two images and one with none; without a block where `latent` is None."""
+def batch(processor: Any, latent: LatentConfig | None = LATENT, samples: Any = None, first: int = 0) -> Batch:
+    """Samples of unequal length, one with two images and one with none; without a block where `latent` is None.
+
+    They are numbered from `first` on: a sample's number is its id and the seed of its pictures.
+    """
     encoder = Encoder(processor, slot_tokens(latent) if latent else [])
     num_slots = latent.num_slots if latent else 0
     encoded = []
-    for number, (question, answer, sizes) in enumerate(samples or SAMPLES):
+    for number, (question, answer, sizes) in enumerate(samples or SAMPLES, first):
         segments = [Segment("prompt", question), Segment("latent", num_slots=num_slots), Segment("answer", answer)]
         images = [picture(10 * number + i, *size) for i, size in enumerate(sizes)]
         encoded.append(encoder.encode(f"sample-{number}", segments, images))

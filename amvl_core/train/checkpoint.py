@@ -1,59 +1,215 @@
-"""Checkpoints to resume from, and the model that a stage leaves behind.
+"""Checkpoints to resume from, by any number of workers, and the model that a stage leaves behind.
 
-`{stage}/checkpoints/step-00000200/` is written by all ranks; its `complete.json` is written last by rank 0, so a
-checkpoint without it does not count.
+    {stage}/checkpoints/step-00000200/rank-00003-00000.safetensors    pieces of weights and moments (masters.py)
+                                      history.json                    every step logged so far
+                                      complete.json                   written last; sizes, SHA-256, what is where
+
+A checkpoint without `complete.json` does not count; one whose files are not what it says is left for the one before.
+Nothing random is saved: the order of samples and the latent noise are functions of the step, and so is the learning
+rate.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import torch as safetensors
 
 from amvl_core import storage
+from amvl_core.errors import CheckpointError, StorageError
+from amvl_core.progress import Progress
 from amvl_core.train.engine import Engine
+from amvl_core.train.masters import Piece
 
-MARKER = "complete.json"
-KEEP = 2
+MARKER, HISTORY = "complete.json", "history.json"
+FILE_BYTES = 256 * 2**20
+"""Tensors in one file: a rank serialises one at a time in memory and sends it off, so it needs no local copy."""
+BYTES_PER_ELEMENT = 12
+MAX_FAILED = 3
+"""Checkpoints in a row that may fail to be written: training goes on, but not for ever without a safe place."""
 SHARD_SIZE = "5GB"
+"""Of the safetensors files that a stage leaves."""
 
 
-def save_checkpoint(engine: Engine, uri: str, step: int, rank: int, world_size: int) -> None:
-    """Writes the state after `step` optimiser steps and removes all but the last `KEEP`; every rank calls it."""
-    tag = f"step-{step:08d}"
-    if storage.is_local(uri):
-        engine.save(storage.local_path(uri), tag)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            engine.save(Path(folder), tag)
-            storage.upload(Path(folder), uri)
-    dist.barrier()
-    if rank == 0:
-        content = {"step": step, "world_size": world_size}
-        storage.write_bytes(storage.join(uri, tag, MARKER), json.dumps(content).encode())
-        for old in _complete(uri)[:-KEEP]:
-            storage.remove(storage.join(uri, old))
-    dist.barrier()
+class Stored(BaseModel):
+    """A file of a checkpoint; `pieces` are first element, one past the last, and updates of each parameter in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+    pieces: dict[str, tuple[int, int, float]]
 
 
-def load_latest(engine: Engine, uri: str, world_size: int) -> int:
-    """Loads the last complete checkpoint below `uri`; the optimiser step it was taken after, or 0 if there is none."""
-    for tag in reversed(_complete(uri)):
-        content: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, tag, MARKER)))
-        if content["world_size"] != world_size:
-            continue
-        if storage.is_local(uri):
-            engine.load(storage.local_path(uri), tag)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                storage.download(storage.join(uri, tag), Path(folder) / tag)
-                engine.load(Path(folder), tag)
-        return int(content["step"])
-    return 0
+class Marker(BaseModel):
+    """`complete.json`. `loss` is the mean of the losses logged since the checkpoint before; None if there is none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    world_size: int
+    loss: float | None
+    files: dict[str, Stored]
+
+
+class Checkpoints:
+    """The checkpoints of a stage below `uri`. Every rank calls every method, in the same order."""
+
+    def __init__(self, uri: str, keep_last: int, warn: Callable[[str], None]) -> None:
+        self.uri, self.keep_last, self.warn = uri, keep_last, warn
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.failed = 0
+
+    def save(self, engine: Engine, step: int, loss: float | None, history: list[Progress]) -> None:
+        """Writes the state after `step` optimiser steps; keeps the last `keep_last` and the one of the lowest loss.
+
+        `loss` and `history` are rank 0's. Where the storage fails, what was written is removed, a warning says so and
+        training may go on: the checkpoints before are as they were. Raises StorageError the third time in a row.
+        """
+        folder = storage.join(self.uri, _tag(step))
+        share = engine.share(self.rank, self.world_size)
+        files, problem = self._everywhere(partial(_write_pieces, folder, self.rank, share))
+        if problem is None:
+            problem = self._on_first(lambda: self._finish(folder, step, loss, files, history))
+        if problem is None:
+            self.failed = 0
+            problem = self._on_first(self._prune)
+            self._say(f"old checkpoints could not be removed: {problem}" if problem else None)
+            return
+        self.failed += 1
+        self._on_first(lambda: storage.remove(folder))  # or it stays, without a marker, and goes with the next prune
+        message = f"no checkpoint after step {step}: {problem}"
+        if self.failed >= MAX_FAILED:
+            raise StorageError(f"{message}; {self.failed} in a row have failed, so training stops: mend the storage")
+        self._say(f"{message}; training goes on, the checkpoints before are complete")
+
+    def resume(self, engine: Engine) -> tuple[int, list[Progress]]:
+        """Loads the last checkpoint that is whole: its step, and on rank 0 what was logged up to it; else 0."""
+        while (marker := self._from_first(self._latest)) is not None:
+            damage = self._damage(marker)
+            if damage is None:
+                self.load(engine, marker)
+                uri = storage.join(self.uri, _tag(marker.step), HISTORY)
+                content = storage.read_bytes(uri) if self.rank == 0 else b"[]"
+                return marker.step, [Progress(**{**event, "warnings": ()}) for event in json.loads(content)]
+            self._from_first(partial(self._discard, _tag(marker.step), damage))
+        return 0, []
+
+    def load(self, engine: Engine, marker: Marker) -> None:
+        """Takes weights, moments and step counts over into `engine`."""
+        wanted = engine.pieces()
+        _check_covered(wanted, marker)
+        for piece in wanted:
+            piece.step.zero_()
+        for name, stored in marker.files.items():
+            if any(_overlap(piece, stored) for piece in wanted):
+                tensors = safetensors.load(storage.read_bytes(storage.join(self.uri, _tag(marker.step), name)))
+                for piece in wanted:
+                    _copy(tensors, stored, piece)
+        engine.publish()
+
+    def best(self, loss: float | None) -> Marker | None:
+        """The checkpoint of the lowest loss, where that is lower than `loss` (rank 0's), the end of the stage's."""
+
+        def find() -> Marker | None:
+            found = _best(_markers(self.uri))
+            return found if found and _loss(found) < (math.inf if loss is None else loss) else None
+
+        marker: Marker | None = self._from_first(find)
+        if marker is not None and (damage := self._damage(marker)):
+            self._say(f"the checkpoint of the lowest loss, after step {marker.step}, is damaged ({damage})")
+            return None
+        return marker
+
+    def _finish(self, folder: str, step: int, loss: float | None, files: list[Any], history: list[Progress]) -> None:
+        content = json.dumps([asdict(event) for event in history]).encode()
+        storage.write_bytes(storage.join(folder, HISTORY), content)
+        stored = {name: file for part in files for name, file in part.items()} | {HISTORY: _stored(content, {})}
+        marker = Marker(step=step, world_size=self.world_size, loss=loss, files=stored)
+        storage.write_bytes(storage.join(folder, MARKER), marker.model_dump_json().encode())
+
+    def _prune(self) -> None:
+        markers = _markers(self.uri)
+        best = _best(markers)
+        keep = {_tag(marker.step) for marker in (*markers[-self.keep_last :], *([best] if best else []))}
+        for tag in storage.list_names(self.uri):
+            if tag not in keep:
+                storage.remove(storage.join(self.uri, tag, MARKER))  # first, so that it counts no longer
+                storage.remove(storage.join(self.uri, tag))
+
+    def _damage(self, marker: Marker) -> str | None:
+        """What is wrong with a checkpoint's files, or None; each rank looks at a share of them."""
+        found, problem = self._everywhere(partial(self._damage_here, marker))
+        if problem is not None:
+            raise StorageError(f"the checkpoint after step {marker.step} cannot be read: {problem}")
+        return next((damage for damage in found if damage), None)
+
+    def _damage_here(self, marker: Marker) -> str | None:
+        for name, stored in list(marker.files.items())[self.rank :: self.world_size]:
+            uri = storage.join(self.uri, _tag(marker.step), name)
+            if not storage.exists(uri):
+                return f"{name} is missing"
+            content = storage.read_bytes(uri)
+            if len(content) != stored.size:
+                return f"{name} has {len(content)} bytes of {stored.size}"
+            if hashlib.sha256(content).hexdigest() != stored.sha256:
+                return f"{name} has another SHA-256"
+        return None
+
+    def _latest(self) -> Marker | None:
+        """The last checkpoint that has a marker."""
+        for tag in reversed(_complete(self.uri)):
+            marker = _marker(self.uri, tag)
+            if marker is not None:
+                return marker
+            self._discard(tag, f"{MARKER} is not readable")
+        return None
+
+    def _discard(self, tag: str, damage: str) -> None:
+        """Makes a damaged checkpoint one that does not count."""
+        self._say(f"the checkpoint {tag} is damaged ({damage}); the one before is taken")
+        storage.remove(storage.join(self.uri, tag, MARKER))
+
+    def _everywhere(self, work: Callable[[], Any]) -> tuple[list[Any], str | None]:
+        """What `work` gives on each rank, and what the storage refused on the first rank where it refused."""
+        found: list[Any] = [None] * self.world_size
+        mine: tuple[Any, str | None]
+        try:
+            mine = (work(), None)
+        except StorageError as error:
+            mine = (None, str(error))
+        dist.all_gather_object(found, mine)
+        return [value for value, _ in found], next((problem for _, problem in found if problem is not None), None)
+
+    def _on_first(self, work: Callable[[], None]) -> str | None:
+        """Does `work` on rank 0; what the storage refused is told to every rank."""
+        return self._everywhere(work if self.rank == 0 else _nothing)[1]
+
+    def _from_first(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives on rank 0, on every rank; what the storage refused is raised on every rank."""
+        values, problem = self._everywhere(work if self.rank == 0 else _nothing)
+        if problem is not None:
+            raise StorageError(problem)
+        return values[0]
+
+    def _say(self, message: str | None) -> None:
+        if self.rank == 0 and message is not None:
+            self.warn(message)
+
+
+def _nothing() -> None:
+    """What the other ranks do while rank 0 works."""
 
 
 def save_model(engine: Engine, processor: Any, uri: str, rank: int) -> int:
@@ -78,5 +234,96 @@ def write_model(model: Any, processor: Any, state: dict[str, Any], folder: Path)
     processor.save_pretrained(folder)
 
 
+def mean_loss(history: list[Progress], since: int) -> float | None:
+    """Mean of the losses logged after step `since`; None if there is none."""
+    losses = [event.metrics["loss"] for event in history if event.done > since and "loss" in event.metrics]
+    return sum(losses) / len(losses) if losses else None
+
+
+def _write_pieces(folder: str, rank: int, pieces: list[Piece]) -> dict[str, Stored]:
+    """Writes this rank's pieces, a file at a time."""
+    files = {}
+    for number, group in enumerate(_groups(pieces, FILE_BYTES // BYTES_PER_ELEMENT)):
+        tensors = {f"{kind}/{piece.name}": value.cpu() for piece in group for kind, value in piece.tensors.items()}
+        content = safetensors.save(tensors)
+        name = f"rank-{rank:05d}-{number:05d}.safetensors"
+        storage.write_bytes(storage.join(folder, name), content)
+        files[name] = _stored(content, {p.name: (p.start, p.stop, float(p.step)) for p in group})
+    return files
+
+
+def _groups(pieces: list[Piece], limit: int) -> Iterator[list[Piece]]:
+    """The pieces in order, in groups of at most `limit` elements; a piece is cut where a group is full."""
+    group: list[Piece] = []
+    left = limit
+    for piece in pieces:
+        start = piece.start
+        while start < piece.stop:
+            stop = min(piece.stop, start + left)
+            group.append(piece.part(start, stop))
+            left -= stop - start
+            start = stop
+            if left == 0:
+                yield group
+                group, left = [], limit
+    if group:
+        yield group
+
+
+def _overlap(piece: Piece, stored: Stored) -> tuple[int, int] | None:
+    """The elements of `piece` that a file has."""
+    first, last, _ = stored.pieces.get(piece.name, (0, 0, 0.0))
+    start, stop = max(first, piece.start), min(last, piece.stop)
+    return (start, stop) if start < stop else None
+
+
+def _copy(tensors: dict[str, Any], stored: Stored, piece: Piece) -> None:
+    if (span := _overlap(piece, stored)) is None:
+        return
+    first, _, step = stored.pieces[piece.name]
+    target = piece.part(*span)
+    for kind, value in target.tensors.items():
+        value.copy_(tensors[f"{kind}/{piece.name}"][span[0] - first : span[1] - first])
+    target.step.clamp_(min=step)
+
+
+def _check_covered(wanted: list[Piece], marker: Marker) -> None:
+    for piece in wanted:
+        spans = [span for stored in marker.files.values() if (span := _overlap(piece, stored))]
+        found = sum(stop - start for start, stop in spans)
+        if found != piece.numel:
+            raise CheckpointError(
+                f"the checkpoint after step {marker.step} has {found} of {piece.numel} elements of {piece.name}: it is "
+                "of another model; remove its folder to train the stage from its start"
+            )
+
+
+def _stored(content: bytes, pieces: dict[str, tuple[int, int, float]]) -> Stored:
+    return Stored(size=len(content), sha256=hashlib.sha256(content).hexdigest(), pieces=pieces)
+
+
+def _tag(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _complete(uri: str) -> list[str]:
     return [tag for tag in storage.list_names(uri) if storage.exists(storage.join(uri, tag, MARKER))]
+
+
+def _marker(uri: str, tag: str) -> Marker | None:
+    try:
+        return Marker.model_validate_json(storage.read_bytes(storage.join(uri, tag, MARKER)))
+    except ValidationError:
+        return None
+
+
+def _markers(uri: str) -> list[Marker]:
+    return [marker for tag in _complete(uri) if (marker := _marker(uri, tag)) is not None]
+
+
+def _loss(marker: Marker) -> float:
+    return math.inf if marker.loss is None else marker.loss
+
+
+def _best(markers: list[Marker]) -> Marker | None:
+    return min(markers, key=_loss, default=None)

@@ -1,10 +1,9 @@
-"""DeepSpeed: its configuration as a pure function of ours, the engine, its checkpoints and the export of weights."""
+"""DeepSpeed: its configuration as a pure function of ours, the engine, its state and the export of weights."""
 
 from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from amvl_core.config import StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods import Clock, Method, StepOutput
 from amvl_core.modeling import NEW_PARTS
+from amvl_core.train import masters
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -121,7 +121,7 @@ def _lr_scales(method: Method, stage: StageConfig) -> dict[nn.Parameter, float]:
 
 
 class Engine:
-    """One DeepSpeed engine: forward, backward, step, save, load."""
+    """One DeepSpeed engine: forward, backward, step, and the state that a checkpoint holds."""
 
     def __init__(self, method: Method, stage: StageConfig, trainer: TrainerConfig, world_size: int) -> None:
         set_trainable(method, stage.trainable)
@@ -193,13 +193,21 @@ class Engine:
         """Norm of the last step's gradient, over all ranks, before clipping."""
         return float(self.engine.get_global_grad_norm())
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Every rank writes its share of weights and optimiser state to `folder`/`tag`."""
-        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def pieces(self) -> list[masters.Piece]:
+        """What this rank holds of the float32 weights and of AdamW's state."""
+        return masters.pieces(self.method, self.engine)
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Takes weights and optimiser state back; every rank calls it."""
-        self.engine.load_checkpoint(str(folder), tag=tag)
+    def share(self, rank: int, world_size: int) -> list[masters.Piece]:
+        """This rank's share of them: over all ranks each element is there once."""
+        held = self.pieces()
+        if not masters.replicated(self.engine):
+            return held
+        cuts = [(piece.numel * rank // world_size, piece.numel * (rank + 1) // world_size) for piece in held]
+        return [piece.part(*cut) for piece, cut in zip(held, cuts, strict=True) if cut[0] < cut[1]]
+
+    def publish(self) -> None:
+        """Makes the model's weights what `pieces` says, after these were written; every rank calls it."""
+        masters.publish(self.engine)
 
     def state_dict(self, rank: int) -> dict[str, torch.Tensor]:
         """All weights of the Hugging Face model on the CPU of rank 0 (empty elsewhere); every rank calls it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
@@ -17,10 +20,10 @@ from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods import METHODS, Clock, Method
 from amvl_core.processor import AMVLProcessor, load_processor
-from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import CheckpointRecord, DatasetRecord, save_record
+from amvl_core.progress import Advice, Progress, ProgressFn
+from amvl_core.records import BestModel, CheckpointRecord, DatasetRecord, load_record, save_record
 from amvl_core.schedules import cosine_with_warmup
-from amvl_core.train.checkpoint import load_latest, save_checkpoint, save_model
+from amvl_core.train.checkpoint import Checkpoints, mean_loss, save_model
 from amvl_core.train.engine import DTYPES, Engine
 from amvl_core.train.steplog import StepLog
 from amvl_core.train.watch import Skips, watches
@@ -43,12 +46,15 @@ class TrainJob(BaseModel):
     fingerprint: str
 
 
-def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
-    """Runs a stage from its last complete checkpoint to its end and writes the stage's record.
+def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[], bool]) -> bool:
+    """Runs a stage from its last complete checkpoint to its end and writes the stage's record; whether it got there.
 
-    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step and
-    where a warning arises.
+    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step, first for
+    those of the checkpoint it goes on from, and where a warning arises. Once `interrupted` is true on any rank, all
+    write a checkpoint at the end of the step and return False.
     """
+    if load_record(job.uri, CheckpointRecord) is not None:
+        return True  # started again after its last step
     config, stage = job.config, job.config.stages[job.stage]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
@@ -60,19 +66,33 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
     engine = Engine(method, stage, config.trainer, world_size)
     sizes = _sizes(reader, rank, engine.device)
     dataset = StepDataset(reader, sizes, encoder, stage, config.seed, rank, world_size)
-    checkpoints = storage.join(job.uri, "checkpoints")
-    start = load_latest(engine, checkpoints, world_size)
-    log = StepLog(job.stage, total, start, on_progress if rank == 0 else _silent, watches(stage, config.latent))
+    done = 0
+
+    def warn(text: str) -> None:
+        on_progress(Progress(job.stage, done, total, "steps", warnings=(Advice("checkpoint", text),)))
+
+    checkpoints = Checkpoints(storage.join(job.uri, "checkpoints"), config.trainer.keep_last, warn)
+    start, history = checkpoints.resume(engine)
+    for event in history:
+        on_progress(event)
+
+    def send(event: Progress) -> None:
+        if event.metrics:
+            history.append(replace(event, warnings=()))
+        on_progress(event)
+
+    log = StepLog(job.stage, total, start, send if rank == 0 else _silent, watches(stage, config.latent))
     skips = Skips(config.trainer.on_nonfinite)
     batches = steps_from(dataset, start, total, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
+    saved = start
     for step in range(start, total):
         log.waiting()
         micro = next(batches)
         log.working()
         lr = stage.lr * cosine_with_warmup(step, total, stage.warmup_ratio)
         engine.set_lr(lr)
-        sums = _optimiser_step(engine, micro, config.seed, step)
+        sums, stop = _optimiser_step(engine, micro, config.seed, step, interrupted())
         done = step + 1
         suspects = engine.suspects()
         log.warn(done, skips.step(done, suspects))
@@ -83,9 +103,14 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
                 terms |= method.scalars(_all_reduced(sums))
                 terms["grad_norm"] = engine.gradient_norm()
             metrics = log.step(done, terms)
-        if done % config.trainer.checkpoint_every == 0 and done < total:
-            save_checkpoint(engine, checkpoints, done, rank, world_size)
+        if (stop or done % config.trainer.checkpoint_every == 0) and done < total:
+            checkpoints.save(engine, done, mean_loss(history, saved), history)
+            saved = done
+            if stop:
+                engine.close()
+                return False
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
+    best = _save_best(engine, processor, checkpoints, mean_loss(history, saved), storage.join(job.uri, "best"), rank)
     engine.close()
     if rank == 0:
         save_record(
@@ -100,11 +125,25 @@ def train_stage(job: TrainJob, on_progress: ProgressFn) -> None:
                 parent=job.parent,
                 num_parameters=parameters,
                 metrics=metrics,
+                best=best,
             )
         )
-        storage.remove(checkpoints)
+        storage.remove(checkpoints.uri)
         storage.remove(storage.join(job.uri, "base"))
     dist.barrier()
+    return True
+
+
+def _save_best(
+    engine: Engine, processor: AMVLProcessor, checkpoints: Checkpoints, loss: float | None, uri: str, rank: int
+) -> BestModel | None:
+    """Writes the model of the checkpoint with the lowest loss, if that is below `loss`, which the stage ends with."""
+    marker = checkpoints.best(loss)
+    if marker is None or marker.loss is None:
+        return None
+    checkpoints.load(engine, marker)
+    save_model(engine, processor, uri, rank)
+    return BestModel(uri=uri, step=marker.step, loss=marker.loss)
 
 
 def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
@@ -128,12 +167,19 @@ def _sizes(reader: ShardReader, rank: int, device: torch.device) -> Sizes:
     return found[0]
 
 
-def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int) -> dict[str, Tensor]:
-    """Forward and backward over the rank's micro-batches, one optimiser step; the terms' sums on this rank."""
+def _optimiser_step(
+    engine: Engine, micro: list[Batch], seed: int, step: int, interrupted: bool
+) -> tuple[dict[str, Tensor], bool]:
+    """Forward and backward over the rank's micro-batches, one optimiser step.
+
+    The terms' sums on this rank, and whether any rank is `interrupted`: known to all with the count of label tokens.
+    """
     labels = sum(batch.num_label_tokens for batch in micro)
-    counts = torch.tensor([labels, sum(len(batch.lengths) for batch in micro)], device=engine.device)
-    dist.all_reduce(counts)
-    clock = Clock(seed, step, max(1.0, float(counts[0])), int(counts[1]))
+    samples = sum(len(batch.lengths) for batch in micro)
+    reduced = torch.tensor([labels, samples, int(interrupted)], device=engine.device)
+    dist.all_reduce(reduced)
+    num_labels, num_samples, interrupts = reduced.tolist()
+    clock = Clock(seed, step, max(1.0, float(num_labels)), num_samples)
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro, 1):
         output = engine.forward(batch, clock, last=number == len(micro))
@@ -141,7 +187,7 @@ def _optimiser_step(engine: Engine, micro: list[Batch], seed: int, step: int) ->
         for name, value in output.terms.items():
             sums[name] = sums.get(name, 0.0) + value.to(engine.device, torch.float64)
     engine.step()
-    return sums
+    return sums, interrupts > 0
 
 
 def _all_reduced(sums: dict[str, Tensor]) -> dict[str, Tensor]:

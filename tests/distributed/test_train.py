@@ -2,76 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from amvl_core import storage
-from amvl_core.config import RunConfig, override
+from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError, DataError
-from amvl_core.presets import demo
 from amvl_core.progress import Progress
-from amvl_core.records import CheckpointRecord, DatasetRecord, Shard, load_record
+from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
 from infra.ray_eval import evaluate
 from infra.ray_train import train
-from tests.tiny import LATENT, TINY, picture
-
-ANSWERS = ("red", "blue")
-
-
-def dataset(root: str, slots: int = LATENT.num_slots) -> DatasetRecord:
-    """24 training and 6 test samples; every fifth has no image."""
-    shards = []
-    for split, rows in (("train", 24), ("test", 6)):
-        table = pa.Table.from_pylist([row(f"{split}-{i}", i, slots) for i in range(rows)])
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, row_group_size=8)
-        storage.write_bytes(storage.join(root, f"{split}.parquet"), buffer.getvalue())
-        shards.append(Shard(file=f"{split}.parquet", split=split, rows=rows, sha256=""))
-    return DatasetRecord(uri=root, fingerprint="data", schema_version=1, shards=shards, kept=30, dropped={}, reports=[])
-
-
-def row(name: str, number: int, slots: int) -> dict:
-    images = [] if number % 5 == 4 else [picture(number)]
-    answer = ANSWERS[number % 2]
-    segments = [
-        {"kind": "prompt", "text": "<image>" * len(images) + "What colour is it?", "num_slots": 0},
-        {"kind": "latent", "text": "", "num_slots": slots},
-        {"kind": "answer", "text": answer, "num_slots": 0},
-    ]
-    return {
-        "sample_id": name,
-        "source": "made",
-        "segments": segments,
-        "images": images,
-        "image_sizes": [{"width": 32, "height": 32} for _ in images],
-        "num_tokens": 20 + 4 * len(images),
-        "extra": json.dumps({"task": "colour", "answer": answer, "steps": [], "regions": []}),
-    }
-
-
-def configuration(root: str, **changes) -> RunConfig:
-    """Three stages of a few steps on the smallest model."""
-    small = {
-        "storage": root,
-        "model": {"tiny": TINY.model_dump()},
-        "latent": LATENT.model_dump(),
-        "stages": {
-            name: {"steps": 4, "global_batch": 8, "micro_tokens": 50, "method": {"beta_warmup": 2, "gamma_start": 1}}
-            if name != "sft"
-            else {"steps": 4, "global_batch": 8, "micro_tokens": 50}
-            for name in ("sft", "embedding_adaptation", "amvl")
-        },
-        "trainer": {"checkpoint_every": 2, "log_every": 1, "loader_workers": 0},
-        "evaluation": {"batch_size": 4, "max_new_tokens": 4},
-    }
-    return override(override(demo(), small), changes)
+from tests.distributed.trial import configuration, dataset
 
 
 def run(config: RunConfig, data: DatasetRecord, stage: str, parent: CheckpointRecord | None, name: str = ""):
@@ -115,7 +61,8 @@ def test_records_form_a_chain_and_no_resume_state_is_left(chain) -> None:
     assert records["sft"].num_parameters == sum(t.numel() for t in weights(records["sft"]).values())
     for stage in config.stages:
         assert load_record(storage.join(config.storage, stage), CheckpointRecord) == records[stage]
-        assert storage.list_names(storage.join(config.storage, stage)) == ["model", "record.json"]
+        best = ["best"] if records[stage].best else []
+        assert storage.list_names(storage.join(config.storage, stage)) == [*best, "model", "record.json"]
 
 
 def test_embedding_adaptation_moves_the_new_rows_and_nothing_else(chain) -> None:
@@ -163,9 +110,9 @@ def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain,
     flag = tmp_path / "killed"
     record, events = run_with_kill(again, data, uri, flag)
     assert flag.exists()
-    # The checkpoint was taken after step 2: step 3 is done again, and is the same step.
-    assert [event.done for event in events] == [1, 2, 3, 3, 4]
-    assert events[2].metrics["loss"] == events[3].metrics["loss"]
+    # The checkpoint of step 2 brings what was logged until then; step 3 is done again, and is the same.
+    assert [event.done for event in events] == [1, 2, 3, 1, 2, 3, 4]
+    assert [event.metrics["loss"] for event in events[:3]] == [event.metrics["loss"] for event in events[3:6]]
     for name, value in weights(reference).items():
         assert torch.equal(value, weights(record)[name]), name
 

@@ -113,6 +113,16 @@ def test_nothing_is_opened_where_nothing_works(tracked: RunConfig, dataset: Data
     assert tracker.run_id is None
 
 
+def test_a_step_that_is_done_again_is_logged_once(tracked: RunConfig) -> None:
+    with Tracker(other(tracked, 7)) as tracker:
+        run_id = tracker.start()
+        for step in (1, 2, 3, 1, 2, 3, 4):
+            tracker.metrics("amvl", step, {"loss": float(step)})
+            tracker.metrics("sft", 1, {"loss": 0.0})
+    assert [m.step for m in client(tracked).get_metric_history(run_id, "amvl/loss")] == [1, 2, 3, 4]
+    assert len(client(tracked).get_metric_history(run_id, "sft/loss")) == 1
+
+
 class Outage:
     """The real client behind a switch."""
 
