@@ -1,8 +1,9 @@
 """Samples that were seen before, and training samples that give a test sample away.
 
-Two rules, whose false-positive rates `python -m benchmarks.duplicates` measures:
+Three rules, whose false-positive rates `python -m benchmarks.duplicates` measures:
 
 - the **same image**, exactly: a training sample that shows an image of the test split is contaminated;
+- an image of a **benchmark**, exactly or nearly: a training sample that shows one is contaminated;
 - the **same sample**: equal question and answer (`normalise`), and images that are equal or nearly so. It is
   contaminated if the other one is a test sample, else a duplicate: the first in the order of the sources is kept.
 
@@ -12,7 +13,7 @@ Coarse perceptual hashes get that wrong on drawn images. Pairs to compare are fo
 brightness and colour in the same cell of one of four shifted grids. Test samples are never dropped: scores would no
 longer compare with published ones.
 
-Shape suffixes: N rows, F features, P pairs, M images of all rows.
+Shape suffixes: N rows, F features, P pairs, M images of all rows, D values of a thumbnail, HWC its pixels.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ SCHEMA = pa.schema(
 
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 _PAIRS_AT_ONCE = 4096
+_IMAGES_AT_ONCE = 64
 
 
 def normalise(text: str) -> str:
@@ -103,29 +105,39 @@ def features(thumbs: bytes) -> np.ndarray:
     """
     if not thumbs:
         return np.zeros(FEATURES, np.float32)
+    mean_1D = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_BYTES).mean(0, keepdims=True)
+    mean_F: np.ndarray = _image_features(mean_1D)[0]
+    return mean_F
+
+
+def _image_features(thumbs_MD: np.ndarray) -> np.ndarray:
+    """float32 [M, F]: `features` of each thumbnail by itself."""
     half = THUMB_SIDE // 2
-    mean_HWC = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_SIDE, THUMB_SIDE, 3).mean(0)
-    quadrants = mean_HWC.mean(2).reshape(2, half, 2, half).mean((1, 3)).ravel()
-    red, green, blue = mean_HWC.mean((0, 1))
-    return np.array([*quadrants, (red - green) / 2, (blue - green) / 2], np.float32)
+    pixels_MHWC = thumbs_MD.reshape(-1, THUMB_SIDE, THUMB_SIDE, 3)
+    quadrants_M4 = pixels_MHWC.mean(3).reshape(-1, 2, half, 2, half).mean((2, 4)).reshape(-1, 4)
+    red_M, green_M, blue_M = pixels_MHWC.mean((1, 2)).T
+    columns = [quadrants_M4, (red_M - green_M)[:, None] / 2, (blue_M - green_M)[:, None] / 2]
+    return np.concatenate(columns, 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class KeyFile:
-    """The keys of one shard."""
+    """The keys of one shard; or, as test samples, of questions of the `benchmark` of that name."""
 
     uri: str
     split: Split
+    benchmark: str | None = None
 
 
-Match = Literal["image", "sample", "near"]
+Match = Literal["image", "near image", "sample", "near"]
 
 
 @dataclass(frozen=True)
 class Repeat:
     """Row `row` of key file `file` is dropped for `reason`, because of row `of_row` of key file `of_file`.
 
-    `match` says what they share: an `image`, everything (`sample`), or nearly so (`near`).
+    `match` says what they share: an image (`image`) or nearly so (`near image`), everything (`sample`) or nearly so
+    (`near`).
     """
 
     file: int
@@ -154,14 +166,16 @@ class _Rows:
 def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> list[Repeat]:
     """The training rows that are duplicates or contaminated, by file and row; the order of `files` is that of sources.
 
-    The result is a pure function of the files' contents. Memory: about 100 bytes for each row, and the thumbnails of
-    those rows that have to be compared.
+    The result is a pure function of the files' contents. Memory: about 100 bytes for each row, the thumbnails of
+    those rows that have to be compared, and those of all images of benchmarks.
     """
     used = [number for number, file in enumerate(files) if contaminated or file.split == "train"]
     used.sort(key=lambda number: files[number].split != "test")
     rows = _load(files, used)
     because: dict[int, tuple[int, Match]] = {}
     _same_image(rows, because)
+    if contaminated:
+        _near_image(files, rows, because)
     first_N = _same_sample(rows)
     pairs_P2 = _near_pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N))))
     for one, other in pairs_P2.tolist():
@@ -199,6 +213,11 @@ def distances(files: Sequence[KeyFile]) -> np.ndarray:
 def sample_id(file: KeyFile, row: int) -> str:
     """The id of a row of a key file."""
     return str(_read(file, ["sample_id"])["sample_id"][row])
+
+
+def count_images(uri: str) -> int:
+    """How many images the rows of a key file show."""
+    return int(np.sum(_read(KeyFile(uri, "test"), ["images"])["images"].to_numpy()))
 
 
 def _read(file: KeyFile, columns: list[str]) -> pa.Table:
@@ -250,6 +269,78 @@ def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
     for image in found_M.tolist():
         place = int(np.searchsorted(digests, rows.digest_M[image]))
         because.setdefault(int(rows.owner_M[image]), (int(owners[place]), "image"))
+
+
+def _near_image(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+    """Training rows that nearly show an image of a benchmark; the thumbnails of one file at a time are in memory."""
+    shown = _Shown.of(files, rows)
+    if not len(shown.owner_M):
+        return
+    for number in np.unique(rows.file_N[~rows.is_test_N]).tolist():
+        here_N = np.flatnonzero(rows.file_N == number)
+        thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
+        found: dict[int, int] = {}
+        for image, owner in shown.near(thumbs_MD):
+            found.setdefault(int(here_N[owner_M[image]]), owner)
+        for row, owner in found.items():
+            because.setdefault(row, (owner, "near image"))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The different images of all benchmarks, by brightness: thumbnails, features, and the rows that show them."""
+
+    thumbs_MD: np.ndarray
+    features_MF: np.ndarray
+    bright_M: np.ndarray
+    owner_M: np.ndarray
+
+    @classmethod
+    def of(cls, files: Sequence[KeyFile], rows: _Rows) -> _Shown:
+        thumbs, owners = [np.empty((0, THUMB_BYTES), np.uint8)], [np.empty(0, np.int64)]
+        for number in np.unique(rows.file_N).tolist():
+            if files[number].benchmark is not None:
+                here_N = np.flatnonzero(rows.file_N == number)
+                thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
+                thumbs.append(thumbs_MD)
+                owners.append(here_N[owner_M])
+        thumbs_MD, first_M = np.unique(np.concatenate(thumbs), axis=0, return_index=True)
+        features_MF = _image_features(thumbs_MD)
+        bright_M = features_MF[:, :4].mean(1)
+        order = np.argsort(bright_M, kind="stable")
+        return cls(thumbs_MD[order], features_MF[order], bright_M[order], np.concatenate(owners)[first_M[order]])
+
+    def near(self, thumbs_MD: np.ndarray) -> Iterator[tuple[int, int]]:
+        """(number of one of `thumbs_MD`, row of a benchmark that nearly shows it), the first row of each."""
+        features_MF = _image_features(thumbs_MD)
+        bright_M = features_MF[:, :4].mean(1)
+        order = np.argsort(bright_M, kind="stable")
+        for start in range(0, len(order), _IMAGES_AT_ONCE):
+            part = order[start : start + _IMAGES_AT_ONCE]
+            # Features that are all within CLOSE have a mean brightness that is.
+            low = np.searchsorted(self.bright_M, bright_M[part[0]] - CLOSE, "left")
+            high = np.searchsorted(self.bright_M, bright_M[part[-1]] + CLOSE, "right")
+            apart = np.abs(features_MF[part][:, None] - self.features_MF[None, low:high]).max(2)
+            one, other = np.nonzero(apart <= CLOSE)
+            best: dict[int, int] = {}
+            for i in range(0, len(one), _PAIRS_AT_ONCE):
+                image, shown = part[one[i : i + _PAIRS_AT_ONCE]], low + other[i : i + _PAIRS_AT_ONCE]
+                near = _difference(thumbs_MD[image], self.thumbs_MD[shown]) <= NEAR
+                for number, owner in zip(image[near].tolist(), self.owner_M[shown[near]].tolist(), strict=True):
+                    best[number] = min(owner, best.get(number, owner))
+            yield from best.items()
+
+
+def _thumbs(file: KeyFile, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [M, D]: the thumbnails in a key file, and [M]: the row of each, by the number of images of its rows."""
+    joined = b"".join(_read(file, ["thumbs"])["thumbs"].to_pylist())
+    return np.frombuffer(joined, np.uint8).reshape(-1, THUMB_BYTES), np.repeat(np.arange(len(images_N)), images_N)
+
+
+def _difference(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
+    """[P]: the largest difference of any value of two thumbnails, in levels of 255."""
+    largest: np.ndarray = (np.maximum(one_PD, other_PD) - np.minimum(one_PD, other_PD)).max(1, initial=0)
+    return largest
 
 
 def _same_sample(rows: _Rows) -> np.ndarray:
@@ -313,8 +404,7 @@ def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> n
         for start in range(0, len(chosen), _PAIRS_AT_ONCE):
             part = chosen[start : start + _PAIRS_AT_ONCE]
             one, other = (np.stack([thumbs[i] for i in pairs_P2[part, side].tolist()]) for side in (0, 1))
-            differences = np.maximum(one, other) - np.minimum(one, other)
-            distance_P[part] = differences.max(1, initial=0)
+            distance_P[part] = _difference(one, other)
     return distance_P
 
 

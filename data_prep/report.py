@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from amvl_core import storage
 from amvl_core.records import DatasetRecord
 from amvl_core.sample import Split
 from data_prep import report_page
+from data_prep.contamination import BenchmarkRecord
 
 JSON_NAME, PAGE_NAME = "report.json", "report.html"
 
@@ -67,8 +68,11 @@ class Statistics:
         }
 
 
-def write(record: DatasetRecord) -> None:
-    """Writes `report.json` and `report.html` below the record's `uri`. Raises StorageError."""
+def write(record: DatasetRecord, benchmarks: Sequence[BenchmarkRecord]) -> None:
+    """Writes `report.json` and `report.html` below the record's `uri`. Raises StorageError.
+
+    `benchmarks` are those that training samples were compared with.
+    """
     statistics = _statistics(record)
     sources = [
         {**found.model_dump(mode="json"), **statistics.get((found.source, found.split), Statistics()).summary()}
@@ -80,6 +84,9 @@ def write(record: DatasetRecord) -> None:
         "kept": record.kept,
         "dropped": record.dropped,
         "shards": [shard.model_dump(mode="json") for shard in record.shards],
+        "benchmarks": [
+            benchmark.model_dump(include={"name", "questions", "images", "dropped"}) for benchmark in benchmarks
+        ],
         "sources": sources,
     }
     storage.write_bytes(storage.join(record.uri, JSON_NAME), json.dumps(summary, indent=2, ensure_ascii=False).encode())

@@ -75,7 +75,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_well_formed_self_contained_and_escapes_every_text(tmp_path: Path) -> None:
-    report.write(dataset(tmp_path))
+    report.write(dataset(tmp_path), [])
     text = (tmp_path / "report.html").read_text()
     page = Page()
     page.feed(text)
@@ -89,7 +89,7 @@ def test_the_page_is_well_formed_self_contained_and_escapes_every_text(tmp_path:
 
 def test_the_json_says_the_same_as_the_record_and_counts_what_is_kept(tmp_path: Path) -> None:
     record = dataset(tmp_path)
-    report.write(record)
+    report.write(record, [])
     summary = json.loads((tmp_path / "report.json").read_text())
     assert (summary["read"], summary["kept"], summary["dropped"]) == (74, 70, record.dropped)
     source, empty = summary["sources"]
