@@ -81,33 +81,38 @@ class Keys:
 
     def add(self, sample_id: str, question: str, answer: str, images: Sequence[StoredImage]) -> None:
         """The keys of the next row."""
-        thumbs = b"".join(image.thumb for image in images)
         self._rows.append(
             {
                 "sample_id": sample_id,
                 "text": _hash(f"{normalise(question)}\0{normalise(answer)}".encode()),
                 "images": len(images),
                 "digests": b"".join(image.digest for image in images),
-                "features": features(thumbs).tobytes(),
-                "thumbs": thumbs,
+                "thumbs": b"".join(image.thumb for image in images),
             }
         )
 
     def write(self, uri: str) -> None:
         """Writes the keys, whole or not at all."""
+        images_N = np.array([row["images"] for row in self._rows], np.int64)
+        features_NF = features(b"".join(row["thumbs"] for row in self._rows), images_N)
+        for row, values in zip(self._rows, features_NF, strict=True):
+            row["features"] = values.tobytes()
         with storage.writing(uri) as file, parquet_writer(file, SCHEMA) as writer:
             writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
 
 
-def features(thumbs: bytes) -> np.ndarray:
-    """float32 [F]: brightness of the four quadrants, and half the means of R - G and B - G, which JPEG keeps less
-    well; over all thumbnails of a row.
+def features(thumbs: bytes, images_N: np.ndarray) -> np.ndarray:
+    """float32 [N, F] of rows with `images_N` thumbnails each, one after the other: brightness of the four quadrants,
+    and half the means of R - G and B - G, which JPEG keeps less well; over all thumbnails of a row.
     """
-    if not thumbs:
-        return np.zeros(FEATURES, np.float32)
-    mean_1D = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_BYTES).mean(0, keepdims=True)
-    mean_F: np.ndarray = _image_features(mean_1D)[0]
-    return mean_F
+    thumbs_MD = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_BYTES)
+    features_NF = np.zeros((len(images_N), FEATURES), np.float32)
+    some = np.flatnonzero(images_N)
+    if len(some):
+        starts = np.cumsum(images_N)[some] - images_N[some]
+        mean_ND = np.add.reduceat(thumbs_MD, starts, axis=0, dtype=np.float64) / images_N[some][:, None]
+        features_NF[some] = _image_features(mean_ND)
+    return features_NF
 
 
 def _image_features(thumbs_MD: np.ndarray) -> np.ndarray:
@@ -158,7 +163,6 @@ class _Rows:
     text_N: np.ndarray
     images_N: np.ndarray
     exact_N: np.ndarray
-    features_NF: np.ndarray
     digest_M: np.ndarray
     owner_M: np.ndarray
 
@@ -166,8 +170,8 @@ class _Rows:
 def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> list[Repeat]:
     """The training rows that are duplicates or contaminated, by file and row; the order of `files` is that of sources.
 
-    The result is a pure function of the files' contents. Memory: about 100 bytes for each row, the thumbnails of
-    those rows that have to be compared, and those of all images of benchmarks.
+    The result is a pure function of the files' contents. Memory: about 100 bytes for each row, what is compared of
+    rows that share their text with another, and the thumbnails of all images of benchmarks.
     """
     used = [number for number, file in enumerate(files) if contaminated or file.split == "train"]
     used.sort(key=lambda number: files[number].split != "test")
@@ -207,7 +211,7 @@ def distances(files: Sequence[KeyFile]) -> np.ndarray:
     """[P]: how much the thumbnails of each pair of different rows that is compared differ, in levels of 255."""
     rows = _load(files, range(len(files)))
     first_N = _same_sample(rows)
-    return _distances(files, rows, _pairs(rows, np.flatnonzero(first_N == np.arange(len(first_N)))))
+    return _distances(files, rows, _pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N)))))
 
 
 def sample_id(file: KeyFile, row: int) -> str:
@@ -226,7 +230,7 @@ def _read(file: KeyFile, columns: list[str]) -> pa.Table:
 
 
 def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
-    columns = ["text", "images", "digests", "features"]
+    columns = ["text", "images", "digests"]
     with ThreadPoolExecutor(8) as pool:  # reading from an object store is mostly waiting
         tables = list(pool.map(lambda number: _arrays(_read(files[number], columns)), used))
     lengths = [len(table["text"]) for table in tables]
@@ -238,9 +242,8 @@ def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
         text_N=_concat(tables, "text", np.uint64),
         images_N=images_N,
         exact_N=_concat(tables, "exact", np.uint64),
-        features_NF=_concat(tables, "features", np.float32).reshape(-1, FEATURES),
         digest_M=_concat(tables, "digests", np.uint64),
-        owner_M=np.repeat(np.arange(len(images_N)), images_N),
+        owner_M=np.repeat(np.arange(len(images_N), dtype=np.int32), images_N),
     )
 
 
@@ -252,12 +255,11 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
         "images": table["images"].to_numpy(),
         "digests": joined[:, 0].copy(),
         "exact": np.array([_hash(digest) for digest in digests], np.uint64),
-        "features": np.frombuffer(b"".join(table["features"].to_pylist()), np.float32),
     }
 
 
 def _concat(tables: list[dict[str, np.ndarray]], name: str, kind: Any) -> np.ndarray:
-    return np.concatenate([np.empty(0, kind), *(table[name] for table in tables)])
+    return np.concatenate([np.empty(0, kind), *(table.pop(name) for table in tables)])
 
 
 def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
@@ -345,46 +347,65 @@ def _difference(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
 
 def _same_sample(rows: _Rows) -> np.ndarray:
     """[N]: the first row with the same text and the same images (itself, if there is none before it)."""
-    if not len(rows.text_N):
-        return np.empty(0, np.int64)
-    keys_N2 = np.stack([rows.text_N, rows.exact_N], 1)
-    _, first, inverse = np.unique(keys_N2, axis=0, return_index=True, return_inverse=True)
-    return first[inverse.reshape(-1)]
+    order = np.lexsort((rows.exact_N, rows.text_N))  # stable: the rows of a group stay in their order
+    text_N, exact_N = rows.text_N[order], rows.exact_N[order]
+    begins_N = np.ones(len(order), bool)
+    begins_N[1:] = (text_N[1:] != text_N[:-1]) | (exact_N[1:] != exact_N[:-1])
+    first_N = np.empty(len(order), np.int64)
+    first_N[order] = order[begins_N][np.cumsum(begins_N) - 1]
+    return first_N
 
 
 def _near_pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
     """[P, 2]: pairs (earlier, later) of different rows that are nearly the same, ordered by the later one."""
-    pairs_P2 = _pairs(rows, candidates)
+    pairs_P2 = _pairs(files, rows, candidates)
     pairs_P2 = pairs_P2[~rows.is_test_N[pairs_P2[:, 1]]]
     pairs_P2 = pairs_P2[_distances(files, rows, pairs_P2) <= NEAR]
     ordered: np.ndarray = pairs_P2[np.lexsort((pairs_P2[:, 0], pairs_P2[:, 1]))]
     return ordered
 
 
-def _pairs(rows: _Rows, candidates: np.ndarray) -> np.ndarray:
-    """[P, 2]: every pair (earlier, later) that shares a cell of some grid."""
-    found = [pair for grid in range(GRIDS) for pair in _same_cell(rows, candidates, grid * GRID_STEP / GRIDS)]
+def _pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
+    """[P, 2]: every pair (earlier, later) that shares its text, its number of images, and a cell of some grid."""
+    text_N = rows.text_N[candidates] ^ (rows.images_N[candidates].astype(np.uint64) * _MIX[1])
+    _, group_N, count = np.unique(text_N, return_inverse=True, return_counts=True)
+    shared_N = count[group_N] > 1  # few: most questions are asked once
+    candidates, text_N = candidates[shared_N], text_N[shared_N]
+    features_NF = _features_of(files, rows, candidates)
+    found = [
+        pair for grid in range(GRIDS) for pair in _same_cell(candidates, text_N, features_NF, grid * GRID_STEP / GRIDS)
+    ]
     if not found:
         return np.empty((0, 2), np.int64)
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _same_cell(rows: _Rows, candidates: np.ndarray, shift: float) -> Iterator[np.ndarray]:
+def _features_of(files: Sequence[KeyFile], rows: _Rows, wanted: np.ndarray) -> np.ndarray:
+    """float32 [N, F]: the features of the rows `wanted`."""
+    features_NF = np.zeros((len(wanted), FEATURES), np.float32)
+    for number in np.unique(rows.file_N[wanted]).tolist():
+        column = b"".join(_read(files[number], ["features"])["features"].to_pylist())
+        here_N = rows.file_N[wanted] == number
+        features_NF[here_N] = np.frombuffer(column, np.float32).reshape(-1, FEATURES)[rows.row_N[wanted[here_N]]]
+    return features_NF
+
+
+def _same_cell(
+    candidates: np.ndarray, text_N: np.ndarray, features_NF: np.ndarray, shift: float
+) -> Iterator[np.ndarray]:
     """Pairs with the same text and number of images in one cell of one grid, of rows close in brightness."""
-    features_NF = rows.features_NF[candidates]
-    key_N = rows.text_N[candidates] ^ (rows.images_N[candidates].astype(np.uint64) * _MIX[1])
+    key_N = text_N
     for cell_N in np.floor((features_NF + shift) / GRID_STEP).astype(np.int64).astype(np.uint64).T:
         key_N = (key_N ^ cell_N) * _MIX[0]
         key_N ^= key_N >> np.uint64(29)
     order = np.lexsort((candidates, features_NF[:, :4].sum(1), key_N))
-    key_N, ordered = key_N[order], candidates[order]
+    key_N, features_NF, ordered = key_N[order], features_NF[order], candidates[order]
     for distance in range(1, WINDOW + 1):
         same = np.flatnonzero(key_N[:-distance] == key_N[distance:])
         if not len(same):
             return
-        one, other = ordered[same], ordered[same + distance]
-        close = np.abs(rows.features_NF[one] - rows.features_NF[other]).max(1) <= CLOSE
-        yield np.sort(np.stack([one[close], other[close]], 1), axis=1)
+        close = np.abs(features_NF[same] - features_NF[same + distance]).max(1) <= CLOSE
+        yield np.sort(np.stack([ordered[same[close]], ordered[same[close] + distance]], 1), axis=1)
 
 
 def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> np.ndarray:

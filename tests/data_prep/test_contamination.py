@@ -164,7 +164,7 @@ def test_near_images_are_those_that_comparing_all_finds(tmp_path: Path) -> None:
 
     train, copies_MD = key_file("train", copies, None)
     test, shown_MD = key_file("test", shown, "b")
-    features = [np.stack([duplicates.features(row.tobytes()) for row in thumbs]) for thumbs in (copies_MD, shown_MD)]
+    features = [duplicates.features(thumbs.tobytes(), np.ones(len(thumbs), int)) for thumbs in (copies_MD, shown_MD)]
     near = (np.abs(copies_MD[:, None].astype(int) - shown_MD[None]).max(2) <= duplicates.NEAR) & (
         np.abs(features[0][:, None] - features[1][None]).max(2) <= duplicates.CLOSE
     )
