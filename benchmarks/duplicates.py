@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from amvl_core.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSo
 from amvl_core.data.encode import TokenCounter
 from amvl_core.presets import demo
 from data_prep import duplicates, listing
-from data_prep.duplicates import KeyFile, Keys
+from data_prep.duplicates import Repeat
 from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.keys import KeyFile, Keys
 from data_prep.work import Work
 
 BUDGET = PixelBudget(256, 512 * 512, 28)
@@ -64,6 +66,8 @@ def _false_positives(source: Source) -> dict[str, Any]:
         repeats = duplicates.find(files, duplicates=True, contaminated=True)
         seconds = time.perf_counter() - started
         distances = duplicates.distances(files)
+        as_benchmark = [replace(file, benchmark=source.kind) if file.split == "test" else file for file in files]
+        shown = duplicates.find(as_benchmark, duplicates=False, contaminated=True)
     rows = sum(unit.report.kept for unit in done)
     near = sum(repeat.match == "near" for repeat in repeats)
     by_reason = {
@@ -71,7 +75,9 @@ def _false_positives(source: Source) -> dict[str, Any]:
         for reason in ("duplicate", "contaminated")
     }
     compared = {"compared": len(distances), "smallest_difference": int(distances.min(initial=256))}
-    return {"rows": rows, **by_reason, "near": near, "rate": near / rows, **compared, "seconds": round(seconds, 2)}
+    near_images = sum(repeat.match == "near image" for repeat in shown)
+    found = {"rows": rows, **by_reason, "near": near, "rate": near / rows, "near_images": near_images}
+    return {**found, **compared, "seconds": round(seconds, 2)}
 
 
 def _open(archive: Path) -> Iterator[Image.Image]:
@@ -84,7 +90,10 @@ def _open(archive: Path) -> Iterator[Image.Image]:
 
 def _photos(photos: list[Image.Image]) -> dict[str, Any]:
     crops = [_encoded(crop, "PNG") for photo in photos for crop in _crops(photo)]
-    false = len(_repeats([_stored(crop) for crop in crops]))
+    stored = [_stored(crop) for crop in crops]
+    false = len(_repeats(stored))
+    half = len(photos) // 2 * CROPS**2  # crops of other photographs
+    near_images = len(_shown(stored[:half], stored[half:]))
     changes: dict[str, Callable[[Image.Image], bytes]] = {
         "half size": lambda photo: _encoded(photo.resize((photo.width // 2, photo.height // 2)), "PNG"),
         "JPEG 90": lambda photo: _encoded(photo, "JPEG", quality=90),
@@ -94,11 +103,13 @@ def _photos(photos: list[Image.Image]) -> dict[str, Any]:
             photo.resize((photo.width // 2, photo.height // 2)), "JPEG", quality=75
         ),
     }
-    missed = {}
+    missed, missed_images = {}, {}
     for name, change in changes.items():
         pairs = [(_stored(_encoded(photo, "PNG")), _stored(change(photo))) for photo in photos]
         missed[name] = sum(not _repeats(list(pair)) for pair in pairs)
-    return {"photos": len(photos), "crops": len(crops), "near": false, "rate": false / len(crops), "missed": missed}
+        missed_images[name] = sum(not _shown([original], [copy]) for original, copy in pairs)
+    found = {"photos": len(photos), "crops": len(crops), "near": false, "rate": false / len(crops), "missed": missed}
+    return {**found, "near_images": near_images, "missed_images": missed_images}
 
 
 def _crops(photo: Image.Image) -> Iterator[Image.Image]:
@@ -121,14 +132,27 @@ def _stored(data: bytes) -> StoredImage:
     return image
 
 
-def _repeats(images: list[StoredImage]) -> list[Any]:
+def _repeats(images: list[StoredImage]) -> list[Repeat]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = _key_file(f"{folder}/keys.parquet", images, "The same?")
+        found = duplicates.find([file], duplicates=True, contaminated=False)
+    return [repeat for repeat in found if repeat.match == "near"]
+
+
+def _shown(benchmark: list[StoredImage], training: list[StoredImage]) -> list[Repeat]:
+    """Which of `training` nearly show an image of `benchmark`."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = replace(_key_file(f"{folder}/b.parquet", benchmark, "One?"), split="test", benchmark="photos")
+        files = [asked, _key_file(f"{folder}/t.parquet", training, "Another?")]
+        return duplicates.find(files, duplicates=False, contaminated=True)
+
+
+def _key_file(path: str, images: list[StoredImage], question: str) -> KeyFile:
     keys = Keys()
     for number, image in enumerate(images):
-        keys.add(str(number), "<image>What is it?", "A thing.", [image])
-    with tempfile.TemporaryDirectory() as folder:
-        keys.write(f"{folder}/keys.parquet")
-        found = duplicates.find([KeyFile(f"{folder}/keys.parquet", "train")], duplicates=True, contaminated=False)
-    return [repeat for repeat in found if repeat.match == "near"]
+        keys.add(str(number), question, "A thing.", [image])
+    keys.write(path)
+    return KeyFile(path, "train")
 
 
 if __name__ == "__main__":

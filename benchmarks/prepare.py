@@ -46,7 +46,8 @@ from data_prep.images import JPEG_QUALITY, MAX_ASPECT, MIN_SIDE, PixelBudget, St
 
 BUDGET = PixelBudget(256 * 28 * 28, 1280 * 28 * 28, 28)
 MEMORY_ROWS = (10_000, 100_000)
-KILL_ROWS = 10_000
+KILL_ROWS = 4_000
+SHARD_ROWS, KILL_SHARD_ROWS, PHOTO_SHARD_ROWS = 500, 50, 50
 SAMPLE_EVERY_S = 0.25
 
 Source = Callable[[Path, int], Path]
@@ -60,11 +61,11 @@ def main() -> None:
     parser.add_argument("--memory-rows", type=int, nargs="*", default=MEMORY_ROWS)
     parser.add_argument("--cores", type=int, nargs="*", default=(), help="numbers of cores to prepare photographs on")
     parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--run", nargs=3, metavar=("KIND", "SOURCE", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--light", nargs=3, metavar=("SOURCE", "OUT", "SHARD_ROWS"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.run:
-        kind, source, out = chosen.run
-        print(_prepare(_config(source, light=kind == "light"), out))
+    if chosen.light:
+        source, out, shard_rows = chosen.light
+        print(_prepare(_light(source, int(shard_rows)), out))
         return
     with tempfile.TemporaryDirectory(prefix="amvl-benchmark-") as name:
         print(json.dumps(_measure(Path(name), chosen)))
@@ -85,14 +86,19 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _config(source: str, *, light: bool) -> RunConfig:
-    """`light`: tiny images and many rows; else images of the paper's budget."""
-    base = demo()
-    sizes = {"min_pixels": 256, "max_pixels": 4096} if light else {"min_pixels": BUDGET.min_pixels}
+def _light(source: str, shard_rows: int) -> RunConfig:
+    """Tiny images and many rows."""
+    return _config(source, rows_per_shard=shard_rows, min_pixels=256, max_pixels=4096)
+
+
+def _photos(source: str) -> RunConfig:
+    """Images of the paper's budget."""
+    return _config(source, rows_per_shard=PHOTO_SHARD_ROWS, min_pixels=BUDGET.min_pixels, max_pixels=BUDGET.max_pixels)
+
+
+def _config(source: str, **data: int) -> RunConfig:
     chat = ChatJsonlSource(uri=source, name="photos")
-    per_shard = 500 if light else 100
-    data = DataConfig(sources=(chat,), target="answer", max_tokens=10**5, rows_per_shard=per_shard, **sizes)
-    return base.model_copy(update={"data": data})
+    return demo().model_copy(update={"data": DataConfig(sources=(chat,), target="answer", max_tokens=10**5, **data)})
 
 
 def _prepare(config: RunConfig, out: str) -> float:
@@ -108,8 +114,8 @@ def _prepare(config: RunConfig, out: str) -> float:
 
 def _throughput(folder: Path, make: Source, rows: int, rounds: int) -> dict[str, Any]:
     source = make(folder / "source", rows)
-    config = _config(str(source), light=False)
-    _prepare(_config(str(_few(folder)), light=False), str(folder / "warm" / "out"))  # Ray starts its workers
+    config = _photos(str(source))
+    _prepare(_photos(str(_few(folder))), str(folder / "warm" / "out"))  # Ray starts its workers
     ways: dict[str, Callable[[int], float]] = {
         "amvl": lambda number: _prepare(config, str(folder / f"round-{number}" / "out")),
         "floor": lambda number: _floor(source),
@@ -221,9 +227,9 @@ def _scaling(folder: Path, rows: int, rounds: int, cores: Sequence[int]) -> dict
             out = folder / f"{count}-{number}"
             code = (
                 f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{count}])\n"
-                "from benchmarks.prepare import _config, _prepare\n"
-                f"_prepare(_config({str(few)!r}, light=False), {str(out / 'warm' / 'out')!r})\n"
-                f"print(_prepare(_config({str(source)!r}, light=False), {str(out / 'timed' / 'out')!r}))"
+                "from benchmarks.prepare import _photos, _prepare\n"
+                f"_prepare(_photos({str(few)!r}), {str(out / 'warm' / 'out')!r})\n"
+                f"print(_prepare(_photos({str(source)!r}), {str(out / 'timed' / 'out')!r}))"
             )
             done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
             speed[count].append(rows / float(done.stdout.split()[-1]))
@@ -234,7 +240,7 @@ def _scaling(folder: Path, rows: int, rounds: int, cores: Sequence[int]) -> dict
 def _peak(folder: Path, rows: int) -> tuple[int, float]:
     """Peak memory in MiB of a preparation of `rows` small images in processes of its own, and its seconds."""
     source = pictures.light(folder / f"light-{rows}", rows)
-    child = _child(source, folder / f"peak-{rows}" / "out", stdout=subprocess.PIPE)
+    child = _child(source, folder / f"peak-{rows}" / "out", SHARD_ROWS, stdout=subprocess.PIPE)
     peak = 0
     while child.poll() is None:
         peak = max(peak, _tree_bytes(child.pid))
@@ -247,8 +253,8 @@ def _peak(folder: Path, rows: int) -> tuple[int, float]:
     return round(peak / 2**20), round(seconds, 1)
 
 
-def _child(source: Path, out: Path, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-    arguments = ["-m", "benchmarks.prepare", "--run", "light", str(source), str(out)]
+def _child(source: Path, out: Path, shard_rows: int, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    arguments = ["-m", "benchmarks.prepare", "--light", str(source), str(out), str(shard_rows)]
     return subprocess.Popen([sys.executable, *arguments], stdout=stdout)
 
 
@@ -271,33 +277,40 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _kills(folder: Path, times: int) -> int:
-    """How many of `times` preparations, killed at a random moment and run again, end byte-identical."""
+    """How many of `times` preparations, killed at a random moment and run again, end byte-identical.
+
+    The moments lie between the first finished unit and the end. The second run is one in this process, whose Ray is
+    there already.
+    """
     source = pictures.light(folder / "source", KILL_ROWS)
+    whole = folder / "whole" / "out"
+    child = _child(source, whole, KILL_SHARD_ROWS)
+    _wait_for_a_unit(child, whole)
     started = time.perf_counter()
-    child = _child(source, folder / "whole" / "out")
-    while child.poll() is None and not any((folder / "whole").glob("sources/*/*.json")):
+    while child.poll() is None and not (whole / "record.json").exists():
         time.sleep(0.01)
-    first = time.perf_counter() - started
-    _finish(source, folder / "whole" / "out", child)
     length = time.perf_counter() - started
-    expected, same, chosen = _digests(folder / "whole"), 0, random.Random(0)
+    if child.wait():
+        raise SystemExit("the preparation failed; its message is above")
+    expected, same, chosen = _digests(whole.parent), 0, random.Random(0)
     for number in range(times):
         out = folder / f"killed-{number}" / "out"
-        child = _child(source, out)
-        time.sleep(chosen.uniform(first - 1, length))  # before that only Ray is being started
+        child = _child(source, out, KILL_SHARD_ROWS)
+        _wait_for_a_unit(child, out)
+        time.sleep(chosen.uniform(0, length))
         for process in _tree(child.pid):
             process.kill()
         child.wait()
-        done = len(list(out.parent.glob("sources/*/*.json")))
-        _finish(source, out)
+        done = len(list(out.parent.glob("sources/*/*-*.json")))
+        _prepare(_light(str(source), KILL_SHARD_ROWS), str(out))
         same += _digests(out.parent) == expected
         print(f"kill {number + 1}: {done} units were done; {same} of {number + 1} byte-identical", flush=True)
     return same
 
 
-def _finish(source: Path, out: Path, child: subprocess.Popen[bytes] | None = None) -> None:
-    if (child or _child(source, out)).wait():
-        raise SystemExit("the preparation failed; its message is above")
+def _wait_for_a_unit(child: subprocess.Popen[bytes], out: Path) -> None:
+    while child.poll() is None and not any(out.parent.glob("sources/*/*-*.json")):
+        time.sleep(0.01)
 
 
 def _digests(root: Path) -> dict[str, str]:

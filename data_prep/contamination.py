@@ -20,9 +20,9 @@ from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.base import Question
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import Record
-from data_prep.duplicates import KeyFile, Keys, count_images
 from data_prep.identity import content_identity
 from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.keys import KeyFile, Keys, count_images
 from data_prep.streaming import stream
 
 FOLDER = "benchmarks"

@@ -4,7 +4,7 @@ Three rules, whose false-positive rates `python -m benchmarks.duplicates` measur
 
 - the **same image**, exactly: a training sample that shows an image of the test split is contaminated;
 - an image of a **benchmark**, exactly or nearly: a training sample that shows one is contaminated;
-- the **same sample**: equal question and answer (`normalise`), and images that are equal or nearly so. It is
+- the **same sample**: equal question and answer (`keys.normalise`), and images that are equal or nearly so. It is
   contaminated if the other one is a test sample, else a duplicate: the first in the order of the sources is kept.
 
 Nearly equal means that no value of the `THUMB_SIDE`-squared RGB thumbnails differs by more than `NEAR` levels. A copy
@@ -18,22 +18,17 @@ Shape suffixes: N rows, F features, P pairs, M images of all rows, D values of a
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from amvl_core import storage
-from amvl_core.sample import IMAGE_PLACEHOLDER, Split
 from data_prep.filters import CONTAMINATED, DUPLICATE
-from data_prep.images import DIGEST_BYTES, THUMB_SIDE, StoredImage
-from data_prep.shards import parquet_writer
+from data_prep.images import DIGEST_BYTES
+from data_prep.keys import FEATURES, THUMB_BYTES, KeyFile, hash64, image_features, read
 
 NEAR = 10
 """Levels of 255. Measured: a photograph that was scaled to a half or a third, or compressed again (JPEG, quality 30 and
@@ -48,90 +43,9 @@ one grid with its original in 99.6 % of all cases. Only rows whose features are 
 WINDOW = 64
 """Rows of one cell are compared with so many next in brightness; a crowded cell would cost its square otherwise."""
 
-THUMB_BYTES = 3 * THUMB_SIDE**2
-FEATURES = 6
-
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("text", pa.uint64()),
-        ("images", pa.int32()),
-        ("digests", pa.binary()),
-        ("features", pa.binary(4 * FEATURES)),
-        ("thumbs", pa.binary()),
-    ]
-)
-
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 _PAIRS_AT_ONCE = 4096
 _IMAGES_AT_ONCE = 64
-
-
-def normalise(text: str) -> str:
-    """Text as it is compared: case, spacing and the mark at the end do not count; signs inside it do."""
-    plain = unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold()
-    return " ".join(plain.split()).rstrip(".?! ")
-
-
-@dataclass
-class Keys:
-    """What duplicates of the rows of one shard are found by; collected row by row, written beside the shard."""
-
-    _rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, sample_id: str, question: str, answer: str, images: Sequence[StoredImage]) -> None:
-        """The keys of the next row."""
-        self._rows.append(
-            {
-                "sample_id": sample_id,
-                "text": _hash(f"{normalise(question)}\0{normalise(answer)}".encode()),
-                "images": len(images),
-                "digests": b"".join(image.digest for image in images),
-                "thumbs": b"".join(image.thumb for image in images),
-            }
-        )
-
-    def write(self, uri: str) -> None:
-        """Writes the keys, whole or not at all."""
-        images_N = np.array([row["images"] for row in self._rows], np.int64)
-        features_NF = features(b"".join(row["thumbs"] for row in self._rows), images_N)
-        for row, values in zip(self._rows, features_NF, strict=True):
-            row["features"] = values.tobytes()
-        with storage.writing(uri) as file, parquet_writer(file, SCHEMA) as writer:
-            writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
-
-
-def features(thumbs: bytes, images_N: np.ndarray) -> np.ndarray:
-    """float32 [N, F] of rows with `images_N` thumbnails each, one after the other: brightness of the four quadrants,
-    and half the means of R - G and B - G, which JPEG keeps less well; over all thumbnails of a row.
-    """
-    thumbs_MD = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_BYTES)
-    features_NF = np.zeros((len(images_N), FEATURES), np.float32)
-    some = np.flatnonzero(images_N)
-    if len(some):
-        starts = np.cumsum(images_N)[some] - images_N[some]
-        mean_ND = np.add.reduceat(thumbs_MD, starts, axis=0, dtype=np.float64) / images_N[some][:, None]
-        features_NF[some] = _image_features(mean_ND)
-    return features_NF
-
-
-def _image_features(thumbs_MD: np.ndarray) -> np.ndarray:
-    """float32 [M, F]: `features` of each thumbnail by itself."""
-    half = THUMB_SIDE // 2
-    pixels_MHWC = thumbs_MD.reshape(-1, THUMB_SIDE, THUMB_SIDE, 3)
-    quadrants_M4 = pixels_MHWC.mean(3).reshape(-1, 2, half, 2, half).mean((2, 4)).reshape(-1, 4)
-    red_M, green_M, blue_M = pixels_MHWC.mean((1, 2)).T
-    columns = [quadrants_M4, (red_M - green_M)[:, None] / 2, (blue_M - green_M)[:, None] / 2]
-    return np.concatenate(columns, 1).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class KeyFile:
-    """The keys of one shard; or, as test samples, of questions of the `benchmark` of that name."""
-
-    uri: str
-    split: Split
-    benchmark: str | None = None
 
 
 Match = Literal["image", "near image", "sample", "near"]
@@ -214,25 +128,10 @@ def distances(files: Sequence[KeyFile]) -> np.ndarray:
     return _distances(files, rows, _pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N)))))
 
 
-def sample_id(file: KeyFile, row: int) -> str:
-    """The id of a row of a key file."""
-    return str(_read(file, ["sample_id"])["sample_id"][row])
-
-
-def count_images(uri: str) -> int:
-    """How many images the rows of a key file show."""
-    return int(np.sum(_read(KeyFile(uri, "test"), ["images"])["images"].to_numpy()))
-
-
-def _read(file: KeyFile, columns: list[str]) -> pa.Table:
-    with storage.opened(file.uri) as stream:
-        return pq.read_table(stream, columns=columns)
-
-
 def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
     columns = ["text", "images", "digests"]
     with ThreadPoolExecutor(8) as pool:  # reading from an object store is mostly waiting
-        tables = list(pool.map(lambda number: _arrays(_read(files[number], columns)), used))
+        tables = list(pool.map(lambda number: _arrays(read(files[number], columns)), used))
     lengths = [len(table["text"]) for table in tables]
     images_N = _concat(tables, "images", np.int32)
     return _Rows(
@@ -254,7 +153,7 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
         "text": table["text"].to_numpy(),
         "images": table["images"].to_numpy(),
         "digests": joined[:, 0].copy(),
-        "exact": np.array([_hash(digest) for digest in digests], np.uint64),
+        "exact": np.array([hash64(digest) for digest in digests], np.uint64),
     }
 
 
@@ -307,14 +206,14 @@ class _Shown:
                 thumbs.append(thumbs_MD)
                 owners.append(here_N[owner_M])
         thumbs_MD, first_M = np.unique(np.concatenate(thumbs), axis=0, return_index=True)
-        features_MF = _image_features(thumbs_MD)
+        features_MF = image_features(thumbs_MD)
         bright_M = features_MF[:, :4].mean(1)
         order = np.argsort(bright_M, kind="stable")
         return cls(thumbs_MD[order], features_MF[order], bright_M[order], np.concatenate(owners)[first_M[order]])
 
     def near(self, thumbs_MD: np.ndarray) -> Iterator[tuple[int, int]]:
         """(number of one of `thumbs_MD`, row of a benchmark that nearly shows it), the first row of each."""
-        features_MF = _image_features(thumbs_MD)
+        features_MF = image_features(thumbs_MD)
         bright_M = features_MF[:, :4].mean(1)
         order = np.argsort(bright_M, kind="stable")
         for start in range(0, len(order), _IMAGES_AT_ONCE):
@@ -335,7 +234,7 @@ class _Shown:
 
 def _thumbs(file: KeyFile, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [M, D]: the thumbnails in a key file, and [M]: the row of each, by the number of images of its rows."""
-    joined = b"".join(_read(file, ["thumbs"])["thumbs"].to_pylist())
+    joined = b"".join(read(file, ["thumbs"])["thumbs"].to_pylist())
     return np.frombuffer(joined, np.uint8).reshape(-1, THUMB_BYTES), np.repeat(np.arange(len(images_N)), images_N)
 
 
@@ -384,7 +283,7 @@ def _features_of(files: Sequence[KeyFile], rows: _Rows, wanted: np.ndarray) -> n
     """float32 [N, F]: the features of the rows `wanted`."""
     features_NF = np.zeros((len(wanted), FEATURES), np.float32)
     for number in np.unique(rows.file_N[wanted]).tolist():
-        column = b"".join(_read(files[number], ["features"])["features"].to_pylist())
+        column = b"".join(read(files[number], ["features"])["features"].to_pylist())
         here_N = rows.file_N[wanted] == number
         features_NF[here_N] = np.frombuffer(column, np.float32).reshape(-1, FEATURES)[rows.row_N[wanted[here_N]]]
     return features_NF
@@ -413,7 +312,7 @@ def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> n
     wanted = np.unique(pairs_P2)
     thumbs: dict[int, np.ndarray] = {}
     for number in np.unique(rows.file_N[wanted]).tolist():
-        column = _read(files[number], ["thumbs"])["thumbs"]
+        column = read(files[number], ["thumbs"])["thumbs"]
         for index in wanted[rows.file_N[wanted] == number].tolist():
             thumbs[index] = np.frombuffer(column[int(rows.row_N[index])].as_py(), np.uint8)
     distance_P = np.full(len(pairs_P2), 256, np.int32)
@@ -427,7 +326,3 @@ def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> n
             one, other = (np.stack([thumbs[i] for i in pairs_P2[part, side].tolist()]) for side in (0, 1))
             distance_P[part] = _difference(one, other)
     return distance_P
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")

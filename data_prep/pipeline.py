@@ -25,8 +25,9 @@ from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
 from amvl_core.sample import Split
 from data_prep import contamination, duplicates, listing, report
-from data_prep.duplicates import KeyFile, Match, Repeat
+from data_prep.duplicates import Match, Repeat
 from data_prep.identity import content_identity
+from data_prep.keys import KeyFile, sample_id
 from data_prep.shards import SCHEMA_VERSION, copy_without, shard_name
 from data_prep.sources import source_name
 from data_prep.streaming import stream
@@ -267,8 +268,8 @@ def _example(files: list[KeyFile], repeat: Repeat) -> DroppedExample:
     if other.benchmark is not None:
         what = f"the question of {other.benchmark},"
     return DroppedExample(
-        sample_id=duplicates.sample_id(file, repeat.row),
-        detail=f"{_HOW[repeat.match]} {what} {duplicates.sample_id(other, repeat.of_row)}",
+        sample_id=sample_id(file, repeat.row),
+        detail=f"{_HOW[repeat.match]} {what} {sample_id(other, repeat.of_row)}",
     )
 
 

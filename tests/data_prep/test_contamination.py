@@ -17,8 +17,8 @@ from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks.base import Drop, Question
 from data_prep import contamination, duplicates, filters
 from data_prep.contamination import BenchmarkRecord
-from data_prep.duplicates import KeyFile, Keys
 from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.keys import KeyFile, Keys, features
 from data_prep.pipeline import fingerprint
 from data_prep.report import JSON_NAME, PAGE_NAME
 from tests.data_prep import archives
@@ -164,9 +164,9 @@ def test_near_images_are_those_that_comparing_all_finds(tmp_path: Path) -> None:
 
     train, copies_MD = key_file("train", copies, None)
     test, shown_MD = key_file("test", shown, "b")
-    features = [duplicates.features(thumbs.tobytes(), np.ones(len(thumbs), int)) for thumbs in (copies_MD, shown_MD)]
+    of = [features(thumbs.tobytes(), np.ones(len(thumbs), int)) for thumbs in (copies_MD, shown_MD)]
     near = (np.abs(copies_MD[:, None].astype(int) - shown_MD[None]).max(2) <= duplicates.NEAR) & (
-        np.abs(features[0][:, None] - features[1][None]).max(2) <= duplicates.CLOSE
+        np.abs(of[0][:, None] - of[1][None]).max(2) <= duplicates.CLOSE
     )
     wanted = [(row, int(near[row].argmax())) for row in range(len(copies)) if near[row].any()]
     assert 5 < len(wanted) < len(copies)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from data_prep import duplicates
-from data_prep.duplicates import KeyFile, Keys, normalise
 from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.keys import KeyFile, Keys, features
 from tests.data_prep.pictures import encode, noise
 
 BUDGET = PixelBudget(1, 10**6, 28)
@@ -33,20 +33,6 @@ def key_file(path: Path, split: str, *rows: tuple[str, str, list[StoredImage]]) 
 def find(*files: KeyFile) -> list[tuple[int, int, str, int, int, str]]:
     found = duplicates.find(files, duplicates=True, contaminated=True)
     return [(r.file, r.row, r.reason, r.of_file, r.of_row, r.match) for r in found]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("<image>What  is it?", "what is it", True),
-        ("Caf\u00e9?", "CAFE\u0301", True),
-        ("Is a > b?", "Is a < b?", False),
-        ("x + 1", "x - 1", False),
-        ("x\u00b2", "x2", False),
-    ],
-)
-def test_what_counts_in_a_text(one: str, other: str, same: bool) -> None:
-    assert (normalise(one) == normalise(other)) == same
 
 
 COPIES = {
@@ -87,7 +73,7 @@ def test_drawn_images_that_differ_in_one_object_are_different(tmp_path: Path, ot
 
 def test_of_images_equally_bright_and_coloured_the_thumbnails_decide(tmp_path: Path) -> None:
     one, other = stored(moved(4)), stored(moved(5))
-    features_NF = duplicates.features(one.thumb + other.thumb, np.array([1, 1]))
+    features_NF = features(one.thumb + other.thumb, np.array([1, 1]))
     assert abs(features_NF[0] - features_NF[1]).max() <= duplicates.CLOSE
     file = key_file(tmp_path / "f", "train", ("Q", "A", [one]), ("Q", "A", [other]))
     (distance,) = duplicates.distances([file])
@@ -124,15 +110,3 @@ def test_the_first_in_source_order_is_kept_however_many_there_are(tmp_path: Path
 
 def test_nothing_to_compare() -> None:
     assert find() == []
-
-
-def test_features_are_those_of_the_mean_thumbnail_of_each_row() -> None:
-    thumbs = np.random.default_rng(0).integers(0, 256, (5, duplicates.THUMB_BYTES), dtype=np.uint8)
-    features_NF = duplicates.features(thumbs.tobytes(), np.array([0, 2, 0, 1, 2, 0]))
-    means = {1: thumbs[:2].mean(0), 3: thumbs[2], 4: thumbs[3:].mean(0)}
-    for row in range(6):
-        image = means.get(row, np.zeros(duplicates.THUMB_BYTES)).reshape(16, 16, 3)
-        grey, (red, green, blue) = image.mean(2), image.mean((0, 1))
-        quadrants = [grey[:8, :8].mean(), grey[:8, 8:].mean(), grey[8:, :8].mean(), grey[8:, 8:].mean()]
-        # float32: half a unit in the last place of values up to 255
-        assert features_NF[row] == pytest.approx([*quadrants, (red - green) / 2, (blue - green) / 2], abs=2e-5)
