@@ -189,3 +189,23 @@ def test_a_benchmark_is_cached_by_content_and_budget(ray_cluster: None, tmp_path
         ("vstar/direct_attributes/0", 1),
         ("vstar/direct_attributes/1", 1),
     ]
+
+
+def test_a_benchmark_that_was_half_read_goes_on_and_ends_the_same(ray_cluster: None, tmp_path: Path) -> None:
+    many = contamination.BATCH_QUESTIONS + 6
+    source = vstar(tmp_path / "vstar", *(encode(photo(seed, 32, 24)) for seed in range(many)))
+
+    def prepared() -> tuple[BenchmarkRecord, dict[str, tuple[int, bytes]]]:
+        (record,) = contamination.prepare([source], PixelBudget(1, 10**5, 28), str(tmp_path / "keys"), lambda _: None)
+        files = (file for file in Path(record.uri).iterdir() if not file.name.startswith("."))
+        return record, {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+    whole, before = prepared()
+    assert (whole.questions, whole.images, len(whole.files)) == (many, many, 2)
+    (Path(whole.uri) / "record.json").unlink()
+    (Path(whole.uri) / whole.files[1]).unlink()
+    again, after = prepared()
+    assert again == whole and {name: data for name, (_, data) in after.items()} == {
+        name: data for name, (_, data) in before.items()
+    }
+    assert after[whole.files[0]] == before[whole.files[0]]
