@@ -2,8 +2,11 @@
 
 False positives: rows of data sets without copies that are taken for near copies of another row with the same text. All
 of microworld, easy-VQA, NLVR and the VSP mazes is compared, and 16 crops of each natural photograph as if the same had
-been asked about each. Misses: photographs that were scaled or compressed again and are not found. The last line is one
-JSON object; a data set that is not there is null.
+been asked about each. `near_images` is the same for benchmarks, where the question does not count: training rows that
+nearly show an image of the test split, as if that were a published benchmark, or crops of other photographs;
+`near_images_of_train` are those in one half of the training shards that nearly show an image of the other half. Misses:
+photographs that were scaled or compressed again and are not found. The last line is one JSON object; a data set that is
+not there is null.
 """
 
 from __future__ import annotations
@@ -66,8 +69,9 @@ def _false_positives(source: Source) -> dict[str, Any]:
         repeats = duplicates.find(files, duplicates=True, contaminated=True)
         seconds = time.perf_counter() - started
         distances = duplicates.distances(files)
-        as_benchmark = [replace(file, benchmark=source.kind) if file.split == "test" else file for file in files]
-        shown = duplicates.find(as_benchmark, duplicates=False, contaminated=True)
+        train, test = ([file for file in files if file.split == split] for split in ("train", "test"))
+        near_images = _near_images(test, train)
+        near_images_of_train = _near_images(train[::2], train[1::2])
     rows = sum(unit.report.kept for unit in done)
     near = sum(repeat.match == "near" for repeat in repeats)
     by_reason = {
@@ -75,9 +79,16 @@ def _false_positives(source: Source) -> dict[str, Any]:
         for reason in ("duplicate", "contaminated")
     }
     compared = {"compared": len(distances), "smallest_difference": int(distances.min(initial=256))}
-    near_images = sum(repeat.match == "near image" for repeat in shown)
-    found = {"rows": rows, **by_reason, "near": near, "rate": near / rows, "near_images": near_images}
+    images = {"near_images": near_images, "near_images_of_train": near_images_of_train}
+    found = {"rows": rows, **by_reason, "near": near, "rate": near / rows, **images}
     return {**found, **compared, "seconds": round(seconds, 2)}
+
+
+def _near_images(benchmark: list[KeyFile], training: list[KeyFile]) -> int:
+    """How many rows of `training` nearly show an image of `benchmark`."""
+    asked = [replace(file, split="test", benchmark="benchmark") for file in benchmark]
+    repeats = duplicates.find([*asked, *training], duplicates=False, contaminated=True)
+    return sum(repeat.match == "near image" for repeat in repeats)
 
 
 def _open(archive: Path) -> Iterator[Image.Image]:
@@ -93,7 +104,7 @@ def _photos(photos: list[Image.Image]) -> dict[str, Any]:
     stored = [_stored(crop) for crop in crops]
     false = len(_repeats(stored))
     half = len(photos) // 2 * CROPS**2  # crops of other photographs
-    near_images = len(_shown(stored[:half], stored[half:]))
+    near_images = _shown(stored[:half], stored[half:])
     changes: dict[str, Callable[[Image.Image], bytes]] = {
         "half size": lambda photo: _encoded(photo.resize((photo.width // 2, photo.height // 2)), "PNG"),
         "JPEG 90": lambda photo: _encoded(photo, "JPEG", quality=90),
@@ -139,12 +150,11 @@ def _repeats(images: list[StoredImage]) -> list[Repeat]:
     return [repeat for repeat in found if repeat.match == "near"]
 
 
-def _shown(benchmark: list[StoredImage], training: list[StoredImage]) -> list[Repeat]:
-    """Which of `training` nearly show an image of `benchmark`."""
+def _shown(benchmark: list[StoredImage], training: list[StoredImage]) -> int:
+    """How many of `training` nearly show an image of `benchmark`."""
     with tempfile.TemporaryDirectory() as folder:
-        asked = replace(_key_file(f"{folder}/b.parquet", benchmark, "One?"), split="test", benchmark="photos")
-        files = [asked, _key_file(f"{folder}/t.parquet", training, "Another?")]
-        return duplicates.find(files, duplicates=False, contaminated=True)
+        asked = _key_file(f"{folder}/b.parquet", benchmark, "One?")
+        return _near_images([asked], [_key_file(f"{folder}/t.parquet", training, "Another?")])
 
 
 def _key_file(path: str, images: list[StoredImage], question: str) -> KeyFile:
