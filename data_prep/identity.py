@@ -58,7 +58,7 @@ def _local_files(folder: str, below: str = "") -> Iterator[tuple[str, int, str]]
             if entry.is_dir(follow_symlinks=False):
                 yield from _local_files(entry.path, f"{below}{entry.name}/")
             else:
-                found = entry.stat(follow_symlinks=entry.is_file())  # a link that leads nowhere is what it is
+                found = entry.stat(follow_symlinks=os.path.exists(entry.path))  # noqa: PTH110  a link may lead nowhere
                 yield f"{below}{entry.name}", found.st_size, str(found.st_mtime)
 
 

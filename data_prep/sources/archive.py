@@ -96,6 +96,7 @@ class _Folder(Archive):
 
         self._packed: list[str] | None = None
         self._inner: dict[str, Archive] = {}
+        self._direct: dict[str, IndexedTar] = {}
         self._inside: dict[str, bool] = {}
 
     @cached_property
@@ -119,9 +120,9 @@ class _Folder(Archive):
             return
         with os.scandir(self._path) as entries:
             for entry in entries:
-                if entry.is_file():
+                if entry.is_file(follow_symlinks=False):
                     yield entry.name
-                elif entry.is_dir():
+                elif entry.is_dir(follow_symlinks=False):
                     yield from (f"{entry.name}/{name}" for name in os.listdir(entry.path))  # noqa: PTH208
 
     def _is_tar(self, name: str) -> bool:
@@ -136,6 +137,14 @@ class _Folder(Archive):
             else:
                 self._inner[name] = IndexedTar(where, [self._open(piece) for piece in self._pieces(name)])
         return self._inner[name]
+
+    def _for_spans(self, name: str) -> IndexedTar:
+        """The tar `name` to read single members of: from an object store without the megabytes that follow them."""
+        if name not in self._direct:
+            options = {} if isinstance(self._fs, LocalFileSystem) else {"cache_type": "none"}
+            pieces = [self._open(piece, **options) for piece in self._pieces(name)]
+            self._direct[name] = IndexedTar(f"{self.uri}/{name}", pieces)
+        return self._direct[name]
 
     def _pieces(self, first: str) -> list[str]:
         """The pieces of a tar in order. Raises DataError where one in between is not there."""
@@ -158,9 +167,7 @@ class _Folder(Archive):
         return name
 
     def read_span(self, span: Span) -> bytes:
-        tar = self.inner(span.archive)
-        assert isinstance(tar, IndexedTar), "spans are given for tars alone"
-        return tar.read_span(span)
+        return self._for_spans(span.archive).read_span(span)
 
     def names(self) -> list[str]:
         return self._names
@@ -192,10 +199,10 @@ class _Folder(Archive):
         found = self.located(name)
         return self._open(name) if isinstance(found, str) else self.inner(found.archive).open(found.member)
 
-    def _open(self, name: str) -> IO[bytes]:
+    def _open(self, name: str, **options: str) -> IO[bytes]:
         where = self._where(name)
         try:
-            file: IO[bytes] = self._fs.open(where, "rb")
+            file: IO[bytes] = self._fs.open(where, "rb", **options)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise KeyError(name) from error
         except OSError as error:
