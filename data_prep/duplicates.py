@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +46,6 @@ WINDOW = 64
 
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 _PAIRS_AT_ONCE = 4096
-_IMAGES_AT_ONCE = 64
 
 
 Match = Literal["image", "near image", "sample", "near"]
@@ -181,7 +181,7 @@ def _near_image(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[
         here_N = np.flatnonzero(rows.file_N == number)
         thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
         found: dict[int, int] = {}
-        for image, owner in shown.near(thumbs_MD):
+        for image, owner in shown.near(thumbs_MD).items():
             found.setdefault(int(here_N[owner_M[image]]), owner)
         for row, owner in found.items():
             because.setdefault(row, (owner, "near image"))
@@ -189,11 +189,13 @@ def _near_image(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[
 
 @dataclass(frozen=True)
 class _Shown:
-    """The different images of all benchmarks, by brightness: thumbnails, features, and the rows that show them."""
+    """The different images of all benchmarks, by the cell of their quadrants' brightness: its key, thumbnails,
+    features, and the first row that shows each.
+    """
 
+    key_M: np.ndarray
     thumbs_MD: np.ndarray
     features_MF: np.ndarray
-    bright_M: np.ndarray
     owner_M: np.ndarray
 
     @classmethod
@@ -207,29 +209,45 @@ class _Shown:
                 owners.append(here_N[owner_M])
         thumbs_MD, first_M = np.unique(np.concatenate(thumbs), axis=0, return_index=True)
         features_MF = image_features(thumbs_MD)
-        bright_M = features_MF[:, :4].mean(1)
-        order = np.argsort(bright_M, kind="stable")
-        return cls(thumbs_MD[order], features_MF[order], bright_M[order], np.concatenate(owners)[first_M[order]])
+        key_M = _cell_key(features_MF[:, :4])
+        order = np.argsort(key_M, kind="stable")
+        return cls(key_M[order], thumbs_MD[order], features_MF[order], np.concatenate(owners)[first_M[order]])
 
-    def near(self, thumbs_MD: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(number of one of `thumbs_MD`, row of a benchmark that nearly shows it), the first row of each."""
+    def near(self, thumbs_MD: np.ndarray) -> dict[int, int]:
+        """By the number of one of `thumbs_MD`: the first row of a benchmark that nearly shows it."""
         features_MF = image_features(thumbs_MD)
-        bright_M = features_MF[:, :4].mean(1)
-        order = np.argsort(bright_M, kind="stable")
-        for start in range(0, len(order), _IMAGES_AT_ONCE):
-            part = order[start : start + _IMAGES_AT_ONCE]
-            # Features that are all within CLOSE have a mean brightness that is.
-            low = np.searchsorted(self.bright_M, bright_M[part[0]] - CLOSE, "left")
-            high = np.searchsorted(self.bright_M, bright_M[part[-1]] + CLOSE, "right")
-            apart = np.abs(features_MF[part][:, None] - self.features_MF[None, low:high]).max(2)
-            one, other = np.nonzero(apart <= CLOSE)
-            best: dict[int, int] = {}
-            for i in range(0, len(one), _PAIRS_AT_ONCE):
-                image, shown = part[one[i : i + _PAIRS_AT_ONCE]], low + other[i : i + _PAIRS_AT_ONCE]
-                near = _difference(thumbs_MD[image], self.thumbs_MD[shown]) <= NEAR
-                for number, owner in zip(image[near].tolist(), self.owner_M[shown[near]].tolist(), strict=True):
-                    best[number] = min(owner, best.get(number, owner))
-            yield from best.items()
+        best: dict[int, int] = {}
+        image_P, shown_P = self._candidates(features_MF)
+        for start in range(0, len(image_P), _PAIRS_AT_ONCE):
+            image, shown = (pairs[start : start + _PAIRS_AT_ONCE] for pairs in (image_P, shown_P))
+            close = np.abs(features_MF[image] - self.features_MF[shown]).max(1) <= CLOSE
+            image, shown = image[close], shown[close]
+            near = _difference(thumbs_MD[image], self.thumbs_MD[shown]) <= NEAR
+            for number, owner in zip(image[near].tolist(), self.owner_M[shown[near]].tolist(), strict=True):
+                best[number] = min(owner, best.get(number, owner))
+        return best
+
+    def _candidates(self, features_MF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (image, shown) with all that are close: cells are twice `CLOSE` wide, so a close image is in one of
+        the at most sixteen cells around the corners of what is close.
+        """
+        found = []
+        for corner in product((-CLOSE, CLOSE), repeat=4):
+            key_M = _cell_key(features_MF[:, :4] + np.array(corner, np.float32))
+            low, high = (np.searchsorted(self.key_M, key_M, side) for side in ("left", "right"))
+            count = high - low
+            image = np.repeat(np.arange(len(key_M)), count)
+            shown = np.repeat(high - np.cumsum(count), count) + np.arange(count.sum())
+            found.append(image * len(self.key_M) + shown)
+        pairs_P = np.unique(np.concatenate(found))
+        return pairs_P // len(self.key_M), pairs_P % len(self.key_M)
+
+
+def _cell_key(quadrants_M4: np.ndarray) -> np.ndarray:
+    """int64 [M]: the cell of four brightnesses, each twice `CLOSE` wide; from -1 on, as copies go below zero."""
+    cells_M4 = np.floor(quadrants_M4 / (2 * CLOSE)).astype(np.int64) + 1
+    key_M: np.ndarray = cells_M4 @ (256 ** np.arange(4))
+    return key_M
 
 
 def _thumbs(file: KeyFile, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
