@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ sizes are not published: a guess; Visual-CoT's DocVQA, InfographicsVQA and VSR.
 
 def photographs(folder: Path, rows: int) -> Path:
     """`PHOTO` each, all of which have to be scaled down."""
-    return _write(folder, rows, [_photo(seed, PHOTO, "JPEG") for seed in range(min(rows, DIFFERENT))])
+    return _write(folder, rows, [photograph(seed, PHOTO) for seed in range(min(rows, DIFFERENT))])
 
 
 def mixture(folder: Path, rows: int) -> Path:
@@ -52,24 +52,27 @@ def light(folder: Path, rows: int) -> Path:
 
 def _picture(kind: str, seed: int) -> bytes:
     _, size, form = MIXTURE[kind]
-    draw: Callable[[int, tuple[int, int], str], bytes] = {"photo": _photo, "drawing": _drawing, "page": _page}[
-        kind.partition("-")[0]
-    ]
-    return draw(seed, size, form)
+    draw = {"photo": _photo, "drawing": _drawing, "page": _page}[kind.partition("-")[0]]
+    return _encoded(draw(seed, size), form)
 
 
-def _photo(seed: int, size: tuple[int, int], form: str) -> bytes:
-    """The statistics of a soft photograph: noise of several scales."""
+def photograph(seed: int, size: tuple[int, int]) -> bytes:
+    """A JPEG with the statistics of a soft photograph."""
+    return _encoded(_photo(seed, size), "JPEG")
+
+
+def _photo(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Noise of several scales."""
     layers = [_noise(3 * seed + i, (n, n)).resize(size) for i, n in enumerate((5, 40, 300))]
-    return _encoded(Image.blend(Image.blend(layers[0], layers[1], 0.3), layers[2], 0.2), form)
+    return Image.blend(Image.blend(layers[0], layers[1], 0.3), layers[2], 0.2)
 
 
-def _drawing(seed: int, size: tuple[int, int], form: str) -> bytes:
+def _drawing(seed: int, size: tuple[int, int]) -> Image.Image:
     """Coloured fields, as boards and mazes have them."""
-    return _encoded(_noise(seed, (8, 8)).resize(size, Image.Resampling.NEAREST), form)
+    return _noise(seed, (8, 8)).resize(size, Image.Resampling.NEAREST)
 
 
-def _page(seed: int, size: tuple[int, int], form: str) -> bytes:
+def _page(seed: int, size: tuple[int, int]) -> Image.Image:
     """A scanned page: grey, lines of dark marks on a light ground that is not quite even."""
     generator = np.random.default_rng(seed)
     width, height = size
@@ -78,7 +81,7 @@ def _page(seed: int, size: tuple[int, int], form: str) -> bytes:
     marks_HW[::3] = False
     marks_HW = np.kron(marks_HW, np.ones((12, 6), bool))
     ground_HW[: marks_HW.shape[0], : marks_HW.shape[1]][marks_HW] //= 4
-    return _encoded(Image.fromarray(ground_HW), form)
+    return Image.fromarray(ground_HW)
 
 
 def _noise(seed: int, size: tuple[int, int]) -> Image.Image:
