@@ -1,6 +1,6 @@
 """Where the time of one image goes, and what other ways would save and cost: `python -m benchmarks.images [ARCHIVE]`.
 
-Milliseconds (the best of several) on one core for a photograph of 1600 x 1200 and one of 2400 x 3200, each part by itself.
+Milliseconds (the best of several) on one core for photographs of 1600 x 1200 and 2400 x 3200, each part by itself.
 PSNR in dB against the resized image without JPEG, the median over the natural photographs scaled by 0.7: of what is
 stored now, of chroma at half resolution, and of a filter with a smaller support (null where the archive is not there).
 The last line is one JSON object.
