@@ -2,8 +2,11 @@
 
 False positives: rows of data sets without copies that are taken for near copies of another row with the same text. All
 of microworld, easy-VQA, NLVR and the VSP mazes is compared, and 16 crops of each natural photograph as if the same had
-been asked about each. Misses: photographs that were scaled or compressed again and are not found. The last line is one
-JSON object; a data set that is not there is null.
+been asked about each. `near_images` is the same for benchmarks, where the question does not count: training rows that
+nearly show an image of the test split, as if that were a published benchmark, or crops of other photographs;
+`near_images_of_train` are those in one half of the training shards that nearly show an image of the other half. Misses:
+photographs that were scaled or compressed again and are not found. The last line is one JSON object; a data set that is
+not there is null.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,9 @@ from amvl_core.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSo
 from amvl_core.data.encode import TokenCounter
 from amvl_core.presets import demo
 from data_prep import duplicates, listing
-from data_prep.duplicates import KeyFile, Keys
+from data_prep.duplicates import Repeat
 from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.keys import KeyFile, Keys
 from data_prep.work import Work
 
 BUDGET = PixelBudget(256, 512 * 512, 28)
@@ -64,6 +69,9 @@ def _false_positives(source: Source) -> dict[str, Any]:
         repeats = duplicates.find(files, duplicates=True, contaminated=True)
         seconds = time.perf_counter() - started
         distances = duplicates.distances(files)
+        train, test = ([file for file in files if file.split == split] for split in ("train", "test"))
+        near_images = _near_images(test, train)
+        near_images_of_train = _near_images(train[::2], train[1::2])
     rows = sum(unit.report.kept for unit in done)
     near = sum(repeat.match == "near" for repeat in repeats)
     by_reason = {
@@ -71,7 +79,16 @@ def _false_positives(source: Source) -> dict[str, Any]:
         for reason in ("duplicate", "contaminated")
     }
     compared = {"compared": len(distances), "smallest_difference": int(distances.min(initial=256))}
-    return {"rows": rows, **by_reason, "near": near, "rate": near / rows, **compared, "seconds": round(seconds, 2)}
+    images = {"near_images": near_images, "near_images_of_train": near_images_of_train}
+    found = {"rows": rows, **by_reason, "near": near, "rate": near / rows, **images}
+    return {**found, **compared, "seconds": round(seconds, 2)}
+
+
+def _near_images(benchmark: list[KeyFile], training: list[KeyFile]) -> int:
+    """How many rows of `training` nearly show an image of `benchmark`."""
+    asked = [replace(file, split="test", benchmark="benchmark") for file in benchmark]
+    repeats = duplicates.find([*asked, *training], duplicates=False, contaminated=True)
+    return sum(repeat.match == "near image" for repeat in repeats)
 
 
 def _open(archive: Path) -> Iterator[Image.Image]:
@@ -84,7 +101,10 @@ def _open(archive: Path) -> Iterator[Image.Image]:
 
 def _photos(photos: list[Image.Image]) -> dict[str, Any]:
     crops = [_encoded(crop, "PNG") for photo in photos for crop in _crops(photo)]
-    false = len(_repeats([_stored(crop) for crop in crops]))
+    stored = [_stored(crop) for crop in crops]
+    false = len(_repeats(stored))
+    half = len(photos) // 2 * CROPS**2  # crops of other photographs
+    near_images = _shown(stored[:half], stored[half:])
     changes: dict[str, Callable[[Image.Image], bytes]] = {
         "half size": lambda photo: _encoded(photo.resize((photo.width // 2, photo.height // 2)), "PNG"),
         "JPEG 90": lambda photo: _encoded(photo, "JPEG", quality=90),
@@ -94,11 +114,13 @@ def _photos(photos: list[Image.Image]) -> dict[str, Any]:
             photo.resize((photo.width // 2, photo.height // 2)), "JPEG", quality=75
         ),
     }
-    missed = {}
+    missed, missed_images = {}, {}
     for name, change in changes.items():
         pairs = [(_stored(_encoded(photo, "PNG")), _stored(change(photo))) for photo in photos]
         missed[name] = sum(not _repeats(list(pair)) for pair in pairs)
-    return {"photos": len(photos), "crops": len(crops), "near": false, "rate": false / len(crops), "missed": missed}
+        missed_images[name] = sum(not _shown([original], [copy]) for original, copy in pairs)
+    found = {"photos": len(photos), "crops": len(crops), "near": false, "rate": false / len(crops), "missed": missed}
+    return {**found, "near_images": near_images, "missed_images": missed_images}
 
 
 def _crops(photo: Image.Image) -> Iterator[Image.Image]:
@@ -121,14 +143,26 @@ def _stored(data: bytes) -> StoredImage:
     return image
 
 
-def _repeats(images: list[StoredImage]) -> list[Any]:
+def _repeats(images: list[StoredImage]) -> list[Repeat]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = _key_file(f"{folder}/keys.parquet", images, "The same?")
+        found = duplicates.find([file], duplicates=True, contaminated=False)
+    return [repeat for repeat in found if repeat.match == "near"]
+
+
+def _shown(benchmark: list[StoredImage], training: list[StoredImage]) -> int:
+    """How many of `training` nearly show an image of `benchmark`."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = _key_file(f"{folder}/b.parquet", benchmark, "One?")
+        return _near_images([asked], [_key_file(f"{folder}/t.parquet", training, "Another?")])
+
+
+def _key_file(path: str, images: list[StoredImage], question: str) -> KeyFile:
     keys = Keys()
     for number, image in enumerate(images):
-        keys.add(str(number), "<image>What is it?", "A thing.", [image])
-    with tempfile.TemporaryDirectory() as folder:
-        keys.write(f"{folder}/keys.parquet")
-        found = duplicates.find([KeyFile(f"{folder}/keys.parquet", "train")], duplicates=True, contaminated=False)
-    return [repeat for repeat in found if repeat.match == "near"]
+        keys.add(str(number), question, "A thing.", [image])
+    keys.write(path)
+    return KeyFile(path, "train")
 
 
 if __name__ == "__main__":

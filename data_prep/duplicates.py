@@ -1,9 +1,10 @@
 """Samples that were seen before, and training samples that give a test sample away.
 
-Two rules, whose false-positive rates `python -m benchmarks.duplicates` measures:
+Three rules, whose false-positive rates `python -m benchmarks.duplicates` measures:
 
 - the **same image**, exactly: a training sample that shows an image of the test split is contaminated;
-- the **same sample**: equal question and answer (`normalise`), and images that are equal or nearly so. It is
+- an image of a **benchmark**, exactly or nearly: a training sample that shows one is contaminated;
+- the **same sample**: equal question and answer (`keys.normalise`), and images that are equal or nearly so. It is
   contaminated if the other one is a test sample, else a duplicate: the first in the order of the sources is kept.
 
 Nearly equal means that no value of the `THUMB_SIDE`-squared RGB thumbnails differs by more than `NEAR` levels. A copy
@@ -12,27 +13,23 @@ Coarse perceptual hashes get that wrong on drawn images. Pairs to compare are fo
 brightness and colour in the same cell of one of four shifted grids. Test samples are never dropped: scores would no
 longer compare with published ones.
 
-Shape suffixes: N rows, F features, P pairs, M images of all rows.
+Shape suffixes: N rows, F features, P pairs, M images of all rows, D values of a thumbnail, HWC its pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from amvl_core import storage
-from amvl_core.sample import IMAGE_PLACEHOLDER, Split
 from data_prep.filters import CONTAMINATED, DUPLICATE
-from data_prep.images import DIGEST_BYTES, THUMB_SIDE, StoredImage
-from data_prep.shards import parquet_writer
+from data_prep.images import DIGEST_BYTES
+from data_prep.keys import FEATURES, THUMB_BYTES, KeyFile, hash64, image_features, read
 
 NEAR = 10
 """Levels of 255. Measured: a photograph that was scaled to a half or a third, or compressed again (JPEG, quality 30 and
@@ -47,85 +44,19 @@ one grid with its original in 99.6 % of all cases. Only rows whose features are 
 WINDOW = 64
 """Rows of one cell are compared with so many next in brightness; a crowded cell would cost its square otherwise."""
 
-THUMB_BYTES = 3 * THUMB_SIDE**2
-FEATURES = 6
-
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("text", pa.uint64()),
-        ("images", pa.int32()),
-        ("digests", pa.binary()),
-        ("features", pa.binary(4 * FEATURES)),
-        ("thumbs", pa.binary()),
-    ]
-)
-
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 _PAIRS_AT_ONCE = 4096
 
 
-def normalise(text: str) -> str:
-    """Text as it is compared: case, spacing and the mark at the end do not count; signs inside it do."""
-    plain = unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold()
-    return " ".join(plain.split()).rstrip(".?! ")
-
-
-@dataclass
-class Keys:
-    """What duplicates of the rows of one shard are found by; collected row by row, written beside the shard."""
-
-    _rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, sample_id: str, question: str, answer: str, images: Sequence[StoredImage]) -> None:
-        """The keys of the next row."""
-        thumbs = b"".join(image.thumb for image in images)
-        self._rows.append(
-            {
-                "sample_id": sample_id,
-                "text": _hash(f"{normalise(question)}\0{normalise(answer)}".encode()),
-                "images": len(images),
-                "digests": b"".join(image.digest for image in images),
-                "features": features(thumbs).tobytes(),
-                "thumbs": thumbs,
-            }
-        )
-
-    def write(self, uri: str) -> None:
-        """Writes the keys, whole or not at all."""
-        with storage.writing(uri) as file, parquet_writer(file, SCHEMA) as writer:
-            writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
-
-
-def features(thumbs: bytes) -> np.ndarray:
-    """float32 [F]: brightness of the four quadrants, and half the means of R - G and B - G, which JPEG keeps less
-    well; over all thumbnails of a row.
-    """
-    if not thumbs:
-        return np.zeros(FEATURES, np.float32)
-    half = THUMB_SIDE // 2
-    mean_HWC = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_SIDE, THUMB_SIDE, 3).mean(0)
-    quadrants = mean_HWC.mean(2).reshape(2, half, 2, half).mean((1, 3)).ravel()
-    red, green, blue = mean_HWC.mean((0, 1))
-    return np.array([*quadrants, (red - green) / 2, (blue - green) / 2], np.float32)
-
-
-@dataclass(frozen=True)
-class KeyFile:
-    """The keys of one shard."""
-
-    uri: str
-    split: Split
-
-
-Match = Literal["image", "sample", "near"]
+Match = Literal["image", "near image", "sample", "near"]
 
 
 @dataclass(frozen=True)
 class Repeat:
     """Row `row` of key file `file` is dropped for `reason`, because of row `of_row` of key file `of_file`.
 
-    `match` says what they share: an `image`, everything (`sample`), or nearly so (`near`).
+    `match` says what they share: an image (`image`) or nearly so (`near image`), everything (`sample`) or nearly so
+    (`near`).
     """
 
     file: int
@@ -146,7 +77,6 @@ class _Rows:
     text_N: np.ndarray
     images_N: np.ndarray
     exact_N: np.ndarray
-    features_NF: np.ndarray
     digest_M: np.ndarray
     owner_M: np.ndarray
 
@@ -154,14 +84,16 @@ class _Rows:
 def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> list[Repeat]:
     """The training rows that are duplicates or contaminated, by file and row; the order of `files` is that of sources.
 
-    The result is a pure function of the files' contents. Memory: about 100 bytes for each row, and the thumbnails of
-    those rows that have to be compared.
+    The result is a pure function of the files' contents. Memory: at most 160 bytes for each row, what is compared of
+    rows that share their text with another, and the thumbnails of all images of benchmarks.
     """
     used = [number for number, file in enumerate(files) if contaminated or file.split == "train"]
     used.sort(key=lambda number: files[number].split != "test")
     rows = _load(files, used)
     because: dict[int, tuple[int, Match]] = {}
     _same_image(rows, because)
+    if contaminated:
+        _near_image(files, rows, because)
     first_N = _same_sample(rows)
     pairs_P2 = _near_pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N))))
     for one, other in pairs_P2.tolist():
@@ -193,23 +125,13 @@ def distances(files: Sequence[KeyFile]) -> np.ndarray:
     """[P]: how much the thumbnails of each pair of different rows that is compared differ, in levels of 255."""
     rows = _load(files, range(len(files)))
     first_N = _same_sample(rows)
-    return _distances(files, rows, _pairs(rows, np.flatnonzero(first_N == np.arange(len(first_N)))))
-
-
-def sample_id(file: KeyFile, row: int) -> str:
-    """The id of a row of a key file."""
-    return str(_read(file, ["sample_id"])["sample_id"][row])
-
-
-def _read(file: KeyFile, columns: list[str]) -> pa.Table:
-    with storage.opened(file.uri) as stream:
-        return pq.read_table(stream, columns=columns)
+    return _distances(files, rows, _pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N)))))
 
 
 def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
-    columns = ["text", "images", "digests", "features"]
+    columns = ["text", "images", "digests"]
     with ThreadPoolExecutor(8) as pool:  # reading from an object store is mostly waiting
-        tables = list(pool.map(lambda number: _arrays(_read(files[number], columns)), used))
+        tables = list(pool.map(lambda number: _arrays(read(files[number], columns)), used))
     lengths = [len(table["text"]) for table in tables]
     images_N = _concat(tables, "images", np.int32)
     return _Rows(
@@ -219,9 +141,8 @@ def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
         text_N=_concat(tables, "text", np.uint64),
         images_N=images_N,
         exact_N=_concat(tables, "exact", np.uint64),
-        features_NF=_concat(tables, "features", np.float32).reshape(-1, FEATURES),
         digest_M=_concat(tables, "digests", np.uint64),
-        owner_M=np.repeat(np.arange(len(images_N)), images_N),
+        owner_M=np.repeat(np.arange(len(images_N), dtype=np.int32), images_N),
     )
 
 
@@ -232,13 +153,12 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
         "text": table["text"].to_numpy(),
         "images": table["images"].to_numpy(),
         "digests": joined[:, 0].copy(),
-        "exact": np.array([_hash(digest) for digest in digests], np.uint64),
-        "features": np.frombuffer(b"".join(table["features"].to_pylist()), np.float32),
+        "exact": np.array([hash64(digest) for digest in digests], np.uint64),
     }
 
 
 def _concat(tables: list[dict[str, np.ndarray]], name: str, kind: Any) -> np.ndarray:
-    return np.concatenate([np.empty(0, kind), *(table[name] for table in tables)])
+    return np.concatenate([np.empty(0, kind), *(table.pop(name) for table in tables)])
 
 
 def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
@@ -252,48 +172,157 @@ def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
         because.setdefault(int(rows.owner_M[image]), (int(owners[place]), "image"))
 
 
+def _near_image(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+    """Training rows that nearly show an image of a benchmark; the thumbnails of one file at a time are in memory."""
+    shown = _Shown.of(files, rows)
+    if not len(shown.owner_M):
+        return
+    for number in np.unique(rows.file_N[~rows.is_test_N]).tolist():
+        here_N = np.flatnonzero(rows.file_N == number)
+        thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
+        found: dict[int, int] = {}
+        for image, owner in shown.near(thumbs_MD).items():
+            found.setdefault(int(here_N[owner_M[image]]), owner)
+        for row, owner in found.items():
+            because.setdefault(row, (owner, "near image"))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The different images of all benchmarks, by the cell of their quadrants' brightness: its key, thumbnails,
+    features, and the first row that shows each.
+    """
+
+    key_M: np.ndarray
+    thumbs_MD: np.ndarray
+    features_MF: np.ndarray
+    owner_M: np.ndarray
+
+    @classmethod
+    def of(cls, files: Sequence[KeyFile], rows: _Rows) -> _Shown:
+        thumbs, owners = [np.empty((0, THUMB_BYTES), np.uint8)], [np.empty(0, np.int64)]
+        for number in np.unique(rows.file_N).tolist():
+            if files[number].benchmark is not None:
+                here_N = np.flatnonzero(rows.file_N == number)
+                thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
+                thumbs.append(thumbs_MD)
+                owners.append(here_N[owner_M])
+        thumbs_MD, first_M = np.unique(np.concatenate(thumbs), axis=0, return_index=True)
+        features_MF = image_features(thumbs_MD)
+        key_M = _cell_key(features_MF[:, :4])
+        order = np.argsort(key_M, kind="stable")
+        return cls(key_M[order], thumbs_MD[order], features_MF[order], np.concatenate(owners)[first_M[order]])
+
+    def near(self, thumbs_MD: np.ndarray) -> dict[int, int]:
+        """By the number of one of `thumbs_MD`: the first row of a benchmark that nearly shows it."""
+        features_MF = image_features(thumbs_MD)
+        best: dict[int, int] = {}
+        image_P, shown_P = self._candidates(features_MF)
+        for start in range(0, len(image_P), _PAIRS_AT_ONCE):
+            image, shown = (pairs[start : start + _PAIRS_AT_ONCE] for pairs in (image_P, shown_P))
+            close = np.abs(features_MF[image] - self.features_MF[shown]).max(1) <= CLOSE
+            image, shown = image[close], shown[close]
+            near = _difference(thumbs_MD[image], self.thumbs_MD[shown]) <= NEAR
+            for number, owner in zip(image[near].tolist(), self.owner_M[shown[near]].tolist(), strict=True):
+                best[number] = min(owner, best.get(number, owner))
+        return best
+
+    def _candidates(self, features_MF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (image, shown) with all that are close: cells are twice `CLOSE` wide, so a close image is in one of
+        the at most sixteen cells around the corners of what is close.
+        """
+        found = []
+        for corner in product((-CLOSE, CLOSE), repeat=4):
+            key_M = _cell_key(features_MF[:, :4] + np.array(corner, np.float32))
+            low, high = (np.searchsorted(self.key_M, key_M, side) for side in ("left", "right"))
+            count = high - low
+            image = np.repeat(np.arange(len(key_M)), count)
+            shown = np.repeat(high - np.cumsum(count), count) + np.arange(count.sum())
+            found.append(image * len(self.key_M) + shown)
+        pairs_P = np.unique(np.concatenate(found))
+        return pairs_P // len(self.key_M), pairs_P % len(self.key_M)
+
+
+def _cell_key(quadrants_M4: np.ndarray) -> np.ndarray:
+    """int64 [M]: the cell of four brightnesses, each twice `CLOSE` wide; from -1 on, as copies go below zero."""
+    cells_M4 = np.floor(quadrants_M4 / (2 * CLOSE)).astype(np.int64) + 1
+    key_M: np.ndarray = cells_M4 @ (256 ** np.arange(4))
+    return key_M
+
+
+def _thumbs(file: KeyFile, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [M, D]: the thumbnails in a key file, and [M]: the row of each, by the number of images of its rows."""
+    joined = b"".join(read(file, ["thumbs"])["thumbs"].to_pylist())
+    return np.frombuffer(joined, np.uint8).reshape(-1, THUMB_BYTES), np.repeat(np.arange(len(images_N)), images_N)
+
+
+def _difference(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
+    """[P]: the largest difference of any value of two thumbnails, in levels of 255."""
+    largest: np.ndarray = (np.maximum(one_PD, other_PD) - np.minimum(one_PD, other_PD)).max(1, initial=0)
+    return largest
+
+
 def _same_sample(rows: _Rows) -> np.ndarray:
     """[N]: the first row with the same text and the same images (itself, if there is none before it)."""
-    if not len(rows.text_N):
-        return np.empty(0, np.int64)
-    keys_N2 = np.stack([rows.text_N, rows.exact_N], 1)
-    _, first, inverse = np.unique(keys_N2, axis=0, return_index=True, return_inverse=True)
-    return first[inverse.reshape(-1)]
+    order = np.lexsort((rows.exact_N, rows.text_N))  # stable: the rows of a group stay in their order
+    text_N, exact_N = rows.text_N[order], rows.exact_N[order]
+    begins_N = np.ones(len(order), bool)
+    begins_N[1:] = (text_N[1:] != text_N[:-1]) | (exact_N[1:] != exact_N[:-1])
+    first_N = np.empty(len(order), np.int64)
+    first_N[order] = order[begins_N][np.cumsum(begins_N) - 1]
+    return first_N
 
 
 def _near_pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
     """[P, 2]: pairs (earlier, later) of different rows that are nearly the same, ordered by the later one."""
-    pairs_P2 = _pairs(rows, candidates)
+    pairs_P2 = _pairs(files, rows, candidates)
     pairs_P2 = pairs_P2[~rows.is_test_N[pairs_P2[:, 1]]]
     pairs_P2 = pairs_P2[_distances(files, rows, pairs_P2) <= NEAR]
     ordered: np.ndarray = pairs_P2[np.lexsort((pairs_P2[:, 0], pairs_P2[:, 1]))]
     return ordered
 
 
-def _pairs(rows: _Rows, candidates: np.ndarray) -> np.ndarray:
-    """[P, 2]: every pair (earlier, later) that shares a cell of some grid."""
-    found = [pair for grid in range(GRIDS) for pair in _same_cell(rows, candidates, grid * GRID_STEP / GRIDS)]
+def _pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
+    """[P, 2]: every pair (earlier, later) that shares its text, its number of images, and a cell of some grid."""
+    text_N = rows.text_N[candidates] ^ (rows.images_N[candidates].astype(np.uint64) * _MIX[1])
+    ordered_N = np.sort(text_N)
+    shared_N = np.isin(text_N, ordered_N[1:][ordered_N[1:] == ordered_N[:-1]])  # few: most questions are asked once
+    candidates, text_N = candidates[shared_N], text_N[shared_N]
+    features_NF = _features_of(files, rows, candidates)
+    found = [
+        pair for grid in range(GRIDS) for pair in _same_cell(candidates, text_N, features_NF, grid * GRID_STEP / GRIDS)
+    ]
     if not found:
         return np.empty((0, 2), np.int64)
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _same_cell(rows: _Rows, candidates: np.ndarray, shift: float) -> Iterator[np.ndarray]:
+def _features_of(files: Sequence[KeyFile], rows: _Rows, wanted: np.ndarray) -> np.ndarray:
+    """float32 [N, F]: the features of the rows `wanted`."""
+    features_NF = np.zeros((len(wanted), FEATURES), np.float32)
+    for number in np.unique(rows.file_N[wanted]).tolist():
+        column = b"".join(read(files[number], ["features"])["features"].to_pylist())
+        here_N = rows.file_N[wanted] == number
+        features_NF[here_N] = np.frombuffer(column, np.float32).reshape(-1, FEATURES)[rows.row_N[wanted[here_N]]]
+    return features_NF
+
+
+def _same_cell(
+    candidates: np.ndarray, text_N: np.ndarray, features_NF: np.ndarray, shift: float
+) -> Iterator[np.ndarray]:
     """Pairs with the same text and number of images in one cell of one grid, of rows close in brightness."""
-    features_NF = rows.features_NF[candidates]
-    key_N = rows.text_N[candidates] ^ (rows.images_N[candidates].astype(np.uint64) * _MIX[1])
+    key_N = text_N
     for cell_N in np.floor((features_NF + shift) / GRID_STEP).astype(np.int64).astype(np.uint64).T:
         key_N = (key_N ^ cell_N) * _MIX[0]
         key_N ^= key_N >> np.uint64(29)
     order = np.lexsort((candidates, features_NF[:, :4].sum(1), key_N))
-    key_N, ordered = key_N[order], candidates[order]
+    key_N, features_NF, ordered = key_N[order], features_NF[order], candidates[order]
     for distance in range(1, WINDOW + 1):
         same = np.flatnonzero(key_N[:-distance] == key_N[distance:])
         if not len(same):
             return
-        one, other = ordered[same], ordered[same + distance]
-        close = np.abs(rows.features_NF[one] - rows.features_NF[other]).max(1) <= CLOSE
-        yield np.sort(np.stack([one[close], other[close]], 1), axis=1)
+        close = np.abs(features_NF[same] - features_NF[same + distance]).max(1) <= CLOSE
+        yield np.sort(np.stack([ordered[same[close]], ordered[same[close] + distance]], 1), axis=1)
 
 
 def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> np.ndarray:
@@ -301,7 +330,7 @@ def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> n
     wanted = np.unique(pairs_P2)
     thumbs: dict[int, np.ndarray] = {}
     for number in np.unique(rows.file_N[wanted]).tolist():
-        column = _read(files[number], ["thumbs"])["thumbs"]
+        column = read(files[number], ["thumbs"])["thumbs"]
         for index in wanted[rows.file_N[wanted] == number].tolist():
             thumbs[index] = np.frombuffer(column[int(rows.row_N[index])].as_py(), np.uint8)
     distance_P = np.full(len(pairs_P2), 256, np.int32)
@@ -313,10 +342,5 @@ def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> n
         for start in range(0, len(chosen), _PAIRS_AT_ONCE):
             part = chosen[start : start + _PAIRS_AT_ONCE]
             one, other = (np.stack([thumbs[i] for i in pairs_P2[part, side].tolist()]) for side in (0, 1))
-            differences = np.maximum(one, other) - np.minimum(one, other)
-            distance_P[part] = differences.max(1, initial=0)
+            distance_P[part] = _difference(one, other)
     return distance_P
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")

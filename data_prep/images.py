@@ -94,7 +94,7 @@ class StoredImage:
 
 
 def standardise(data: bytes, budget: PixelBudget) -> StoredImage | Drop:
-    """The verified image, upright, RGB and within the pixel budget; or why it cannot be used.
+    """The verified image, upright, RGB or grey and within the pixel budget; or why it cannot be used.
 
     A PNG or JPEG that is all that already keeps its bytes. Otherwise JPEG stays JPEG (quality 95), everything else
     becomes PNG. Transparent pixels show white; 16-bit samples keep their upper 8 bits; of an animation the first
@@ -136,8 +136,9 @@ def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
     if keeps_bytes:
         digest = _digest(data if is_jpeg else to_rgb(image).tobytes())
         return StoredImage(data, width, height, source_size, 1, digest, _thumb(image))
-    upright = _turned(_resized(to_rgb(image), _turn_size(*size, orientation)), orientation)
-    digest = _digest(data if is_jpeg else upright.tobytes())
+    pixels = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)  # grey stays grey
+    upright = _turned(_resized(pixels, _turn_size(*size, orientation)), orientation)
+    digest = _digest(data if is_jpeg else to_rgb(upright).tobytes())
     return StoredImage(_encode(upright, is_jpeg), *size, source_size, orientation, digest, _thumb(upright))
 
 

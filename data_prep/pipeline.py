@@ -2,8 +2,8 @@
 
 Each source is prepared on its own, into a folder that is named by its fingerprint and shared by all datasets that it is
 part of (`{storage}/prepare/sources/`): a mixture that grows by one source prepares that one. The dataset is then put
-together without decoding anything: duplicates and contaminated samples, which need all sources, are left out of copies
-of the shards they are in; all other shards are linked.
+together without decoding anything: duplicates and contaminated samples, which need all sources and the benchmarks that
+the run evaluates, are left out of copies of the shards they are in; all other shards are linked.
 """
 
 from __future__ import annotations
@@ -19,27 +19,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amvl_core import records, storage
-from amvl_core.config import MicroworldSource, ModelConfig, RunConfig, Source
+from amvl_core.config import BenchmarkSource, MicroworldSource, ModelConfig, RunConfig, Source
 from amvl_core.errors import ConfigError, DataError
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
 from amvl_core.sample import Split
-from data_prep import duplicates, listing, report
-from data_prep.duplicates import KeyFile, Repeat
+from data_prep import contamination, duplicates, listing, report
+from data_prep.duplicates import Match, Repeat
 from data_prep.identity import content_identity
+from data_prep.keys import KeyFile, sample_id
 from data_prep.shards import SCHEMA_VERSION, copy_without, shard_name
 from data_prep.sources import source_name
 from data_prep.streaming import stream
 from data_prep.work import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 """Raised whenever the same configuration gives other shards than before."""
 
 SOURCES = "sources"
 """The folder beside the datasets that holds what each source gave."""
 
 COPIES_AT_ONCE = 8
+
+_HOW: dict[Match, str] = {
+    "image": "shows an image of",
+    "near image": "shows nearly an image of",
+    "sample": "the same as",
+    "near": "nearly the same as",
+}
 
 
 class SourceRecord(Record):
@@ -56,7 +64,13 @@ def fingerprint(config: RunConfig) -> str:
 
 def _dataset_fingerprint(config: RunConfig, sources: list[str]) -> str:
     flags = config.data.model_dump(include={"drop_duplicates", "drop_contaminated"})
-    return records.fingerprint(STAGE, STAGE_VERSION, sources=sources, **flags)
+    benchmarks = [contamination.identity(source) for source in _compared(config)]
+    return records.fingerprint(STAGE, STAGE_VERSION, sources=sources, benchmarks=benchmarks, **flags)
+
+
+def _compared(config: RunConfig) -> tuple[BenchmarkSource, ...]:
+    """The benchmarks that training samples are compared with."""
+    return config.evaluation.benchmarks if config.data.drop_contaminated else ()
 
 
 def _source_fingerprints(config: RunConfig) -> list[str]:
@@ -112,8 +126,12 @@ def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetReco
     work = Work(_absolute(config).data, config.latent.num_slots, counter, folders)
     sources = _prepare_sources(work, identities, on_progress)
     parts = _parts(sources)
-    repeats = _find_repeats(config, parts)
-    reports = _reports(parts, repeats)
+    folder = storage.join(uri.rpartition("/")[0], contamination.FOLDER)
+    benchmarks = contamination.prepare(_compared(config), work.budget, folder, on_progress)
+    files = [part.keys for part in parts if part.record.shard is not None]
+    files += [file for benchmark in benchmarks for file in benchmark.keys]
+    repeats = _find_repeats(config, parts, files)
+    reports = _reports(parts, repeats, files)
     if not any(found.kept for found in reports if found.split == "train"):
         raise DataError(_nothing_kept(reports))
     record = DatasetRecord(
@@ -125,7 +143,7 @@ def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetReco
         dropped=dict(sorted(sum((Counter(found.dropped) for found in reports), Counter[str]()).items())),
         reports=reports,
     )
-    report.write(record)
+    report.write(record, benchmarks)
     records.save_record(record)
     return record
 
@@ -205,10 +223,9 @@ def _parts(sources: list[SourceRecord]) -> list[_Part]:
     return parts
 
 
-def _find_repeats(config: RunConfig, parts: list[_Part]) -> dict[int, list[Repeat]]:
-    """Repeats by the number of the part that they are in."""
+def _find_repeats(config: RunConfig, parts: list[_Part], files: list[KeyFile]) -> dict[int, list[Repeat]]:
+    """Repeats by the number of the part that they are in; `files` are the parts' keys, then those of benchmarks."""
     numbers = [number for number, part in enumerate(parts) if part.record.shard is not None]
-    files = [parts[number].keys for number in numbers]
     flags = {"duplicates": config.data.drop_duplicates, "contaminated": config.data.drop_contaminated}
     repeats: dict[int, list[Repeat]] = {}
     for repeat in duplicates.find(files, **flags) if any(flags.values()) else []:
@@ -216,9 +233,8 @@ def _find_repeats(config: RunConfig, parts: list[_Part]) -> dict[int, list[Repea
     return repeats
 
 
-def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]]) -> list[SourceReport]:
+def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]], files: list[KeyFile]) -> list[SourceReport]:
     """One report for each source and split, with the repeats among the dropped."""
-    files = [part.keys for part in parts if part.record.shard is not None]
     reports: dict[tuple[str, Split], SourceReport] = {}
     for number, part in enumerate(parts):
         found, here = part.record.report, repeats.get(number, [])
@@ -248,11 +264,12 @@ def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]]) -> list[Sourc
 
 def _example(files: list[KeyFile], repeat: Repeat) -> DroppedExample:
     file, other = files[repeat.file], files[repeat.of_file]
-    how = {"image": "shows an image of", "sample": "the same as", "near": "nearly the same as"}[repeat.match]
     what = "the test sample" if other.split == "test" else "sample"
+    if other.benchmark is not None:
+        what = f"the question of {other.benchmark},"
     return DroppedExample(
-        sample_id=duplicates.sample_id(file, repeat.row),
-        detail=f"{how} {what} {duplicates.sample_id(other, repeat.of_row)}",
+        sample_id=sample_id(file, repeat.row),
+        detail=f"{_HOW[repeat.match]} {what} {sample_id(other, repeat.of_row)}",
     )
 
 

@@ -6,10 +6,13 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -17,6 +20,7 @@ from amvl_core import storage
 from amvl_core.records import DatasetRecord
 from amvl_core.sample import Split
 from data_prep import report_page
+from data_prep.contamination import BenchmarkRecord
 
 JSON_NAME, PAGE_NAME = "report.json", "report.html"
 
@@ -26,7 +30,8 @@ SHOWN_SAMPLES = 6
 SHOWN_ANSWERS = 9
 THUMB_PIXELS = 168
 _COUNTED_ANSWERS = 20_000
-_COLUMNS = ["sample_id", "source", "segments", "image_sizes", "num_tokens", "extra"]
+_COUNTED = ["source", "image_sizes.list.element.width", "image_sizes.list.element.height", "num_tokens", "extra"]
+_SHOWN = ["sample_id", "segments", "images", "extra"]
 
 
 @dataclass
@@ -43,15 +48,15 @@ class Statistics:
     tasks: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Counts one row of a shard."""
-        extra = json.loads(row["extra"])
-        self.tokens[row["num_tokens"]] += 1
-        self.images[len(row["image_sizes"])] += 1
-        for size in row["image_sizes"]:
-            self.sides[round((size["width"] * size["height"]) ** 0.5)] += 1
-        self.tasks[extra["task"]] += 1
-        self.answers[extra["answer"].strip()[:80]] += 1
+    def add(self, rows: pa.Table) -> None:
+        """Counts rows of a shard: their columns `num_tokens`, `image_sizes` and `extra`."""
+        self.tokens.update(rows["num_tokens"].to_pylist())
+        self.images.update(pc.list_value_length(rows["image_sizes"]).to_pylist())
+        width, height = pc.list_flatten(rows["image_sizes"]).combine_chunks().flatten()
+        self.sides.update(np.sqrt(np.multiply(width, height, dtype=np.float64)).round().astype(int).tolist())
+        extras = [json.loads(extra) for extra in rows["extra"].to_pylist()]
+        self.tasks.update(extra["task"] for extra in extras)
+        self.answers.update(extra["answer"].strip()[:80] for extra in extras)
         if len(self.answers) > 2 * _COUNTED_ANSWERS:
             self.answers = Counter(dict(self.answers.most_common(_COUNTED_ANSWERS)))
 
@@ -67,8 +72,11 @@ class Statistics:
         }
 
 
-def write(record: DatasetRecord) -> None:
-    """Writes `report.json` and `report.html` below the record's `uri`. Raises StorageError."""
+def write(record: DatasetRecord, benchmarks: Sequence[BenchmarkRecord]) -> None:
+    """Writes `report.json` and `report.html` below the record's `uri`. Raises StorageError.
+
+    `benchmarks` are those that training samples were compared with.
+    """
     statistics = _statistics(record)
     sources = [
         {**found.model_dump(mode="json"), **statistics.get((found.source, found.split), Statistics()).summary()}
@@ -80,6 +88,9 @@ def write(record: DatasetRecord) -> None:
         "kept": record.kept,
         "dropped": record.dropped,
         "shards": [shard.model_dump(mode="json") for shard in record.shards],
+        "benchmarks": [
+            benchmark.model_dump(include={"name", "questions", "images", "dropped"}) for benchmark in benchmarks
+        ],
         "sources": sources,
     }
     storage.write_bytes(storage.join(record.uri, JSON_NAME), json.dumps(summary, indent=2, ensure_ascii=False).encode())
@@ -89,35 +100,27 @@ def write(record: DatasetRecord) -> None:
 
 
 def _statistics(record: DatasetRecord) -> dict[tuple[str, Split], Statistics]:
+    """A row group at a time, without images but those that are shown; a shard is of one source."""
     found: dict[tuple[str, Split], Statistics] = {}
     for shard in record.shards:
         with storage.opened(storage.join(record.uri, shard.file)) as stream:
             file = pq.ParquetFile(stream)
-            for number, row in enumerate(_rows(file)):
-                statistics = found.setdefault((row["source"], shard.split), Statistics())
-                statistics.add(row)
-                if len(statistics.samples) < SHOWN_SAMPLES:
-                    statistics.samples.append(_sample(file, number, row))
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group, _COUNTED)
+                statistics = found.setdefault((rows["source"][0].as_py(), shard.split), Statistics())
+                statistics.add(rows)
+                if missing := SHOWN_SAMPLES - len(statistics.samples):
+                    shown = file.read_row_group(group, _SHOWN).slice(0, missing).to_pylist()
+                    statistics.samples += [_sample(row) for row in shown]
     return found
 
 
-def _rows(file: Any) -> Iterator[dict[str, Any]]:
-    """All columns but the images, a row group at a time."""
-    for group in range(file.num_row_groups):
-        yield from file.read_row_group(group, _COLUMNS).to_pylist()
-
-
-def _sample(file: Any, number: int, row: dict[str, Any]) -> dict[str, str]:
+def _sample(row: dict[str, Any]) -> dict[str, str]:
     """What the page shows of one sample; `image` is a data URL of its first image, empty where there is none."""
-    group = 0
-    while number >= file.metadata.row_group(group).num_rows:
-        number -= file.metadata.row_group(group).num_rows
-        group += 1
-    images = file.read_row_group(group, ["images"])["images"][number].as_py()
-    question = next((segment["text"] for segment in row["segments"] if segment["kind"] == "prompt"), "")
+    images = row["images"]
     return {
         "sample_id": row["sample_id"],
-        "question": question,
+        "question": next((segment["text"] for segment in row["segments"] if segment["kind"] == "prompt"), ""),
         "answer": json.loads(row["extra"])["answer"],
         "image": _thumbnail(images[0]) if images else "",
         "images": str(len(images)),

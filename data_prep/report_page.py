@@ -72,6 +72,7 @@ def render(summary: dict[str, Any], samples: Sequence[Sequence[dict[str, str]]])
         _legend(colours),
         "</div>",
         _reasons(sources, colours),
+        _benchmarks(summary["benchmarks"]),
         *[_source(source, shown) for source, shown in zip(sources, samples, strict=True)],
         "</main></body></html>",
     ]
@@ -145,6 +146,21 @@ def _reasons(sources: Sequence[dict[str, Any]], colours: dict[str, str]) -> str:
         return "<h2>Why samples were dropped</h2><div class='card soft'>None was: every sample read is kept.</div>"
     head = "<tr><th>reason</th><th>source</th><th class='right'>samples</th><th>the first of them</th></tr>"
     return f"<h2>Why samples were dropped</h2><div class='card'><table>{head}{''.join(rows)}</table></div>"
+
+
+def _benchmarks(benchmarks: Sequence[dict[str, Any]]) -> str:
+    if not benchmarks:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(found['name'])}</td><td class='right'>{found['questions']:,}</td>"
+        f"<td class='right'>{found['images']:,}</td><td class='right'>{sum(found['dropped'].values()):,}</td></tr>"
+        for found in benchmarks
+    )
+    head = "".join(f"<th class='right'>{name}</th>" for name in ("questions", "images", "rows that are no question"))
+    return (
+        "<h2>Benchmarks that training samples were compared with</h2>"
+        f"<div class='card'><table><tr><th>benchmark</th>{head}</tr>{rows}</table></div>"
+    )
 
 
 def _source(source: dict[str, Any], samples: Sequence[dict[str, str]]) -> str:

@@ -22,9 +22,9 @@ from amvl_core.errors import StorageError
 from amvl_core.records import EXAMPLES_PER_REASON, DroppedExample, Shard, SourceReport
 from amvl_core.sample import Conversation, Region, Segment, Split
 from data_prep import microworld
-from data_prep.duplicates import Keys
 from data_prep.filters import DEGENERATE_BOX, Drop, check_length, check_text, shown_images
 from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.keys import Keys
 from data_prep.layouts import lay_out, without_replaced_images
 from data_prep.shards import ShardRow, ShardWriter, extra_json, sha256, shard_name
 from data_prep.sources import convert, source_name

@@ -2,21 +2,19 @@
 
 A tar can only be read from front to back, so it is read once into a spool (memory, and a temporary file beyond
 `SPOOL_BYTES`) and its images travel with the rows. Members of folders and zips are read where they are needed.
-Zips that lie in a folder, or in a folder of it, are part of it: what they hold is where they are.
+Zips and uncompressed tars, also tars in pieces, that lie in a folder or in a folder of it are part of it: what they
+hold is where they are.
 """
 
 from __future__ import annotations
 
 import bz2
-import glob
 import gzip
-import io
 import lzma
+import os
 import posixpath
-import shutil
-import tarfile
+import re
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -27,10 +25,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core import storage
 from amvl_core.errors import DataError
-from data_prep.sources.members import DAMAGED, Archive, DamagedMemberError, Inner, member_name
-from data_prep.sources.table import Table, damaged
+from data_prep.sources.members import Archive, DamagedMemberError, Inner, Ref, Span, member_name
+from data_prep.sources.packed import SPOOL_BYTES, IndexedTar, Tar, Zip
+from data_prep.sources.table import Table
 
-SPOOL_BYTES = 256 * 2**20
+_PIECE = re.compile(r"(?P<stem>.*[._-](?:part[._-]?)?)(?P<number>\d{2,3}|[a-z]{2})")
+"""`cot_images_00`, `x.tar.part-001`, `x.tar.aa`: what `split` leaves."""
 
 _DECOMPRESS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
@@ -52,14 +52,29 @@ def open_archive(uri: str) -> Iterator[Archive]:
         head = file.read(512)
         file.seek(0)
         if head.startswith(b"PK"):
-            yield _Zip(uri, file)
+            yield Zip(uri, file)
         elif head.startswith(b"PAR1"):
             yield _File(uri, file)
-        elif head[257:262] == b"ustar" or _compression(head):
+        elif is_tar(head) or _compression(head):
             with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
-                yield _Tar(uri, file, _compression(head), spool)
+                yield Tar(uri, file, _compression(head), spool)
         else:
             raise DataError(f"{uri} is neither a folder nor a tar, zip or Parquet file; pack it as .tar.gz or .zip")
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file that begins like this is a tar that is not compressed."""
+    return head[257:262] == b"ustar"
+
+
+def _is_first_piece(name: str) -> bool:
+    found = _PIECE.fullmatch(name)
+    return found is not None and set(found["number"]) in ({"0"}, {"a"})
+
+
+def _piece_number(i: int, first: str) -> str:
+    """The number of piece `i`, written like `first`: 00, 01 ... or aa, ab ..."""
+    return f"{i:0{len(first)}d}" if first.isdigit() else chr(ord("a") + i // 26) + chr(ord("a") + i % 26)
 
 
 def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
@@ -79,38 +94,80 @@ class _Folder(Archive):
         super().__init__(uri)
         self._fs, self._path = fs, path.rstrip("/")
 
-        self._zips: list[str] | None = None
-        self._inner: dict[str, _Zip] = {}
+        self._packed: list[str] | None = None
+        self._inner: dict[str, Archive] = {}
+        self._direct: dict[str, IndexedTar] = {}
+        self._inside: dict[str, bool] = {}
 
     @cached_property
     def _names(self) -> list[str]:
         names = {name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path)}
-        for name in self._find_zips():
+        for name in self._find_packed():
             names.update(posixpath.join(posixpath.dirname(name), member) for member in self.inner(name).names())
         return sorted(names)
 
-    def _find_zips(self) -> list[str]:
-        if self._zips is None:
-            paths: list[str] = []
-            for pattern in ("*.zip", "*/*.zip"):
-                if isinstance(self._fs, LocalFileSystem):
-                    paths += [path.as_posix() for path in Path(self._path).glob(pattern)]
-                else:
-                    paths += self._fs.glob(f"{glob.escape(self._path)}/{pattern}")
-            self._zips = sorted(path[len(self._path) :].lstrip("/") for path in paths)
-        return self._zips
+    def _find_packed(self) -> list[str]:
+        """The zips, tars and first pieces of tars in this folder and the folders of it."""
+        if self._packed is None:
+            found = [name for name in self._near() if name.endswith((".zip", ".tar")) or _is_first_piece(name)]
+            self._packed = sorted(name for name in found if not _is_first_piece(name) or self._is_tar(name))
+        return self._packed
+
+    def _near(self) -> Iterator[str]:
+        """Names of files at the top and one folder further down."""
+        if not isinstance(self._fs, LocalFileSystem):
+            yield from (name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path, maxdepth=2))
+            return
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    yield entry.name
+                elif entry.is_dir(follow_symlinks=False):
+                    yield from (f"{entry.name}/{name}" for name in os.listdir(entry.path))  # noqa: PTH208
+
+    def _is_tar(self, name: str) -> bool:
+        with self._open(name) as file:
+            return is_tar(file.read(512))
 
     def inner(self, name: str) -> Archive:
         if name not in self._inner:
-            self._inner[name] = _Zip(f"{self.uri}/{name}", self._open(name))
+            where = f"{self.uri}/{name}"
+            if name.endswith(".zip"):
+                self._inner[name] = Zip(where, self._open(name))
+            else:
+                self._inner[name] = IndexedTar(where, [self._open(piece) for piece in self._pieces(name)])
         return self._inner[name]
 
-    def located(self, name: str) -> str | Inner:
-        for zipped in self._find_zips():
-            folder = zipped[: zipped.rfind("/") + 1]
-            if name.startswith(folder) and name[len(folder) :] in self.inner(zipped).members:
-                return Inner(zipped, name[len(folder) :])
+    def _for_spans(self, name: str) -> IndexedTar:
+        """The tar `name` to read single members of: from an object store without the megabytes that follow them."""
+        if name not in self._direct:
+            options = {} if isinstance(self._fs, LocalFileSystem) else {"cache_type": "none"}
+            pieces = [self._open(piece, **options) for piece in self._pieces(name)]
+            self._direct[name] = IndexedTar(f"{self.uri}/{name}", pieces)
+        return self._direct[name]
+
+    def _pieces(self, first: str) -> list[str]:
+        """The pieces of a tar in order. Raises DataError where one in between is not there."""
+        if not (found := _PIECE.fullmatch(first)):
+            return [first]
+        stem = found["stem"]
+        numbers = {name[len(stem) :] for name in self._near() if name.startswith(stem) and _PIECE.fullmatch(name)}
+        pieces = sorted(number for number in numbers if len(number) == len(found["number"]))
+        wanted = [_piece_number(i, pieces[0]) for i in range(len(pieces))]
+        if missing := sorted(set(wanted) - set(pieces)):
+            raise DataError(f"{self.uri} lacks {stem}{missing[0]}, a piece of the tar that begins in {first}")
+        return [stem + number for number in pieces]
+
+    def located(self, name: str) -> Ref:
+        for packed in self._find_packed():
+            folder = packed[: packed.rfind("/") + 1]
+            inner = self.inner(packed)
+            if name.startswith(folder) and (member := name[len(folder) :]) in inner.members:
+                return inner.span(packed, member) if isinstance(inner, IndexedTar) else Inner(packed, member)
         return name
+
+    def read_span(self, span: Span) -> bytes:
+        return self._for_spans(span.archive).read_span(span)
 
     def names(self) -> list[str]:
         return self._names
@@ -124,22 +181,28 @@ class _Folder(Archive):
         if member_name(name) is None:
             raise KeyError(name)
         if isinstance(self._fs, LocalFileSystem):
-            try:
-                outside = not Path(where).resolve().is_relative_to(Path(self._path).resolve())
-            except (OSError, RuntimeError) as error:  # a link that leads to itself
-                raise KeyError(name) from error
-            if outside:
+            folder = posixpath.dirname(where)
+            if folder not in self._inside:
+                self._inside[folder] = self._leads_inside(folder)
+            if not self._inside[folder] or (os.path.islink(where) and not self._leads_inside(where)):  # noqa: PTH114
                 raise KeyError(name)
         return where
 
+    def _leads_inside(self, where: str) -> bool:
+        """Whether a local path is below this folder once links are followed."""
+        try:
+            return Path(where).resolve().is_relative_to(Path(self._path).resolve())
+        except (OSError, RuntimeError):  # a link that leads to itself
+            return False
+
     def open(self, name: str) -> IO[bytes]:
         found = self.located(name)
-        return self.inner(found.archive).open(found.member) if isinstance(found, Inner) else self._open(name)
+        return self._open(name) if isinstance(found, str) else self.inner(found.archive).open(found.member)
 
-    def _open(self, name: str) -> IO[bytes]:
+    def _open(self, name: str, **options: str) -> IO[bytes]:
         where = self._where(name)
         try:
-            file: IO[bytes] = self._fs.open(where, "rb")
+            file: IO[bytes] = self._fs.open(where, "rb", **options)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise KeyError(name) from error
         except OSError as error:
@@ -147,9 +210,9 @@ class _Folder(Archive):
         return file
 
     def read(self, name: str) -> bytes:
-        # Whoever reads what somebody else has located need not look for zips.
-        found = self.located(name) if self._zips else name
-        if isinstance(found, Inner):
+        # Whoever reads what somebody else has located need not look for archives.
+        found = self.located(name) if self._packed else name
+        if not isinstance(found, str):
             return self.inner(found.archive).read(found.member)
         where = self._where(name)
         try:
@@ -173,113 +236,3 @@ class _File(Archive):
 
     def open(self, name: str) -> IO[bytes]:
         raise KeyError(name)
-
-
-class _Zip(Archive):
-    def __init__(self, uri: str, file: IO[bytes]) -> None:
-        super().__init__(uri)
-        try:
-            self._zip = zipfile.ZipFile(file)
-        except DAMAGED as error:
-            raise damaged(uri, error) from error
-        infos = [info for info in self._zip.infolist() if not info.is_dir()]
-        named = [(member_name(info.filename), info) for info in infos]
-        self._members = {name: info for name, info in named if name is not None}
-
-    def names(self) -> list[str]:
-        return sorted(self._members)
-
-    def open(self, name: str) -> IO[bytes]:
-        # A compressed member can only be read forwards; Parquet is read from its end.
-        if not name.endswith(".parquet"):
-            return self._stream(name)
-        spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115  it is the result
-        try:
-            with self._stream(name) as content:
-                shutil.copyfileobj(content, spool, 2**20)
-        except DAMAGED as error:
-            raise damaged(f"{self.uri}/{name}", error) from error
-        spool.seek(0)
-        return spool
-
-    def _stream(self, name: str) -> IO[bytes]:
-        info = self._members[name]
-        if info.flag_bits & 1:
-            raise DataError(f"{self.uri} is encrypted; pack it without a password")
-        try:
-            return self._zip.open(info)
-        except (*DAMAGED, NotImplementedError) as error:
-            raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
-
-    def read(self, name: str) -> bytes:
-        try:
-            with self._stream(name) as content:
-                return content.read()
-        except DAMAGED as error:
-            raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
-
-
-class _Tar(Archive):
-    sequential = True
-
-    def __init__(self, uri: str, file: IO[bytes], decompress: Any, spool: Any) -> None:
-        super().__init__(uri)
-        self._spool = spool
-        self._members: dict[str, tuple[int, int]] = {}
-        try:
-            stream = decompress(file) if decompress else file
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    self._take(tar, member)
-            # Past the end marker of the tar: a compressed stream that was cut there, or whose checksum is wrong, fails.
-            while stream.read(2**20):
-                pass
-        except DAMAGED as error:
-            raise damaged(uri, error) from error
-
-    def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        name = member_name(member.name)
-        content = tar.extractfile(member) if member.isreg() else None
-        if name is None or content is None:
-            return
-        offset = self._spool.tell()
-        shutil.copyfileobj(content, self._spool, 2**20)
-        self._members[name] = (offset, self._spool.tell() - offset)
-
-    def names(self) -> list[str]:
-        return sorted(self._members)
-
-    def open(self, name: str) -> IO[bytes]:
-        return io.BufferedReader(_Slice(self._spool, *self._members[name]), 2**20)
-
-    def read(self, name: str) -> bytes:
-        offset, size = self._members[name]
-        self._spool.seek(offset)
-        return bytes(self._spool.read(size))
-
-
-class _Slice(io.RawIOBase):
-    """`size` bytes of `file` from `offset` on, with a position of its own."""
-
-    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._at = file, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._offset + self._at)
-        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

@@ -39,6 +39,23 @@ class Inner:
         return f"{self.member} of {self.archive}"
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A member of a tar that is itself a member: its bytes are `size` from `offset` on."""
+
+    archive: str
+    member: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.member} of {self.archive}"
+
+
+Ref = str | Inner | Span
+"""Where a member is: under its name, or in an archive that is itself a member."""
+
+
 class Archive(ABC):
     """Named members. `sequential` archives are read by the process that opened them, others by any."""
 
@@ -61,13 +78,17 @@ class Archive(ABC):
         with self.open(name) as file:
             return file.read()
 
-    def located(self, name: str) -> str | Inner:
+    def located(self, name: str) -> Ref:
         """Where the member `name` is: anyone may read that without listing the archive."""
         return name
 
     def inner(self, name: str) -> Archive:
         """The archive that the member `name` is. Raises KeyError if there is none, DataError if it is damaged."""
         raise KeyError(name)
+
+    def read_span(self, span: Span) -> bytes:
+        """The bytes of a member of a tar. Raises KeyError if there is none, DamagedMemberError if it is cut."""
+        raise KeyError(span.member)
 
     def find(self, suffix: str) -> str | None:
         """The member that is called `suffix`, at the top or in the folder nearest to it."""

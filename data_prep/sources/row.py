@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from amvl_core.errors import DataError
 from amvl_core.sample import Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE, Drop
-from data_prep.sources.members import Archive, DamagedMemberError, Inner, resolve
+from data_prep.sources.members import Archive, DamagedMemberError, Inner, Ref, Span, resolve
 from data_prep.sources.table import Table
 
 T = TypeVar("T")
@@ -30,8 +30,8 @@ class Cell:
         return f"{self.column} of row {self.row} in row group {self.group} of {self.member}"
 
 
-ImageRef = str | Inner | Cell
-"""Where an image is: a member of the archive, a member of a zip in it, or a cell of a Parquet member."""
+ImageRef = Ref | Cell
+"""Where an image is: a member of the archive, a member of a zip or tar in it, or a cell of a Parquet member."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def read_image(archive: Archive, image: ImageRef) -> bytes | Drop:
             return archive.read(image)
         if isinstance(image, Inner):
             return archive.inner(image.archive).read(image.member)
+        if isinstance(image, Span):
+            return archive.read_span(image)
         data = archive.table(image.member).image(image.group, image.row, image.column)
         return Drop(MISSING_IMAGE, f"{image} is null") if data is None else data
     except KeyError:

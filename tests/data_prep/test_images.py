@@ -202,3 +202,13 @@ def test_what_is_resized_is_not_resized_again_by_the_model(width: int, height: i
     if (new_width, new_height) != (width, height):
         kept = smart_resize(new_height, new_width, 28, budget.min_pixels, budget.max_pixels)
         assert kept == (new_height, new_width)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_stays_grey_and_is_the_same_image_as_its_rgb_copy(mode: str) -> None:
+    grey = noise(200, 120).convert("L")
+    result = stored(encode(grey.convert(mode)), PixelBudget(1, 100 * 60, 28))
+    assert decode(result.data).mode == mode and (result.width, result.height) == (84, 56)
+    as_rgb = stored(encode(grey.convert("RGB")), PixelBudget(1, 100 * 60, 28))
+    assert (result.digest, result.thumb) == (as_rgb.digest, as_rgb.thumb)
+    assert decode(result.data).convert("RGB").tobytes() == decode(as_rgb.data).tobytes()

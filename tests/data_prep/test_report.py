@@ -7,13 +7,14 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 from PIL import Image
 
 from amvl_core.records import DatasetRecord, DroppedExample, Shard, SourceReport
 from amvl_core.sample import Segment
 from data_prep import report
 from data_prep.report import Statistics
-from data_prep.shards import ShardRow, ShardWriter, extra_json, sha256
+from data_prep.shards import SCHEMA, ShardRow, ShardWriter, extra_json, sha256
 from tests.data_prep.pictures import png
 
 NASTY = "<script>alert('a & b')</script>"
@@ -75,7 +76,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_well_formed_self_contained_and_escapes_every_text(tmp_path: Path) -> None:
-    report.write(dataset(tmp_path))
+    report.write(dataset(tmp_path), [])
     text = (tmp_path / "report.html").read_text()
     page = Page()
     page.feed(text)
@@ -89,7 +90,7 @@ def test_the_page_is_well_formed_self_contained_and_escapes_every_text(tmp_path:
 
 def test_the_json_says_the_same_as_the_record_and_counts_what_is_kept(tmp_path: Path) -> None:
     record = dataset(tmp_path)
-    report.write(record)
+    report.write(record, [])
     summary = json.loads((tmp_path / "report.json").read_text())
     assert (summary["read"], summary["kept"], summary["dropped"]) == (74, 70, record.dropped)
     source, empty = summary["sources"]
@@ -103,10 +104,14 @@ def test_the_json_says_the_same_as_the_record_and_counts_what_is_kept(tmp_path: 
 
 def test_memory_of_free_form_answers_is_bounded() -> None:
     statistics = Statistics()
-    row = {"num_tokens": 1, "image_sizes": [], "sample_id": "s"}
-    for i in range(45_000):
-        answer = "often" if i % 3 == 0 else str(i)
-        statistics.add({**row, "extra": json.dumps({"answer": answer, "task": "t"})})
+    for start in range(0, 45_000, 1500):
+        answers = ["often" if i % 3 == 0 else str(i) for i in range(start, start + 1500)]
+        rows = [
+            {"num_tokens": 1, "image_sizes": [], "extra": json.dumps({"answer": answer, "task": "t"})}
+            for answer in answers
+        ]
+        columns = pa.schema([SCHEMA.field(name) for name in rows[0]])
+        statistics.add(pa.Table.from_pylist(rows, columns))
     assert len(statistics.answers) < 40_001
     assert statistics.summary()["answers"]["often"] == 15_000
 

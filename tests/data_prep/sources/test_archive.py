@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from amvl_core import storage
 from amvl_core.errors import DataError
 from data_prep.filters import MISSING_IMAGE, Drop
 from data_prep.sources.archive import open_archive
-from data_prep.sources.members import Inner, resolve
+from data_prep.sources.members import Inner, Span, resolve
 from data_prep.sources.row import read_image
 from tests.data_prep.archives import Files, as_folder, as_tar, as_zip
 
@@ -153,3 +155,102 @@ def test_a_damaged_zip_in_a_folder_is_named(tmp_path: Path) -> None:
     uri = as_folder(tmp_path / "data", {"a.txt": b"a", "images/x.zip": b"PK not really"})
     with open_archive(uri) as archive, pytest.raises(DataError, match=r"images/x\.zip is damaged"):
         archive.names()
+
+
+TARRED: Files = {
+    f"cot/{name}.bin": os.urandom(size) for name, size in (("a", 0), ("b", 5000), ("c", 100), ("d", 30_000))
+}
+
+
+def in_pieces(folder: Path, names: list[str], files: Files = TARRED) -> str:
+    """A tar cut into as many equal pieces, wherever that falls."""
+    whole = Path(as_tar(folder.parent / "whole.tar", files, "w")).read_bytes()
+    size = -(-len(whole) // len(names))
+    return as_folder(folder, {name: whole[i * size : (i + 1) * size] for i, name in enumerate(names)})
+
+
+PIECES = {
+    "a tar": ["images.tar"],
+    "numbers": [f"split/cot_images_{i:02d}" for i in range(13)],
+    "parts": [f"images.tar.part-{i:03d}" for i in range(3)],
+    "letters": [f"split/images.tar.a{letter}" for letter in "abcdefg"],
+}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_tar_in_a_folder_is_part_of_it_also_in_pieces(tmp_path: Path, s3_bucket: str, kind: str, place: str) -> None:
+    uri = in_pieces(tmp_path / "data", PIECES[kind])
+    as_folder(tmp_path / "data", {"a.txt": b"a", "split/plain_00": b"no tar", "split/img_07": b"x"})
+    if place == "s3":
+        storage.upload(tmp_path / "data", uri := f"{s3_bucket}/pieces/{kind}")
+    base = PIECES[kind][0].rpartition("/")[0]
+    inside = {f"{base}/{name}".lstrip("/"): data for name, data in TARRED.items()}
+    with open_archive(uri) as archive:
+        assert set(archive.names()) == {*inside, *PIECES[kind], "a.txt", "split/plain_00", "split/img_07"}
+        for name, data in inside.items():
+            assert archive.read(name) == data
+            with archive.open(name) as file:
+                assert file.read() == data
+        assert archive.find_folder("cot") == f"{base}/cot".lstrip("/")
+        located = {name: archive.located(name) for name in (*inside, "a.txt", "gone.txt")}
+    assert all(isinstance(located[name], Span) for name in inside)
+    assert (located["a.txt"], located["gone.txt"]) == ("a.txt", "gone.txt")
+    with open_archive(uri) as archive:  # as a task does: nothing is listed
+        for name, data in inside.items():
+            assert read_image(archive, located[name]) == data
+
+
+def test_a_tar_in_a_folder_reads_headers_only_to_find_its_members(tmp_path: Path) -> None:
+    in_pieces(tmp_path / "data", ["x.tar"], {f"{i}.bin": bytes(10**6) for i in range(8)})
+    with open_archive(str(tmp_path / "data")) as archive:
+        tar = archive.inner("x.tar")
+        read = 0
+
+        class Counting(io.BufferedReader):
+            def read(self, size: int | None = -1, /) -> bytes:
+                nonlocal read
+                data = super().read(size)
+                read += len(data)
+                return data
+
+        with open(tmp_path / "data" / "x.tar", "rb", buffering=0) as file:
+            tar._file = Counting(file)  # type: ignore[attr-defined]
+            assert len(tar.names()) == 8 and read < 10**5
+
+
+def test_a_piece_that_is_missing_is_named(tmp_path: Path) -> None:
+    uri = in_pieces(tmp_path / "data", PIECES["numbers"])
+    (tmp_path / "data/split/cot_images_05").unlink()
+    with open_archive(uri) as archive, pytest.raises(DataError, match=r"lacks split/cot_images_05, a piece"):
+        archive.names()
+    in_pieces(tmp_path / "data", PIECES["numbers"])
+    (tmp_path / "data/split/cot_images_12").unlink()
+    (tmp_path / "data/split/cot_images_11").unlink()
+    with open_archive(uri) as archive, pytest.raises(DataError, match="damaged or incomplete"):
+        archive.names()
+
+
+def test_members_of_a_tar_in_a_folder_that_point_outside_do_not_exist(tmp_path: Path) -> None:
+    files = {"../evil.bin": b"x", "/etc/evil.bin": b"x", "good.bin": b"y"}
+    with open_archive(in_pieces(tmp_path / "data", ["x.tar"], files)) as archive:
+        assert archive.names() == ["good.bin", "x.tar"]
+
+
+def test_a_member_that_was_cut_since_it_was_located_is_a_drop(tmp_path: Path) -> None:
+    uri = in_pieces(tmp_path / "data", ["x.tar"])
+    with open_archive(uri) as archive:
+        located = archive.located("cot/d.bin")
+    os.truncate(tmp_path / "data/x.tar", 20_000)
+    with open_archive(uri) as archive:
+        found = read_image(archive, located)
+    assert isinstance(found, Drop) and found.reason == "unreadable_image" and "is cut after" in found.detail
+
+
+def test_links_in_a_tar_are_no_members(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo("link.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with open_archive(str(tmp_path)) as archive:
+        assert archive.names() == ["x.tar"]

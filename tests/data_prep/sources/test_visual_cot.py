@@ -59,6 +59,17 @@ def test_metadata_keeps_question_answer_and_boxes(tmp_path: Path) -> None:
     assert [region.box for region in second.regions] == [(13, 3, 29, 29), (0, 0, 50, 40)]
 
 
+def test_images_are_read_out_of_the_published_tar_in_pieces(tmp_path: Path) -> None:
+    files = {f"cot_image_data/cub/{BIRD}": JPEG, "cot_image_data/cub/other.jpg": encode(noise(90, 90), "JPEG")}
+    whole = Path(as_tar(tmp_path / "whole.tar", files, "w")).read_bytes()
+    size = -(-len(whole) // 13)
+    pieces = {f"cot_images_tar_split/cot_images_{i:02d}": whole[i * size : (i + 1) * size] for i in range(13)}
+    rows = {"metadata/cub_cot_train.jsonl": json_lines(line(), line(image="gone.jpg"), line(image="other.jpg"))}
+    source = detect(as_folder(tmp_path / "v", rows | pieces))
+    assert [found.images[0] for found in converted(source)] == list(files.values())
+    assert drops(source) == {"visual_cot/cub_cot_train/0000002": MISSING_IMAGE}
+
+
 @pytest.mark.parametrize(
     ("box", "becomes"),
     [
