@@ -31,7 +31,7 @@ def rows(split: str, count: int) -> list[ShardRow]:
     found = []
     for i in range(count):
         task = ("colour", "count")[i % 2]
-        answer = ANSWERS[task][i % len(ANSWERS[task])]
+        answer = ANSWERS[task][i // 2 % len(ANSWERS[task])]
         size = (32, 32 + 16 * (i % 3))
         steps = [Segment("step", "look")] if i % 3 == 2 else []
         segments = [Segment("prompt", QUESTIONS[i % 3]), *steps, Segment("answer", answer)]
