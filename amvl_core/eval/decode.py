@@ -83,9 +83,13 @@ def log_likelihoods(
     All continuations of a prompt stand behind it in one row; each sees the prompt and itself.
     """
     places = [(row, number) for row, given in enumerate(continuations) for number in range(len(given))]
-    first_BV = start.logits_BV.log_softmax(-1)
-    sums = {(row, number): float(first_BV[row, continuations[row][number][0]]) for row, number in places}
-    width = max((sum(len(tokens) - 1 for tokens in given) for given in continuations), default=0)
+    if not places:
+        return [[] for _ in continuations]
+    rows = torch.tensor([row for row, _ in places], device=start.logits_BV.device)
+    first = torch.tensor([continuations[row][number][0] for row, number in places], device=rows.device)
+    found_N = start.logits_BV.log_softmax(-1)[rows, first]
+    sums = dict(zip(places, found_N.tolist(), strict=True))
+    width = max(sum(len(tokens) - 1 for tokens in given) for given in continuations)
     if width:
         for place, value in _rest(model, start, continuations, width):
             sums[place] += value
