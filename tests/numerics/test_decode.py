@@ -32,7 +32,9 @@ def asked() -> tuple[list[list[bytes]], list[str]]:
 
 
 def end_early(model: Any, inputs: Any, latent: dict[str, Any]) -> None:
-    """Makes a token that some rows generate soon, and others late or never, an end token."""
+    """Makes tokens that some rows generate soon, and others late or never, end tokens; one is never generated."""
+    never = int(model.generate(**inputs, max_new_tokens=1, do_sample=False, **latent)[3, -1])
+    model.generation_config.suppress_tokens = [*(model.generation_config.suppress_tokens or []), never]
     tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, **latent)[:, inputs["input_ids"].shape[1] :]
     ends = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = [ends, int(tokens[0, 1]), int(tokens[1, 4])]
