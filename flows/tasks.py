@@ -216,7 +216,7 @@ def show_benchmarks(
     questions: list[DatasetRecord], base: list[EvalRecord], final: list[EvalRecord], tracker: Tracker
 ) -> dict[str, list[dict[str, str]]]:
     """A table per published benchmark, on the run's page and on the tracking page; benchmark -> its rows."""
-    from infra.predictions import comparisons
+    from infra.predictions import comparisons, sample
 
     tables = {}
     for asked, before, after in zip(questions, base, final, strict=True):
@@ -226,6 +226,7 @@ def show_benchmarks(
         create_table_artifact(rows, key=f"scores-{name}".replace("_", "-"), description=f"{name}: {notes}")
         if tracker.run_id is not None:
             _log_rows(tracker, f"scores_{name}", rows, notes)
+            tracker.table(f"predictions_{name}", sample(after))
             for reading, metrics in compared.items():
                 tracker.comparison(f"{name}/{reading}", metrics)
     return tables

@@ -97,7 +97,9 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     """A paired comparison. Raises DataError where the two were not scored on the same items.
 
     McNemar's exact test where the units are right-or-wrong, independent and of equal weight; else random sign flips
-    of each group's difference, which is the same test without that structure.
+    of each group's difference, which is the same test without that structure. Where all groups change alike (not at
+    all, say) the bootstrap has no width; another difference may then be as frequent as Wilson's bound on 0 of so many
+    groups.
     """
     before, after = ({unit.key: unit for unit in units} for units in (first, second))
     if len(before) != len(first) or len(after) != len(second):
@@ -114,6 +116,9 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     exact = _plain(paired) and all(change in (-1, 0, 1) for change in changes)
     low, high = _bootstrap(paired, changes, seed)
+    if high - low < 1e-9:
+        unseen = wilson(0, len({unit.cluster for unit in paired}))[1]
+        low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
     return Comparison(
         n=len(paired),
         first=estimate(paired, seed),

@@ -56,7 +56,7 @@ def test_score_rows_hold_both_models_and_never_a_difference_without_interval_and
     }
     assert (likely["task"], likely["n"], likely["AMVL"]) == ("all, likelihood", "1,100", "50.0% (40.0-60.0)")
     assert (likely["difference"], likely["p"]) == ("+20.0 (+12.0 to +28.0)", "< 0.0001")
-    assert (last["task"], last["difference"], last["p"]) == ("all", "+0.0 (+0.0 to +0.0)", "1.0000")
+    assert (last["task"], last["difference"], last["p"]) == ("all", "+0.0 (-3.7 to +3.7)", "1.0000")
 
 
 def test_of_a_mixture_the_source_is_named_and_a_missing_score_is_a_dash() -> None:
