@@ -26,8 +26,8 @@ QUESTIONS = (
 ANSWERS = {"colour": ("red", "blue", "green"), "count": ("1", "2")}
 
 
-def rows(split: str, count: int) -> list[ShardRow]:
-    """Questions of unequal length about images of unequal size; every third has a step in words."""
+def rows(split: str, count: int, image: bytes | None = None) -> list[ShardRow]:
+    """Questions of unequal length about pictures of unequal size, or all about `image`; every third has a step."""
     found = []
     for i in range(count):
         task = ("colour", "count")[i % 2]
@@ -37,16 +37,16 @@ def rows(split: str, count: int) -> list[ShardRow]:
         segments = [Segment("prompt", QUESTIONS[i % 3]), *steps, Segment("answer", answer)]
         extra = extra_json(task, answer, ["look"] if steps else [], [])
         name = f"made/{split}/{i:03d}"
-        found.append(ShardRow(name, "made", segments, [picture(i, *size)], [size], 20 + 7 * (i % 5), extra))
+        found.append(ShardRow(name, "made", segments, [image or picture(i, *size)], [size], 20 + 7 * (i % 5), extra))
     return found
 
 
-def dataset(folder: Path, test: int) -> DatasetRecord:
+def dataset(folder: Path, test: int, image: bytes | None = None) -> DatasetRecord:
     """A prepared dataset with `test` questions in its test split, at `folder`."""
     shards = []
     for split, count in (("train", 12), ("test", test)):
         writer = ShardWriter(folder / f"{split}.parquet")
-        for row in rows(split, count):
+        for row in rows(split, count, image):
             writer.write(row)
         writer.close()
         shards.append(Shard.model_validate({"file": f"{split}.parquet", "split": split, "rows": count, "sha256": ""}))

@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.errors import AmvlError, DataError
+from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.eval.predict import Answerer
 from amvl_core.progress import Progress
@@ -109,8 +109,9 @@ def test_what_is_stored_is_what_the_model_says_alone_and_together(
 
 
 def test_an_error_of_a_worker_is_the_users_own(data: DatasetRecord, ray_cluster: None, tmp_path: Path) -> None:
-    broken = data.model_copy(update={"shards": [data.shards[0], data.shards[1].model_copy(update={"rows": TEST + 1})]})
     with pytest.raises(DataError, match="no test split"):
         evaluations.run(evaluations.config(), data.model_copy(update={"shards": data.shards[:1]}), str(tmp_path))
-    with pytest.raises(AmvlError, match="fewer rows than its record says"):
-        evaluations.run(evaluations.config(batch_size=TEST), broken, str(tmp_path))
+    damaged = evaluations.dataset(tmp_path, 2, image=b"no picture")
+    with pytest.raises(DataError, match=r"^the image cannot be read"):
+        evaluations.run(evaluations.config(), damaged, str(tmp_path / "evaluation"))
+    assert not (tmp_path / "evaluation" / "record.json").exists()
