@@ -393,10 +393,24 @@ class EvaluationConfig(Frozen):
     """Greedy generation on the test split and on published benchmarks, prior latents only (App. I)."""
 
     benchmarks: tuple[BenchmarkSource, ...] = Field((), description="published benchmarks to evaluate beside it")
-    batch_size: int = Field(16, ge=1)
+    max_pixels: int = Field(
+        16384 * 28 * 28,
+        ge=1,
+        description="an image of a published benchmark is scaled down to at most this many pixels, as VLMEvalKit and "
+        "the base model do; the test split keeps data.max_pixels",
+    )
+    batch_size: int = Field(16, ge=1, description="questions that a worker answers at once, at most")
+    batch_tokens: int = Field(32768, ge=1, description="their prompt tokens with padding, at most")
     max_new_tokens: int = Field(512, ge=1)
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EvaluationConfig:
+        names = [source.name for source in self.benchmarks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"benchmarks names {twice[0]} more than once")
+        return self
 
 
 class TrackingConfig(Frozen):

@@ -146,7 +146,10 @@ class CheckpointRecord(Record):
 
 
 class TaskScore(BaseModel):
-    """Accuracy on one task with its 95 % Wilson interval, and what always giving the commonest answer scores."""
+    """Accuracy on one task with its 95 % interval, and what always giving the commonest answer scores.
+
+    The commonest answer is that of the training split, or of a published benchmark itself, which has none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -159,15 +162,51 @@ class TaskScore(BaseModel):
     majority: float
 
 
+class MetricScore(BaseModel):
+    """A metric of a benchmark over `n` items with its 95 % interval (`eval/statistics.py`), all shares of 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+class ReadingScore(BaseModel):
+    """Every metric under one way of reading the answers, and how many items that way did not decide.
+
+    `unanswered` items are wrong; `drawn` ones have a fixed option in the place of a harness's random one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reading: str
+    scores: list[MetricScore]
+    unanswered: int
+    drawn: int
+
+
+TEST_SPLIT = "test split"
+"""The benchmark that every prepared dataset has."""
+
+
 class EvalRecord(Record):
-    """Scores of one checkpoint on the test split; `predictions.parquet` below `uri` holds every raw output."""
+    """Scores of one checkpoint on one benchmark; `predictions.parquet` below `uri` holds every raw output.
+
+    `scores` and `overall` are under the benchmark's headline reading, `readings` has all of them. `dataset` is the
+    prepared dataset, or the benchmark's questions.
+    """
 
     kind: Literal["evaluation"] = "evaluation"
+    benchmark: str = TEST_SPLIT
     checkpoint: str
     stage: str
     dataset: str
     scores: list[TaskScore]
     overall: TaskScore
+    readings: list[ReadingScore] = []
 
     @property
     def predictions_uri(self) -> str:

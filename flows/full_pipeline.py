@@ -47,6 +47,7 @@ def full_pipeline(
         with Tracker(config) as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
+            benchmarks = tasks.read_benchmarks(config, tracker)
 
             checkpoints: list[CheckpointRecord] = []
             for stage in config.stages:
@@ -56,12 +57,16 @@ def full_pipeline(
             # What AMVL is compared with: the last plainly fine-tuned model before it, else the untrained base.
             base = next((c for c in reversed(checkpoints[:-1]) if c.method == "sft"), None)
 
-            before = tasks.evaluate(config, base.stage if base else "base", dataset, base, tracker)
+            name = base.stage if base else "base"
+            before = tasks.evaluate(config, name, dataset, base, tracker)
             after = tasks.evaluate(config, final.stage, dataset, final, tracker)
             rows = tasks.show_scores(config, before, after, tracker)
+            before_on = tasks.evaluate_benchmarks(config, name, benchmarks, base, tracker)
+            after_on = tasks.evaluate_benchmarks(config, final.stage, benchmarks, final, tracker)
+            tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
 
             registered = tasks.register(config, dataset, final, [before, after], tracker)
             page = tasks.show_summary(config, dataset, final, rows, registered)
     finally:
         ray_cluster.disconnect()
-    return tasks.outcome(rows, registered, page, str(flow_run.id))
+    return tasks.outcome(rows, tables, registered, page, str(flow_run.id))

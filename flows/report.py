@@ -1,9 +1,13 @@
 """The rows of the tables and the lines that a run shows: pure functions of records."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, TaskScore
+from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.paper import PAPER
+from amvl_core.eval.statistics import Comparison
+from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, MetricScore, ModelRecord, TaskScore
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 """What Prefect's `get_run_logger` returns."""
@@ -35,23 +39,86 @@ def labels(base: EvalRecord, final: EvalRecord) -> dict[str, EvalRecord]:
     return {first: base, final.stage.upper() if final.stage == "amvl" else final.stage: final}
 
 
-def score_rows(base: EvalRecord, final: EvalRecord) -> list[dict[str, str]]:
-    """One row per task and an overall row: n, majority answer, and accuracy with its 95 % interval for each model."""
+def score_rows(
+    base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]]
+) -> list[dict[str, str]]:
+    """A row per task, one for the whole split under each other way of reading, and the overall row last.
+
+    Each has n, the majority answer, accuracy with its 95 % interval for both models, and the paired difference with
+    its interval and p (`compared`: reading -> task -> comparison on the same items).
+    """
+    first, second = labels(base, final)
     shared = _shared_source(final)
+    by_task = {score.task: score for score in base.scores}
+
+    def row(
+        name: str, before: TaskScore | MetricScore | None, after: TaskScore | MetricScore, majority: float, reading: str
+    ) -> dict[str, str]:
+        task = after.task if isinstance(after, TaskScore) else after.metric
+        shown = {first: interval(before) if before else "-", second: interval(after)}
+        found = compared.get(reading, {}).get(task)
+        return {"task": name, "n": f"{after.n:,}", "majority": f"{majority:.1%}", **shown, **difference(found)}
+
+    headline, *others = [reading.reading for reading in final.readings]
+    rows = [
+        row(score.task.removeprefix(shared).replace("_", " "), by_task.get(score.task), score, score.majority, headline)
+        for score in final.scores
+    ]
+    whole = final.overall
+    for reading in others:
+        before, after = (_metric(record, reading, whole.task) for record in (base, final))
+        if after:
+            rows.append(row(f"{whole.task}, {reading}", before, after, whole.majority, reading))
+    return [*rows, row(whole.task, base.overall, whole, whole.majority, headline)]
+
+
+def benchmark_rows(
+    base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]]
+) -> list[dict[str, str]]:
+    """One row per metric and way of reading, the headline reading first: both models, the paired difference
+    (`compared`: reading -> metric -> comparison), and the paper's figures where it has some.
+    """
+    benchmark, paper = BENCHMARKS[final.benchmark], PAPER.get(final.benchmark, {})
+    models = list(dict.fromkeys(model for scores in paper.values() for model in scores))
     rows = []
-    for score in (*final.scores, final.overall):
-        row = {"task": score.task.removeprefix(shared).replace("_", " "), "n": f"{score.n:,}"}
-        row["majority"] = f"{score.majority:.1%}"
-        for label, record in labels(base, final).items():
-            found = [other for other in (*record.scores, record.overall) if other.task == score.task]
-            row[label] = interval(found[0]) if found else "-"
-        rows.append(row)
+    for reading in sorted(final.readings, key=lambda reading: reading.reading != benchmark.headline):
+        for score in reading.scores:
+            row = {"metric": score.metric.replace("_", " "), "read by": reading.reading, "n": f"{score.n:,}"}
+            shown = (_metric(base, reading.reading, score.metric), score)
+            row |= {label: interval(one) if one else "-" for label, one in zip(labels(base, final), shown, strict=True)}
+            row |= difference(compared.get(reading.reading, {}).get(score.metric))
+            printed = ((model, paper.get(score.metric, {}).get(model)) for model in models)
+            rows.append(
+                row | {f"{model} (paper)": "-" if value is None else f"{value:.2f}" for model, value in printed}
+            )
     return rows
 
 
-def interval(score: TaskScore) -> str:
-    """`81.3% (77.1-84.9)`: accuracy and its 95 % Wilson interval."""
-    return f"{score.accuracy:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})"
+def benchmark_notes(questions: DatasetRecord, base: EvalRecord, final: EvalRecord) -> str:
+    """How many of the published questions were asked, what was dropped and why, and what could not be read."""
+    size = BENCHMARKS[final.benchmark].size
+    notes = [f"{questions.kept:,} of {size:,} published questions" if size else f"{questions.kept:,} questions"]
+    notes += [f"{count:,} dropped: {reason}" for reason, count in questions.dropped.items()]
+    for label, record in labels(base, final).items():
+        for reading in record.readings:
+            notes.append(f"{label}, {reading.reading}: {reading.unanswered:,} without an answer")
+            if reading.drawn:
+                notes[-1] += f", {reading.drawn:,} drawn for the harness"
+    return "; ".join(notes)
+
+
+def difference(found: Comparison | None) -> dict[str, str]:
+    """The columns of a paired difference: never without its interval and p; n stands in the row."""
+    if found is None:
+        return {"difference": "-", "p": "-"}
+    shown = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return {"difference": shown, "p": f"{found.p:.4f}" if found.p >= 0.0001 else "< 0.0001"}
+
+
+def interval(score: TaskScore | MetricScore) -> str:
+    """`81.3% (77.1-84.9)`: a score and its 95 % interval."""
+    value = score.accuracy if isinstance(score, TaskScore) else score.value
+    return f"{value:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})"
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -75,6 +142,11 @@ def summary(dataset: DatasetRecord, final: CheckpointRecord, rows: list[dict[str
             markdown_table(rows),
         )
     )
+
+
+def _metric(record: EvalRecord, reading: str, metric: str) -> MetricScore | None:
+    found = [score for r in record.readings if r.reading == reading for score in r.scores if score.metric == metric]
+    return found[0] if found else None
 
 
 def _shared_source(record: EvalRecord) -> str:

@@ -41,14 +41,12 @@ def parse(params: list[str], data: list[str]) -> dict[str, Any]:
 
 def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
     """The score table and where to look further."""
-    rows = outcome["scores"]
-    table = Table(title="Accuracy on the test split (95 % interval)", title_justify="left")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for i, row in enumerate(rows):
-        table.add_row(*row.values(), style="bold" if i == len(rows) - 1 else None, end_section=i == len(rows) - 2)
     console.print()
-    console.print(table)
+    console.print(_table("Accuracy on the test split (95 % interval)", outcome["scores"], overall_last=True))
+    if outcome["benchmarks"]:
+        overall = [{"benchmark": name, **rows[0]} for name, rows in outcome["benchmarks"].items()]
+        shown = [{key: value for key, value in row.items() if not key.endswith("(paper)")} for row in overall]
+        console.print(_table("Published benchmarks, overall (95 % interval)", shown))
     model = outcome["model"]
     pages = served and healthy(f"{MLFLOW_URL}/health")
     lines = [
@@ -58,6 +56,16 @@ def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
         f"  Prefect  {PREFECT_URL}/runs/flow-run/{outcome['flow_run_id']}",
     ]
     console.print("\n" + "\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _table(title: str, rows: list[dict[str, str]], overall_last: bool = False) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for left, row in zip(reversed(range(len(rows))), rows, strict=True):
+        bold = "bold" if overall_last and left == 0 else None
+        table.add_row(*row.values(), style=bold, end_section=overall_last and left == 1)
+    return table
 
 
 def quiet() -> None:

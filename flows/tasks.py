@@ -19,7 +19,8 @@ from prefect.cache_policies import NO_CACHE
 
 from amvl_core import storage
 from amvl_core.config import RunConfig
-from amvl_core.errors import ConfigError
+from amvl_core.errors import AmvlError, ConfigError
+from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.progress import Progress
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record
 from flows import report
@@ -97,6 +98,7 @@ def preflight(config: RunConfig) -> None:
     storage.check_writable(storage.absolute(config.storage))
     check_reachable(config)
     check_base(config.model.base)
+    check_benchmarks(config)
 
 
 @task(cache_policy=NO_CACHE)
@@ -118,6 +120,24 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     for name in ("report.html", "report.json"):
         tracker.text(f"data/{name}", storage.read_bytes(storage.join(record.uri, name)).decode())
     return record
+
+
+@task(cache_policy=NO_CACHE)
+def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
+    """The questions of each published benchmark, as a dataset with a test split alone."""
+    from data_prep import benchmarks
+
+    records = []
+    for source in config.evaluation.benchmarks:
+        uri = stage_uri(config, benchmarks.STAGE, benchmarks.fingerprint(config, source))
+        record = load_record(uri, DatasetRecord)
+        if record is not None:
+            _say_reused(f"read {source.name}", record.fingerprint)
+        else:
+            tracker.start()
+            record = benchmarks.read(config, source, uri, Reporter(tracker, f"read-{source.name}"))
+        records.append(record)
+    return records
 
 
 @task(task_run_name="train-{stage}", cache_policy=NO_CACHE)
@@ -160,23 +180,78 @@ def evaluate(
     return record
 
 
+@task(task_run_name="evaluate-{name}-on-benchmarks", cache_policy=NO_CACHE)
+def evaluate_benchmarks(
+    config: RunConfig, name: str, benchmarks: list[DatasetRecord], model: CheckpointRecord | None, tracker: Tracker
+) -> list[EvalRecord]:
+    """Scores of one model (None: the untrained base) on each published benchmark; one record each."""
+    found: dict[str, EvalRecord] = {}
+    todo: dict[str, tuple[DatasetRecord, str, str]] = {}
+    for source, questions in zip(config.evaluation.benchmarks, benchmarks, strict=True):
+        fingerprint = fingerprints.evaluate_fingerprint(config, questions, model)
+        uri = stage_uri(config, "evaluate", fingerprint)
+        record = load_record(uri, EvalRecord)
+        if record is None:
+            todo[source.name] = (questions, uri, fingerprint)
+        else:
+            _say_reused(f"evaluate {name} on {source.name}", fingerprint)
+            found[source.name] = record
+    if todo:
+        with working(config, tracker, f"evaluate-{name}-on-benchmarks") as on_progress:
+            from infra.ray_eval import Pool
+
+            with Pool(config, model) as pool:
+                for benchmark, (questions, uri, fingerprint) in todo.items():
+                    found[benchmark] = pool.evaluate(questions, benchmark, uri, fingerprint, on_progress)
+    records = [found[source.name] for source in config.evaluation.benchmarks]
+    for record in records:
+        tracker.evaluation(record)
+    return records
+
+
 @task(cache_policy=NO_CACHE)
 def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker: Tracker) -> list[dict[str, str]]:
     """Score table on the run's page; tables, figures and sample predictions on the tracking page."""
-    rows = report.score_rows(base, final)
-    create_table_artifact(rows, key="scores", description="Accuracy with 95 % intervals on the test split")
+    from infra.predictions import comparisons, sample
+
+    compared = comparisons(base, final)
+    rows = report.score_rows(base, final, compared)
+    create_table_artifact(
+        rows, key="scores", description="Accuracy on the test split with 95 % intervals, and the paired difference"
+    )
     if tracker.run_id is not None:  # else the finished run of the first time has them
         from infra import figures
-        from infra.predictions import sample
 
-        tracker.table("scores", {key: [row[key] for row in rows] for key in rows[0]})
-        tracker.text("tables/scores.md", report.markdown_table(rows))
+        _log_rows(tracker, "scores", rows)
+        for reading, metrics in compared.items():
+            tracker.comparison(f"test/{reading}", metrics)
         tracker.tag({"mlflow.note.content": report.markdown_table(rows)})
         tracker.table("predictions", sample(final))
         tracker.figure("figures/scores.png", figures.score_chart(report.labels(base, final)))
         if tracker.history:
             tracker.figure("figures/training.png", figures.curves(tracker.history, list(config.stages)))
     return rows
+
+
+@task(cache_policy=NO_CACHE)
+def show_benchmarks(
+    questions: list[DatasetRecord], base: list[EvalRecord], final: list[EvalRecord], tracker: Tracker
+) -> dict[str, list[dict[str, str]]]:
+    """A table per published benchmark, on the run's page and on the tracking page; benchmark -> its rows."""
+    from infra.predictions import comparisons, sample
+
+    tables = {}
+    for asked, before, after in zip(questions, base, final, strict=True):
+        compared, name = comparisons(before, after), after.benchmark
+        tables[name] = rows = report.benchmark_rows(before, after, compared)
+        notes = report.benchmark_notes(asked, before, after)
+        create_table_artifact(rows, key=f"scores-{name}".replace("_", "-"), description=f"{name}: {notes}")
+        if tracker.run_id is not None:
+            _log_rows(tracker, f"scores_{name}", rows, notes)
+            tracker.table(f"predictions_{name}", sample(after))
+            for reading, metrics in compared.items():
+                tracker.comparison(f"{name}/{reading}", metrics)
+    return tables
 
 
 @task(cache_policy=NO_CACHE)
@@ -238,10 +313,37 @@ def check_base(base: str) -> None:
         ) from error
 
 
+def check_benchmarks(config: RunConfig) -> None:
+    """The files of every published benchmark are there; they are listed, not read."""
+    for number, source in enumerate(config.evaluation.benchmarks):
+        try:
+            BENCHMARKS[source.name].check(source.uri)
+        except AmvlError as error:
+            raise ConfigError(f"evaluation.benchmarks.{number} ({source.name}): {error}") from error
+
+
+def _log_rows(tracker: Tracker, name: str, rows: list[dict[str, str]], notes: str = "") -> None:
+    """One table as what the tracking page shows, as CSV, and as Markdown."""
+    tracker.table(name, {key: [row[key] for row in rows] for key in rows[0]})
+    tracker.text(f"tables/{name}.md", "\n\n".join(filter(None, (report.markdown_table(rows), notes))) + "\n")
+
+
 def _say_reused(stage: str, what: str) -> None:
     get_run_logger().info("%s: reused %s", stage, what)
 
 
-def outcome(rows: list[dict[str, str]], model: ModelRecord, mlflow: str, flow_run_id: str) -> dict[str, Any]:
+def outcome(
+    rows: list[dict[str, str]],
+    benchmarks: dict[str, list[dict[str, str]]],
+    model: ModelRecord,
+    mlflow: str,
+    flow_run_id: str,
+) -> dict[str, Any]:
     """What the flow returns: plain data, for whoever called it."""
-    return {"scores": rows, "model": model.model_dump(mode="json"), "mlflow_page": mlflow, "flow_run_id": flow_run_id}
+    return {
+        "scores": rows,
+        "benchmarks": benchmarks,
+        "model": model.model_dump(mode="json"),
+        "mlflow_page": mlflow,
+        "flow_run_id": flow_run_id,
+    }

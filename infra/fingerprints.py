@@ -8,7 +8,7 @@ from amvl_core.config import RunConfig
 from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
-EVALUATE_VERSION = 2
+EVALUATE_VERSION = 3
 
 
 def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:
@@ -27,11 +27,14 @@ def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, par
 
 
 def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord | None) -> str:
-    """Of the scores of `model` (None: the untrained base) on the test split."""
+    """Of the answers and scores of `model` (None: the untrained base) on the test split of `dataset`.
+
+    The pixel budget is in the dataset's fingerprint: a prepared one's, or that of a published benchmark's questions.
+    """
     return fingerprint(
         "evaluate",
         EVALUATE_VERSION,
-        evaluation=config.evaluation.model_dump(mode="json", exclude={"batch_size"}),
+        evaluation=config.evaluation.model_dump(mode="json", include={"max_new_tokens", "tau", "seed"}),
         model=model.fingerprint if model else _model(config),
         dataset=dataset.fingerprint,
     )

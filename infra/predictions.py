@@ -1,4 +1,4 @@
-"""A readable sample of what a model answered."""
+"""What stored predictions say without a model: a readable sample, and the paired comparison of two models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from amvl_core import storage
+from amvl_core.eval.benchmarks import benchmark_of
+from amvl_core.eval.benchmarks.scoring import compare_checkpoints, predictions
+from amvl_core.eval.statistics import Comparison
 from amvl_core.records import EvalRecord
 
 SAMPLES_PER_TASK = 12
@@ -25,3 +28,16 @@ def sample(record: EvalRecord) -> dict[str, list[Any]]:
         right = [row for row in of_task if row["correct"]][: SAMPLES_PER_TASK - len(wrong)]
         kept += wrong + right
     return {name: [row[name] for row in kept] for name in COLUMNS}
+
+
+def comparisons(first: EvalRecord, second: EvalRecord) -> dict[str, dict[str, Comparison]]:
+    """Reading -> metric -> the paired comparison of two evaluations of the same benchmark, item by item.
+
+    Raises DataError where the two were not asked the same items.
+    """
+    before, after = predictions(first.predictions_uri), predictions(second.predictions_uri)
+    benchmark = benchmark_of(first.benchmark, (row["task"] for row in before))
+    return {
+        reading.reading: dict(compare_checkpoints(benchmark, before, after, reading.reading))
+        for reading in second.readings
+    }

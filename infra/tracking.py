@@ -17,7 +17,8 @@ from typing import Any
 
 from amvl_core.config import RunConfig, flatten
 from amvl_core.errors import ConfigError
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, fingerprint
+from amvl_core.eval.statistics import Comparison
+from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, fingerprint
 from infra.mlflow_client import client, experiment, metric_name, tracking_uri
 from infra.provenance import provenance
 
@@ -151,11 +152,29 @@ class Tracker:
             self.metrics(record.stage, record.step, record.metrics)
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Logs accuracy, interval and majority answer of every task."""
+        """Logs accuracy, interval and majority answer of every task, and every metric under every reading."""
+        where = f"eval_{record.stage}" if record.benchmark == TEST_SPLIT else f"eval_{record.stage}_{record.benchmark}"
         for score in (*record.scores, record.overall):
             low_high = {f"{score.task}_low": score.low, f"{score.task}_high": score.high}
-            self._values(f"eval_{record.stage}", {score.task: score.accuracy, **low_high})
-            self._values("eval_majority", {score.task: score.majority})
+            self._values(where, {score.task: score.accuracy, **low_high})
+            if record.benchmark == TEST_SPLIT:
+                self._values("eval_majority", {score.task: score.majority})
+        for reading in record.readings:
+            self._values(f"{where}/{reading.reading}", {found.metric: found.value for found in reading.scores})
+
+    def comparison(self, benchmark: str, compared: dict[str, Comparison]) -> None:
+        """Logs the difference of every metric between two models with its interval, n and p."""
+        for metric, found in compared.items():
+            self._values(
+                f"difference_{benchmark}",
+                {
+                    metric: found.difference,
+                    f"{metric}_low": found.low,
+                    f"{metric}_high": found.high,
+                    f"{metric}_n": found.n,
+                    f"{metric}_p": found.p,
+                },
+            )
 
     def table(self, name: str, columns: dict[str, list[Any]]) -> None:
         """Logs a table (equal-length columns) that the run's page shows, and the same as CSV."""

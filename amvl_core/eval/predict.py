@@ -1,11 +1,12 @@
-"""From a checkpoint folder to answers: greedy generation, prior latents only."""
+"""From a checkpoint folder to answers: greedy generation and log-likelihoods, prior latents only."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,9 +14,27 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.data.encode import chat
 from amvl_core.errors import DataError
+from amvl_core.eval.decode import greedy, log_likelihoods, prefill
 from amvl_core.modeling import AMVLForConditionalGeneration
 from amvl_core.processor import load_processor
 from amvl_core.sample import IMAGE_PLACEHOLDER
+
+
+class Answer(NamedTuple):
+    """What a model says to one question."""
+
+    text: str
+    """As the model wrote it, without special tokens."""
+    log_likelihoods: list[float]
+    """log p(candidate, end of turn | question, latents) in nats, one per candidate."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded questions, on the CPU; `keys` seed the noise of drawn latents."""
+
+    inputs: Any
+    keys: list[int]
 
 
 class Answerer:
@@ -33,7 +52,6 @@ class Answerer:
         model = kind.from_pretrained(folder, dtype="auto")
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(folder))
 
-    @torch.inference_mode()
     def answer(
         self,
         images: Sequence[Sequence[bytes]],
@@ -47,24 +65,65 @@ class Answerer:
         `images` holds each question's encoded images; a question without `<image>` gets them in front. The noise of
         drawn latents (`tau` > 0) is keyed by seed, question and images: it does not depend on the batch.
         """
+        none: list[list[str]] = [[] for _ in questions]
+        answers = self.predict(self.encode(images, questions, seed=seed), max_new_tokens, none, tau)
+        return [answer.text for answer in answers]
+
+    def score(
+        self,
+        images: Sequence[Sequence[bytes]],
+        questions: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        tau: float = 0.0,
+        seed: int = 0,
+    ) -> list[list[float]]:
+        """log p(candidate, end of turn | question, latents) in nats of every candidate answer to every question."""
+        answers = self.predict(self.encode(images, questions, seed=seed), 0, candidates, tau)
+        return [answer.log_likelihoods for answer in answers]
+
+    def encode(
+        self,
+        images: Sequence[Sequence[bytes]],
+        questions: Sequence[str],
+        pixels: tuple[int, int] | None = None,
+        seed: int = 0,
+    ) -> Prompts:
+        """Decodes images and tokenizes, without the model: another thread may do it ahead.
+
+        `pixels` is the least and the most that an image is scaled to; None: the processor's own, from training.
+        """
         prompts = [self.prompt(question, len(group)) for question, group in zip(questions, images, strict=True)]
         pictures = [[_open(data) for data in group] for group in images]
+        size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]} if pixels else None
         inputs = self.processor(
             text=prompts,
             images=pictures if any(pictures) else None,
             padding=True,
             padding_side="left",
             return_tensors="pt",
-        ).to(self.model.device)
-        options: dict[str, Any] = {}
-        if self.latent and tau > 0:
-            keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
-            options = {"tau": tau, "latent_noise": self._noise(keys)}
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
-        texts: list[str] = self.processor.tokenizer.batch_decode(
-            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            **({"images_kwargs": {"size": size}} if size else {}),
         )
-        return texts
+        keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
+        return Prompts(inputs, keys)
+
+    @torch.inference_mode()
+    def predict(
+        self, prompts: Prompts, max_new_tokens: int, candidates: Sequence[Sequence[str]], tau: float = 0.0
+    ) -> list[Answer]:
+        """An answer of at most `max_new_tokens` tokens to every question, and the log-likelihoods of its candidates.
+
+        The prompts run once for both.
+        """
+        latent: dict[str, Any] = {}
+        if self.latent and tau > 0:
+            latent = {"tau": tau, "latent_noise": self._noise(prompts.keys)}
+        start = prefill(self.model, prompts.inputs.to(self.model.device), **latent)
+        tokenizer = self.processor.tokenizer
+        # As in training: the answer's own tokens and the end of turn.
+        continuations = [[tokenizer(text + tokenizer.eos_token)["input_ids"] for text in given] for given in candidates]
+        scores = log_likelihoods(self.model, start, continuations)
+        texts = tokenizer.batch_decode(greedy(self.model, start, max_new_tokens), skip_special_tokens=True)
+        return [Answer(text, found) for text, found in zip(texts, scores, strict=True)]
 
     def _noise(self, keys: Sequence[int]) -> torch.Tensor:
         """Standard normal noise [B, K, Z], one key per row."""

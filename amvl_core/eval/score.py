@@ -1,21 +1,12 @@
-"""From stored predictions to accuracies with intervals; needs no model."""
+"""When an answer in words is right, and which answers a training split gives."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from amvl_core.eval.statistics import wilson
-from amvl_core.records import TaskScore
-
-
-class Item(NamedTuple):
-    """One scored question."""
-
-    task: str
-    answer: str
-    correct: bool
+MAX_CANDIDATES = 16
+"""A task with more different answers has no closed set of them."""
 
 
 def normalise(answer: str) -> str:
@@ -36,29 +27,16 @@ def majority_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {task: min(count, key=lambda a: (-count[a], a)) for task, count in counts.items()}
 
 
-def score(items: Iterable[Item], majority: Mapping[str, str]) -> tuple[list[TaskScore], TaskScore]:
-    """A score per task in order of name, and the mean over all items.
+def closed_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The answers of each task among (task, answer) of the training split, where they are few enough to try them all.
 
-    `majority` maps a task to the answer that a model without eyes would always give.
+    Of answers that are the same after normalisation the first is kept.
     """
-    groups: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        groups[item.task].append(item)
-    scores = [_score(task, group, majority) for task, group in sorted(groups.items())]
-    everything = [item for group in groups.values() for item in group]
-    return scores, _score("all", everything, majority)
-
-
-def _score(name: str, items: list[Item], majority: Mapping[str, str]) -> TaskScore:
-    n, correct = len(items), sum(item.correct for item in items)
-    blind = sum(normalise(item.answer) == majority.get(item.task) for item in items)
-    low, high = wilson(correct, n)
-    return TaskScore(
-        task=name,
-        n=n,
-        correct=correct,
-        accuracy=correct / n if n else 0.0,
-        low=low,
-        high=high,
-        majority=blind / n if n else 0.0,
-    )
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for task, answer in pairs:
+        found[task].setdefault(normalise(answer), answer)
+    return {
+        task: [answers[key] for key in sorted(answers)]
+        for task, answers in found.items()
+        if 1 < len(answers) <= MAX_CANDIDATES
+    }

@@ -16,7 +16,6 @@ from amvl_core.errors import DataError
 
 Z_95 = 1.959963984540054
 RESAMPLES = 10_000
-_CHUNK = 500  # resamples drawn at a time: at most 500 x 2,638 counts
 
 
 class Unit(NamedTuple):
@@ -98,7 +97,9 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     """A paired comparison. Raises DataError where the two were not scored on the same items.
 
     McNemar's exact test where the units are right-or-wrong, independent and of equal weight; else random sign flips
-    of each group's difference, which is the same test without that structure.
+    of each group's difference, which is the same test without that structure. Where all groups change alike (not at
+    all, say) the bootstrap has no width; another difference may then be as frequent as Wilson's bound on 0 of so many
+    groups.
     """
     before, after = ({unit.key: unit for unit in units} for units in (first, second))
     if len(before) != len(first) or len(after) != len(second):
@@ -115,6 +116,9 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     exact = _plain(paired) and all(change in (-1, 0, 1) for change in changes)
     low, high = _bootstrap(paired, changes, seed)
+    if high - low < 1e-9:
+        unseen = wilson(0, len({unit.cluster for unit in paired}))[1]
+        low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
     return Comparison(
         n=len(paired),
         first=estimate(paired, seed),
@@ -177,22 +181,20 @@ def _bootstrap(units: Sequence[Unit], values: Sequence[float], seed: int) -> tup
     """The central 95 % of the weighted mean of `values` over resamples of the groups within each stratum."""
     sums = _group_sums(units, values)
     rng = np.random.default_rng(seed)
-    means = []
-    for _ in range(RESAMPLES // _CHUNK):
-        total = np.zeros((_CHUNK, 2))
-        for groups in sums.values():
-            total += rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=_CHUNK) @ groups
-        means.append(total[:, 0] / total[:, 1])
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    total = np.zeros((RESAMPLES, 2))
+    for groups in sums.values():
+        # Groups with the same sums are drawn as one kind: a handful of kinds, however many groups.
+        kinds, counts = np.unique(groups.round(12), axis=0, return_counts=True)
+        total += rng.multinomial(len(groups), counts / len(groups), size=RESAMPLES) @ kinds
+    low, high = np.quantile(total[:, 0] / total[:, 1], [0.025, 0.975])
     return float(low), float(high)
 
 
 def _sign_flips(units: Sequence[Unit], changes: Sequence[float], seed: int) -> float:
     """Two-sided p: how often random signs of the groups' differences give a sum at least as far from zero."""
     sums = np.concatenate([groups[:, 0] for groups in _group_sums(units, changes).values()])
-    sums = sums[sums != 0]
-    rng = np.random.default_rng(seed)
-    signs = rng.integers(0, 2, size=(RESAMPLES, len(sums))) * 2 - 1
+    sizes, counts = np.unique(np.abs(sums[sums != 0]).round(12), return_counts=True)
+    flipped = np.random.default_rng(seed).binomial(counts, 0.5, size=(RESAMPLES, len(sizes)))
     # Sums that are equal on paper may differ in the last bits.
-    as_far = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
+    as_far = np.abs((counts - 2 * flipped) @ sizes) >= abs(sums.sum()) - 1e-9
     return float((1 + as_far.sum()) / (1 + RESAMPLES))

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from amvl_core.eval.benchmarks.__main__ import main
+from tests.amvl_core.eval.benchmarks import published
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
     '--param=data={"sources": [{"kind": "microworld", "train": 64, "test": 16}]}',
@@ -37,6 +40,13 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def benchmarks(folder: Path) -> list[dict[str, str]]:
+    """A published benchmark with several images a question, in its own layout below `folder`."""
+    (folder / "blink").mkdir(exist_ok=True)
+    published.blink(folder / "blink", image_1=None)
+    return [{"name": "blink", "uri": str(folder / "blink")}]
+
+
 class Checkout:
     """A folder that looks like the checkout, with state and ports of its own."""
 
@@ -44,6 +54,8 @@ class Checkout:
         self.folder = folder
         (folder / "flows").symlink_to(REPOSITORY / "flows")
         (folder / "prefect.yaml").write_text((REPOSITORY / "prefect.yaml").read_text())
+        self.benchmarks = benchmarks(folder)
+        self.small = [*SMALL, f"--param=evaluation.benchmarks={json.dumps(self.benchmarks)}"]
         self.prefect_port, self.mlflow_port = free_ports(2)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "RAY_"))}
         home = str(folder / ".amvl" / "prefect")
@@ -75,7 +87,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture(scope="module")
 def first(checkout: Checkout) -> subprocess.CompletedProcess[str]:
-    done = checkout.command("flows", "demo", *SMALL)
+    done = checkout.command("flows", "demo", *checkout.small)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -84,8 +96,17 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    assert stages == ["evaluate", "evaluate", "prepare", "register", "train", "train", "train"]
-    for text in ("majority", "base model (sft)", "AMVL", "colour", "all", "models:/amvl@champion (version 1)"):
+    assert stages == ["benchmark", *["evaluate"] * 4, "prepare", "register", "train", "train", "train"]
+    for text in (
+        "Published benchmarks",
+        "blink",
+        "majority",
+        "base model (sft)",
+        "AMVL",
+        "colour",
+        "all",
+        "models:/amvl@champion (version 1)",
+    ):
         assert text in first.stdout
     assert f"http://127.0.0.1:{checkout.prefect_port}/runs/flow-run/" in first.stdout
     assert "Traceback" not in first.stderr
@@ -121,15 +142,36 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
         "figures/scores.png",
         "figures/training.png",
     }
+    tables = {a.path for a in client.list_artifacts(run.info.run_id, "tables")}
+    assert {f"tables/{name}.{kind}" for name in ("scores", "scores_blink") for kind in ("md", "csv", "json")} <= tables
+    for what in ("", "_low", "_high", "_p", "_n"):
+        assert f"difference_blink/unwrapped/overall{what}" in run.data.metrics
+        assert f"difference_test/exact match/all{what}" in run.data.metrics
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
+
+
+def test_predictions_of_the_flow_are_scored_without_a_model(
+    checkout: Checkout, first: subprocess.CompletedProcess[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, list[str]] = {}
+    for path in checkout.folder.glob(".amvl/storage/evaluate/*/record.json"):
+        names.setdefault(json.loads(path.read_text())["benchmark"], []).append(
+            str(path.with_name("predictions.parquet"))
+        )
+    assert {name: len(files) for name, files in names.items()} == {"blink": 2, "test split": 2}
+    assert main(["blink", *names["blink"]]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("| Jigsaw | 2 |") == 6  # a table for each, and a comparison under each of four readings
+    assert "| 77.33 |" in shown
+    assert main(["microworld", names["test split"][0]]) == 0
 
 
 def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.CompletedProcess[str]) -> None:
     before = checkout.records()
-    second = checkout.command("flows", "demo", *SMALL)
+    second = checkout.command("flows", "demo", *checkout.small)
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
-    assert second.stderr.count("reused") == 7
+    assert second.stderr.count("reused") == 10
     assert "version 1" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 
@@ -184,6 +226,7 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
         "cluster": {"num_workers": 1},
         "trainer": {"log_every": 1},
+        "evaluation": {"benchmarks": checkout.benchmarks},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
     }
     parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]

@@ -1,5 +1,20 @@
-from amvl_core.records import DatasetRecord, DroppedExample, EvalRecord, SourceReport, TaskScore
+from amvl_core.eval.statistics import Comparison, Unit, compare
+from amvl_core.records import (
+    DatasetRecord,
+    DroppedExample,
+    EvalRecord,
+    MetricScore,
+    ReadingScore,
+    SourceReport,
+    TaskScore,
+)
 from flows import report
+
+
+def comparison(changed: int) -> Comparison:
+    """100 items of which `changed` were wrong before."""
+    before = [Unit(str(i), float(i >= changed)) for i in range(100)]
+    return compare(before, [Unit(str(i), 1.0) for i in range(100)])
 
 
 def evaluation(stage: str, source: str = "microworld", extra: tuple[TaskScore, ...] = ()) -> EvalRecord:
@@ -7,28 +22,98 @@ def evaluation(stage: str, source: str = "microworld", extra: tuple[TaskScore, .
         task=f"{source}/odd_one_out", n=1200, correct=900, accuracy=0.75, low=0.725, high=0.774, majority=0.3
     )
     overall = score.model_copy(update={"task": "all"})
+    metric = MetricScore(metric="all", n=1100, value=0.5, low=0.4, high=0.6)
+    readings = [
+        ReadingScore(reading=name, scores=[metric], unanswered=3, drawn=0) for name in ("exact match", "likelihood")
+    ]
     return EvalRecord(
-        uri="u", fingerprint="f", checkpoint="c", stage=stage, dataset="d", scores=[score, *extra], overall=overall
+        uri="u",
+        fingerprint="f",
+        checkpoint="c",
+        stage=stage,
+        dataset="d",
+        scores=[score, *extra],
+        overall=overall,
+        readings=readings,
     )
 
 
-def test_score_rows_hold_both_models_and_the_majority_answer() -> None:
-    first, last = report.score_rows(evaluation("sft"), evaluation("amvl"))
+def test_score_rows_hold_both_models_and_never_a_difference_without_interval_and_p() -> None:
+    compared = {
+        "exact match": {"microworld/odd_one_out": comparison(10), "all": comparison(0)},
+        "likelihood": {"all": comparison(20)},
+    }
+    first, likely, last = report.score_rows(evaluation("sft"), evaluation("amvl"), compared)
     assert first == {
         "task": "odd one out",
         "n": "1,200",
         "majority": "30.0%",
         "base model (sft)": "75.0% (72.5-77.4)",
         "AMVL": "75.0% (72.5-77.4)",
+        "difference": "+10.0 (+5.0 to +16.0)",
+        "p": "0.0020",
     }
-    assert last["task"] == "all"
+    assert (likely["task"], likely["n"], likely["AMVL"]) == ("all, likelihood", "1,100", "50.0% (40.0-60.0)")
+    assert (likely["difference"], likely["p"]) == ("+20.0 (+12.0 to +28.0)", "< 0.0001")
+    assert (last["task"], last["difference"], last["p"]) == ("all", "+0.0 (-3.7 to +3.7)", "1.0000")
 
 
 def test_of_a_mixture_the_source_is_named_and_a_missing_score_is_a_dash() -> None:
     other = TaskScore(task="nlvr/all", n=2, correct=1, accuracy=0.5, low=0.1, high=0.9, majority=0.5)
-    rows = report.score_rows(evaluation("base"), evaluation("amvl", extra=(other,)))
-    assert [row["task"] for row in rows] == ["microworld/odd one out", "nlvr/all", "all"]
-    assert rows[1]["base model"] == "-"
+    rows = report.score_rows(evaluation("base"), evaluation("amvl", extra=(other,)), {})
+    assert [row["task"] for row in rows] == ["microworld/odd one out", "nlvr/all", "all, likelihood", "all"]
+    assert (rows[1]["base model"], rows[1]["difference"], rows[1]["p"]) == ("-", "-", "-")
+
+
+def published(stage: str, value: float) -> EvalRecord:
+    metrics = [MetricScore(metric=name, n=100, value=value, low=0.1, high=0.9) for name in ("overall", "attribute")]
+    readings = [
+        ReadingScore(reading=name, scores=metrics, unanswered=4, drawn=drawn)
+        for name, drawn in (("lmms-eval", 7), ("unwrapped", 0))
+    ]
+    score = TaskScore(task="overall", n=100, correct=1, accuracy=value, low=0.1, high=0.9, majority=0.4)
+    return EvalRecord(
+        uri="u",
+        fingerprint="f",
+        benchmark="vstar",
+        checkpoint="c",
+        stage=stage,
+        dataset="d",
+        scores=[],
+        overall=score,
+        readings=readings,
+    )
+
+
+def test_benchmark_rows_stand_beside_the_paper_under_every_reading_the_headline_first() -> None:
+    compared = {"unwrapped": {"overall": comparison(10)}}
+    rows = report.benchmark_rows(published("sft", 0.5), published("amvl", 0.6), compared)
+    assert [(row["metric"], row["read by"]) for row in rows] == [
+        ("overall", "unwrapped"),
+        ("attribute", "unwrapped"),
+        ("overall", "lmms-eval"),
+        ("attribute", "lmms-eval"),
+    ]
+    assert list(rows[0].items())[2:] == [
+        ("n", "100"),
+        ("base model (sft)", "50.0% (10.0-90.0)"),
+        ("AMVL", "60.0% (10.0-90.0)"),
+        ("difference", "+10.0 (+5.0 to +16.0)"),
+        ("p", "0.0020"),
+        ("AMVL (paper)", "84.29"),
+        ("SFT (paper)", "81.68"),
+        ("Qwen2.5-VL-7B (paper)", "76.44"),
+    ]
+    assert rows[1]["difference"] == "-"
+
+
+def test_notes_count_what_was_not_asked_and_what_was_not_read() -> None:
+    questions = DatasetRecord(
+        uri="u", fingerprint="f", schema_version=1, shards=[], kept=189, dropped={"missing_image": 2}, reports=[]
+    )
+    notes = report.benchmark_notes(questions, published("sft", 0.5), published("amvl", 0.6))
+    assert notes.startswith("189 of 191 published questions; 2 dropped: missing_image; ")
+    assert "AMVL, lmms-eval: 4 without an answer, 7 drawn for the harness" in notes
 
 
 def test_drop_rows_account_for_every_sample() -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from amvl_core.config import RunConfig
 from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.scoring import predictions, score_benchmark
 from amvl_core.records import DatasetRecord, Shard
-from infra.ray_eval import Predictor
+from infra.ray_eval import Job, Predictor
 from tests.tiny import picture, stock_folder
 
 
-def test_stored_predictions_are_scored_without_the_model(tmp_path: Path) -> None:
+def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = [
         {
             "sample_id": f"easy_vqa/{i}",
@@ -34,12 +35,18 @@ def test_stored_predictions_are_scored_without_the_model(tmp_path: Path) -> None
         uri=str(tmp_path), fingerprint="d", schema_version=1, shards=[shard], kept=2, dropped={}, reports=[]
     )
     config = RunConfig.model_validate({"model": {"base": stock_folder()}, "evaluation": {"max_new_tokens": 2}})
-    columns = Predictor(config.model_dump(mode="json"), dataset.model_dump(mode="json"), None)({"item": np.arange(2)})
+    pixels = (config.data.min_pixels, config.data.min_pixels)
+    job = Job(dataset, str(tmp_path), "base", pixels, {"easy_vqa/color": ["blue", "red"]})
     path = tmp_path / "predictions.parquet"
-    pq.write_table(pa.table(columns), path)
+    assert Predictor(config, None).predict(job, 7, [0, 1], str(path)) == 7
     rows = predictions(str(path), "easy_vqa")
     assert [(row["sample_id"], row["task"], row["answer"]) for row in rows] == [
         (f"easy_vqa/{i}", "easy_vqa/color", "red") for i in range(2)
     ]
-    rescored = score_benchmark(BENCHMARKS["easy_vqa"], rows)["exact match"].scores["overall"]
-    assert (rescored.n, rescored.value) == (2, columns["correct"].mean())
+    found = score_benchmark(BENCHMARKS["easy_vqa"], rows)
+    assert list(found) == ["exact match", "unwrapped", "likelihood"]
+    likelier = [json.loads(row["log_likelihoods"]) for row in rows]
+    expected = sum(red > blue for blue, red in likelier) / 2
+    assert (found["likelihood"].scores["overall"].n, found["likelihood"].scores["overall"].value) == (2, expected)
+    assert main(["easy_vqa", str(path)]) == 0
+    assert "| overall | 2 |" in capsys.readouterr().out

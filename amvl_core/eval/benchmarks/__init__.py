@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from amvl_core.eval.benchmarks.base import Benchmark
 from amvl_core.eval.benchmarks.blink import BLINK
 from amvl_core.eval.benchmarks.cv_bench import CV_BENCH
 from amvl_core.eval.benchmarks.hrbench import HRBENCH_4K, HRBENCH_8K
 from amvl_core.eval.benchmarks.mmstar import MMSTAR
 from amvl_core.eval.benchmarks.mmvp import MMVP
-from amvl_core.eval.benchmarks.prepared import benchmark
+from amvl_core.eval.benchmarks.prepared import benchmark, test_split
 from amvl_core.eval.benchmarks.visual_puzzles import VISUAL_PUZZLES
 from amvl_core.eval.benchmarks.vstar import VSTAR
+from amvl_core.records import TEST_SPLIT
 
 BENCHMARKS: dict[str, Benchmark] = {
     "vstar": VSTAR,
@@ -26,3 +29,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "nlvr": benchmark("nlvr"),
     "vsp_maze": benchmark("vsp_maze"),
 }
+
+
+def benchmark_of(name: str, tasks: Iterable[str]) -> Benchmark:
+    """The benchmark that a record names: a published one, or the test split with these tasks."""
+    return test_split(tasks) if name == TEST_SPLIT else BENCHMARKS[name]

@@ -15,7 +15,7 @@ from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.scoring import (
     compare_checkpoints,
     predictions,
-    readings,
+    readers,
     score_benchmark,
     score_table,
 )
@@ -38,9 +38,9 @@ def main(arguments: list[str]) -> int:
         if given.other:
             second = predictions(given.other, benchmark.name)
             shown.append(score_table(benchmark, score_benchmark(benchmark, second)))
-            for reading in readings(benchmark):
-                compared = compare_checkpoints(benchmark, first, second, reading)
-                shown.append(f"Read by {reading}:\n\n{table(compared, 'first', 'second')}")
+            for reading in readers(benchmark):
+                if compared := compare_checkpoints(benchmark, first, second, reading):
+                    shown.append(f"Read by {reading}:\n\n{table(compared, 'first', 'second')}")
     except AmvlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -84,14 +84,21 @@ Metric = Callable[[Sequence[Outcome]], list[Unit]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`read(uri)` gives the questions; `readings` are the harness-compatible extractors by the harness's name."""
+    """`read(uri)` gives the questions; `readings` are the harness-compatible extractors by the harness's name.
+
+    The first of `metrics` is the overall score.
+    """
 
     name: str
     size: int | None
     """Published questions, for the reader of a table to see what is missing; None: the data set decides."""
     read: Callable[[str], Iterator[Question | Drop]]
+    check: Callable[[str], object]
+    """`check(uri)` raises a DataError, at once and without reading on, where the files are not there."""
     readings: Mapping[str, Extractor]
     metrics: Mapping[str, Metric]
+    headline: str = "unwrapped"
+    """The reading that stands for the score where there is room for one."""
 
 
 def convert(

@@ -46,9 +46,16 @@ SEVEN = (
 """The tasks of Table 2, in its order."""
 
 
+FILES = files.Published(
+    (".parquet",),
+    "the folder that holds a folder per task with val-*.parquet",
+    lambda name: name.startswith("val"),
+)
+
+
 def read(uri: str) -> Iterator[Question | Drop]:
     """The questions of the validation split, task by task."""
-    yield from convert(files.published(uri, (".parquet",), lambda name: name.startswith("val")), _question)
+    yield from convert(FILES.rows(uri), _question)
 
 
 def _question(file: str, row: dict[str, Any]) -> Question:
@@ -90,6 +97,7 @@ BLINK = Benchmark(
     name="blink",
     size=sum(SIZES.values()),
     read=read,
+    check=FILES.find,
     readings={"lmms-eval": lmms_eval.first_letter, "VLMEvalKit": vlmevalkit.infer},
     metrics={
         "overall": mean_of_tasks(),

@@ -17,9 +17,15 @@ SHARES = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
 TASKS = ("Count", "Relation", "Depth", "Distance")
 
 
+FILES = files.Published(
+    (".parquet",),
+    "the folder with test_2d.parquet and test_3d.parquet",
+)
+
+
 def read(uri: str) -> Iterator[Question | Drop]:
     """The questions in published order."""
-    yield from convert(files.published(uri, (".parquet",)), _question)
+    yield from convert(FILES.rows(uri), _question)
 
 
 def _question(file: str, row: dict[str, Any]) -> Question:
@@ -39,6 +45,7 @@ CV_BENCH = Benchmark(
     name="cv_bench",
     size=2638,
     read=read,
+    check=FILES.find,
     readings={"lmms-eval": lmms_eval.first_letter, "VLMEvalKit": vlmevalkit.infer},
     metrics={"overall": mean_of_parts(shares=SHARES), "micro": mean(), **{task: mean(task) for task in TASKS}},
 )

@@ -11,6 +11,7 @@ import json
 import posixpath
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,17 +25,33 @@ INDEX_LENGTH = 64
 """A TSV image cell of at most this many characters is the index of the row that holds the image."""
 
 
-def published(
-    uri: str, endings: tuple[str, ...], keep: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(place, file, row) of every row of the files at or below `uri` with one of `endings` and a name that `keep`s.
+@dataclass(frozen=True)
+class Published:
+    """The files of a benchmark: those at or below a uri with one of `endings` and a name that `keep`s.
 
-    Raises DataError where there is no such file, or where one cannot be read to its end.
+    `expected` says so to a person.
     """
-    for file in _below(uri, endings, keep):
-        name = posixpath.basename(file)
-        for number, row in enumerate(resolved(file) if name.endswith(".tsv") else rows(file)):
-            yield f"{name}/{number}", file, row
+
+    endings: tuple[str, ...]
+    expected: str
+    keep: Callable[[str], bool] = lambda name: True
+
+    def find(self, uri: str) -> list[str]:
+        """The files in order of name. Raises DataError, which says what is expected, where there are none."""
+        fs, root = storage.filesystem(uri)
+        with storage.reaching(uri, "list"):
+            found = [root] if fs.isfile(root) else sorted(fs.find(root))
+        found = [path for path in found if path.endswith(self.endings) and self.keep(posixpath.basename(path))]
+        if not found:
+            raise DataError(f"{uri} holds none of the files looked for; give {self.expected}")
+        return [fs.unstrip_protocol(path) for path in found]
+
+    def rows(self, uri: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(place, file, row) of every row. Raises DataError where no file is, or one cannot be read to its end."""
+        for file in self.find(uri):
+            name = posixpath.basename(file)
+            for number, row in enumerate(resolved(file) if name.endswith(".tsv") else rows(file)):
+                yield f"{name}/{number}", file, row
 
 
 def rows(uri: str) -> Iterator[dict[str, Any]]:
@@ -55,20 +72,6 @@ def rows(uri: str) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(lines, delimiter="\t" if ending == ".tsv" else ",")
     except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{uri} is damaged or incomplete ({error}); download it again") from error
-
-
-def _below(uri: str, endings: tuple[str, ...], keep: Callable[[str], bool]) -> list[str]:
-    """The files at or below `uri` with one of `endings` whose name `keep`s. Raises DataError if there are none."""
-    fs, root = storage.filesystem(uri)
-    with storage.reaching(uri, "list"):
-        found = [root] if fs.isfile(root) else sorted(fs.find(root))
-    files = [fs.unstrip_protocol(path) for path in found if path.endswith(endings) and keep(posixpath.basename(path))]
-    if not files:
-        raise DataError(
-            f"{uri} holds none of the files looked for ({', '.join('*' + ending for ending in endings)}); give the "
-            "file or the folder as it was published"
-        )
-    return files
 
 
 def image(value: Any) -> bytes:

@@ -16,9 +16,15 @@ from amvl_core.eval.benchmarks.base import Benchmark, Drop, Question, convert, d
 INSTRUCTION = "Answer the option letter directly."
 
 
+FILES = files.Published(
+    (".parquet", ".tsv"),
+    "the Parquet or TSV file of this resolution",
+)
+
+
 def read(uri: str) -> Iterator[Question | Drop]:
     """The 800 rows in published order. `uri` is the file of one resolution, or a folder with nothing else in it."""
-    yield from convert(files.published(uri, (".parquet", ".tsv")), _question)
+    yield from convert(FILES.rows(uri), _question)
 
 
 def _question(file: str, row: dict[str, Any]) -> Question:
@@ -42,6 +48,7 @@ def _benchmark(name: str) -> Benchmark:
         name=name,
         size=800,
         read=read,
+        check=FILES.find,
         readings={"lmms-eval": lmms_eval.hrbench, "VLMEvalKit": vlmevalkit.infer},
         metrics={"overall": mean_of_parts(), "FSP": mean_of_parts("single"), "FCP": mean_of_parts("cross")},
     )

@@ -21,9 +21,15 @@ CATEGORIES = (
 _OPTION = re.compile(r"(?:^|[\s,])([A-D]):\s*(.*?)(?=,?\s+[A-D]:\s|$)", re.DOTALL)
 
 
+FILES = files.Published(
+    (".parquet",),
+    "the published Parquet file",
+)
+
+
 def read(uri: str) -> Iterator[Question | Drop]:
     """The questions in published order."""
-    yield from convert(files.published(uri, (".parquet",)), _question)
+    yield from convert(FILES.rows(uri), _question)
 
 
 def _question(file: str, row: dict[str, Any]) -> Question:
@@ -49,6 +55,7 @@ MMSTAR = Benchmark(
     name="mmstar",
     size=1500,
     read=read,
+    check=FILES.find,
     readings={"lmms-eval": lmms_eval.mmstar, "VLMEvalKit": vlmevalkit.infer},
     metrics={"overall": mean_of_tasks(CATEGORIES), **{name: mean(name) for name in CATEGORIES}},
 )

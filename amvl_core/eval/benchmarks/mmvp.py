@@ -19,9 +19,16 @@ CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}
 _OPTION = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", re.IGNORECASE | re.DOTALL)
 
 
+FILES = files.Published(
+    (".csv",),
+    "the folder that holds Questions.csv and `MMVP Images`",
+    lambda name: name == "Questions.csv",
+)
+
+
 def read(uri: str) -> Iterator[Question | Drop]:
     """The 300 questions in published order."""
-    yield from convert(files.published(uri, (".csv",), lambda name: name == "Questions.csv"), _question)
+    yield from convert(FILES.rows(uri), _question)
 
 
 def _question(file: str, row: dict[str, Any]) -> Question:
@@ -43,6 +50,7 @@ MMVP = Benchmark(
     name="mmvp",
     size=300,
     read=read,
+    check=FILES.find,
     readings={"lmms-eval": lmms_eval.mmvp},
     metrics={"question": mean(), "pair": whole_groups(2)},
 )

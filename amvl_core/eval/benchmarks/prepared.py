@@ -6,24 +6,21 @@ The answers are words, compared after normalisation. `uri` is the folder of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
-from amvl_core.eval.benchmarks.base import Benchmark, Drop, Question, digest, mean
+from amvl_core.eval.benchmarks.base import Benchmark, Drop, Metric, Question, digest, mean
 from amvl_core.eval.extract import NOTHING, Extraction, last_line
-from amvl_core.records import DatasetRecord, load_record
+from amvl_core.records import TEST_SPLIT, DatasetRecord, load_record
 
 
 def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:
     """A reader of one source's samples, in the order of the shards."""
 
     def reader(uri: str) -> Iterator[Question | Drop]:
-        record = load_record(uri, DatasetRecord)
-        if record is None:
-            raise DataError(f"{uri} holds no prepared dataset; run the pipeline first, or give its record's folder")
-        shards = ShardReader(record, "test")
+        shards = ShardReader(_record(uri), "test")
         sources = shards.column("source")
         for number in range(len(shards)):
             if sources[number] != source:
@@ -34,17 +31,28 @@ def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:
 
 
 def question(row: Mapping[str, Any]) -> Question:
-    """A row of a `ShardReader` as a question; its task is `source/task`, as in the score table."""
+    """A row of a `ShardReader` as a question: of a source, or of a published benchmark that has been read (`extra`)."""
     extra = json.loads(row["extra"])
     images = tuple(row["images"])
+    published = "options" in extra
     return Question(
         item_id=row["sample_id"],
-        task=f"{row['source']}/{extra['task']}",
+        # As in the score table: a source has tasks of its own, a benchmark's are known by its name.
+        task=extra["task"] if published else f"{row['source']}/{extra['task']}",
         images=images,
         prompt=row["segments"][0].text,
         answer=extra["answer"],
-        group=digest(*images),  # many questions about one image are not independent
+        options=extra["options"] if published else {},
+        part=extra["part"] if published else "",
+        # Many questions about one image are not independent.
+        group=extra["group"] if published else digest(*images) if images else "",
     )
+
+
+def extra(asked: Question) -> str:
+    """The `extra` column of a published question: what `question` needs to give it back."""
+    fields = {name: getattr(asked, name) for name in ("task", "answer", "part", "group")}
+    return json.dumps({**fields, "options": dict(asked.options)}, ensure_ascii=False)
 
 
 def exact_match(text: str, options: Mapping[str, str]) -> Extraction:
@@ -55,6 +63,26 @@ def exact_match(text: str, options: Mapping[str, str]) -> Extraction:
 
 def benchmark(source: str) -> Benchmark:
     """The benchmark of one source's test split."""
-    return Benchmark(
-        name=source, size=None, read=read(source), readings={"exact match": exact_match}, metrics={"overall": mean()}
-    )
+    return _exact(source, read(source), {"overall": mean()})
+
+
+def test_split(tasks: Iterable[str]) -> Benchmark:
+    """The whole test split of a prepared dataset: all its questions, then each of its tasks."""
+    return _exact(TEST_SPLIT, _everything, {"all": mean(), **{task: mean(task) for task in sorted(set(tasks))}})
+
+
+def _exact(name: str, read: Callable[[str], Iterator[Question | Drop]], metrics: Mapping[str, Metric]) -> Benchmark:
+    readings = {"exact match": exact_match}
+    return Benchmark(name, None, read, _record, readings, metrics, headline="exact match")
+
+
+def _everything(uri: str) -> Iterator[Question | Drop]:
+    shards = ShardReader(_record(uri), "test")
+    yield from (question(shards[number]) for number in range(len(shards)))
+
+
+def _record(uri: str) -> DatasetRecord:
+    record = load_record(uri, DatasetRecord)
+    if record is None:
+        raise DataError(f"{uri} holds no prepared dataset; run the pipeline first, or give its record's folder")
+    return record

@@ -17,9 +17,15 @@ IN_THE_IMAGE = "\nOptions: Choose from (A) (B) (C) (D) in the image."
 SIZES = {"algorithmic": 262, "analogical": 211, "deductive": 200, "inductive": 209, "spatial": 286}
 
 
+FILES = files.Published(
+    (".parquet",),
+    "the folder with the published Parquet files",
+)
+
+
 def read(uri: str) -> Iterator[Question | Drop]:
     """The puzzles in published order."""
-    yield from convert(files.published(uri, (".parquet",)), _question)
+    yield from convert(FILES.rows(uri), _question)
 
 
 def _question(file: str, row: dict[str, Any]) -> Question:
@@ -41,6 +47,7 @@ VISUAL_PUZZLES = Benchmark(
     name="visual_puzzles",
     size=sum(SIZES.values()),
     read=read,
+    check=FILES.find,
     readings={"lmms-eval": lmms_eval.visual_puzzles, "VLMEvalKit": vlmevalkit.visual_puzzles},
     metrics={"overall": mean(), **{task: mean(task) for task in SIZES}},
 )

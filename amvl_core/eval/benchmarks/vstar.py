@@ -17,9 +17,15 @@ from amvl_core.eval.benchmarks.base import Benchmark, Drop, Question, convert, l
 _OPTION = re.compile(r"^\(([A-D])\)[ \t]*(.*)$", re.MULTILINE)
 
 
+FILES = files.Published(
+    (".jsonl", ".parquet"),
+    "the folder with test_questions.jsonl and its images, or its Parquet files",
+)
+
+
 def read(uri: str) -> Iterator[Question | Drop]:
     """The questions in published order."""
-    yield from convert(files.published(uri, (".jsonl", ".parquet")), _question)
+    yield from convert(FILES.rows(uri), _question)
 
 
 def _question(file: str, row: dict[str, Any]) -> Question:
@@ -39,6 +45,7 @@ VSTAR = Benchmark(
     name="vstar",
     size=191,
     read=read,
+    check=FILES.find,
     readings={"lmms-eval": lmms_eval.vstar, "VLMEvalKit": vlmevalkit.infer},
     metrics={"overall": mean(), "attribute": mean("direct_attributes"), "spatial": mean("relative_position")},
 )

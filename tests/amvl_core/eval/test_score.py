@@ -1,7 +1,7 @@
 import pytest
 
 from amvl_core.eval.extract import last_line
-from amvl_core.eval.score import Item, is_correct, majority_answers, score
+from amvl_core.eval.score import MAX_CANDIDATES, closed_answers, is_correct, majority_answers
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,13 @@ def test_exact_match_of_the_last_line(raw: str, answer: str, right: bool) -> Non
     assert is_correct(last_line(raw), answer) is right
 
 
-def test_scores_per_task_and_over_all_items() -> None:
-    majority = majority_answers([("a", "yes"), ("a", "Yes"), ("a", "no"), ("b", "2"), ("b", "1")])
-    assert majority == {"a": "yes", "b": "1"}
-    items = [Item("a", "yes", True), Item("a", "no", False), Item("b", "2", True), Item("a", "yes", True)]
-    scores, overall = score(items, majority)
-    assert [(s.task, s.n, s.correct) for s in scores] == [("a", 3, 2), ("b", 1, 1)]
-    assert (overall.n, overall.correct, overall.accuracy) == (4, 3, 0.75)
-    assert (scores[0].majority, scores[1].majority, overall.majority) == (2 / 3, 0.0, 0.5)
+def test_the_commonest_answer_of_each_task() -> None:
+    pairs = [("a", "yes"), ("a", "Yes"), ("a", "no"), ("b", "2"), ("b", "1")]
+    assert majority_answers(pairs) == {"a": "yes", "b": "1"}
+
+
+def test_a_task_with_few_answers_has_a_closed_set_of_them() -> None:
+    many = [("name", f"n{i}") for i in range(MAX_CANDIDATES + 1)]
+    few = [("a", "yes"), ("a", "No."), ("a", "Yes"), ("a", "no"), ("one", "x"), ("one", "X")]
+    assert closed_answers([*few, *many]) == {"a": ["No.", "yes"]}
+    assert len(closed_answers(many[1:])["name"]) == MAX_CANDIDATES

@@ -95,7 +95,8 @@ def test_rotations_of_one_question_count_once() -> None:
 
 def test_no_change_is_no_evidence() -> None:
     found = compare(units("1010"), units("1010"))
-    assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert (found.difference, found.p) == (0, 1)
+    assert found.low < 0 < found.high
 
 
 def test_other_items_cannot_be_compared() -> None:
@@ -110,3 +111,16 @@ def test_a_table_has_n_interval_and_p_beside_every_difference() -> None:
     assert shown[0] == "|  | n | SFT | AMVL | difference (95 % interval) | gained / lost | p | test |"
     assert shown[2].startswith("| V* | 100 | 50.00 (40.38-59.62) | 100.00 (96.30-100.00) | +50.00 (+40.00 to +60.00) |")
     assert shown[2].endswith("| 50 / 0 | < 0.0001 | McNemar exact |")
+
+
+def test_a_difference_that_is_the_same_for_all_items_still_has_an_interval() -> None:
+    """Nothing changed in 20 items: up to one in six might (Wilson's bound on 0 of 20 is 0.161)."""
+    same = [Unit(str(i), float(i % 2)) for i in range(20)]
+    none = compare(same, same)
+    assert (none.difference, none.p) == (0.0, 1.0)
+    assert (-none.low, none.high) == pytest.approx((0.1611, 0.1611), abs=1e-4)
+    all_gained = compare([Unit(str(i), 0.0) for i in range(20)], [Unit(str(i), 1.0) for i in range(20)])
+    assert (all_gained.low, all_gained.high) == (pytest.approx(0.8389, abs=1e-4), 1.0)
+    # Pairs that answer alike are ten observations, not twenty.
+    pairs = [Unit(str(i), 1.0, group=str(i // 2)) for i in range(20)]
+    assert compare(pairs, pairs).high == pytest.approx(0.2775, abs=1e-4)

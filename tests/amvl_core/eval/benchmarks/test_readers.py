@@ -176,7 +176,7 @@ def test_a_line_that_is_no_json_is_a_drop(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_the_files_says_which_are_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds none of the files looked for \(\*\.jsonl, \*\.parquet\)"):
+    with pytest.raises(DataError, match=r"none of the files looked for; give the folder with test_questions\.jsonl"):
         list(BENCHMARKS["vstar"].read(str(tmp_path)))
 
 

@@ -1,0 +1,167 @@
+"""Greedy answers and log-likelihoods of given ones, both from one run of the prompts.
+
+The prompts (images, latent block and all) run once and leave their keys and values. Greedy decoding goes on from there
+with the rows that have not ended yet; the candidates of a question are so many short continuations of the same prompt,
+run side by side in one pass. The model is a stock Qwen2.5-VL one or AMVL's.
+
+Shape suffixes: B prompts, T prompt columns (padded on the left), S columns of the cache, M columns of continuations,
+N continued tokens of all prompts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Prefilled:
+    """Prompts that have been run: their keys and values, and what is needed to go on from them."""
+
+    cache: Any
+    logits_BV: Tensor
+    """Of the token behind each prompt, in float32 or what the model has."""
+    seen_BT: Tensor
+    """Which columns of the cache are no padding."""
+    position_B: Tensor
+    """M-RoPE position of the token behind each prompt, the same in all three dimensions."""
+
+
+def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefilled:
+    """Runs the processor's `inputs`, padded on the left; `latent` are AMVL's own arguments (tau, latent_noise)."""
+    positions_3BT = _positions(model, inputs)
+    output = model(**inputs, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
+    return Prefilled(
+        output.past_key_values,
+        _wide(output.logits[:, -1]),
+        inputs["attention_mask"].bool(),
+        positions_3BT.amax((0, 2)) + 1,
+    )
+
+
+def greedy(model: Any, start: Prefilled, max_new_tokens: int) -> list[list[int]]:
+    """The most likely next token, again and again, up to and with an end token: what stock greedy `generate` gives.
+
+    No other rule of the generation configuration holds (Qwen2.5-VL's has a repetition penalty of 1.05) but its list of
+    tokens that are never generated. A row that has ended leaves the batch. `start` is used up.
+    """
+    ends, never = _end_tokens(model), list(model.generation_config.suppress_tokens or [])
+    rows = list(range(len(start.position_B)))
+    found: list[list[int]] = [[] for _ in rows]
+    columns = start.seen_BT.shape[1]
+    seen_BS = torch.nn.functional.pad(start.seen_BT, (0, max_new_tokens), value=True)
+    mask_B11S = _additive(seen_BS[:, None, None], model.dtype)
+    position_B, logits_BV = start.position_B, start.logits_BV
+    for step in range(max_new_tokens):
+        logits_BV[:, never] = -torch.inf
+        chosen_B = logits_BV.argmax(-1)
+        tokens = chosen_B.tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            found[row].append(token)
+        going = [number for number, token in enumerate(tokens) if token not in ends]
+        if not going or step == max_new_tokens - 1:
+            break
+        if len(going) < len(rows):
+            kept = torch.tensor(going, device=chosen_B.device)
+            start.cache.batch_select_indices(kept)
+            chosen_B, position_B, mask_B11S = chosen_B[kept], position_B[kept], mask_B11S[kept]
+            rows = [rows[number] for number in going]
+        hidden_B1D = _run(model, start.cache, chosen_B[:, None], position_B[:, None] + step, mask_B11S, columns + step)
+        logits_BV = _wide(model.lm_head(hidden_B1D[:, -1]))
+    return found
+
+
+def log_likelihoods(
+    model: Any, start: Prefilled, continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """log p(tokens | prompt and latents) in nats of every continuation of every prompt; `start` stays as it is.
+
+    All continuations of a prompt stand behind it in one row; each sees the prompt and itself.
+    """
+    places = [(row, number) for row, given in enumerate(continuations) for number in range(len(given))]
+    if not places:
+        return [[] for _ in continuations]
+    rows = torch.tensor([row for row, _ in places], device=start.logits_BV.device)
+    first = torch.tensor([continuations[row][number][0] for row, number in places], device=rows.device)
+    found_N = start.logits_BV.log_softmax(-1)[rows, first]
+    sums = dict(zip(places, found_N.tolist(), strict=True))
+    width = max(sum(len(tokens) - 1 for tokens in given) for given in continuations)
+    if width:
+        for place, value in _rest(model, start, continuations, width):
+            sums[place] += value
+    return [[sums[row, number] for number in range(len(given))] for row, given in enumerate(continuations)]
+
+
+def _rest(
+    model: Any, start: Prefilled, continuations: Sequence[Sequence[Sequence[int]]], width: int
+) -> list[tuple[tuple[int, int], float]]:
+    """(row, continuation) and log p of each token behind the first, from one pass over all of them."""
+    prompts, columns = start.seen_BT.shape
+    device = start.seen_BT.device
+    ids_BM = torch.zeros(prompts, width, dtype=torch.long)
+    offset_BM = torch.zeros(prompts, width, dtype=torch.long)
+    own_BMM = torch.zeros(prompts, width, width, dtype=torch.bool)
+    targets: list[tuple[tuple[int, int], int, int]] = []
+    for row, given in enumerate(continuations):
+        begin = 0
+        for number, tokens in enumerate(given):
+            end = begin + len(tokens) - 1
+            ids_BM[row, begin:end] = torch.tensor(tokens[:-1], dtype=torch.long)
+            offset_BM[row, begin:end] = torch.arange(end - begin)
+            own_BMM[row, begin:end, begin:end] = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
+            targets += [((row, number), begin + i, token) for i, token in enumerate(tokens[1:])]
+            begin = end
+    seen_BMS = torch.cat([start.seen_BT[:, None].expand(-1, width, -1), own_BMM.to(device)], -1)
+    mask_B1MS = _additive(seen_BMS[:, None], model.dtype)
+    position_BM = start.position_B[:, None] + offset_BM.to(device)
+    hidden_BMD = _run(model, start.cache, ids_BM.to(device), position_BM, mask_B1MS, columns)
+    start.cache.crop(-width)
+    rows = torch.tensor([row for (row, _), _, _ in targets], device=device)
+    at = torch.tensor([column for _, column, _ in targets], device=device)
+    wanted_N = torch.tensor([token for _, _, token in targets], device=device)
+    found_N = _wide(model.lm_head(hidden_BMD[rows, at])).log_softmax(-1).gather(-1, wanted_N[:, None])[:, 0]
+    return [(place, value) for (place, _, _), value in zip(targets, found_N.tolist(), strict=True)]
+
+
+def _run(model: Any, cache: Any, ids_BM: Tensor, position_BM: Tensor, mask_B1MS: Tensor, before: int) -> Tensor:
+    """Final hidden states [B, M, D] of tokens behind the `before` columns of the cache, to which they are added."""
+    hidden_BMD: Tensor = model.model.language_model(
+        inputs_embeds=model.get_input_embeddings()(ids_BM),
+        attention_mask=mask_B1MS[..., : before + ids_BM.shape[1]],
+        position_ids=position_BM.expand(3, *position_BM.shape),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return hidden_BMD
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32: a sum over a vocabulary of 150,000 is not to be taken in bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a column is seen, the lowest number where it is not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _positions(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """M-RoPE positions [3, B, T], as the stock model gives them."""
+    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    if "image_grid_thw" not in inputs:
+        return (mask_BT.long().cumsum(-1) - 1).clamp_min(0).expand(3, *ids_BT.shape)
+    positions_3BT: Tensor = model.model.get_rope_index(
+        ids_BT, inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"], attention_mask=mask_BT
+    )[0]
+    return positions_3BT
+
+
+def _end_tokens(model: Any) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = model.config.text_config.eos_token_id
+    return {ends} if isinstance(ends, int) else set(ends)

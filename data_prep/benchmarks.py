@@ -1,0 +1,118 @@
+"""A published benchmark as a dataset with a test split alone, so that it is evaluated as any other is.
+
+Reading it once, before anything is trained, finds what is damaged while it costs nothing, counts what is no question,
+and gives every worker random access to the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import Counter, defaultdict
+
+from PIL import Image
+
+from amvl_core import records, storage
+from amvl_core.config import BenchmarkSource, RunConfig
+from amvl_core.data.encode import TokenCounter
+from amvl_core.errors import DataError
+from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.base import Drop, Question
+from amvl_core.eval.benchmarks.prepared import extra
+from amvl_core.progress import Progress, ProgressFn
+from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
+from amvl_core.sample import IMAGE_PLACEHOLDER, Segment
+from data_prep.identity import content_identity
+from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
+
+STAGE = "benchmark"
+STAGE_VERSION = 1
+
+
+def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:
+    """Names the questions by what the files hold, not by where they are; lengths depend on the model. DataError."""
+    return records.fingerprint(
+        STAGE,
+        STAGE_VERSION,
+        schema=SCHEMA_VERSION,
+        name=source.name,
+        content=content_identity(source.uri),
+        base=config.model.base,
+        pixels=[config.data.min_pixels, config.evaluation.max_pixels],
+    )
+
+
+def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: ProgressFn) -> DatasetRecord:
+    """Reads all questions into one shard at `uri`, then writes the record. Raises DataError where there are none."""
+    benchmark = BENCHMARKS[source.name]
+    counter = TokenCounter.from_model(config.model, config.latent)
+    dropped: dict[str, list[DroppedExample]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    name, started, said = shard_name("test", 0), time.monotonic(), 0.0
+    with storage.writing(storage.join(uri, name)) as file:
+        writer = ShardWriter(file)
+        for number, found in enumerate(benchmark.read(storage.absolute(source.uri)), 1):
+            item = found if isinstance(found, Drop) else _misplaced_images(found) or found
+            if isinstance(item, Drop):
+                counts[item.reason] += 1
+                if len(dropped[item.reason]) < EXAMPLES_PER_REASON:
+                    dropped[item.reason].append(DroppedExample(sample_id=item.place, detail=item.detail))
+            else:
+                writer.write(_row(item, config, source.name, counter))
+            if time.monotonic() - said > 1:
+                said = time.monotonic()
+                total = max(benchmark.size or 0, number)
+                left = (said - started) / number * (total - number)
+                on_progress(Progress(f"read {source.name}", number, total, "questions", left))
+        writer.close()
+        if not writer.rows:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.items()) or "it holds no row"
+            raise DataError(f"{source.uri} gives no question of {source.name}: {reasons}")
+        shard = Shard(file=name, split="test", rows=writer.rows, sha256=sha256(file))
+    drops = dict(sorted(counts.items()))
+    report = SourceReport(
+        source=source.name,
+        split="test",
+        read=shard.rows + sum(drops.values()),
+        kept=shard.rows,
+        dropped=drops,
+        examples=dict(sorted(dropped.items())),
+    )
+    record = DatasetRecord(
+        uri=uri,
+        fingerprint=fingerprint(config, source),
+        schema_version=SCHEMA_VERSION,
+        shards=[shard],
+        kept=shard.rows,
+        dropped=drops,
+        reports=[report],
+    )
+    records.save_record(record)
+    return record
+
+
+def _row(question: Question, config: RunConfig, source: str, counter: TokenCounter) -> ShardRow:
+    segments = [Segment("prompt", question.prompt)]
+    sizes = [_size(data) for data in question.images]
+    return ShardRow(
+        sample_id=question.item_id,
+        source=source,
+        segments=segments,
+        images=question.images,
+        image_sizes=sizes,
+        num_tokens=counter.count(segments, sizes, config.data.min_pixels, config.evaluation.max_pixels),
+        extra=extra(question),
+    )
+
+
+def _misplaced_images(question: Question) -> Drop | None:
+    """A text that shows another number of images than there are cannot be asked; without places they come first."""
+    places = question.prompt.count(IMAGE_PLACEHOLDER)
+    if places in (0, len(question.images)):
+        return None
+    return Drop(question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images")
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size

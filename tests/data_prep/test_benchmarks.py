@@ -1,0 +1,105 @@
+"""A published benchmark as a dataset with a test split alone: nothing of a question is lost on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amvl_core.config import BenchmarkSource, RunConfig
+from amvl_core.data.reader import ShardReader
+from amvl_core.errors import DataError
+from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.base import Question
+from amvl_core.eval.benchmarks.prepared import question
+from amvl_core.presets import demo
+from amvl_core.progress import Progress
+from amvl_core.records import DatasetRecord, load_record
+from data_prep import benchmarks
+from tests.amvl_core.eval.benchmarks import published
+
+
+def config(**evaluation: int) -> RunConfig:
+    base = demo()
+    return base.model_copy(update={"evaluation": base.evaluation.model_copy(update=evaluation)})
+
+
+def hrbench(folder: Path) -> None:
+    published.tsv(folder / "hr_bench_4k.tsv", published.hrbench_rows())
+
+
+WRITERS = {
+    "vstar": published.vstar,
+    "hrbench_4k": hrbench,
+    "blink": published.blink,
+    "visual_puzzles": published.visual_puzzles,
+    "mmvp": lambda folder: published.mmvp(folder, 4),
+    "cv_bench": published.cv_bench,
+    "mmstar": published.mmstar,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_question_comes_back_as_it_was_read(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    WRITERS[name](folder)
+    uri = str(tmp_path / "stage")
+    source = BenchmarkSource.model_validate({"name": name, "uri": str(folder)})
+    record = benchmarks.read(config(), source, uri, lambda _: None)
+    assert load_record(uri, DatasetRecord) == record
+    read = [found for found in BENCHMARKS[name].read(str(folder)) if isinstance(found, Question)]
+    shards = ShardReader(record, "test")
+    assert [question(shards[number]) for number in range(len(shards))] == read
+    assert len(read) == record.kept == record.rows("test") > 1
+    assert record.rows("train") == 0
+
+
+def test_drops_are_counted_by_reason_with_examples(tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    published.blink(folder, answer="(Z)")
+    events: list[Progress] = []
+    source = BenchmarkSource(name="blink", uri=str(folder))
+    record = benchmarks.read(config(), source, str(tmp_path / "stage"), events.append)
+    (report,) = record.reports
+    assert (report.read, report.kept, report.dropped) == (2, 1, {"answer_not_among_options": 1})
+    assert report.examples["answer_not_among_options"][0].sample_id == "val-00000-of-00001.parquet/0"
+    assert events[0].total == 1901
+
+
+def test_a_text_with_more_places_than_images_is_dropped_and_nothing_left_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    published.vstar(folder)
+    file = folder / "test_questions.jsonl"
+    file.write_text(file.read_text().replace("What is", "<image><image>What is"))
+    source = BenchmarkSource(name="vstar", uri=str(folder))
+    record = benchmarks.read(config(), source, str(tmp_path / "stage"), lambda _: None)
+    assert (record.kept, record.dropped) == (1, {"image_places": 1})
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    with pytest.raises(DataError, match=r"gives no question of vstar: image_places \(1\)"):
+        benchmarks.read(config(), source, str(tmp_path / "other"), lambda _: None)
+    assert not (tmp_path / "other" / "test-00000.parquet").exists()
+
+
+def test_a_large_image_counts_as_many_tokens_as_the_budget_allows(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (7680, 4320)).save(buffer, "PNG")
+    folder = tmp_path / "published"
+    folder.mkdir()
+    published.vstar(folder)
+    (folder / "direct_attributes" / "sa_1.png").write_bytes(buffer.getvalue())
+    source = BenchmarkSource(name="vstar", uri=str(folder))
+    tokens, names = [], set()
+    for pixels in (256 * 256, 512 * 512):
+        settings = config(max_pixels=pixels)
+        names.add(benchmarks.fingerprint(settings, source))
+        record = benchmarks.read(settings, source, str(tmp_path / str(pixels)), lambda _: None)
+        tokens.append(ShardReader(record, "test").column("num_tokens")[0])
+    assert 0.9 < (tokens[1] - tokens[0]) / ((512**2 - 256**2) / 16**2) <= 1.0
+    assert len(names) == 2

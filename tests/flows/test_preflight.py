@@ -1,0 +1,46 @@
+"""What is refused before anything is computed."""
+
+from pathlib import Path
+
+import pytest
+
+from amvl_core.config import BenchmarkSource, EvaluationConfig, RunConfig
+from amvl_core.errors import ConfigError
+from flows.tasks import check_benchmarks
+from tests.amvl_core.eval.benchmarks import published
+
+
+def config(*sources: tuple[str, str]) -> RunConfig:
+    benchmarks = tuple(BenchmarkSource.model_validate({"name": name, "uri": uri}) for name, uri in sources)
+    return RunConfig(evaluation=EvaluationConfig(benchmarks=benchmarks))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vstar", r"the folder with test_questions\.jsonl and its images"),
+        ("hrbench_8k", "the Parquet or TSV file of this resolution"),
+        ("blink", "the folder that holds a folder per task"),
+        ("visual_puzzles", "the folder with the published Parquet files"),
+        ("mmvp", r"the folder that holds Questions\.csv and `MMVP Images`"),
+        ("cv_bench", r"test_2d\.parquet and test_3d\.parquet"),
+        ("mmstar", "the published Parquet file"),
+    ],
+)
+def test_a_benchmark_that_is_not_there_is_refused_with_what_is_expected(
+    name: str, expected: str, tmp_path: Path
+) -> None:
+    first = "mmvp" if name != "mmvp" else "vstar"
+    (tmp_path / "there").mkdir()
+    (published.mmvp if first == "mmvp" else published.vstar)(tmp_path / "there")
+    (tmp_path / "empty").mkdir()
+    check_benchmarks(config((first, str(tmp_path / "there"))))
+    for missing in ("nowhere", "empty"):
+        sources = (first, str(tmp_path / "there")), (name, str(tmp_path / missing))
+        with pytest.raises(ConfigError, match=rf"evaluation\.benchmarks\.1 \({name}\): .*{missing} holds .*{expected}"):
+            check_benchmarks(config(*sources))
+
+
+def test_a_benchmark_is_named_once() -> None:
+    with pytest.raises(ValueError, match="names mmvp more than once"):
+        config(("mmvp", "a"), ("mmvp", "b"))
