@@ -153,10 +153,36 @@ def decode(
     ]
     spans = [_decoder_span(i, block, len(slots)) for i, block in enumerate(reading.blocks)]
     hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans * len(latent_MBKZ), reading.context)
-    labels_R, sample_R = _predicted(batch, reading.blocks)
+    return _logits(model, batch, reading.blocks, hidden_RD, draws=len(latent_MBKZ))
+
+
+def decode_without_block(model: Any, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+    """As `decode`, once, with y right behind the question: no marker and no slot (M = 1)."""
+    shift = model.config.num_slots + 2
+    rows = [
+        row
+        for sample in reading.samples
+        for row in (
+            Rows(sample.x.embeds_ND[-2:-1], sample.x.positions_3N[:, -2:-1]),  # the question's last token, run again
+            Rows(sample.y.embeds_ND[:-1], sample.y.positions_3N[:, :-1] - shift),
+        )
+    ]
+    spans = [
+        Span(block.answer, read=block.answer - block.first_label, context=(2 * i, block.prefix - 2))
+        for i, block in enumerate(reading.blocks)
+    ]
+    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, reading.context)
+    return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
+
+
+def _logits(
+    model: Any, batch: Batch, blocks: list[Block], hidden_RD: Tensor, draws: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [M, N, V], labels and samples of the rows that predict a label, among those that a decoder row read."""
+    labels_R, sample_R = _predicted(batch, blocks)
     labelled_R = labels_R != IGNORED
     where = hidden_RD.device
-    logits_MNV = model.lm_head(hidden_RD.unflatten(0, (len(latent_MBKZ), -1))[:, labelled_R.to(where)])
+    logits_MNV = model.lm_head(hidden_RD.unflatten(0, (draws, -1))[:, labelled_R.to(where)])
     return logits_MNV, labels_R[labelled_R].to(where), sample_R[labelled_R].to(where)
 
 

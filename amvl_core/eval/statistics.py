@@ -94,6 +94,11 @@ def estimate(units: Sequence[Unit], seed: int = 0) -> Estimate:
     return Estimate(len(units), value, low, high, "bootstrap")
 
 
+def bootstrap_mean(units: Sequence[Unit], seed: int = 0) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the weighted mean, of values on any scale; needs at least one unit."""
+    return _bootstrap(units, [unit.value for unit in units], seed)
+
+
 def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Comparison:
     """A paired comparison. Raises DataError where the two were not scored on the same items.
 
