@@ -60,6 +60,13 @@ def full_pipeline(
             after = tasks.evaluate(config, final.stage, dataset, final, tracker)
             rows = tasks.show_scores(config, before, after, tracker)
 
+            if final.method == "amvl":  # what has latents must show that they matter
+                if config.evaluation.faithfulness_items:
+                    controls = [(f"without latents ({base.stage})", base)] if base else []
+                    tasks.faithfulness(config, dataset, final, controls, tracker)
+                if config.evaluation.analysis_items:
+                    tasks.analyse(config, dataset, final, tracker)
+
             registered = tasks.register(config, dataset, final, [before, after], tracker)
             page = tasks.show_summary(config, dataset, final, rows, registered)
     finally:

@@ -2,8 +2,16 @@
 
 from typing import Any
 
+from amvl_core.eval.faithfulness import PRIOR, nats, points
 from amvl_core.progress import Progress
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, TaskScore
+from amvl_core.records import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    ModelRecord,
+    TaskScore,
+)
 
 SHOWN_METRICS = ("loss", "ntp", "kl_forward", "kl_reverse", "tokens_per_s")
 
@@ -50,6 +58,28 @@ def score_rows(base: EvalRecord, final: EvalRecord) -> list[dict[str, str]]:
 def interval(score: TaskScore) -> str:
     """`81.3% (77.1-84.9)`: accuracy and its 95 % Wilson interval."""
     return f"{score.accuracy:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})"
+
+
+def faithfulness_rows(record: FaithfulnessRecord) -> list[dict[str, str]]:
+    """One row per variant: n, accuracy and log-likelihood, each with its paired difference to the unchanged model."""
+    rows = []
+    for score in record.rows:
+        changed = score.variant != PRIOR
+        p = f"{score.p_value:.4f}" if score.p_value >= 0.0001 else "< 0.0001"
+        likelihood = f"{score.log_likelihood:.2f} ({score.log_likelihood_low:.2f} to {score.log_likelihood_high:.2f})"
+        rows.append(
+            {
+                "latents": score.variant,
+                "n": f"{score.n:,}",
+                "accuracy": f"{score.accuracy:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})",
+                "difference, points": points(score) if changed else "",
+                "p": p if changed else "",
+                "test": score.test if changed else "",
+                "log-likelihood, nats": likelihood,
+                "difference, nats": nats(score) if changed else "",
+            }
+        )
+    return rows
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
