@@ -244,6 +244,21 @@ def contamination_chart(closed: Sequence[Leakage], found: Sequence[Leakage], sha
     return figure
 
 
+def lines_chart(x: str, columns: dict[str, list[Any]]) -> Figure:
+    """A small panel for every column but `x`, over `x`."""
+    names = [name for name in columns if name != x]
+    figure = Figure(figsize=(9.6, 2.6 * -(-len(names) // 3)), layout="constrained")
+    axes: Any = figure.subplots(-(-len(names) // 3), 3, squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        axis.plot(columns[x], columns[name], "o-", color=COLOURS[0], linewidth=1.6, markersize=5)
+        axis.set_title(textwrap.fill(name, 38), loc="left", fontsize=8, color=_INK)
+        axis.set_xlabel(x, fontsize=8)
+        _style(axis)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    return figure
+
+
 def _line(axis: Any, points: list[tuple[int, float]], label: str, colour: str, width: float) -> None:
     axis.plot([step for step, _ in points], [value for _, value in points], label=label, color=colour, linewidth=width)
 

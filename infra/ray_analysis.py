@@ -31,7 +31,7 @@ from infra.cluster import resources
 from infra.fingerprints import Controls
 
 CHUNK = 16
-"""Items of one part, which share a row of questions; the unit that is redone after a kill."""
+"""Items of one part of an analysis."""
 HEAT_MAPS = 4
 INFORMATION_CHUNKS = 16
 """Groups of at most CHUNK samples of one task, each sample's question read with each one's answer."""
@@ -88,7 +88,7 @@ class Worker:
             answers = self.control(items, self.label, settings.max_new_tokens)
         else:
             other = _item(self.reader[donor])
-            answers = self.prober(items, other, settings.max_new_tokens, settings.seed, settings.batch_size)
+            answers = self.prober(items, other, settings.max_new_tokens, settings.seed)
         asked = {row["sample_id"]: question(row) for row in rows}
         following = [*rows[1:], self.reader[donor]]
         donors = {row["sample_id"]: other["sample_id"] for row, other in zip(rows, following, strict=True)}
@@ -197,8 +197,11 @@ def faithfulness(
             f"{len(chosen)} test samples; the faithfulness suite swaps latents between at least 2: prepare more test "
             "samples, or set evaluation.faithfulness_items = 0"
         )
-    jobs = [Job("answers", chosen[i : i + CHUNK], chosen[(i + CHUNK) % len(chosen)]) for i in _starts(chosen)]
-    jobs[-1] = jobs[-1]._replace(donor=chosen[0])
+    size = min(config.evaluation.batch_size, -(-len(chosen) // resources(config.cluster).num_workers))
+    following = [*chosen[1:], chosen[0]]
+    jobs = [
+        Job("answers", part := chosen[i : i + size], following[i + len(part) - 1]) for i in range(0, len(chosen), size)
+    ]
     tables = [_parts(config, dataset, model, "", jobs, uri, f"faithfulness {model.stage}", on_progress)]
     for label, control in controls:
         tables.append(_parts(config, dataset, control, label, jobs, uri, f"faithfulness {label}", on_progress))
@@ -238,7 +241,7 @@ def analyse(
     if len(chosen) < 2:
         raise DataError(f"{len(chosen)} test samples to analyse; at least 2 are needed (evaluation.analysis_items)")
     with_images = [i for i, images in zip(chosen, _column(dataset, "image_sizes", chosen), strict=True) if len(images)]
-    jobs = [Job("latents", chosen[i : i + CHUNK]) for i in _starts(chosen)]
+    jobs = [Job("latents", chosen[i : i + CHUNK]) for i in range(0, len(chosen), CHUNK)]
     jobs += [Job("information", group) for group in _groups(dataset, chosen)[:INFORMATION_CHUNKS]]
     jobs += [Job("occlusion", [item]) for item in with_images[:HEAT_MAPS]]
     name = f"analyse {model.stage}"
@@ -261,10 +264,6 @@ def analyse(
     save_record(record)
     storage.remove(storage.join(uri, "parts"))
     return record
-
-
-def _starts(chosen: Sequence[int]) -> range:
-    return range(0, len(chosen), CHUNK)
 
 
 def _chosen(wanted: int, seed: int, dataset: DatasetRecord) -> list[int]:
@@ -303,7 +302,8 @@ def _parts(
     on_progress: ProgressFn,
 ) -> pa.Table:
     """All jobs through an actor pool, those that have no part yet, and the parts as one table in order of the jobs."""
-    folder = storage.join(uri, "parts", f"{jobs[0].kind}-{label or 'model'}".replace(" ", "-").replace("/", "-"))
+    # The size of a part stands in its folder's name: with another batch size the parts start anew.
+    folder = storage.join(uri, "parts", f"{jobs[0].kind}-{len(jobs[0].items)}-{model.fingerprint}")
     names = [f"{number:05d}.parquet" for number in range(len(jobs))]
     there = set(storage.list_names(folder))
     todo = [

@@ -31,6 +31,9 @@ from amvl_core.prefix import PosteriorPositions, Reading, decode, decode_without
 from amvl_core.sample import Segment
 from amvl_core.tokens import slot_tokens
 
+AT_ONCE = 4
+"""Variants that are generated together: so many copies of the questions' keys and values are held."""
+
 
 class Item(NamedTuple):
     """One question with its reference answer, laid out as in training, and its encoded images."""
@@ -68,12 +71,12 @@ class Prober:
 
     @torch.inference_mode()
     def __call__(
-        self, items: Sequence[Item], donor: Item, max_new_tokens: int, seed: int, rows: int, only: Sequence[str] = ()
+        self, items: Sequence[Item], donor: Item, max_new_tokens: int, seed: int, only: Sequence[str] = ()
     ) -> list[Answer]:
         """Every variant (`only` these, where given) on every item, in order of variants.
 
         Item i is given the latents of item i + 1 in the swap, and the last one those of `donor`. Noise is keyed by
-        `seed` and the item, so nothing depends on what is asked together. `rows` answers are generated at a time.
+        `seed` and the item, so nothing depends on what is asked together.
         """
         batch, reading = self.read(items)
         _, other = self.read([donor])
@@ -81,10 +84,9 @@ class Prober:
         chosen = variants(reading, donors_BKZ, [item.sample_id for item in items], seed)
         chosen = [variant for variant in chosen if not only or variant.name in only]
         blocks = [variant for variant in chosen if variant.latent_BKZ is not None]
-        at_once = max(1, rows // len(items))
         answers = []
-        for first in range(0, len(blocks), at_once):
-            answers += self._answers(items, batch, reading, blocks[first : first + at_once], max_new_tokens)
+        for first in range(0, len(blocks), AT_ONCE):
+            answers += self._answers(items, batch, reading, blocks[first : first + AT_ONCE], max_new_tokens)
         for variant in chosen:
             if variant.latent_BKZ is None:
                 answers += self._answers(items, batch, reading, [variant], max_new_tokens)

@@ -84,7 +84,17 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    assert stages == ["evaluate", "evaluate", "prepare", "register", "train", "train", "train"]
+    assert stages == [
+        "analyse",
+        "evaluate",
+        "evaluate",
+        "faithfulness",
+        "prepare",
+        "register",
+        "train",
+        "train",
+        "train",
+    ]
     for text in ("majority", "base model (sft)", "AMVL", "colour", "all", "models:/amvl@champion (version 1)"):
         assert text in first.stdout
     assert f"http://127.0.0.1:{checkout.prefect_port}/runs/flow-run/" in first.stdout
@@ -118,9 +128,20 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
     for name in ("ntp", "kl_forward", "kl_reverse", "beta", "gamma"):
         assert f"amvl/{name}" in run.data.metrics
     assert {a.path for a in client.list_artifacts(run.info.run_id, "figures")} == {
-        "figures/scores.png",
-        "figures/training.png",
+        f"figures/{name}.png"
+        for name in (
+            "faithfulness",
+            "geometry",
+            "information",
+            "occlusion",
+            "scores",
+            "sensitivity",
+            "similarity",
+            "training",
+        )
     }
+    assert run.data.tags["amvl.faithfulness"].startswith("Swapping the latents between items changes accuracy by ")
+    assert run.data.metrics["faithfulness/prior/difference"] == 0
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 
 
@@ -129,7 +150,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     second = checkout.command("flows", "demo", *SMALL)
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
-    assert second.stderr.count("reused") == 7
+    assert second.stderr.count("reused") == 9
     assert "version 1" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 
