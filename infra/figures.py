@@ -212,7 +212,7 @@ def heat_maps(images: Sequence[Any], captions: Sequence[str], maps_HWK: Sequence
         largest = float(map_HWK.max())
         for column in range(slots + 1):
             axis = axes[row][column]
-            axis.imshow(image)
+            axis.imshow(image.convert("L").convert("RGB") if column else image)
             if column:
                 extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
                 axis.imshow(
