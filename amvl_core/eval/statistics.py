@@ -103,7 +103,8 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     """A paired comparison. Raises DataError where the two were not scored on the same items.
 
     McNemar's exact test where the units are right-or-wrong, independent and of equal weight; else random sign flips
-    of each group's difference, which is the same test without that structure.
+    of each group's difference, which is the same test without that structure. Where all groups change alike (none does,
+    say) the bootstrap has no width; then the interval is as wide as Wilson's of a share that was never seen.
     """
     before, after = ({unit.key: unit for unit in units} for units in (first, second))
     if len(before) != len(first) or len(after) != len(second):
@@ -119,12 +120,16 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     total = sum(unit.weight for unit in paired)
     gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     exact = _plain(paired) and all(change in (-1, 0, 1) for change in changes)
+    difference = sum(unit.weight * change for unit, change in zip(paired, changes, strict=True)) / total
     low, high = _bootstrap(paired, changes, seed)
+    if high - low < 1e-9:  # no item changed, say: that is not knowledge that none would
+        half = wilson(0, len({unit.cluster for unit in paired}))[1]
+        low, high = max(-1.0, difference - half), min(1.0, difference + half)
     return Comparison(
         n=len(paired),
         first=estimate(paired, seed),
         second=estimate([after[unit.key] for unit in paired], seed),
-        difference=sum(unit.weight * change for unit, change in zip(paired, changes, strict=True)) / total,
+        difference=difference,
         low=low,
         high=high,
         gained=gained,

@@ -75,6 +75,13 @@ def test_the_verdict_gives_its_numbers() -> None:
     assert "(p < 0.001, n = 400)" in sentence
 
 
+def test_where_no_item_changed_the_interval_is_not_a_point() -> None:
+    """Nothing changed among 400: up to about 1 % may, by Wilson's bound of a share of which none was seen."""
+    swapped = score_variants(data(lost=0, gained=0, shift=0.0, noise=0.0))[1]
+    assert swapped.difference == 0
+    assert (swapped.difference_low, swapped.difference_high) == (-wilson(0, N)[1], wilson(0, N)[1])
+
+
 def test_items_of_one_image_are_not_counted_as_independent() -> None:
     items = [item | {"group": f"g{int(item['sample_id'][1:]) // 4}"} for item in data(40, 10, -0.5, 1.0)]
     swapped = score_variants(items)[1]
