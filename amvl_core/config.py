@@ -404,6 +404,10 @@ class EvaluationConfig(Frozen):
     max_new_tokens: int = Field(512, ge=1)
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
     seed: int = 0
+    faithfulness_items: int = Field(
+        256, ge=0, description="test samples asked again with changed latents (docs/faithfulness.md); 0: none"
+    )
+    analysis_items: int = Field(256, ge=0, description="test samples whose latents are analysed (docs/analysis.md)")
 
     @model_validator(mode="after")
     def _each_once(self) -> EvaluationConfig:

@@ -119,13 +119,15 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         tau: float = 0.0,
         latent_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the base model's; where `input_ids` hold a latent block, its slots are filled from the prior first.
 
         `tau` scales the prior's standard deviation (0: the mean, Table 11). Its noise is `latent_noise` [B, K, Z], or
-        drawn from `generator` (torch's own if there is none). The block must stand in the same columns for every
-        sample, as it does in left-padded prompts.
+        drawn from `generator` (torch's own if there is none). With `latents` [B, K, Z] the slots are filled with those
+        and the prior is not read. The block must stand in the same columns for every sample, as it does in left-padded
+        prompts.
         """
         if input_ids is None or inputs_embeds is not None or not self._has_block(input_ids):
             return super().forward(
@@ -161,8 +163,9 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         def latent(hidden_BKD: Tensor) -> Tensor:
             return self._latent(hidden_BKD, tau, latent_noise, generator)
 
+        given = None if latents is None else self._given(latents, len(input_ids), tau)
         reading, decoding, cache, first = self._fill(
-            embeds_BTD, attention_mask, position_ids, past_key_values, start, latent, kwargs
+            embeds_BTD, attention_mask, position_ids, past_key_values, start, latent if given is None else given, kwargs
         )
         hidden_BTD = decoding.last_hidden_state
         if not isinstance(logits_to_keep, int) or not 0 < logits_to_keep <= hidden_BTD.shape[1]:
@@ -188,11 +191,11 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         position_ids: Tensor,
         cache: Any,
         start: int,
-        latent: Callable[[Tensor], Tensor],
+        latent: Callable[[Tensor], Tensor] | Tensor,
         options: dict[str, Any],
     ) -> tuple[Any, Any, Any, int]:
         """Runs the prompt through its block, which begins at column `start`; takes Z from the hidden states at the
-        slots; and runs on with Z in their place, on the same cache.
+        slots; and runs on with Z in their place, on the same cache. Where Z is given one run is enough.
 
         Gives the outputs of both parts, the cache, and the column at which the second part begins.
         """
@@ -215,6 +218,11 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
                 **options,
             )
 
+        if isinstance(latent, Tensor):
+            injected_BKD = self.injector(latent.to(embeds_BTD.dtype))
+            whole = torch.cat([embeds_BTD[:, :start], injected_BKD, embeds_BTD[:, behind:]], 1)
+            decoding = run(whole, 0, total, cache)
+            return decoding, decoding, cache, 0
         reading = run(embeds_BTD[:, :through], 0, through, cache)
         latent_BKZ = latent(reading.last_hidden_state[:, start:behind])
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
@@ -230,9 +238,10 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         tau: float = 0.0,
         latent_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the base model's, with the latents of `forward`.
+        """As the base model's, with the latents of `forward`, drawn or given.
 
         Each returned sequence of a prompt has latents of its own; the beams of a search share theirs, since a beam
         score is a probability given Z. A ValueError names a prompt without its latent block.
@@ -247,6 +256,8 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             latent_noise = self._noise(len(prompts), generator)
         if tau > 0:
             kwargs |= {"tau": tau, "latent_noise": latent_noise, "generator": generator}
+        if latents is not None:
+            kwargs |= {"latents": latents}
         return super().generate(inputs, generation_config, **kwargs)
 
     @staticmethod
@@ -269,6 +280,15 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if noise_BKZ.shape != prior.mean.shape:
             raise ValueError(f"latent_noise is {tuple(noise_BKZ.shape)}, the latents are {tuple(prior.mean.shape)}")
         return prior.sample(noise_BKZ.to(prior.mean), tau)
+
+    def _given(self, latents_BKZ: Tensor, rows: int, tau: float) -> Tensor:
+        """`latents`, or a ValueError where their shape is another one or `tau` asks for a draw as well."""
+        shape = (rows, self.config.num_slots, int((self.config.latent or {})["dim"]))
+        if latents_BKZ.shape != shape:
+            raise ValueError(f"latents is {tuple(latents_BKZ.shape)}, the block takes {shape}")
+        if tau > 0:
+            raise ValueError(f"latents are given and tau is {tau}: draw them first, or leave one of the two out")
+        return latents_BKZ
 
     def _noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         """Standard normal noise [rows, K, Z], drawn on the CPU or the generator's device."""

@@ -23,7 +23,7 @@ from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.errors import DataError
 from amvl_core.gaussian import Gaussian
-from amvl_core.packed import Span, run_row
+from amvl_core.packed import Context, Span, run_row
 
 PosteriorPositions = Literal["natural", "aligned"]
 
@@ -86,6 +86,21 @@ def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
     return blocks
 
 
+@dataclass
+class Reading:
+    """The context row of a batch: both distributions [B, K, Z], and what continues it.
+
+    `samples` are the batch's samples in their parts, `context` holds their keys and values: of sample i, x and the
+    prior's slots in span 2i.
+    """
+
+    prior: Gaussian
+    posterior: Gaussian
+    blocks: list[Block]
+    samples: list[Sample]
+    context: Context
+
+
 def run_passes(
     model: Any,
     batch: Batch,
@@ -99,33 +114,79 @@ def run_passes(
     `embeds_ND` are the embeddings of [x, <abs>, slots, </abs>, y] of all samples with image features in place,
     `positions_3N` their M-RoPE positions.
     """
-    num_slots, text_model = model.config.num_slots, model.model.language_model
+    reading = read(model, batch, embeds_ND, positions_3N, posterior_positions)
+    latent_MBKZ = draw(reading.posterior)
+    logits_MNV, labels_N, sample_N = decode(model, batch, reading, latent_MBKZ)
+    return Passes(reading.prior, reading.posterior, latent_MBKZ, logits_MNV, labels_N, sample_N)
+
+
+def read(
+    model: Any, batch: Batch, embeds_ND: Tensor, positions_3N: Tensor, posterior_positions: PosteriorPositions
+) -> Reading:
+    """The context row: prior and posterior of every sample. Arguments as of `run_passes`."""
+    num_slots = model.config.num_slots
     blocks = find_blocks(batch, model.config.slot_token_ids)
     samples = _samples(embeds_ND, positions_3N, blocks, num_slots)
-
     rows = [row for sample in samples for row in sample.context_row(posterior_positions)]
     spans = [span for i, block in enumerate(blocks) for span in _context_spans(i, block, num_slots)]
-    hidden_RD, context = run_row(text_model, *_joined(rows), spans)
+    hidden_RD, context = run_row(model.model.language_model, *joined(rows), spans)
     hidden_B2KD = hidden_RD.unflatten(0, (len(blocks), 2, num_slots))
     prior, posterior = model.prior(hidden_B2KD[:, 0]), model.posterior(hidden_B2KD[:, 1])
+    return Reading(prior, posterior, blocks, samples, context)
 
-    latent_MBKZ = draw(posterior)
-    injected_MBKD = model.injector(latent_MBKZ.to(embeds_ND.dtype))
-    draws = len(latent_MBKZ)
-    rows = [row for of_draw in injected_MBKD for z, s in zip(of_draw, samples, strict=True) for row in s.decoder_row(z)]
-    spans = [_decoder_span(i, block, num_slots) for i, block in enumerate(blocks)]
-    hidden_RD, _ = run_row(text_model, *_joined(rows), spans * draws, context)
 
+def decode(
+    model: Any, batch: Batch, reading: Reading, latent_MBKZ: Tensor, kept: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The decoder row on each of M latents: logits [M, N, V] where y is predicted, its labels [N], their samples [N].
+
+    With `kept` only those slots stand in the block, each at its own position: nothing behind sees the others.
+    """
+    slots = range(model.config.num_slots) if kept is None else kept
+    dtype = reading.samples[0].x.embeds_ND.dtype
+    injected_MBKD = model.injector(latent_MBKZ.to(dtype))
+    rows = [
+        row
+        for of_draw in injected_MBKD
+        for z, s in zip(of_draw, reading.samples, strict=True)
+        for row in s.decoder_row(z, slots)
+    ]
+    spans = [_decoder_span(i, block, len(slots)) for i, block in enumerate(reading.blocks)]
+    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans * len(latent_MBKZ), reading.context)
+    return _logits(model, batch, reading.blocks, hidden_RD, draws=len(latent_MBKZ))
+
+
+def decode_without_block(model: Any, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+    """As `decode`, once, with y right behind the question: no marker and no slot (M = 1)."""
+    shift = model.config.num_slots + 2
+    rows = [
+        row
+        for sample in reading.samples
+        for row in (
+            Rows(sample.x.embeds_ND[-2:-1], sample.x.positions_3N[:, -2:-1]),  # the question's last token, run again
+            Rows(sample.y.embeds_ND[:-1], sample.y.positions_3N[:, :-1] - shift),
+        )
+    ]
+    spans = [
+        Span(block.answer, read=block.answer - block.first_label, context=(2 * i, block.prefix - 2))
+        for i, block in enumerate(reading.blocks)
+    ]
+    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, reading.context)
+    return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
+
+
+def _logits(
+    model: Any, batch: Batch, blocks: list[Block], hidden_RD: Tensor, draws: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [M, N, V], labels and samples of the rows that predict a label, among those that a decoder row read."""
     labels_R, sample_R = _predicted(batch, blocks)
     labelled_R = labels_R != IGNORED
-    where = embeds_ND.device
+    where = hidden_RD.device
     logits_MNV = model.lm_head(hidden_RD.unflatten(0, (draws, -1))[:, labelled_R.to(where)])
-    return Passes(
-        prior, posterior, latent_MBKZ, logits_MNV, labels_R[labelled_R].to(where), sample_R[labelled_R].to(where)
-    )
+    return logits_MNV, labels_R[labelled_R].to(where), sample_R[labelled_R].to(where)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Some rows: embeddings [N, D] and M-RoPE positions [3, N]."""
 
     embeds_ND: Tensor
@@ -133,15 +194,15 @@ class _Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
     """One sample in its four parts."""
 
-    x: _Rows
-    slots: _Rows
-    end: _Rows
-    y: _Rows
+    x: Rows
+    slots: Rows
+    end: Rows
+    y: Rows
 
-    def context_row(self, posterior_positions: PosteriorPositions) -> list[_Rows]:
+    def context_row(self, posterior_positions: PosteriorPositions) -> list[Rows]:
         """x and the prior's slots; y and the posterior's slots.
 
         Without the block before it y follows x. The posterior's slots follow y, or stand where the prior's do.
@@ -151,22 +212,27 @@ class _Sample:
         slots_3K = self.slots.positions_3N
         if posterior_positions == "natural":
             slots_3K = (y_3N.max() + 1 + torch.arange(num_slots, device=y_3N.device)).expand(3, -1)
-        return [self.x, self.slots, _Rows(self.y.embeds_ND, y_3N), _Rows(self.slots.embeds_ND, slots_3K)]
+        return [self.x, self.slots, Rows(self.y.embeds_ND, y_3N), Rows(self.slots.embeds_ND, slots_3K)]
 
-    def decoder_row(self, z_KD: Tensor) -> list[_Rows]:
-        """Z in the slots' places, the end marker, and y but for its last token, which predicts nothing."""
-        z = _Rows(z_KD, self.slots.positions_3N)
-        return [z, self.end, _Rows(self.y.embeds_ND[:-1], self.y.positions_3N[:, :-1])]
+    def decoder_row(self, z_KD: Tensor, kept: Sequence[int]) -> list[Rows]:
+        """Z in the places of the slots that are `kept`, the end marker, and y but for its last token, which predicts
+        nothing.
+        """
+        z = Rows(z_KD, self.slots.positions_3N)
+        if len(kept) < len(z_KD):
+            z = Rows(z_KD[list(kept)], z.positions_3N[:, list(kept)])
+        return [z, self.end, Rows(self.y.embeds_ND[:-1], self.y.positions_3N[:, :-1])]
 
 
-def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[_Sample]:
+def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[Sample]:
     sizes = [size for block in blocks for size in (block.prefix, num_slots, 1, block.answer)]
-    parts = [_Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True)]
-    return [_Sample(*parts[i : i + 4]) for i in range(0, len(parts), 4)]
+    parts = [Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True)]
+    return [Sample(*parts[i : i + 4]) for i in range(0, len(parts), 4)]
 
 
-def _joined(rows: Sequence[_Rows]) -> _Rows:
-    return _Rows(torch.cat([row.embeds_ND for row in rows]), torch.cat([row.positions_3N for row in rows], 1))
+def joined(rows: Sequence[Rows]) -> Rows:
+    """Rows one behind the other."""
+    return Rows(torch.cat([row.embeds_ND for row in rows]), torch.cat([row.positions_3N for row in rows], 1))
 
 
 def _context_spans(number: int, block: Block, num_slots: int) -> tuple[Span, Span]:

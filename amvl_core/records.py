@@ -217,8 +217,9 @@ class EvalRecord(Record):
 class VariantScore(BaseModel):
     """A model with its latents changed in one way, against the same model with its prior's means, on the same items.
 
-    Shares of 1; `log_likelihood` is the mean over items of log p(answer tokens | question, latents) in nats. Intervals
-    are 95 %; `difference` is accuracy minus that of the unchanged model, `p_value` of the paired test.
+    Shares of 1; `log_likelihood` is the mean over items of log p(y | question, latents) in nats, y being all tokens
+    that the model is trained to write. Intervals are 95 %; differences are to the unchanged model, paired by item;
+    `p_value` is that of `test` on the accuracies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -232,13 +233,17 @@ class VariantScore(BaseModel):
     difference_low: float
     difference_high: float
     p_value: float
+    test: str
     log_likelihood: float
     log_likelihood_low: float
     log_likelihood_high: float
+    log_likelihood_difference: float
+    log_likelihood_difference_low: float
+    log_likelihood_difference_high: float
 
 
 class FaithfulnessRecord(Record):
-    """What the latents of one checkpoint do: one row per variant, the unchanged model first.
+    """What the latents of one checkpoint do: one row per variant, the unchanged model first; `verdict` is a sentence.
 
     `items.parquet` below `uri` holds every output and log-likelihood the rows were computed from.
     """
@@ -248,13 +253,21 @@ class FaithfulnessRecord(Record):
     stage: str
     dataset: str
     rows: list[VariantScore]
+    verdict: str
+
+    @property
+    def items_uri(self) -> str:
+        """Every output and log-likelihood."""
+        return storage.join(self.uri, "items.parquet")
 
 
 class AnalysisRecord(Record):
     """Geometry and information of one checkpoint's latents on `n` test samples; `files` lie below `uri`.
 
-    `geometry` holds Table 7's quantities and their centred versions; `kl_per_slot` is KL(q||p) in nats, one per slot;
-    `mutual_information` estimates I_q(Z; Y | X) in nats (Prop. C.5).
+    `geometry` holds Table 7's quantities and their centred versions; `kl_per_slot` is KL(q||p) in nats, one per slot.
+    `mutual_information` and `mutual_information_upper` bound I_q(Z; Y | X) in nats (Prop. C.5) with the targets of
+    `candidates` samples of a task as the answers; the lower one cannot exceed log(candidates). `sensitivity` says how
+    far the latents move when `image` or `text` is permuted, in distances of a sample to the centre; NaN is left out.
     """
 
     kind: Literal["analysis"] = "analysis"
@@ -266,6 +279,8 @@ class AnalysisRecord(Record):
     kl_per_slot: list[float]
     active_units: int
     mutual_information: float
+    mutual_information_upper: float
+    candidates: float
     similarity: list[list[float]]
     sensitivity: dict[str, float]
     files: list[str]

@@ -65,6 +65,13 @@ def full_pipeline(
             after_on = tasks.evaluate_benchmarks(config, final.stage, benchmarks, final, tracker)
             tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
 
+            if final.method == "amvl":  # what has latents must show that they matter
+                if config.evaluation.faithfulness_items:
+                    controls = [(f"without latents ({base.stage})", base)] if base else []
+                    tasks.faithfulness(config, dataset, final, controls, tracker)
+                if config.evaluation.analysis_items:
+                    tasks.analyse(config, dataset, final, tracker)
+
             registered = tasks.register(config, dataset, final, [before, after], tracker)
             page = tasks.show_summary(config, dataset, final, rows, registered)
     finally:

@@ -6,8 +6,17 @@ from typing import Any
 
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.paper import PAPER
+from amvl_core.eval.faithfulness import PRIOR, nats, points
 from amvl_core.eval.statistics import Comparison
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, MetricScore, ModelRecord, TaskScore
+from amvl_core.records import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    MetricScore,
+    ModelRecord,
+    TaskScore,
+)
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 """What Prefect's `get_run_logger` returns."""
@@ -119,6 +128,28 @@ def interval(score: TaskScore | MetricScore) -> str:
     """`81.3% (77.1-84.9)`: a score and its 95 % interval."""
     value = score.accuracy if isinstance(score, TaskScore) else score.value
     return f"{value:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})"
+
+
+def faithfulness_rows(record: FaithfulnessRecord) -> list[dict[str, str]]:
+    """One row per variant: n, accuracy and log-likelihood, each with its paired difference to the unchanged model."""
+    rows = []
+    for score in record.rows:
+        changed = score.variant != PRIOR
+        p = f"{score.p_value:.4f}" if score.p_value >= 0.0001 else "< 0.0001"
+        likelihood = f"{score.log_likelihood:.2f} ({score.log_likelihood_low:.2f} to {score.log_likelihood_high:.2f})"
+        rows.append(
+            {
+                "latents": score.variant,
+                "n": f"{score.n:,}",
+                "accuracy": f"{score.accuracy:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})",
+                "difference, points": points(score) if changed else "",
+                "p": p if changed else "",
+                "test": score.test if changed else "",
+                "log-likelihood, nats": likelihood,
+                "difference, nats": nats(score) if changed else "",
+            }
+        )
+    return rows
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

@@ -22,7 +22,15 @@ from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError, ConfigError
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.progress import Progress
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record
+from amvl_core.records import (
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    ModelRecord,
+    load_record,
+)
 from flows import report
 from infra import cluster, fingerprints, registry
 from infra.mlflow_client import check_reachable, tracking_uri
@@ -135,7 +143,9 @@ def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
             _say_reused(f"read {source.name}", record.fingerprint)
         else:
             tracker.start()
-            record = benchmarks.read(config, source, uri, Reporter(tracker, f"read-{source.name}"))
+            log = get_run_logger()
+            on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}", log))
+            record = benchmarks.read(config, source, uri, on_progress)
         records.append(record)
     return records
 
@@ -207,6 +217,61 @@ def evaluate_benchmarks(
     for record in records:
         tracker.evaluation(record)
     return records
+
+
+@task(task_run_name="faithfulness-{model.stage}", cache_policy=NO_CACHE)
+def faithfulness(
+    config: RunConfig,
+    dataset: DatasetRecord,
+    model: CheckpointRecord,
+    controls: list[tuple[str, CheckpointRecord]],
+    tracker: Tracker,
+) -> FaithfulnessRecord:
+    """A latent model with its latents changed, and models without latents, on the same test samples."""
+    fingerprint = fingerprints.faithfulness_fingerprint(config, dataset, model, controls)
+    uri = stage_uri(config, "faithfulness", fingerprint)
+    record = load_record(uri, FaithfulnessRecord)
+    if record is not None:
+        _say_reused(f"faithfulness {model.stage}", fingerprint)
+    else:
+        with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
+            from infra import ray_analysis
+
+            record = ray_analysis.faithfulness(config, dataset, model, controls, uri, fingerprint, on_progress)
+    get_run_logger().info("%s", record.verdict)
+    rows = report.faithfulness_rows(record)
+    create_table_artifact(rows, key=f"faithfulness-{model.stage}".lower().replace("_", "-"), description=record.verdict)
+    if tracker.run_id is not None:
+        from infra import figures
+
+        tracker.faithfulness(record)
+        tracker.table("faithfulness", {key: [row[key] for row in rows] for key in rows[0]})
+        tracker.text("tables/faithfulness.md", f"{report.markdown_table(rows)}\n\n{record.verdict}\n")
+        tracker.figure("figures/faithfulness.png", figures.faithfulness_chart(record.rows, record.verdict))
+    return record
+
+
+@task(task_run_name="analyse-{model.stage}", cache_policy=NO_CACHE)
+def analyse(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker) -> AnalysisRecord:
+    """Geometry, similarity, sensitivity, information and heat maps of a latent model's latents on test samples."""
+    fingerprint = fingerprints.analyse_fingerprint(config, dataset, model)
+    uri = stage_uri(config, "analyse", fingerprint)
+    record = load_record(uri, AnalysisRecord)
+    if record is not None:
+        _say_reused(f"analyse {model.stage}", fingerprint)
+    else:
+        with working(config, tracker, f"analyse-{model.stage}") as on_progress:
+            from infra import ray_analysis
+
+            record = ray_analysis.analyse(config, dataset, model, uri, fingerprint, on_progress)
+    if tracker.run_id is not None:
+        from infra import analysis_files
+
+        tracker.analysis(record)
+        for name, figure in analysis_files.draw(record).items():
+            tracker.table(name, analysis_files.data(record, name))
+            tracker.figure(f"figures/{name}.png", figure)
+    return record
 
 
 @task(cache_policy=NO_CACHE)

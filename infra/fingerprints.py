@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from amvl_core.config import RunConfig
@@ -9,6 +10,11 @@ from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 3
+FAITHFULNESS_VERSION = 1
+ANALYSE_VERSION = 1
+
+Controls = Sequence[tuple[str, CheckpointRecord]]
+"""Checkpoints without latents, by the names that the rows of the faithfulness table give them."""
 
 
 def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:
@@ -36,6 +42,31 @@ def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Check
         EVALUATE_VERSION,
         evaluation=config.evaluation.model_dump(mode="json", include={"max_new_tokens", "tau", "seed"}),
         model=model.fingerprint if model else _model(config),
+        dataset=dataset.fingerprint,
+    )
+
+
+def faithfulness_fingerprint(
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, controls: Controls
+) -> str:
+    """Of the answers of `model` under changed latents, and of the controls, on the same test samples."""
+    return fingerprint(
+        "faithfulness",
+        FAITHFULNESS_VERSION,
+        evaluation=config.evaluation.model_dump(mode="json", include={"faithfulness_items", "max_new_tokens", "seed"}),
+        model=model.fingerprint,
+        controls=[[label, control.fingerprint] for label, control in controls],
+        dataset=dataset.fingerprint,
+    )
+
+
+def analyse_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord) -> str:
+    """Of the analysis of `model`'s latents on test samples."""
+    return fingerprint(
+        "analyse",
+        ANALYSE_VERSION,
+        evaluation=config.evaluation.model_dump(mode="json", include={"analysis_items", "seed"}),
+        model=model.fingerprint,
         dataset=dataset.fingerprint,
     )
 

@@ -18,7 +18,15 @@ from typing import Any
 from amvl_core.config import RunConfig, flatten
 from amvl_core.errors import ConfigError
 from amvl_core.eval.statistics import Comparison
-from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, fingerprint
+from amvl_core.records import (
+    TEST_SPLIT,
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    fingerprint,
+)
 from infra.mlflow_client import client, experiment, metric_name, tracking_uri
 from infra.provenance import provenance
 
@@ -175,6 +183,22 @@ class Tracker:
                     f"{metric}_p": found.p,
                 },
             )
+
+    def faithfulness(self, record: FaithfulnessRecord) -> None:
+        """Logs every variant's accuracy and log-likelihood, with their differences to the unchanged model."""
+        for row in record.rows:
+            values = row.model_dump(exclude={"variant", "n", "test"})
+            self._values(f"faithfulness/{row.variant.replace(' ', '_')}", values)
+        self.tag({"amvl.faithfulness": record.verdict})
+
+    def analysis(self, record: AnalysisRecord) -> None:
+        """Logs Table 7's quantities, KL, information, active units and sensitivity."""
+        self._values("analysis/geometry", record.geometry)
+        self._values("analysis/kl_slot", {str(slot): kl for slot, kl in enumerate(record.kl_per_slot, 1)})
+        self._values("analysis/sensitivity", record.sensitivity)
+        information = {"lower": record.mutual_information, "upper": record.mutual_information_upper}
+        self._values("analysis/information", information)
+        self._values("analysis", {"active_units": record.active_units, "kl": sum(record.kl_per_slot)})
 
     def table(self, name: str, columns: dict[str, list[Any]]) -> None:
         """Logs a table (equal-length columns) that the run's page shows, and the same as CSV."""

@@ -93,6 +93,11 @@ def estimate(units: Sequence[Unit], seed: int = 0) -> Estimate:
     return Estimate(len(units), value, low, high, "bootstrap")
 
 
+def bootstrap_mean(units: Sequence[Unit], seed: int = 0) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the weighted mean, of values on any scale; needs at least one unit."""
+    return _bootstrap(units, [unit.value for unit in units], seed)
+
+
 def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Comparison:
     """A paired comparison. Raises DataError where the two were not scored on the same items.
 
@@ -115,6 +120,7 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     total = sum(unit.weight for unit in paired)
     gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     exact = _plain(paired) and all(change in (-1, 0, 1) for change in changes)
+    difference = sum(unit.weight * change for unit, change in zip(paired, changes, strict=True)) / total
     low, high = _bootstrap(paired, changes, seed)
     if high - low < 1e-9:
         unseen = wilson(0, len({unit.cluster for unit in paired}))[1]
@@ -123,7 +129,7 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
         n=len(paired),
         first=estimate(paired, seed),
         second=estimate([after[unit.key] for unit in paired], seed),
-        difference=sum(unit.weight * change for unit, change in zip(paired, changes, strict=True)) / total,
+        difference=difference,
         low=low,
         high=high,
         gained=gained,

@@ -96,7 +96,17 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    assert stages == ["benchmark", *["evaluate"] * 4, "prepare", "register", "train", "train", "train"]
+    assert stages == [
+        "analyse",
+        "benchmark",
+        *["evaluate"] * 4,
+        "faithfulness",
+        "prepare",
+        "register",
+        "train",
+        "train",
+        "train",
+    ]
     for text in (
         "Published benchmarks",
         "blink",
@@ -139,14 +149,25 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
     for name in ("ntp", "kl_forward", "kl_reverse", "beta", "gamma"):
         assert f"amvl/{name}" in run.data.metrics
     assert {a.path for a in client.list_artifacts(run.info.run_id, "figures")} == {
-        "figures/scores.png",
-        "figures/training.png",
+        f"figures/{name}.png"
+        for name in (
+            "faithfulness",
+            "geometry",
+            "information",
+            "occlusion",
+            "scores",
+            "sensitivity",
+            "similarity",
+            "training",
+        )
     }
     tables = {a.path for a in client.list_artifacts(run.info.run_id, "tables")}
     assert {f"tables/{name}.{kind}" for name in ("scores", "scores_blink") for kind in ("md", "csv", "json")} <= tables
     for what in ("", "_low", "_high", "_p", "_n"):
         assert f"difference_blink/unwrapped/overall{what}" in run.data.metrics
         assert f"difference_test/exact match/all{what}" in run.data.metrics
+    assert run.data.tags["amvl.faithfulness"].startswith("Swapping the latents between items changes accuracy by ")
+    assert run.data.metrics["faithfulness/prior/difference"] == 0
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 
 
@@ -171,7 +192,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     second = checkout.command("flows", "demo", *checkout.small)
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
-    assert second.stderr.count("reused") == 10
+    assert second.stderr.count("reused") == 12
     assert "version 1" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 

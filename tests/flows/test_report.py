@@ -3,10 +3,12 @@ from amvl_core.records import (
     DatasetRecord,
     DroppedExample,
     EvalRecord,
+    FaithfulnessRecord,
     MetricScore,
     ReadingScore,
     SourceReport,
     TaskScore,
+    VariantScore,
 )
 from flows import report
 
@@ -157,3 +159,47 @@ def test_the_page_shows_the_line_and_the_newest_warnings() -> None:
 def test_markdown_escapes_what_would_break_a_cell() -> None:
     assert report.markdown_table([]) == ""
     assert report.markdown_table([{"a": "x|y", "b": 1}]) == "| a | b |\n| --- | --- |\n| x\\|y | 1 |"
+
+
+def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:
+    def variant(name: str, difference: float) -> VariantScore:
+        return VariantScore(
+            variant=name,
+            n=1200,
+            accuracy=0.5,
+            low=0.47,
+            high=0.53,
+            difference=difference,
+            difference_low=difference - 0.01,
+            difference_high=difference + 0.01,
+            p_value=0.00001,
+            test="McNemar exact",
+            log_likelihood=-3.0,
+            log_likelihood_low=-3.1,
+            log_likelihood_high=-2.9,
+            log_likelihood_difference=0.0,
+            log_likelihood_difference_low=-0.05,
+            log_likelihood_difference_high=0.05,
+        )
+
+    record = FaithfulnessRecord(
+        uri="/f",
+        fingerprint="f",
+        checkpoint="c",
+        stage="amvl",
+        dataset="d",
+        rows=[variant("prior", 0.0), variant("swapped", -0.02)],
+        verdict="",
+    )
+    prior, swapped = report.faithfulness_rows(record)
+    assert prior["difference, points"] == prior["p"] == ""
+    assert swapped == {
+        "latents": "swapped",
+        "n": "1,200",
+        "accuracy": "50.0% (47.0-53.0)",
+        "difference, points": "-2.0 (-3.0 to -1.0)",
+        "p": "< 0.0001",
+        "test": "McNemar exact",
+        "log-likelihood, nats": "-3.00 (-3.10 to -2.90)",
+        "difference, nats": "+0.000 (-0.050 to +0.050)",
+    }

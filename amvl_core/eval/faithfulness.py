@@ -1,0 +1,102 @@
+"""Whether the latents matter: from stored outputs under changed latents to rows with intervals. Needs no model.
+
+`amvl_core/eval/variants.py` makes the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from amvl_core.errors import DataError
+from amvl_core.eval.statistics import Unit, bootstrap_mean, compare, weighted_mean
+from amvl_core.records import VariantScore
+
+PRIOR = "prior"
+"""The unchanged model: latents are the prior's means."""
+NO_BLOCK = "no block"
+TAUS = (0.2, 0.5, 0.8, 1.0)
+"""The sweep of Table 11; its tau = 0 is the unchanged model."""
+
+
+def score_variants(items: Iterable[Mapping[str, Any]], seed: int = 0) -> list[VariantScore]:
+    """One row per variant in order of first appearance, the unchanged model first.
+
+    An item has `sample_id`, `variant`, `group` (items of one group are not independent), `correct` and
+    `log_likelihood`. Raises DataError where a variant was not asked what the unchanged model was.
+    """
+    by_variant: dict[str, list[Mapping[str, Any]]] = {PRIOR: []}
+    for item in items:
+        by_variant.setdefault(item["variant"], []).append(item)
+    if not (unchanged := by_variant[PRIOR]):
+        raise DataError("there is no item of the unchanged model to compare with; run the faithfulness stage again")
+    return [_row(name, unchanged, changed, seed) for name, changed in by_variant.items()]
+
+
+def _row(
+    name: str, unchanged: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]], seed: int
+) -> VariantScore:
+    right = compare(_units(unchanged, "correct"), _units(changed, "correct"), seed)
+    likelihoods = _units(changed, "log_likelihood")
+    before = {unit.key: unit.value for unit in _units(unchanged, "log_likelihood")}
+    changes = [unit._replace(value=unit.value - before[unit.key]) for unit in likelihoods]
+    low, high = bootstrap_mean(likelihoods, seed)
+    change_low, change_high = bootstrap_mean(changes, seed)
+    return VariantScore(
+        variant=name,
+        n=right.n,
+        accuracy=right.second.value,
+        low=right.second.low,
+        high=right.second.high,
+        difference=right.difference,
+        difference_low=right.low,
+        difference_high=right.high,
+        p_value=right.p,
+        test=right.test,
+        log_likelihood=weighted_mean(likelihoods),
+        log_likelihood_low=low,
+        log_likelihood_high=high,
+        log_likelihood_difference=weighted_mean(changes),
+        log_likelihood_difference_low=change_low,
+        log_likelihood_difference_high=change_high,
+    )
+
+
+def _units(items: Sequence[Mapping[str, Any]], value: str) -> list[Unit]:
+    return [Unit(item["sample_id"], float(item[value]), group=item["group"]) for item in items]
+
+
+def verdict(rows: Sequence[VariantScore]) -> str:
+    """One sentence on what swapping the latents between items does, from the intervals alone.
+
+    Swapping keeps the latents what the model was trained on, and takes from them only what they say about their own
+    item: a model that ignores them does not notice.
+    """
+    row = next(row for row in rows if row.variant == "swapped")
+    p = f"p = {row.p_value:.3f}" if row.p_value >= 0.001 else "p < 0.001"
+    said = (
+        f"Swapping the latents between items changes accuracy by {points(row)} points ({p}, n = {row.n:,}) and the "
+        f"answer's log-likelihood by {nats(row)} nats: on these items "
+    )
+    if excludes_zero(row.difference_low, row.difference_high) and row.p_value < 0.05:
+        worse = row.difference < 0
+        return said + ("the latents matter." if worse else "other items' latents serve better than their own.")
+    if excludes_zero(row.log_likelihood_difference_low, row.log_likelihood_difference_high):
+        return said + "the latents are read, but no effect on accuracy is shown."
+    return said + "no effect of the latents is shown."
+
+
+def excludes_zero(low: float, high: float) -> bool:
+    """Whether an interval lies on one side of 0."""
+    return low > 0 or high < 0
+
+
+def points(row: VariantScore) -> str:
+    """`-0.1 (-1.2 to +1.0)`: the paired difference in accuracy, in points, with its 95 % interval."""
+    return f"{100 * row.difference:+.1f} ({100 * row.difference_low:+.1f} to {100 * row.difference_high:+.1f})"
+
+
+def nats(row: VariantScore) -> str:
+    """The same for the log-likelihood, in nats."""
+    low, high = row.log_likelihood_difference_low, row.log_likelihood_difference_high
+    return f"{row.log_likelihood_difference:+.3f} ({low:+.3f} to {high:+.3f})"

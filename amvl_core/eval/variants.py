@@ -1,0 +1,252 @@
+"""A latent model asked the same questions with its latents changed: the model's side of the faithfulness suite.
+
+The context row of training (`amvl_core/prefix.py`) runs a question once. Every variant continues it: the answer's
+log-likelihood as a decoder row, generation from copies of the question's keys and values. A variant costs its block and
+its answer, and no question is ever run again.
+
+Shape suffixes: B samples, V variants, K slots, T tokens, N label tokens, G key-value heads, C head size, Z latent
+dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from amvl_core.config import AmvlMethod, LatentConfig, SftMethod
+from amvl_core.data.batch import Batch, collate
+from amvl_core.data.encode import IGNORED, Encoder
+from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, TAUS
+from amvl_core.methods.amvl import Amvl
+from amvl_core.methods.sft import Sft
+from amvl_core.objectives import token_losses
+from amvl_core.prefix import PosteriorPositions, Reading, decode, decode_without_block, read
+from amvl_core.sample import Segment
+from amvl_core.tokens import slot_tokens
+
+AT_ONCE = 4
+"""Variants that are generated together: so many copies of the questions' keys and values are held."""
+
+
+class Item(NamedTuple):
+    """One question with its reference answer, laid out as in training, and its encoded images."""
+
+    sample_id: str
+    segments: Sequence[Segment]
+    images: Sequence[bytes]
+
+
+class Answer(NamedTuple):
+    """What one variant gives on one item: the generated text, and log p of the reference answer's tokens in nats."""
+
+    sample_id: str
+    variant: str
+    raw_output: str
+    log_likelihood: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change: `latent_BKZ` in the slots that are `kept` (None: all); without latents there is no block at all."""
+
+    name: str
+    latent_BKZ: Tensor | None
+    kept: tuple[int, ...] | None = None
+
+
+class Prober:
+    """A latent model under every change of its latents, greedy, at temperature 0."""
+
+    def __init__(self, model: Any, processor: Any, posterior_positions: PosteriorPositions) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.method = Amvl(model, AmvlMethod(posterior_positions=posterior_positions))
+        self.encoder = Encoder(processor, slot_tokens(LatentConfig.model_validate(model.config.latent)))
+
+    @torch.inference_mode()
+    def __call__(
+        self, items: Sequence[Item], donor: Item, max_new_tokens: int, seed: int, only: Sequence[str] = ()
+    ) -> list[Answer]:
+        """Every variant (`only` these, where given) on every item, in order of variants.
+
+        Item i is given the latents of item i + 1 in the swap, and the last one those of `donor`. Noise is keyed by
+        `seed` and the item, so nothing depends on what is asked together.
+        """
+        batch, reading = self.read(items)
+        _, other = self.read([donor])
+        donors_BKZ = torch.cat([reading.prior.mean[1:], other.prior.mean])
+        chosen = variants(reading, donors_BKZ, [item.sample_id for item in items], seed)
+        chosen = [variant for variant in chosen if not only or variant.name in only]
+        blocks = [variant for variant in chosen if variant.latent_BKZ is not None]
+        answers = []
+        for first in range(0, len(blocks), AT_ONCE):
+            answers += self._answers(items, batch, reading, blocks[first : first + AT_ONCE], max_new_tokens)
+        for variant in chosen:
+            if variant.latent_BKZ is None:
+                answers += self._answers(items, batch, reading, [variant], max_new_tokens)
+        return answers
+
+    def read(self, items: Sequence[Item]) -> tuple[Batch, Reading]:
+        """Prior and posterior of every item, and the keys and values of its question."""
+        batch = collate([self.encoder.encode(*item) for item in items])
+        positions_3N = self.method.positions(batch)
+        embeds_ND = self.method.embed(batch)
+        return batch, read(self.model, batch, embeds_ND, positions_3N, self.method.config.posterior_positions)
+
+    def _answers(
+        self, items: Sequence[Item], batch: Batch, reading: Reading, chosen: Sequence[Variant], max_new_tokens: int
+    ) -> list[Answer]:
+        texts = self._generate(batch, reading, chosen, max_new_tokens)
+        scores = [score for variant in chosen for score in self._log_likelihoods(batch, reading, variant)]
+        names = [(item.sample_id, variant.name) for variant in chosen for item in items]
+        return [Answer(*name, text, score) for name, text, score in zip(names, texts, scores, strict=True)]
+
+    def _log_likelihoods(self, batch: Batch, reading: Reading, variant: Variant) -> list[float]:
+        """log p of every item's reference answer."""
+        if variant.latent_BKZ is None:
+            logits_1NV, labels_N, sample_N = decode_without_block(self.model, batch, reading)
+        else:
+            logits_1NV, labels_N, sample_N = decode(self.model, batch, reading, variant.latent_BKZ[None], variant.kept)
+        return sums(-token_losses(logits_1NV[0], labels_N), sample_N, len(reading.blocks))
+
+    def _generate(self, batch: Batch, reading: Reading, chosen: Sequence[Variant], max_new_tokens: int) -> list[str]:
+        """Greedy answers of all variants, [V x B], which have a block or have none, on copies of the same cache."""
+        slots = self.model.config.num_slots
+        block = chosen[0].latent_BKZ is not None
+        prompts, positions = [], []
+        for ids_T, of, sample in zip(
+            batch.input_ids_N.split(batch.lengths), reading.blocks, reading.samples, strict=True
+        ):
+            parts = [sample.x.positions_3N, sample.slots.positions_3N, sample.end.positions_3N]
+            length = of.prefix + slots + 1 if block else of.prefix - 1
+            prompts.append(ids_T[:length])
+            positions.append(torch.cat(parts, 1)[:, :length])
+        # Without a block the question's last token is run again: something must predict the first one of y.
+        columns = [of.prefix if block else of.prefix - 2 for of in reading.blocks]
+        where, copies, longest = positions[0].device, len(chosen), max(map(len, prompts))
+        mask_BT = torch.stack([pad(torch.ones_like(ids), (longest - len(ids), 0)) for ids in prompts])
+        mask_VBT = mask_BT.repeat(copies, 1, 1)
+        for number, variant in enumerate(chosen):
+            hidden = set() if variant.kept is None else set(range(slots)) - set(variant.kept)
+            for slot in hidden:
+                mask_VBT[number, :, longest - 1 - slots + slot] = 0
+        ids_BT = torch.stack([pad(ids, (longest - len(ids), 0)) for ids in prompts])
+        positions_3BT = torch.stack([pad(p, (longest - p.shape[1], 0)) for p in positions], 1)
+        options: dict[str, Any] = {}
+        if block:
+            options["latents"] = torch.cat([v.latent_BKZ for v in chosen if v.latent_BKZ is not None])
+        output = self.model.generate(
+            input_ids=ids_BT.repeat(copies, 1).to(where),
+            attention_mask=mask_VBT.flatten(0, 1).to(where),
+            position_ids=positions_3BT.repeat(1, copies, 1),
+            past_key_values=question_cache(self.model, reading, columns, copies),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            **options,
+        )
+        texts: list[str] = self.processor.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        return texts
+
+
+def question_cache(model: Any, reading: Reading, columns: Sequence[int], copies: int) -> DynamicCache:
+    """The keys and values of the first `columns` tokens of every question, padded on the left, `copies` times over."""
+    cache = DynamicCache(config=model.config.text_config)
+    sizes = [span.rows for span in reading.context.spans]
+    longest = max(columns)
+    for number, layer in enumerate(reading.context.layers):
+        keys, values = (
+            torch.stack(
+                [
+                    pad(rows_TGC[:length].transpose(0, 1), (0, 0, longest - length, 0))
+                    for rows_TGC, length in zip(part.split(sizes)[::2], columns, strict=True)
+                ]
+            ).repeat(copies, 1, 1, 1)
+            for part in layer
+        )
+        cache.update(keys, values, number)
+    return cache
+
+
+def variants(reading: Reading, donors_BKZ: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
+    """Every change of the latents of a batch.
+
+    - prior: mu of the prior, unchanged; posterior: mu of the posterior, which sees the answer (oracle).
+    - zeroed: Z = 0; noise: a random direction with the norm of each slot's mu; swapped: another item's mu;
+      shuffled: the slots in another order, none in its place (not where there is one slot).
+    - dropped i: slot i hidden from everything behind it, all other rows at their own positions. No value stands in its
+      place: the mean latent would still be one, and zero is a value that the model was never trained on.
+    - tau: mu + tau sigma eps (App. I, Table 11), the same eps at every tau. no block: the question without it.
+    """
+    mean_BKZ, slots = reading.prior.mean, reading.prior.mean.shape[1]
+    noise_BKZ, direction_BKZ = (
+        torch.stack([_noise(seed, f"{kind}/{name}", mean_BKZ[0]) for name in sample_ids]) for kind in ("tau", "noise")
+    )
+    length = mean_BKZ.norm(dim=-1, keepdim=True) / direction_BKZ.norm(dim=-1, keepdim=True)
+    found = [
+        Variant(PRIOR, mean_BKZ),
+        Variant("zeroed", torch.zeros_like(mean_BKZ)),
+        Variant("noise", direction_BKZ * length),
+        Variant("swapped", donors_BKZ),
+    ]
+    if slots > 1:
+        shuffled = [z[list(_moved(seed, name, slots))] for z, name in zip(mean_BKZ, sample_ids, strict=True)]
+        found.append(Variant("shuffled", torch.stack(shuffled)))
+    for slot in range(slots):
+        kept = tuple(other for other in range(slots) if other != slot)
+        found.append(Variant(f"dropped {slot + 1}", mean_BKZ, kept))
+    found.append(Variant("posterior", reading.posterior.mean))
+    found += [Variant(f"tau {tau:g}", reading.prior.sample(noise_BKZ, tau)) for tau in TAUS]
+    return [*found, Variant(NO_BLOCK, None)]
+
+
+class Control:
+    """A model without latents (plain fine-tuning, learned pause tokens) on the same items."""
+
+    def __init__(self, answerer: Any) -> None:
+        self.answerer = answerer
+        ids = getattr(answerer.model.config, "slot_token_ids", None) or []
+        self.encoder = Encoder(answerer.processor, answerer.processor.tokenizer.convert_ids_to_tokens(list(ids)))
+        self.method = Sft(answerer.model, SftMethod())
+
+    @torch.inference_mode()
+    def __call__(self, items: Sequence[Item], label: str, max_new_tokens: int) -> list[Answer]:
+        """Its answers and log-likelihoods, under the name `label`."""
+        questions = [item.segments[0].text for item in items]
+        texts = self.answerer.answer([item.images for item in items], questions, max_new_tokens)
+        batch = collate([self.encoder.encode(*item) for item in items])
+        logits_NV, labels_N = self.method.logits(batch)
+        counts = torch.tensor([int((labels[1:] != IGNORED).sum()) for labels in batch.labels_N.split(batch.lengths)])
+        sample_N = torch.arange(len(items)).repeat_interleave(counts).to(labels_N.device)
+        scores = sums(-token_losses(logits_NV, labels_N), sample_N, len(items))
+        return [
+            Answer(item.sample_id, label, text, score) for item, text, score in zip(items, texts, scores, strict=True)
+        ]
+
+
+def sums(value_N: Tensor, sample_N: Tensor, samples: int) -> list[float]:
+    """The sum of each sample's values, [B]."""
+    return [float(value) for value in value_N.new_zeros(samples).index_add(0, sample_N, value_N)]
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+
+
+def _noise(seed: int, name: str, like_KZ: Tensor) -> Tensor:
+    return torch.randn(like_KZ.shape, generator=_generator(seed, name)).to(like_KZ)
+
+
+def _moved(seed: int, name: str, slots: int) -> list[int]:
+    """A random order of the slots in which none stays: each goes to the next place of one random cycle."""
+    cycle = torch.randperm(slots, generator=_generator(seed, f"shuffled/{name}")).tolist()
+    order = [0] * slots
+    for here, there in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+        order[here] = there
+    return order

@@ -1,0 +1,183 @@
+"""Faithfulness and analysis over real Ray actors on a tiny checkpoint with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from amvl_core.config import RunConfig
+from amvl_core.errors import DataError
+from amvl_core.eval.faithfulness import score_variants, verdict
+from amvl_core.progress import Progress
+from amvl_core.records import (
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    FaithfulnessRecord,
+    Shard,
+    load_record,
+    save_record,
+)
+from infra import analysis, analysis_files, ray_analysis
+from tests.distributed.test_train import configuration, row
+from tests.tiny import LATENT, amvl_model, stock_folder
+
+ROWS = 9
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> RunConfig:
+    evaluation = {"faithfulness_items": ROWS, "analysis_items": ROWS, "batch_size": 4}
+    return configuration(str(root), evaluation=evaluation, cluster={"num_workers": 2})
+
+
+@pytest.fixture(scope="module")
+def dataset(root: Path) -> DatasetRecord:
+    folder = root / "prepare" / "data"
+    folder.mkdir(parents=True)
+    rows = [row(f"test-{i}", i, LATENT.num_slots) for i in range(ROWS)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "test.parquet")
+    shards = [Shard(file="test.parquet", split="test", rows=ROWS, sha256="")]
+    record = DatasetRecord(
+        uri=str(folder), fingerprint="data", schema_version=1, shards=shards, kept=ROWS, dropped={}, reports=[]
+    )
+    save_record(record)
+    return record
+
+
+def checkpoint(config: RunConfig, root: Path, stage: str) -> CheckpointRecord:
+    uri = root / "train" / stage
+    uri.mkdir(parents=True)
+    if stage == "amvl":
+        import torch
+
+        model, processor = amvl_model(dtype=torch.float32)
+        model.save_pretrained(uri / "model")
+        processor.save_pretrained(uri / "model")
+    else:
+        (uri / "model").symlink_to(stock_folder())
+    record = CheckpointRecord(
+        uri=str(uri),
+        fingerprint=stage,
+        stage=stage,
+        method=stage,
+        step=4,
+        config=config.model_dump(mode="json"),
+        dataset="data",
+        parent=None,
+        num_parameters=1,
+        metrics={},
+    )
+    save_record(record)
+    return record
+
+
+@pytest.fixture(scope="module")
+def amvl(config: RunConfig, root: Path) -> CheckpointRecord:
+    return checkpoint(config, root, "amvl")
+
+
+@pytest.fixture(scope="module")
+def sft(config: RunConfig, root: Path) -> CheckpointRecord:
+    return checkpoint(config, root, "sft")
+
+
+class Stopped(Exception):  # noqa: N818
+    """Stands in for a kill of the driver."""
+
+
+def test_an_interrupted_suite_goes_on_and_gives_the_same_file(
+    ray_cluster: None, config, dataset, amvl, sft, root
+) -> None:
+    controls = [("plain", sft)]
+
+    def stop(progress: Progress) -> None:
+        if progress.done == 2:
+            raise Stopped
+
+    run = (config, dataset, amvl, controls)
+    interrupted, whole = root / "interrupted", root / "whole"
+    with pytest.raises(Stopped):
+        ray_analysis.faithfulness(*run, str(interrupted), "f", stop)
+    assert load_record(str(interrupted), FaithfulnessRecord) is None
+    left = sorted(interrupted.glob("parts/*/*.parquet"))
+    assert len(left) >= 2
+    before = {path: path.stat().st_mtime_ns for path in left}
+    seen: list[Progress] = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(progress)
+        assert {path: path.stat().st_mtime_ns for path in left} == before
+
+    record = ray_analysis.faithfulness(*run, str(interrupted), "f", watch)
+    assert seen[-1].stage == "faithfulness plain"
+    assert not (interrupted / "parts").exists()
+    ray_analysis.faithfulness(*run, str(whole), "f", lambda _: None)
+    assert (interrupted / "items.parquet").read_bytes() == (whole / "items.parquet").read_bytes()
+
+    items = pq.read_table(whole / "items.parquet").to_pylist()
+    assert len(items) == (14 + 1) * ROWS
+    assert record.rows == score_variants(items)  # without a model
+    assert record.verdict == verdict(record.rows)
+    assert [row.variant for row in record.rows][-1] == "plain"
+    donors = {item["sample_id"]: item["donor"] for item in items}
+    assert sorted(donors) == sorted(donors.values())
+    cycle, here = [], "test-0"
+    while here not in cycle:
+        cycle.append(here)
+        here = donors[here]
+    assert len(cycle) == ROWS  # one cycle: nobody is its own donor
+
+
+def test_an_analysis_holds_what_its_tables_say(ray_cluster: None, config, dataset, amvl, root) -> None:
+    uri = root / "analyse" / "a"
+    record = ray_analysis.analyse(config, dataset, amvl, str(uri), "a", lambda _: None)
+    assert load_record(str(uri), AnalysisRecord) == record
+    assert all((uri / name).exists() for name in record.files)
+    assert {"geometry.png", "similarity.png", "sensitivity.png", "information.png", "occlusion.png"} <= {*record.files}
+    tables = analysis_files.read_tables(record)
+    assert tables["latents"].num_rows == record.n == ROWS
+    assert len(record.kl_per_slot) == len(record.similarity) == LATENT.num_slots
+    assert set(record.sensitivity) == {"image", "text"}
+    assert record.mutual_information <= np.log(record.candidates)
+    assert record.mutual_information <= record.mutual_information_upper
+    assert tables["occlusion"].num_rows == ray_analysis.HEAT_MAPS
+    for name in ("geometry", "similarity", "sensitivity", "information", "occlusion"):
+        columns = analysis_files.data(record, name)
+        assert len({len(column) for column in columns.values()}) == 1
+    cells = analysis_files.data(record, "occlusion")
+    assert len(cells["shift"]) == sum(np.prod(row["shape"]) for row in tables["occlusion"].to_pylist())
+
+
+def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None:
+    small = dataset.model_copy(update={"shards": [dataset.shards[0].model_copy(update={"rows": 1})]})
+    with pytest.raises(DataError, match="swaps latents between at least 2"):
+        ray_analysis.faithfulness(config, small, amvl, [], str(root / "x"), "x", lambda _: None)
+
+
+def test_contamination_without_a_checkpoint_is_the_linear_gaussian_problem() -> None:
+    figure, columns = analysis.linear_gaussian()
+    assert len(figure.axes[0].lines) == 3
+    rows = list(zip(columns["kind"], columns["gamma"], columns["contamination"], strict=True))
+    closed = {gamma: value for kind, gamma, value in rows if kind == "closed form"}
+    for kind, gamma, value in rows:
+        if kind == "optimised":
+            assert value == pytest.approx(closed[gamma], abs=1e-6)
+
+
+def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], sft, tmp_path: Path) -> None:
+    assert analysis.main(["geometry"]) == 1
+    assert "give --checkpoint" in capsys.readouterr().err
+    assert analysis.main(["geometry", "--checkpoint", str(tmp_path)]) == 1
+    assert "holds no CheckpointRecord" in capsys.readouterr().err
+    assert analysis.main(["geometry", "--checkpoint", sft.uri]) == 1
+    assert "has no latents" in capsys.readouterr().err
