@@ -218,12 +218,13 @@ class AnalysisRecord(Record):
 
 
 class ModelRecord(Record):
-    """A version in the model registry."""
+    """A version in the model registry, the alias that it took when it was registered, and why that one."""
 
     kind: Literal["model"] = "model"
     name: str
     version: int
     alias: str
+    reason: str
     run_id: str
     tracking_uri: str
 

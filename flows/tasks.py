@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from amvl_core import storage
 from amvl_core.config import RunConfig
-from amvl_core.errors import ConfigError
+from amvl_core.errors import AmvlError, ConfigError
 from amvl_core.progress import Progress
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record
 from flows import report
@@ -173,9 +173,27 @@ def register(
     else:
         run_id = tracker.start()
         tracker.flush()
-        record = registry.register(config, run_id, dataset, checkpoint, evaluations, uri)
-        get_run_logger().info("register: models:/%s/%d, alias %s", record.name, record.version, record.alias)
+        decision = _gate(config, dataset, evaluations[-1], run_id)
+        record = registry.register(config, run_id, dataset, checkpoint, evaluations, decision, uri)
+        get_run_logger().info(
+            "register: models:/%s/%d, alias %s: %s", record.name, record.version, record.alias, record.reason
+        )
     return record
+
+
+def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:
+    """The alias of a new version; a champion that was never asked these items is evaluated on them first."""
+    present = registry.champion(config)
+    held, trouble = None, ""
+    if present is not None and present.checkpoint is not None:
+        label = f"champion-{present.version}"
+        try:
+            # A tracking run of its own below the pipeline's: the metrics of two models must not mix.
+            with Tracker(config, label, parent=run_id) as tracker:
+                held = evaluate(config, label, dataset, present.checkpoint, tracker)
+        except AmvlError as error:
+            trouble = f"it cannot be evaluated on these items ({error})"
+    return registry.decide(config, new, present, held, trouble)
 
 
 @task(cache_policy=NO_CACHE)

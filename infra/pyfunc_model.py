@@ -56,7 +56,7 @@ def read_image(value: Any, row: int) -> bytes:
         with Image.open(io.BytesIO(value)) as image:
             image.load()
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise _refused(f"row {row}: image is no picture that can be decoded ({error})") from error
+        raise _refused(f"row {row}: image is no picture that can be decoded ({type(error).__name__})") from error
     return bytes(value)
 
 

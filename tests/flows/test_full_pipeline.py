@@ -85,7 +85,14 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
     assert stages == ["evaluate", "evaluate", "prepare", "register", "train", "train", "train"]
-    for text in ("majority", "base model (sft)", "AMVL", "colour", "all", "models:/amvl@champion (version 1)"):
+    for text in (
+        "majority",
+        "base model (sft)",
+        "AMVL",
+        "colour",
+        "all",
+        "models:/amvl/1 (champion: the first",
+    ):
         assert text in first.stdout
     assert f"http://127.0.0.1:{checkout.prefect_port}/runs/flow-run/" in first.stdout
     assert "Traceback" not in first.stderr
@@ -130,7 +137,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
     assert second.stderr.count("reused") == 7
-    assert "version 1" in second.stdout
+    assert "models:/amvl/1 (champion" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 
 
