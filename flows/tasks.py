@@ -36,6 +36,7 @@ class Reporter:
     def __init__(self, tracker: Tracker, key: str) -> None:
         self.tracker, self.log, self.last = tracker, get_run_logger(), 0.0
         self.artifact = create_progress_artifact(0.0, key=key.lower().replace("_", "-"), description=key)
+        self.prefix = f"{tracker.label}: " if tracker.label else ""
 
     def __call__(self, progress: Progress) -> None:
         """Takes one event; safe to call from another thread than the task's."""
@@ -44,7 +45,7 @@ class Reporter:
         if time.monotonic() - self.last < LOG_EVERY_S and progress.done < progress.total:
             return
         self.last = time.monotonic()
-        self.log.info(report.progress_line(progress))
+        self.log.info(self.prefix + report.progress_line(progress))
         try:
             update_progress_artifact(self.artifact, 100.0 * progress.done / max(progress.total, 1))
         except httpx.HTTPError as error:  # the page lags behind; the stage must not suffer for it
@@ -100,9 +101,14 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
 
 @task(task_run_name="train-{stage}", cache_policy=NO_CACHE)
 def train(
-    config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None, tracker: Tracker
+    config: RunConfig,
+    stage: str,
+    dataset: DatasetRecord,
+    parent: CheckpointRecord | None,
+    tracker: Tracker,
+    jobs: int = 1,
 ) -> CheckpointRecord:
-    """One training stage, from the checkpoint of the stage before it."""
+    """One training stage, from the checkpoint of the stage before it; `jobs` of them share the machines."""
     fingerprint = fingerprints.train_fingerprint(config, stage, dataset, parent)
     uri = stage_uri(config, "train", fingerprint)
     record = load_record(uri, CheckpointRecord)
@@ -113,7 +119,7 @@ def train(
             from infra import ray_train
 
             tracker.plan(dataset.rows("train"))
-            record = ray_train.train(config, stage, dataset, parent, uri, fingerprint, on_progress)
+            record = ray_train.train(config, stage, dataset, parent, uri, fingerprint, on_progress, jobs)
     assert record is not None
     tracker.checkpoint(record, reused=reused)
     return record

@@ -121,6 +121,18 @@ def resources(config: ClusterConfig) -> Workers:
     return Workers(device=device, num_workers=wanted)
 
 
+def jobs_at_once(config: ClusterConfig) -> int:
+    """How many trainings of `num_workers` workers the cluster takes side by side, a core or GPU for each; at least 1.
+
+    Call `connect` first.
+    """
+    import ray
+
+    total = _capacity(ray.cluster_resources())
+    units = total.get("GPU" if resources(config).device == "cuda" else "CPU", 0.0)
+    return max(1, int(units) // config.num_workers)
+
+
 def _capacity(now: dict[str, float]) -> dict[str, float]:
     """What the cluster has, or can grow to: with an autoscaler the GPU nodes come when they are asked for."""
     from ray._private.state import state

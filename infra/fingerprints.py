@@ -9,6 +9,7 @@ from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 1
 EVALUATE_VERSION = 2
+ABLATION_VERSION = 1
 
 
 def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:
@@ -35,6 +36,32 @@ def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Check
         model=model.fingerprint if model else _model(config),
         dataset=dataset.fingerprint,
     )
+
+
+def ablation_fingerprint(
+    table: str, rows: dict[str, list[RunConfig]], dataset: DatasetRecord, base: CheckpointRecord | None
+) -> str:
+    """Of an ablation table: what each row (label -> a configuration per seed) trains and how it is evaluated."""
+    return fingerprint(
+        "ablation",
+        ABLATION_VERSION,
+        code=[TRAIN_VERSION, EVALUATE_VERSION],
+        table=table,
+        rows={label: [_row(config) for config in configs] for label, configs in rows.items()},
+        dataset=dataset.fingerprint,
+        base=base.fingerprint if base else None,
+    )
+
+
+def _row(config: RunConfig) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "model": _model(config),
+        "latent": config.latent.model_dump(mode="json"),
+        "precision": config.trainer.precision,
+        "stages": [stage.model_dump(mode="json", exclude={"micro_batch"}) for stage in config.stages.values()],
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"batch_size"}),
+    }
 
 
 def _model(config: RunConfig) -> dict[str, Any]:

@@ -58,11 +58,13 @@ def train(
     uri: str,
     fingerprint: str,
     on_progress: ProgressFn,
+    jobs: int = 1,
 ) -> CheckpointRecord:
     """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
 
-    Ray is connected. Raises ClusterError where the workers cannot be placed or keep failing, and the worker's own
-    AmvlError where the configuration or the data are at fault.
+    Ray is connected. `jobs` such stages run at the same time, on a part of the cores each. Raises ClusterError where
+    the workers cannot be placed or keep failing, and the worker's own AmvlError where the configuration or the data
+    are at fault.
     """
     workers = resources(config.cluster)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
@@ -78,7 +80,7 @@ def train(
     gpu = workers.device == "cuda"
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "mailbox": mailbox},
+        train_loop_config={"job": job, "mailbox": mailbox, "jobs": jobs},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
@@ -113,7 +115,8 @@ def _worker(settings: dict[str, Any]) -> None:
     mailbox = settings["mailbox"]
     if ray.get(mailbox.failed.remote()) is not None:
         return  # started again after an error of the configuration or the data: it would only come back
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    processes = ray.train.get_context().get_local_world_size() * settings["jobs"]
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     from transformers.utils import logging as hf_logging
 
     from amvl_core.train.loop import TrainJob, train_stage
