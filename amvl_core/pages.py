@@ -1,6 +1,12 @@
-"""The look of every page that is one HTML file: the report of a dataset and that of a run."""
+"""What every page that is one HTML file shares: the report of a dataset and that of a run."""
 
 from __future__ import annotations
+
+import base64
+import io
+from html import escape
+
+from PIL import Image
 
 STYLE = """
 :root { --ink: #1d2430; --soft: #667085; --line: #e4e7ec; --paper: #ffffff; --back: #f6f7f9; --accent: #2f7d6b; }
@@ -45,3 +51,29 @@ figcaption b { display: block; color: var(--accent); margin-top: 4px; }
 figcaption .q { display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow: hidden; }
 @media (max-width: 860px) { .tiles, .charts, .samples { grid-template-columns: 1fr 1fr; } }
 """
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole document; `title` is text, `body` HTML. The browser loads nothing from elsewhere and runs no script."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>\n{body}\n</main></body></html>"
+    )
+
+
+def thumbnail(data: bytes, pixels: int) -> str:
+    """An encoded image as a data URL of a JPEG whose longer side is at most `pixels`."""
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB")
+    small.thumbnail((pixels, pixels))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return data_url(buffer.getvalue(), "jpeg")
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """The encoded image of the kind `png`, `jpeg` ... as a URL that holds it."""
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()

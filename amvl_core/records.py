@@ -163,8 +163,9 @@ class EvalRecord(Record):
 class VariantScore(BaseModel):
     """A model with its latents changed in one way, against the same model with its prior's means, on the same items.
 
-    Shares of 1; `log_likelihood` is the mean over items of log p(answer tokens | question, latents) in nats. Intervals
-    are 95 %; `difference` is accuracy minus that of the unchanged model, `p_value` of the paired test.
+    Shares of 1; `log_likelihood` is the mean over items of log p(y | question, latents) in nats, y being all tokens
+    that the model is trained to write. Intervals are 95 %; differences are to the unchanged model, paired by item;
+    `p_value` is that of `test` on the accuracies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -178,13 +179,17 @@ class VariantScore(BaseModel):
     difference_low: float
     difference_high: float
     p_value: float
+    test: str
     log_likelihood: float
     log_likelihood_low: float
     log_likelihood_high: float
+    log_likelihood_difference: float
+    log_likelihood_difference_low: float
+    log_likelihood_difference_high: float
 
 
 class FaithfulnessRecord(Record):
-    """What the latents of one checkpoint do: one row per variant, the unchanged model first.
+    """What the latents of one checkpoint do: one row per variant, the unchanged model first; `verdict` is a sentence.
 
     `items.parquet` below `uri` holds every output and log-likelihood the rows were computed from.
     """
@@ -194,6 +199,12 @@ class FaithfulnessRecord(Record):
     stage: str
     dataset: str
     rows: list[VariantScore]
+    verdict: str
+
+    @property
+    def items_uri(self) -> str:
+        """Every output and log-likelihood."""
+        return storage.join(self.uri, "items.parquet")
 
 
 class AnalysisRecord(Record):

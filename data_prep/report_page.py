@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from amvl_core.pages import STYLE
+from amvl_core.pages import page
 from amvl_core.sample import IMAGE_PLACEHOLDER
 
 KEPT_COLOUR = "#2f7d6b"
@@ -19,9 +19,6 @@ def render(summary: dict[str, Any], samples: Sequence[Sequence[dict[str, str]]])
     colours = _colours(summary["dropped"])
     sources = summary["sources"]
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>Dataset {escape(summary['fingerprint'])}</title><style>{STYLE}</style></head><body><main>",
         f"<h1>Prepared dataset</h1><code>{escape(summary['fingerprint'])}</code>",
         _tiles(summary),
         "<div class='card'><h3>From read to kept</h3>",
@@ -30,9 +27,8 @@ def render(summary: dict[str, Any], samples: Sequence[Sequence[dict[str, str]]])
         "</div>",
         _reasons(sources, colours),
         *[_source(source, shown) for source, shown in zip(sources, samples, strict=True)],
-        "</main></body></html>",
     ]
-    return "\n".join(parts)
+    return page(f"Dataset {summary['fingerprint']}", "\n".join(parts))
 
 
 def label(reason: str) -> str:

@@ -4,26 +4,12 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from amvl_core.ablations import HR_4K, HR_8K, VSTAR, Table
+from amvl_core.ablations import HR_4K, HR_8K, TABLE_7, TABLES, VSTAR, Table
 from amvl_core.config import RunConfig
 from amvl_core.records import AblationRecord, AblationRow, DatasetRecord
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
 from infra.tracking import Tracker
-
-PAPER_GEOMETRY = {
-    "NTP": {"S_p": 1.9243, "S_q": 2.2326, "D_L2": 16.9488, "S_cos": -0.0190, "D_shift": 16.6418},
-    "NTP + Rev": {"S_p": 0.4453, "S_q": 0.5177, "D_L2": 3.6960, "S_cos": 0.9594, "D_shift": 3.6294},
-    "NTP + Fwd": {"S_p": 0.6359, "S_q": 0.8707, "D_L2": 5.6528, "S_cos": 0.8697, "D_shift": 5.5484},
-    "NTP + Fwd + Rev, forward-first": {
-        "S_p": 0.6786,
-        "S_q": 0.8257,
-        "D_L2": 5.4317,
-        "S_cos": 0.8883,
-        "D_shift": 5.3240,
-    },
-}
-"""Table 7, by the label of the row in Table 3."""
 
 
 def score_rows(record: AblationRecord) -> list[dict[str, str]]:
@@ -51,7 +37,7 @@ def geometry_rows(record: AblationRecord) -> list[dict[str, str]]:
     return [
         {
             "row": row.label,
-            **{name: _beside(row.geometry.get(name), PAPER_GEOMETRY.get(row.label, {}).get(name)) for name in names},
+            **{name: _beside(row.geometry.get(name), _paper_geometry(row.label).get(name)) for name in names},
         }
         for row in record.rows
         if row.geometry
@@ -67,13 +53,14 @@ def markdown(config: RunConfig, table: Table, record: AblationRecord, dataset: D
     parts = [
         f"## {table.title}",
         f"Ours: accuracy in per cent on the {n:,} test questions of {sources}, model `{config.model.base}`, {counted}, "
-        f"dataset `{record.dataset}`, table `{record.fingerprint}`. The paper's columns are other benchmarks and a model "
-        "of 7B (first row: Qwen2.5-VL-7B): its figures are not comparable with ours, only the order of the rows is.",
+        f"dataset `{record.dataset}`, table `{record.fingerprint}`. The paper's columns are other benchmarks and a "
+        "model of 7B (first row: Qwen2.5-VL-7B): its figures are not comparable with ours, only the "
+        "order of the rows is.",
         "All rows start from one base checkpoint, and a seed is that of the stages after it. `over seeds`: Student's "
         "95 % interval of the seeds' means, what another training would score on these questions. `over items`: 95 % "
-        "bootstrap over questions with all seeds of a question together (one seed: Wilson's), what these trainings would "
-        "score on other questions. `against headline` and `p`: paired by question, seeds pooled, the signs of questions "
-        "flipped at random (one seed: McNemar's exact test); the interval is the bootstrap's over questions.",
+        "bootstrap over questions with all seeds of a question together (one seed: Wilson's), what these trainings "
+        "would score on other questions. `against headline` and `p`: paired by question, seeds pooled, the signs of "
+        "questions flipped at random (one seed: McNemar's exact test); the interval is the bootstrap's over questions.",
         markdown_table(score_rows(record)),
     ]
     if geometry := geometry_rows(record):
@@ -128,6 +115,10 @@ def _difference(row: AblationRow) -> str:
         return "-"
     low, high = row.difference_interval
     return f"{100 * row.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _paper_geometry(label: str) -> dict[str, float]:
+    return TABLE_7.get("AMVL" if label == TABLES[3].headline else label, {})
 
 
 def _beside(ours: float | None, paper: float | None) -> str:

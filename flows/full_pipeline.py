@@ -62,6 +62,7 @@ def full_pipeline(
 
             registered = tasks.register(config, dataset, final, [before, after], tracker)
             page = tasks.show_summary(config, dataset, final, rows, registered)
+            report = tasks.show_report(config, dataset, final, before, after, rows, registered, tracker)
     finally:
         ray_cluster.disconnect()
-    return tasks.outcome(rows, registered, page, str(flow_run.id))
+    return tasks.outcome(rows, registered, page, report, str(flow_run.id))

@@ -21,7 +21,15 @@ from amvl_core import storage
 from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError, ConfigError
 from amvl_core.progress import Progress
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record
+from amvl_core.records import (
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    ModelRecord,
+    load_record,
+)
 from flows import report
 from infra import cluster, fingerprints, registry
 from infra.mlflow_client import check_reachable, tracking_uri
@@ -213,6 +221,42 @@ def show_summary(
     return page
 
 
+@task(cache_policy=NO_CACHE)
+def show_report(
+    config: RunConfig,
+    dataset: DatasetRecord,
+    checkpoint: CheckpointRecord,
+    before: EvalRecord,
+    after: EvalRecord,
+    rows: list[dict[str, str]],
+    model: ModelRecord,
+    tracker: Tracker,
+    benchmarks: dict[str, list[dict[str, str]]] | None = None,
+    faithfulness: FaithfulnessRecord | None = None,
+    analysis: AnalysisRecord | None = None,
+) -> str:
+    """The run as one HTML page: below the storage root and with the tracking run; linked from the run's page."""
+    from infra import run_report
+
+    fingerprint = run_report.report_fingerprint(model, faithfulness, analysis)
+    uri = storage.join(stage_uri(config, "report", fingerprint), run_report.NAME)
+    if storage.exists(uri):
+        _say_reused("report", fingerprint)
+    else:
+        labels = report.labels(before, after)
+        history = tracker.history
+        page = run_report.build(
+            config, dataset, checkpoint, labels, model, rows, history, benchmarks, faithfulness, analysis
+        )
+        storage.write_bytes(uri, page.encode())
+        if tracker.run_id is not None:
+            tracker.text(run_report.NAME, page)
+    run = mlflow_page(config, tracker.run_id or model.run_id)
+    link = f"{run}/artifacts/{run_report.NAME}"
+    create_link_artifact(link, key="report", link_text="the report of the run", description="One page, also to print")
+    return uri
+
+
 def mlflow_page(config: RunConfig, run_id: str) -> str:
     """Address of a run's page: on the tracking server, or on the one that `make serve` opens on the same database."""
     uri = tracking_uri(config)
@@ -244,6 +288,14 @@ def _say_reused(stage: str, what: str) -> None:
     get_run_logger().info("%s: reused %s", stage, what)
 
 
-def outcome(rows: list[dict[str, str]], model: ModelRecord, mlflow: str, flow_run_id: str) -> dict[str, Any]:
+def outcome(
+    rows: list[dict[str, str]], model: ModelRecord, mlflow: str, report_uri: str, flow_run_id: str
+) -> dict[str, Any]:
     """What the flow returns: plain data, for whoever called it."""
-    return {"scores": rows, "model": model.model_dump(mode="json"), "mlflow_page": mlflow, "flow_run_id": flow_run_id}
+    return {
+        "scores": rows,
+        "model": model.model_dump(mode="json"),
+        "mlflow_page": mlflow,
+        "report": report_uri,
+        "flow_run_id": flow_run_id,
+    }
