@@ -49,7 +49,7 @@ figure .more { position: absolute; right: 6px; bottom: 6px; background: #1d2430c
 figcaption { padding: 9px 11px 11px; font-size: 12.5px; line-height: 1.4; overflow-wrap: anywhere; }
 figcaption b { display: block; color: var(--accent); margin-top: 4px; }
 figcaption .q { display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow: hidden; }
-@media (max-width: 860px) { .tiles, .charts, .samples { grid-template-columns: 1fr 1fr; } }
+@media screen and (max-width: 860px) { .tiles, .charts, .samples { grid-template-columns: 1fr 1fr; } }
 """
 
 

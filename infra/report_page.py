@@ -17,7 +17,7 @@ STYLE = """
 p.note { color: var(--soft); font-size: 13.5px; margin: 10px 0 0; max-width: 860px; }
 nav { margin: 14px 0 0; font-size: 13.5px; }
 nav a { color: var(--accent); margin-right: 16px; text-decoration: none; }
-.card + .card { margin-top: 16px; } .card > img { display: block; max-width: 100%; margin: 0 auto; }
+section > .card + .card { margin-top: 16px; } .card > img { display: block; max-width: 100%; margin: 0 auto; }
 .wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; font-variant-numeric: tabular-nums; }
 tr.all td { font-weight: 650; border-top: 1px solid var(--soft); }
 .answers { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; }
@@ -26,20 +26,29 @@ tr.all td { font-weight: 650; border-top: 1px solid var(--soft); }
 .answers figcaption .q { margin-bottom: 6px; -webkit-line-clamp: 6; }
 .answers pre { margin: 6px 0 0; padding: 7px 9px; background: var(--back); border-radius: 6px; overflow-wrap: anywhere;
   white-space: pre-wrap; font: 11.5px/1.45 ui-monospace, monospace; max-height: 180px; overflow: hidden; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; } .pair .card + .card { margin-top: 0; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
 .pictures { display: grid; grid-template-columns: repeat(2, 1fr); gap: 16px; margin-top: 16px; }
 .pictures figure { background: var(--paper); } .pictures img { height: auto; max-height: 420px; padding: 8px; }
 .values { columns: 2; column-gap: 32px; font-size: 12.5px; } .values div { display: flex; gap: 12px;
   justify-content: space-between; border-bottom: 1px solid var(--line); padding: 3px 0; break-inside: avoid; }
-.values span { color: var(--soft); } .values b { font-weight: 500; text-align: right; overflow-wrap: anywhere; }
+.values span { color: var(--soft); overflow-wrap: anywhere; }
+.values b { font-weight: 500; text-align: right; overflow-wrap: anywhere; min-width: 30%; }
 .grid td { text-align: center; padding: 6px; border: 0; font-size: 12px; font-variant-numeric: tabular-nums; }
-@media (max-width: 860px) { .answers, .pair, .pictures { grid-template-columns: 1fr; } .values { columns: 1; } }
+@media screen and (max-width: 860px) {
+  .answers, .pair, .pictures { grid-template-columns: 1fr; } .values { columns: 1; }
+}
 @page { size: A4; margin: 13mm; }
-@media print { body { background: #fff; font-size: 11px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+@media print {
+  body { background: #fff; font-size: 11px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; } nav { display: none; } h2 { break-after: avoid; margin: 22px 0 8px; }
-  .tile b { font-size: 22px; } table { font-size: 10px; } td { padding: 5px 8px 5px 0; } .wide { overflow: visible; }
-  th { padding-right: 8px; } .wide td, .wide th { white-space: normal; } .values { font-size: 9.5px; }
-  .card { padding: 12px; } figure, tr, .plot, .grid { break-inside: avoid; } .answers pre { max-height: 120px; } }
+  figure, tr, .plot, .grid, .wide { break-inside: avoid; } h3 { break-after: avoid; } .card { padding: 12px; } .wide { overflow: visible; }
+  .tiles, .answers, .pair, .pictures { gap: 10px; } .tiles { margin: 14px 0; } .tile b { font-size: 22px; }
+  p.note, .tile span, .soft { font-size: 10px; } .values { font-size: 9.5px; }
+  table { font-size: 10px; } td { padding: 5px 8px 5px 0; } th { padding-right: 8px; }
+  .wide td, .wide th { white-space: normal; } .pictures img { max-height: 300px; }
+  .answers figcaption { font-size: 10px; } .answers pre { font-size: 8.5px; max-height: 120px; }
+  .answers .picture, .answers img { height: 120px; }
+}
 """
 
 Table = Sequence[Mapping[str, str]]
