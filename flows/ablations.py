@@ -102,8 +102,8 @@ def ablations(
                 before = tasks.evaluate(config, base.stage if base else "base", dataset, base, tracker)
                 found = run_rows(config, plan, dataset, base, tracker)
                 rows = [
-                    _base_row(before, found, table),
-                    *(_row(config, row, found, table) for row in TABLES[table].rows),
+                    base_line(before, found, table),
+                    *(line(config, row, found, table) for row in TABLES[table].rows),
                 ]
                 record = AblationRecord(
                     uri=uri,
@@ -117,7 +117,7 @@ def ablations(
                 if not any(row.failed for row in rows):
                     save_record(record)
             page = ablation_report.show(config, TABLES[table], record, dataset, tracker)
-            _refuse_failures(record)
+            refuse_failures(record)
     finally:
         ray_cluster.disconnect()
     return {"record": record.model_dump(mode="json"), "mlflow_page": page, "flow_run_id": str(flow_run.id)}
@@ -193,7 +193,8 @@ def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
     return names[names.index(base.stage) + 1 :] if base else names
 
 
-def _row(config: RunConfig, row: Row, found: Found, table: TableName) -> AblationRow:
+def line(config: RunConfig, row: Row, found: Found, table: TableName) -> AblationRow:
+    """One row of the table from what its seeds gave."""
     by_seed = found[row.label]
     results = {seed: result for seed, result in sorted(by_seed.items()) if isinstance(result, Result)}
     geometry = [result.analysis.geometry for result in results.values() if result.analysis is not None]
@@ -209,7 +210,8 @@ def _row(config: RunConfig, row: Row, found: Found, table: TableName) -> Ablatio
     )
 
 
-def _base_row(before: EvalRecord, found: Found, table: TableName) -> AblationRow:
+def base_line(before: EvalRecord, found: Found, table: TableName) -> AblationRow:
+    """The model that all rows start from."""
     return base_row(f"before ({before.stage})", BASE_SCORES, outcomes(before), _answers(found, TABLES[table].headline))
 
 
@@ -218,7 +220,8 @@ def _answers(found: Found, label: str) -> dict[int, dict[str, bool]]:
     return {seed: outcomes(result.evaluation) for seed, result in results.items()}
 
 
-def _refuse_failures(record: AblationRecord) -> None:
+def refuse_failures(record: AblationRecord) -> None:
+    """Raises AblationError where a training failed: the run is not done, though its table stands."""
     failed = [f"{row.label}, seed {seed} ({reason})" for row in record.rows for seed, reason in row.failed.items()]
     if failed:
         raise AblationError(

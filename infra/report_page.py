@@ -32,7 +32,7 @@ tr.all td { font-weight: 650; border-top: 1px solid var(--soft); }
 .values { columns: 2; column-gap: 32px; font-size: 12.5px; } .values div { display: flex; gap: 12px;
   justify-content: space-between; border-bottom: 1px solid var(--line); padding: 3px 0; break-inside: avoid; }
 .values span { color: var(--soft); overflow-wrap: anywhere; }
-.values b { font-weight: 500; text-align: right; overflow-wrap: anywhere; min-width: 30%; }
+.values b { font-weight: 500; text-align: right; overflow-wrap: anywhere; min-width: 16%; }
 .grid td { text-align: center; padding: 6px; border: 0; font-size: 12px; font-variant-numeric: tabular-nums; }
 @media screen and (max-width: 860px) {
   .answers, .pair, .pictures { grid-template-columns: 1fr; } .values { columns: 1; }
@@ -41,7 +41,8 @@ tr.all td { font-weight: 650; border-top: 1px solid var(--soft); }
 @media print {
   body { background: #fff; font-size: 11px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; } nav { display: none; } h2 { break-after: avoid; margin: 22px 0 8px; }
-  figure, tr, .plot, .grid, .wide { break-inside: avoid; } h3 { break-after: avoid; } .card { padding: 12px; } .wide { overflow: visible; }
+  figure, tr, .plot, .grid, .wide { break-inside: avoid; }
+  h3 { break-after: avoid; } .card { padding: 12px; } .wide { overflow: visible; }
   .tiles, .answers, .pair, .pictures { gap: 10px; } .tiles { margin: 14px 0; } .tile b { font-size: 22px; }
   p.note, .tile span, .soft { font-size: 10px; } .values { font-size: 9.5px; }
   table { font-size: 10px; } td { padding: 5px 8px 5px 0; } th { padding-right: 8px; }
