@@ -128,6 +128,7 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
         "figures/scores.png",
         "figures/training.png",
     }
+    assert "report.html" in {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 
 
@@ -136,7 +137,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     second = checkout.command("flows", "demo", *SMALL)
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
-    assert second.stderr.count("reused") == 7
+    assert second.stderr.count("reused") == 8
     assert "models:/amvl/1 (champion" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 
@@ -197,6 +198,40 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--watch", *parameters, **served)
     assert done.returncode == 0, done.stdout + done.stderr
     assert checkout.records() == before
+
+
+def test_an_ablation_table_takes_up_the_checkpoint_of_the_pipeline(
+    checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
+) -> None:
+    """Table 11 trains nothing that the pipeline has not: with its seed only four temperatures are left to evaluate."""
+    import mlflow
+
+    before = checkout.records()
+    stage = {"steps": 2, "global_batch": 8, "micro_batch": 4}
+    given = {
+        "table": 11,
+        "seeds": 1,
+        "preset": "demo",
+        "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
+        "cluster": {"num_workers": 1},
+        "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
+    }
+    parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]
+    done = checkout.command("prefect", "deployment", "run", "amvl/ablations", "--watch", *parameters, **served)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = checkout.records().keys() - before.keys()
+    assert sorted(path.parts[-3] for path in made) == ["ablation", *["evaluate"] * 4]
+
+    client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/.amvl/storage/mlflow.db")
+    table = json.loads(next(path for path in made if path.parts[-3] == "ablation").read_text())
+    children = client.search_runs(
+        [client.get_run(table["run_id"]).info.experiment_id], f"tags.`mlflow.parentRunId` = '{table['run_id']}'"
+    )
+    assert {run.info.run_name for run in children} == {f"tau = {tau}, seed 0" for tau in (0, 0.2, 0.5, 0.8, 1)}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert len({uri for row in table["rows"][1:] for uri in row["checkpoints"].values()}) == 1
+    found = {artifact.path for artifact in client.list_artifacts(table["run_id"], "tables")}
+    assert {"tables/ablation_11.csv", "tables/ablation_11.md"} <= found
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,9 @@ def test_a_request_over_http_is_answered_or_refused_with_a_reason(tracked: RunCo
     good = ask({"dataframe_records": [{"image": image, "question": "What colour?"}]})
     assert good.status_code == 200
     assert len(good.json()["predictions"]) == 1
+    rows = [{"image": image, "question": "What colour?"}] * 2
+    for body in ({"inputs": rows}, {"instances": rows}):
+        assert ask(body).json()["predictions"] == good.json()["predictions"] * 2
     for row, reason in (
         ({"image": image, "question": ""}, "row 0: question must be a text"),
         (
