@@ -16,6 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
+from flows.ablations import planned
+from flows.parameters import resolve
+from infra.fingerprints import evaluate_fingerprint
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
     '--param=data={"sources": [{"kind": "microworld", "train": 64, "test": 16}]}',
@@ -200,36 +205,52 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     assert checkout.records() == before
 
 
-def test_an_ablation_table_takes_up_the_checkpoint_of_the_pipeline(
+def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
     checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
 ) -> None:
-    """Table 11 trains nothing that the pipeline has not: with its seed only four temperatures are left to evaluate."""
+    """Table 11 trains nothing that the pipeline has not: with its seed only four temperatures are left to evaluate.
+
+    The record of one of them is damaged at first: that row fails, the others are finished, and a second run needs
+    only the one.
+    """
     import mlflow
 
-    before = checkout.records()
     stage = {"steps": 2, "global_batch": 8, "micro_batch": 4}
     given = {
-        "table": 11,
-        "seeds": 1,
-        "preset": "demo",
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
         "cluster": {"num_workers": 1},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
     }
-    parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]
-    done = checkout.command("prefect", "deployment", "run", "amvl/ablations", "--watch", *parameters, **served)
+    chosen = {"table": 11, "seeds": 1, "preset": "demo", **given}
+    command = ["prefect", "deployment", "run", "amvl/ablations", "--watch"]
+    command += [f"--param={name}={json.dumps(value)}" for name, value in chosen.items()]
+    before = checkout.records()
+    dataset = next(load_record(str(path.parent), DatasetRecord) for path in before if path.parts[-3] == "prepare")
+    trained = [load_record(str(path.parent), CheckpointRecord) for path in before if path.parts[-3] == "train"]
+    final = next(checkpoint for checkpoint in trained if checkpoint is not None and checkpoint.stage == "amvl")
+    assert dataset is not None
+    row = planned(resolve("demo", **given), 11, 1)["tau = 0.5"][0]
+    damaged = checkout.folder / ".amvl/storage/evaluate" / evaluate_fingerprint(row, dataset, final) / "record.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
+
+    failed = checkout.command(*command, **served)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    made = checkout.records().keys() - before.keys() - {damaged}
+    assert [path.parts[-3] for path in made] == ["evaluate"] * 3
+    damaged.unlink()
+    done = checkout.command(*command, **served)
     assert done.returncode == 0, done.stdout + done.stderr
-    made = checkout.records().keys() - before.keys()
-    assert sorted(path.parts[-3] for path in made) == ["ablation", *["evaluate"] * 4]
+    again = checkout.records().keys() - before.keys() - made
+    assert sorted(path.parts[-3] for path in again) == ["ablation", "evaluate"]
 
     client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/.amvl/storage/mlflow.db")
-    table = json.loads(next(path for path in made if path.parts[-3] == "ablation").read_text())
-    children = client.search_runs(
-        [client.get_run(table["run_id"]).info.experiment_id], f"tags.`mlflow.parentRunId` = '{table['run_id']}'"
-    )
+    table = json.loads(next(path for path in again if path.parts[-3] == "ablation").read_text())
+    parent = client.get_run(table["run_id"])
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {run.info.run_name for run in children} == {f"tau = {tau}, seed 0" for tau in (0, 0.2, 0.5, 0.8, 1)}
-    assert {run.info.status for run in children} == {"FINISHED"}
-    assert len({uri for row in table["rows"][1:] for uri in row["checkpoints"].values()}) == 1
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {uri for row in table["rows"][1:] for uri in row["checkpoints"].values()} == {final.uri}
     found = {artifact.path for artifact in client.list_artifacts(table["run_id"], "tables")}
     assert {"tables/ablation_11.csv", "tables/ablation_11.md"} <= found
 
