@@ -210,8 +210,10 @@ class FaithfulnessRecord(Record):
 class AnalysisRecord(Record):
     """Geometry and information of one checkpoint's latents on `n` test samples; `files` lie below `uri`.
 
-    `geometry` holds Table 7's quantities and their centred versions; `kl_per_slot` is KL(q||p) in nats, one per slot;
-    `mutual_information` estimates I_q(Z; Y | X) in nats (Prop. C.5).
+    `geometry` holds Table 7's quantities and their centred versions; `kl_per_slot` is KL(q||p) in nats, one per slot.
+    `mutual_information` and `mutual_information_upper` bound I_q(Z; Y | X) in nats (Prop. C.5) with the targets of
+    `candidates` samples of a task as the answers; the lower one cannot exceed log(candidates). `sensitivity` says how
+    far the latents move when `image` or `text` is permuted, in distances of a sample to the centre; NaN is left out.
     """
 
     kind: Literal["analysis"] = "analysis"
@@ -223,6 +225,8 @@ class AnalysisRecord(Record):
     kl_per_slot: list[float]
     active_units: int
     mutual_information: float
+    mutual_information_upper: float
+    candidates: float
     similarity: list[list[float]]
     sensitivity: dict[str, float]
     files: list[str]

@@ -198,7 +198,7 @@ def _forest(rows: Sequence[VariantScore]) -> str:
 def _analysis(run: Run) -> str:
     record = run.analysis
     if record is None:
-        return _absent(run, "there is no geometry to measure", "evaluation")
+        return _absent(run, "there is no geometry to measure", "evaluation.analysis_items")
     paper = TABLE_7["AMVL"]
     geometry = [
         {"": "ours", **{name: f"{value:.4g}" for name, value in record.geometry.items()}},
@@ -207,7 +207,8 @@ def _analysis(run: Run) -> str:
     facts = {
         "questions": f"{record.n:,}",
         "active units": f"{record.active_units:,}",
-        "I_q(Z; Y | X), nats": f"{record.mutual_information:.4g}",
+        "I_q(Z; Y | X), nats": f"{record.mutual_information:.4g} to {record.mutual_information_upper:.4g}",
+        "bounded with answers": f"{record.candidates:.4g}",
         **{f"sensitivity, {name}": f"{value:.4g}" for name, value in record.sensitivity.items()},
         **{f"KL(q || p), slot {i}, nats": f"{kl:.4g}" for i, kl in enumerate(record.kl_per_slot, 1)},
     }

@@ -80,6 +80,8 @@ def analysis(cosine: float) -> AnalysisRecord:
         kl_per_slot=[],
         active_units=1,
         mutual_information=0.1,
+        mutual_information_upper=0.2,
+        candidates=8.0,
         similarity=[],
         sensitivity={},
         files=[],
