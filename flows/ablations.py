@@ -17,6 +17,7 @@ from amvl_core.ablations import BASE_SCORES, TABLES, Row, TableName, difference,
 from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError
 from amvl_core.eval.seeds import base_row, score_row
+from amvl_core.eval.statistics import Unit
 from amvl_core.progress import Progress
 from amvl_core.records import (
     AblationRecord,
@@ -215,7 +216,7 @@ def base_line(before: EvalRecord, found: Found, table: TableName) -> AblationRow
     return base_row(f"before ({before.stage})", BASE_SCORES, outcomes(before), _answers(found, TABLES[table].headline))
 
 
-def _answers(found: Found, label: str) -> dict[int, dict[str, bool]]:
+def _answers(found: Found, label: str) -> dict[int, list[Unit]]:
     results = {seed: result for seed, result in sorted(found[label].items()) if isinstance(result, Result)}
     return {seed: outcomes(result.evaluation) for seed, result in results.items()}
 

@@ -9,14 +9,13 @@ from amvl_core.eval.statistics import Comparison, Unit, compare
 from amvl_core.records import EvalRecord
 
 
-def outcomes(record: EvalRecord) -> dict[str, bool]:
-    """Whether each item of the test split, by its id, was answered rightly."""
+def outcomes(record: EvalRecord) -> list[Unit]:
+    """Whether each item of the test split was answered rightly; questions about the same images are one group."""
     with storage.opened(record.predictions_uri) as file:
-        table = pq.read_table(file, columns=["sample_id", "correct"])
-    return dict(zip(table["sample_id"].to_pylist(), table["correct"].to_pylist(), strict=True))
+        rows = pq.read_table(file, columns=["sample_id", "group", "correct"]).to_pylist()
+    return [Unit(row["sample_id"], float(row["correct"]), group=row["group"]) for row in rows]
 
 
 def compare_evaluations(first: EvalRecord, second: EvalRecord) -> Comparison:
     """The paired test of `second` against `first`. Raises DataError where they were not asked the same items."""
-    before, after = ([Unit(key, float(right)) for key, right in outcomes(record).items()] for record in (first, second))
-    return compare(before, after)
+    return compare(outcomes(first), outcomes(second))

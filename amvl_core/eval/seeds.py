@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amvl_core.eval.statistics import Unit, compare, estimate
+from amvl_core.eval.statistics import Unit, compare, estimate, weighted_mean
 from amvl_core.records import AblationRow
 
-Answers = Mapping[str, bool]
-"""Item -> whether it was answered rightly."""
+Answers = Sequence[Unit]
+"""Each item of one evaluation, 1 where it was answered rightly."""
 
 _T_975 = [
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
@@ -36,11 +36,11 @@ def over_seeds(values: list[float]) -> tuple[float, float] | None:
 
 
 def units(answers: Mapping[int, Answers]) -> list[Unit]:
-    """Every answer of every seed; the seeds of an item are resampled and flipped together."""
+    """Every answer of every seed; what is about one item, or about items of one group, is resampled together."""
     return [
-        Unit(f"{seed}/{item}", float(right), group=item)
+        unit._replace(key=f"{seed}/{unit.key}", group=unit.group or unit.key)
         for seed, found in answers.items()
-        for item, right in found.items()
+        for unit in found
     ]
 
 
@@ -49,12 +49,12 @@ def score_row(answers: Mapping[int, Answers], headline: Mapping[int, Answers] | 
 
     The comparison takes the seeds that both have. Raises DataError where their items differ.
     """
-    accuracies = {seed: sum(found.values()) / len(found) for seed, found in answers.items()}
+    accuracies = {seed: weighted_mean(found) for seed, found in answers.items()}
     found = estimate(units(answers))
     seeds = answers.keys() & (headline or {}).keys()
     figures: dict[str, Any] = {
         "accuracies": accuracies,
-        "n": len(next(iter(answers.values()), {})),
+        "n": len(next(iter(answers.values()), [])),
         "mean": found.value,
         "over_seeds": over_seeds(list(accuracies.values())),
         "over_items": (found.low, found.high),

@@ -54,7 +54,7 @@ def checkpoint(stage: str = "amvl") -> CheckpointRecord:
 def evaluation(folder: Path, name: str, right: int) -> EvalRecord:
     """40 questions of which the first `right` are answered rightly."""
     (folder / name).mkdir()
-    columns = {"sample_id": [f"s{i}" for i in range(40)], "correct": [i < right for i in range(40)]}
+    columns = {"sample_id": [f"s{i}" for i in range(40)], "group": [""] * 40, "correct": [i < right for i in range(40)]}
     pq.write_table(pa.table(columns), folder / name / "predictions.parquet")
     overall = TaskScore(task="all", n=40, correct=right, accuracy=right / 40, low=0, high=1, majority=0.3)
     return EvalRecord(

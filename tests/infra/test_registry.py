@@ -133,7 +133,11 @@ def answered(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable[
     def make(name: str, right: set[int], items: int = 20) -> EvalRecord:
         record = evaluation("amvl", len(right) // 2, name).model_copy(update={"uri": str(tmp_path / name)})
         (tmp_path / name).mkdir()
-        columns = {"sample_id": [f"s{i}" for i in range(items)], "correct": [i in right for i in range(items)]}
+        columns = {
+            "sample_id": [f"s{i}" for i in range(items)],
+            "group": [""] * items,
+            "correct": [i in right for i in range(items)],
+        }
         pq.write_table(pa.table(columns), tmp_path / name / "predictions.parquet")
         return record
 

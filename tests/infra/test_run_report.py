@@ -68,6 +68,7 @@ def evaluated(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable
         rows = [
             {
                 "sample_id": f"s{i:02d}",
+                "group": "",
                 "task": f"microworld/{TASKS[i % 3]}",
                 "prompt": f"<image>Which {i}? {NASTY}",
                 "answer": "red",

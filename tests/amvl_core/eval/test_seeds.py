@@ -4,11 +4,15 @@ from scipy import stats
 
 from amvl_core.errors import DataError
 from amvl_core.eval import seeds
-from amvl_core.eval.statistics import wilson
+from amvl_core.eval.statistics import Unit, wilson
 
 
-def answers(rights: list[int], items: int = 40) -> dict[int, dict[str, bool]]:
-    return {seed: {f"i{i}": i < right for i in range(items)} for seed, right in enumerate(rights)}
+def answers(rights: list[int], items: int = 40, per_image: int = 1) -> dict[int, list[Unit]]:
+    """Per seed, the first `right` of the items answered rightly, `per_image` neighbours on one image."""
+    return {
+        seed: [Unit(f"i{i}", float(i < right), group=f"g{i // per_image}") for i in range(items)]
+        for seed, right in enumerate(rights)
+    }
 
 
 def test_the_quantiles_are_students() -> None:
@@ -38,6 +42,12 @@ def test_seeds_that_answer_alike_do_not_make_the_items_more() -> None:
     widths = [high - low for low, high in (one, three)]
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
     assert seeds.score_row(answers([24, 24, 24]), None)["over_seeds"] == pytest.approx((0.6, 0.6))
+
+
+def test_questions_about_one_image_count_as_one() -> None:
+    """Four questions to an image that are right or wrong together: ten units, not forty, and twice the width."""
+    alone, together = (seeds.score_row(answers([24, 24], per_image=count), None)["over_items"] for count in (1, 4))
+    assert together[1] - together[0] == pytest.approx(2 * (alone[1] - alone[0]), rel=0.1)
 
 
 def test_a_row_is_paired_with_the_headline_on_the_seeds_that_both_have() -> None:
