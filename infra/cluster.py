@@ -15,7 +15,7 @@ from amvl_core.errors import ClusterError
 CPUS_PER_WORKER = 0.5
 """What a CPU worker asks of Ray: with a whole CPU each, two workers on two cores leave none for anything else."""
 
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -49,7 +49,7 @@ def connect(config: ClusterConfig) -> None:
 
     Raises ClusterError if the address does not answer.
     """
-    for name, value in _QUIET.items():  # read when Ray is imported, and inherited by its processes
+    for name, value in _ENVIRONMENT.items():  # read when Ray is imported, and inherited by its processes
         os.environ.setdefault(name, value)
     import ray
 
