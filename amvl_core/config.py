@@ -417,13 +417,23 @@ class EvaluationConfig(Frozen):
         return self
 
 
+CHALLENGER = "challenger"
+"""The alias of a registered version that did not pass the gate (`infra/registry.py`)."""
+
+
 class TrackingConfig(Frozen):
     """Where MLflow writes. Without `uri`: MLFLOW_TRACKING_URI, else SQLite below a local storage root."""
 
     uri: str | None = None
     experiment: str = "amvl"
     registered_model: str = "amvl"
-    alias: str = "champion"
+    alias: str = Field("champion", description="of a version that is not worse than the one that holds it")
+
+    @model_validator(mode="after")
+    def _gated(self) -> TrackingConfig:
+        if self.alias == CHALLENGER:
+            raise ValueError(f"alias {CHALLENGER!r} is that of versions that are worse; choose another")
+        return self
 
 
 class RunConfig(Frozen):

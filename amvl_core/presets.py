@@ -16,6 +16,7 @@ from amvl_core.config import (
     SftMethod,
     StageConfig,
     TrainerConfig,
+    override,
 )
 
 LOCAL_STORAGE = ".amvl/storage"
@@ -59,4 +60,11 @@ def demo() -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"paper": paper, "demo": demo}
+def ablation() -> RunConfig:
+    """The demo's data, model and base, with longer AMVL stages; a row is one worker, so that two run on two cores."""
+    method = {"beta_warmup": 200, "gamma_start": 100, "gamma_warmup": 200}
+    stages = {"embedding_adaptation": {"method": method}, "amvl": {"method": method, "steps": 400}}
+    return override(demo(), {"stages": stages, "cluster": {"num_workers": 1}})
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {"paper": paper, "demo": demo, "ablation": ablation}

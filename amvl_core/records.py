@@ -287,14 +287,54 @@ class AnalysisRecord(Record):
 
 
 class ModelRecord(Record):
-    """A version in the model registry."""
+    """A version in the model registry, the alias that it took when it was registered, and why that one."""
 
     kind: Literal["model"] = "model"
     name: str
     version: int
     alias: str
+    reason: str
     run_id: str
     tracking_uri: str
+
+
+class AblationRow(BaseModel):
+    """One line of an ablation table; shares of 1, intervals 95 %.
+
+    `accuracies` and `checkpoints` have one entry per seed that finished (none for the base model, which is one),
+    `failed` maps the others to the reason. `mean` is over seeds and items, `over_seeds` Student's interval of the
+    seeds' means (None below two seeds), `over_items` the bootstrap's over items with the seeds of an item together.
+    `difference` is to the headline row on the same items and seeds (None where there is nothing to compare), `p_value`
+    of the paired test. `paper` holds the paper's scores in per cent; `geometry` the seeds' means of Table 7's figures.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    changes: str
+    paper: dict[str, float]
+    accuracies: dict[int, float]
+    checkpoints: dict[int, str]
+    failed: dict[int, str]
+    n: int
+    mean: float
+    over_seeds: tuple[float, float] | None
+    over_items: tuple[float, float]
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+    p_value: float | None
+    geometry: dict[str, float]
+
+
+class AblationRecord(Record):
+    """A whole ablation table: every row on the same dataset, from the same base checkpoint."""
+
+    kind: Literal["ablation"] = "ablation"
+    table: str
+    headline: str
+    dataset: str
+    rows: list[AblationRow]
+    run_id: str
 
 
 R = TypeVar("R", bound=Record)

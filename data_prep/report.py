@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from amvl_core import storage
+from amvl_core.pages import thumbnail
 from amvl_core.records import DatasetRecord
 from amvl_core.sample import Split
 from data_prep import report_page
@@ -122,18 +120,9 @@ def _sample(row: dict[str, Any]) -> dict[str, str]:
         "sample_id": row["sample_id"],
         "question": next((segment["text"] for segment in row["segments"] if segment["kind"] == "prompt"), ""),
         "answer": json.loads(row["extra"])["answer"],
-        "image": _thumbnail(images[0]) if images else "",
+        "image": thumbnail(images[0], 2 * THUMB_PIXELS) if images else "",
         "images": str(len(images)),
     }
-
-
-def _thumbnail(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
-    small.thumbnail((2 * THUMB_PIXELS, 2 * THUMB_PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _distribution(counts: Counter[int], bins: int = 24) -> dict[str, Any]:

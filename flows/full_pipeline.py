@@ -65,15 +65,19 @@ def full_pipeline(
             after_on = tasks.evaluate_benchmarks(config, final.stage, benchmarks, final, tracker)
             tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
 
+            faithfulness = analysis = None
             if final.method == "amvl":  # what has latents must show that they matter
                 if config.evaluation.faithfulness_items:
                     controls = [(f"without latents ({base.stage})", base)] if base else []
-                    tasks.faithfulness(config, dataset, final, controls, tracker)
+                    faithfulness = tasks.faithfulness(config, dataset, final, controls, tracker)
                 if config.evaluation.analysis_items:
-                    tasks.analyse(config, dataset, final, tracker)
+                    analysis = tasks.analyse(config, dataset, final, tracker)
 
             registered = tasks.register(config, dataset, final, [before, after], tracker)
             page = tasks.show_summary(config, dataset, final, rows, registered)
+            report = tasks.show_report(
+                config, dataset, final, before, after, rows, registered, tracker, tables, faithfulness, analysis
+            )
     finally:
         ray_cluster.disconnect()
-    return tasks.outcome(rows, tables, registered, page, str(flow_run.id))
+    return tasks.outcome(rows, tables, registered, page, report, str(flow_run.id))

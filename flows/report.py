@@ -167,8 +167,8 @@ def summary(dataset: DatasetRecord, final: CheckpointRecord, rows: list[dict[str
             f"**Data** {dataset.rows('train'):,} training and {dataset.rows('test'):,} test samples, "
             f"{sum(dataset.dropped.values()):,} dropped (`{dataset.fingerprint}`)",
             f"**Model** {final.method}, {final.num_parameters:,} parameters, stage `{final.stage}` at step "
-            f"{final.step:,} (`{final.fingerprint}`), registered as `models:/{model.name}/{model.version}` "
-            f"and `models:/{model.name}@{model.alias}`",
+            f"{final.step:,} (`{final.fingerprint}`), registered as `models:/{model.name}/{model.version}`",
+            f"**Gate** `{model.alias}`: {model.reason}",
             "Accuracy with 95 % intervals:",
             markdown_table(rows),
         )

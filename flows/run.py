@@ -50,7 +50,8 @@ def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
     model = outcome["model"]
     pages = served and healthy(f"{MLFLOW_URL}/health")
     lines = [
-        f"Model    models:/{model['name']}@{model['alias']} (version {model['version']})",
+        f"Model    models:/{model['name']}/{model['version']} ({model['alias']}: {model['reason']})",
+        f"Report   {outcome['report']}",
         "Pages    " + ("open now:" if pages else "`make serve` opens them:"),
         f"  MLflow   {outcome['mlflow_page']}",
         f"  Prefect  {PREFECT_URL}/runs/flow-run/{outcome['flow_run_id']}",

@@ -177,6 +177,7 @@ MLflow   {MLFLOW_URL}
 A worker waits for runs. In another terminal, in this folder:
   prefect deployment run amvl/demo --watch
   prefect deployment run amvl/demo --watch --param seed=3 --param 'cluster={{"num_workers":1}}'
+  prefect deployment run amvl/ablations --watch --param table=3
   prefect deployment run amvl/full-pipeline --watch
 Ctrl-C stops everything.
 """

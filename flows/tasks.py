@@ -47,6 +47,7 @@ class Reporter:
 
     def __init__(self, tracker: Tracker, log: report.Log, page: Callable[[float, str], None]) -> None:
         self.tracker, self.log, self.page = tracker, log, page
+        self.prefix = f"{tracker.label}: " if tracker.label else ""
         self.last = 0.0
         self.warnings: list[str] = []
 
@@ -64,7 +65,7 @@ class Reporter:
             return
         self.last = time.monotonic()
         if progress.metrics or not progress.warnings:
-            self.log.info(progress.line())
+            self.log.info(self.prefix + progress.line())
         share = 100.0 * progress.done / max(progress.total, 1)
         self.page(share, report.page_text(progress.line(), self.warnings))
 
@@ -152,9 +153,14 @@ def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
 
 @task(task_run_name="train-{stage}", cache_policy=NO_CACHE)
 def train(
-    config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None, tracker: Tracker
+    config: RunConfig,
+    stage: str,
+    dataset: DatasetRecord,
+    parent: CheckpointRecord | None,
+    tracker: Tracker,
+    jobs: int = 1,
 ) -> CheckpointRecord:
-    """One training stage, from the checkpoint of the stage before it."""
+    """One training stage, from the checkpoint of the stage before it; `jobs` of them share the machines."""
     fingerprint = fingerprints.train_fingerprint(config, stage, dataset, parent)
     uri = stage_uri(config, "train", fingerprint)
     record = load_record(uri, CheckpointRecord)
@@ -165,7 +171,7 @@ def train(
             from infra import ray_train
 
             tracker.plan(dataset.rows("train"))
-            record = ray_train.train(config, stage, dataset, parent, uri, fingerprint, on_progress)
+            record = ray_train.train(config, stage, dataset, parent, uri, fingerprint, on_progress, jobs)
     assert record is not None
     tracker.checkpoint(record, reused=reused)
     return record
@@ -335,9 +341,27 @@ def register(
     else:
         run_id = tracker.start()
         tracker.flush()
-        record = registry.register(config, run_id, dataset, checkpoint, evaluations, uri)
-        get_run_logger().info("register: models:/%s/%d, alias %s", record.name, record.version, record.alias)
+        decision = _gate(config, dataset, evaluations[-1], run_id)
+        record = registry.register(config, run_id, dataset, checkpoint, evaluations, decision, uri)
+        get_run_logger().info(
+            "register: models:/%s/%d, alias %s: %s", record.name, record.version, record.alias, record.reason
+        )
     return record
+
+
+def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:
+    """The alias of a new version; a champion that was never asked these items is evaluated on them first."""
+    present = registry.champion(config)
+    held, trouble = None, ""
+    if present is not None and present.checkpoint is not None:
+        label = f"champion-{present.version}"
+        try:
+            # A tracking run of its own below the pipeline's: the metrics of two models must not mix.
+            with Tracker(config, label, parent=run_id) as tracker:
+                held = evaluate(config, label, dataset, present.checkpoint, tracker)
+        except AmvlError as error:
+            trouble = f"it cannot be evaluated on these items ({error})"
+    return registry.decide(config, new, present, held, trouble)
 
 
 @task(cache_policy=NO_CACHE)
@@ -349,6 +373,42 @@ def show_summary(
     create_markdown_artifact(report.summary(dataset, final, rows, model), key="summary", description="The run")
     create_link_artifact(page, key="mlflow-run", link_text="the run in MLflow", description="Curves, tables, figures")
     return page
+
+
+@task(cache_policy=NO_CACHE)
+def show_report(
+    config: RunConfig,
+    dataset: DatasetRecord,
+    checkpoint: CheckpointRecord,
+    before: EvalRecord,
+    after: EvalRecord,
+    rows: list[dict[str, str]],
+    model: ModelRecord,
+    tracker: Tracker,
+    benchmarks: dict[str, list[dict[str, str]]] | None = None,
+    faithfulness: FaithfulnessRecord | None = None,
+    analysis: AnalysisRecord | None = None,
+) -> str:
+    """The run as one HTML page: below the storage root and with the tracking run; linked from the run's page."""
+    from infra import run_report
+
+    fingerprint = run_report.report_fingerprint(model, faithfulness, analysis)
+    uri = storage.join(stage_uri(config, "report", fingerprint), run_report.NAME)
+    if storage.exists(uri):
+        _say_reused("report", fingerprint)
+    else:
+        labels = report.labels(before, after)
+        history = tracker.history
+        page = run_report.build(
+            config, dataset, checkpoint, labels, model, rows, history, benchmarks, faithfulness, analysis
+        )
+        storage.write_bytes(uri, page.encode())
+        if tracker.run_id is not None:
+            tracker.text(run_report.NAME, page)
+    run = mlflow_page(config, tracker.run_id or model.run_id)
+    link = f"{run}/artifacts/{run_report.NAME}"
+    create_link_artifact(link, key="report", link_text="the report of the run", description="One page, also to print")
+    return uri
 
 
 def mlflow_page(config: RunConfig, run_id: str) -> str:
@@ -402,6 +462,7 @@ def outcome(
     benchmarks: dict[str, list[dict[str, str]]],
     model: ModelRecord,
     mlflow: str,
+    report_uri: str,
     flow_run_id: str,
 ) -> dict[str, Any]:
     """What the flow returns: plain data, for whoever called it."""
@@ -410,5 +471,6 @@ def outcome(
         "benchmarks": benchmarks,
         "model": model.model_dump(mode="json"),
         "mlflow_page": mlflow,
+        "report": report_uri,
         "flow_run_id": flow_run_id,
     }

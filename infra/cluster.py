@@ -15,11 +15,12 @@ from amvl_core.errors import ClusterError
 CPUS_PER_WORKER = 0.5
 """What a CPU worker asks of Ray: with a whole CPU each, two workers on two cores leave none for anything else."""
 
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives `disconnect` would start a Ray of its own
 }
 _MIB = 2**20
 
@@ -48,7 +49,7 @@ def connect(config: ClusterConfig) -> None:
 
     Raises ClusterError if the address does not answer.
     """
-    for name, value in _QUIET.items():  # read when Ray is imported, and inherited by its processes
+    for name, value in _ENVIRONMENT.items():  # read when Ray is imported, and inherited by its processes
         os.environ.setdefault(name, value)
     import ray
 
@@ -127,6 +128,18 @@ def room(workers: Workers) -> int:
 
     total = ray.cluster_resources()
     return min(workers.num_workers, *(int(total.get(name, 0.0) / need) for name, need in workers.resources.items()))
+
+
+def jobs_at_once(config: ClusterConfig) -> int:
+    """How many trainings of `num_workers` workers the cluster takes side by side, a core or GPU for each; at least 1.
+
+    Call `connect` first.
+    """
+    import ray
+
+    total = _capacity(ray.cluster_resources())
+    units = total.get("GPU" if resources(config).device == "cuda" else "CPU", 0.0)
+    return max(1, int(units) // config.num_workers)
 
 
 def _capacity(now: dict[str, float]) -> dict[str, float]:

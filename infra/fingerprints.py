@@ -12,6 +12,10 @@ TRAIN_VERSION = 2
 EVALUATE_VERSION = 3
 FAITHFULNESS_VERSION = 1
 ANALYSE_VERSION = 1
+ABLATION_VERSION = 1
+
+EVALUATED = {"max_new_tokens", "tau", "seed"}
+"""Fields of the evaluation's configuration that answers depend on."""
 
 Controls = Sequence[tuple[str, CheckpointRecord]]
 """Checkpoints without latents, by the names that the rows of the faithfulness table give them."""
@@ -40,7 +44,7 @@ def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Check
     return fingerprint(
         "evaluate",
         EVALUATE_VERSION,
-        evaluation=config.evaluation.model_dump(mode="json", include={"max_new_tokens", "tau", "seed"}),
+        evaluation=config.evaluation.model_dump(mode="json", include=EVALUATED),
         model=model.fingerprint if model else _model(config),
         dataset=dataset.fingerprint,
     )
@@ -69,6 +73,32 @@ def analyse_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Checkp
         model=model.fingerprint,
         dataset=dataset.fingerprint,
     )
+
+
+def ablation_fingerprint(
+    table: str, rows: dict[str, list[RunConfig]], dataset: DatasetRecord, base: CheckpointRecord | None
+) -> str:
+    """Of an ablation table: what each row (label -> a configuration per seed) trains and how it is evaluated."""
+    return fingerprint(
+        "ablation",
+        ABLATION_VERSION,
+        code=[TRAIN_VERSION, EVALUATE_VERSION, ANALYSE_VERSION],
+        table=table,
+        rows={label: [_row(config) for config in configs] for label, configs in rows.items()},
+        dataset=dataset.fingerprint,
+        base=base.fingerprint if base else None,
+    )
+
+
+def _row(config: RunConfig) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "model": _model(config),
+        "latent": config.latent.model_dump(mode="json"),
+        "precision": config.trainer.precision,
+        "stages": [stage.model_dump(mode="json", exclude={"micro_tokens"}) for stage in config.stages.values()],
+        "evaluation": config.evaluation.model_dump(mode="json", include={*EVALUATED, "analysis_items"}),
+    }
 
 
 def _model(config: RunConfig) -> dict[str, Any]:

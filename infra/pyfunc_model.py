@@ -44,19 +44,24 @@ class AmvlModel(mlflow.pyfunc.PythonModel):
 
 
 def read_image(value: Any, row: int) -> bytes:
-    """The encoded picture in one cell, checked by decoding it; base64 text is decoded first."""
-    if isinstance(value, str):
+    """The encoded picture in one cell, checked by decoding it; base64 is decoded first, as text or as its bytes.
+
+    MLflow hands `dataframe_records` over decoded, `inputs` and `instances` as the bytes of the base64 text. No encoded
+    picture is made of base64's letters alone, so the two cannot be confused.
+    """
+    if isinstance(value, (str, bytes)):
         try:
             value = base64.b64decode(value, validate=True)
-        except binascii.Error as error:
-            raise _refused(f"row {row}: image is text that is not base64 ({error})") from error
+        except (binascii.Error, ValueError) as error:
+            if isinstance(value, str):
+                raise _refused(f"row {row}: image is text that is not base64 ({error})") from error
     if not isinstance(value, (bytes, bytearray)):
         raise _refused(f"row {row}: image must be bytes of a picture or base64 text, not {type(value).__name__}")
     try:
         with Image.open(io.BytesIO(value)) as image:
             image.load()
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise _refused(f"row {row}: image is no picture that can be decoded ({error})") from error
+        raise _refused(f"row {row}: image is no picture that can be decoded ({type(error).__name__})") from error
     return bytes(value)
 
 

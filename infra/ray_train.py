@@ -69,11 +69,13 @@ def train(
     uri: str,
     fingerprint: str,
     on_progress: ProgressFn,
+    jobs: int = 1,
 ) -> CheckpointRecord:
     """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
 
-    Ray is connected. Raises ClusterError where the workers cannot be placed or keep failing, and the worker's own
-    AmvlError where the configuration or the data are at fault.
+    Ray is connected. `jobs` such stages run at the same time, on a part of the cores each. Raises ClusterError where
+    the workers cannot be placed or keep failing, and the worker's own AmvlError where the configuration or the data
+    are at fault.
     """
     workers = resources(config.cluster)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
@@ -86,10 +88,11 @@ def train(
         "uri": uri,
         "fingerprint": fingerprint,
     }
+    settings = {"job": job, "mailbox": mailbox, "jobs": jobs}
     with _Collector(mailbox, on_progress, _Room(workers, config.cluster.min_workers, stage)):
         while True:
             try:
-                _trainer(config, f"{stage}-{fingerprint}", workers, job, mailbox).fit()
+                _trainer(config, f"{stage}-{fingerprint}", workers, settings).fit()
             except ray.train.TrainingFailedError as error:
                 raise (ray.get(mailbox.failed.remote()) or _gave_up(error, stage)) from error
             fault: AmvlError | None = ray.get(mailbox.failed.remote())
@@ -101,12 +104,12 @@ def train(
             log.warning("training stage %s: a worker's machine is taken away; goes on from its checkpoint", stage)
 
 
-def _trainer(config: RunConfig, name: str, workers: Workers, job: dict[str, Any], mailbox: Any) -> TorchTrainer:
+def _trainer(config: RunConfig, name: str, workers: Workers, settings: dict[str, Any]) -> TorchTrainer:
     least = min(config.cluster.min_workers or workers.num_workers, workers.num_workers)
     elastic = least < workers.num_workers
     return TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "mailbox": mailbox},
+        train_loop_config=settings,
         torch_config=_Torch(backend="nccl" if workers.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(least, workers.num_workers) if elastic else workers.num_workers,
@@ -129,7 +132,8 @@ def _worker(settings: dict[str, Any]) -> None:
     mailbox = settings["mailbox"]
     if ray.get(mailbox.failed.remote()) is not None:
         return  # started again after an error of the configuration or the data: it would only come back
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    processes = ray.train.get_context().get_local_world_size() * settings["jobs"]
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     from transformers.utils import logging as hf_logging
 
     from amvl_core.train.loop import TrainJob, train_stage

@@ -8,17 +8,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import NamedTuple
 
 import amvl_core
 from amvl_core import storage
-from amvl_core.config import RunConfig
+from amvl_core.config import CHALLENGER, RunConfig
 from amvl_core.errors import StorageError
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, save_record
+from amvl_core.eval.statistics import Comparison
+from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record, save_record
 from amvl_core.records import fingerprint as canonical_fingerprint
 from infra.mlflow_client import client, metric_name, tracking_uri
+from infra.paired import compare_evaluations
 from infra.provenance import UNKNOWN, installed, provenance
 
-VERSION = 1
+VERSION = 2
 REQUIREMENTS = ("torch", "transformers", "mlflow", "pillow", "pydantic", "safetensors", "numpy", "fsspec", "pyarrow")
 """What `amvl_core` needs to load a model and answer; the versions are those that trained it."""
 
@@ -36,15 +39,95 @@ def fingerprint(config: RunConfig, checkpoint: CheckpointRecord, evaluations: li
     )
 
 
+class Champion(NamedTuple):
+    """The version that holds the alias; `checkpoint` is None where its files are not to be found any more."""
+
+    version: int
+    checkpoint: CheckpointRecord | None
+
+
+class Decision(NamedTuple):
+    """The alias that a new version takes, and why."""
+
+    alias: str
+    reason: str
+
+
 def is_current(config: RunConfig, record: ModelRecord) -> bool:
-    """Whether the registry still holds the version that `record` names, under its alias: it may have been emptied."""
+    """Whether the registry still holds the version that `record` names, and has a champion: it may have been emptied.
+
+    Whether that version is still the champion is not asked: a finished pipeline that is run again must not take the
+    alias back from a newer one.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        version = client(config).get_model_version_by_alias(record.name, record.alias)
+        version = client(config).get_model_version(record.name, str(record.version))
     except MlflowException:
         return False
-    return int(version.version) == record.version and version.run_id == record.run_id
+    return version.run_id == record.run_id and champion(config) is not None
+
+
+def champion(config: RunConfig) -> Champion | None:
+    """The version under `tracking.alias`, or None where nothing holds it.
+
+    Its checkpoint is looked for below the present storage root, then where it was when it was registered.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client(config).get_model_version_by_alias(config.tracking.registered_model, config.tracking.alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise StorageError(f"the model registry at {tracking_uri(config)} does not answer: {error}") from error
+    fingerprint = found.tags.get("checkpoint_fingerprint", "")
+    here = storage.join(storage.absolute(config.storage), "train", fingerprint)
+    checkpoints = (_checkpoint(uri, fingerprint) for uri in (here, found.tags.get("checkpoint_uri", here)))
+    return Champion(int(found.version), next((c for c in checkpoints if c is not None), None))
+
+
+def _checkpoint(uri: str, fingerprint: str) -> CheckpointRecord | None:
+    try:
+        record = load_record(uri, CheckpointRecord)
+    except StorageError:
+        return None
+    return record if record is not None and record.fingerprint == fingerprint else None
+
+
+def decide(
+    config: RunConfig, new: EvalRecord, present: Champion | None, held: EvalRecord | None, trouble: str = ""
+) -> Decision:
+    """The gate: a new version is the challenger where it is worse than the present champion beyond the interval.
+
+    `held` is the champion's evaluation on the items and with the settings of `new`, or None where it could not be
+    evaluated (`trouble` says why): a champion is never replaced unseen.
+    """
+    alias = config.tracking.alias
+    if present is None:
+        return Decision(alias, f"the first {alias}")
+    if held is None:
+        why = trouble or "its checkpoint is not there any more"
+        return Decision(
+            CHALLENGER,
+            f"not compared with the present {alias}, version {present.version}: {why}; move the alias by hand, or "
+            "delete it and run again",
+        )
+    found = compare_evaluations(held, new)
+    worse = found.high < 0
+    verdict = "worse than" if worse else "not worse than"
+    return Decision(
+        CHALLENGER if worse else alias,
+        f"{verdict} the {'present' if worse else 'former'} {alias}, version {present.version}: {change(found)}",
+    )
+
+
+def change(found: Comparison) -> str:
+    """`+1.2 points (-0.4 to +2.8), n = 800, 21 gained, 11 lost, McNemar exact p = 0.1102`."""
+    return (
+        f"{100 * found.difference:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), n = {found.n:,}, "
+        f"{found.gained} gained, {found.lost} lost, {found.test} p = {found.p:.4f}"
+    )
 
 
 def run_fragment(config: RunConfig, run_id: str) -> str:
@@ -59,22 +142,24 @@ def register(
     dataset: DatasetRecord,
     checkpoint: CheckpointRecord,
     evaluations: list[EvalRecord],
+    decision: Decision,
     uri: str,
 ) -> ModelRecord:
-    """Logs the model with the run `run_id`, registers it as a new version, moves the alias to it, writes the record.
+    """Logs the model with the run `run_id`, registers it as a new version with its alias, writes the record.
 
     `evaluations` end with the model's own. Raises StorageError where the registry or its artifact store does not
     take the model.
     """
-    name, alias = config.tracking.registered_model, config.tracking.alias
+    name = config.tracking.registered_model
     mlflow_client = client(config)
     from mlflow.exceptions import MlflowException
 
     try:
         version = _log(name, run_id, checkpoint)
-        for key, value in _tags(dataset, checkpoint, evaluations).items():
+        tags = {**_tags(dataset, checkpoint, evaluations), "gate": decision.alias, "gate_reason": decision.reason}
+        for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, metric_name(key), value)
-        mlflow_client.set_registered_model_alias(name, alias, version)
+        mlflow_client.set_registered_model_alias(name, decision.alias, version)
     except (MlflowException, OSError) as error:
         raise StorageError(
             f"the model registry at {tracking_uri(config)} did not take {name}: {error}; the checkpoint at "
@@ -85,7 +170,8 @@ def register(
         fingerprint=fingerprint(config, checkpoint, evaluations),
         name=name,
         version=int(version),
-        alias=alias,
+        alias=decision.alias,
+        reason=decision.reason,
         run_id=run_id,
         tracking_uri=tracking_uri(config),
     )
@@ -137,6 +223,7 @@ def _tags(dataset: DatasetRecord, checkpoint: CheckpointRecord, evaluations: lis
     return {
         "data_fingerprint": dataset.fingerprint,
         "checkpoint_fingerprint": checkpoint.fingerprint,
+        "checkpoint_uri": checkpoint.uri,
         "method": checkpoint.method,
         "commit": made["commit"],
         "dirty": made["dirty"],

@@ -51,11 +51,12 @@ def pipeline_fingerprint(config: RunConfig) -> str:
 class Tracker:
     """The MLflow run of one pipeline, opened by the first stage that works: `with Tracker(config) as tracker`.
 
-    Leaving the block ends the run as FINISHED, as FAILED on an error, as KILLED on an interrupt.
+    Leaving the block ends the run as FINISHED, as FAILED on an error, as KILLED on an interrupt. A run with a `label`
+    is called by it and is another than the pipeline's own; `parent` is the id of the run that it lies under.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, label: str = "", parent: str | None = None) -> None:
+        self.config, self.label, self.parent = config, label, parent
         self.run_id: str | None = None
         self.history: History = {}
         self.refused: list[str] = []
@@ -85,7 +86,7 @@ class Tracker:
             return self.run_id
         from mlflow.exceptions import MlflowException
 
-        name = pipeline_fingerprint(self.config)
+        name = " ".join(filter(None, (pipeline_fingerprint(self.config), self.label)))
         try:
             self._client = client(self.config)
             experiment_id = experiment(self.config, self._client)
@@ -93,7 +94,9 @@ class Tracker:
             for run in self._client.search_runs([experiment_id], stale):
                 self._client.set_terminated(run.info.run_id, status="KILLED")
             tags = {PIPELINE_TAG: name, **{f"amvl.{key}": value for key, value in provenance().items()}}
-            tags["mlflow.runName"] = f"{'-'.join(self.config.stages)}-{name[:6]}"
+            tags["mlflow.runName"] = self.label or f"{'-'.join(self.config.stages)}-{name[:6]}"
+            if self.parent is not None:
+                tags["mlflow.parentRunId"] = self.parent
             self.run_id = str(self._client.create_run(experiment_id, tags=tags).info.run_id)
         except MlflowException as error:
             raise ConfigError(f"MLflow at {tracking_uri(self.config)} refused a new run: {error}") from error

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import Counter
@@ -8,7 +7,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
-from PIL import Image
 
 from amvl_core.records import DatasetRecord, DroppedExample, Shard, SourceReport
 from amvl_core.sample import Segment
@@ -114,11 +112,3 @@ def test_memory_of_free_form_answers_is_bounded() -> None:
         statistics.add(pa.Table.from_pylist(rows, columns))
     assert len(statistics.answers) < 40_001
     assert statistics.summary()["answers"]["often"] == 15_000
-
-
-def test_a_thumbnail_is_small_whatever_the_image(tmp_path: Path) -> None:
-    import base64
-
-    data = report._thumbnail(png(900, 400)).removeprefix("data:image/jpeg;base64,")
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        assert max(image.size) <= 2 * report.THUMB_PIXELS

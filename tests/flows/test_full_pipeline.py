@@ -17,6 +17,10 @@ from pathlib import Path
 import pytest
 
 from amvl_core.eval.benchmarks.__main__ import main
+from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
+from flows.ablations import planned
+from flows.parameters import resolve
+from infra.fingerprints import evaluate_fingerprint
 from tests.amvl_core.eval.benchmarks import published
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,17 +100,8 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    assert stages == [
-        "analyse",
-        "benchmark",
-        *["evaluate"] * 4,
-        "faithfulness",
-        "prepare",
-        "register",
-        "train",
-        "train",
-        "train",
-    ]
+    once = ["analyse", "benchmark", "faithfulness", "prepare", "register"]
+    assert stages == sorted([*once, *["evaluate"] * 4, *["train"] * 3])
     for text in (
         "Published benchmarks",
         "blink",
@@ -115,7 +110,7 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
         "AMVL",
         "colour",
         "all",
-        "models:/amvl@champion (version 1)",
+        "models:/amvl/1 (champion: the first",
     ):
         assert text in first.stdout
     assert f"http://127.0.0.1:{checkout.prefect_port}/runs/flow-run/" in first.stdout
@@ -168,6 +163,7 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
         assert f"difference_test/exact match/all{what}" in run.data.metrics
     assert run.data.tags["amvl.faithfulness"].startswith("Swapping the latents between items changes accuracy by ")
     assert run.data.metrics["faithfulness/prior/difference"] == 0
+    assert "report.html" in {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 
 
@@ -193,7 +189,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
     assert second.stderr.count("reused") == 12
-    assert "version 1" in second.stdout
+    assert "models:/amvl/1 (champion" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 
 
@@ -254,6 +250,56 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--watch", *parameters, **served)
     assert done.returncode == 0, done.stdout + done.stderr
     assert checkout.records() == before
+
+
+def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
+    checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
+) -> None:
+    """Table 11 trains nothing that the pipeline has not: with its seed only four temperatures are left to evaluate.
+
+    The record of one of them is damaged at first: that row fails, the others are finished, and a second run needs
+    only the one.
+    """
+    import mlflow
+
+    stage = {"steps": 2, "global_batch": 8, "micro_batch": 4}
+    given = {
+        "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
+        "cluster": {"num_workers": 1},
+        "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
+    }
+    chosen = {"table": 11, "seeds": 1, "preset": "demo", **given}
+    command = ["prefect", "deployment", "run", "amvl/ablations", "--watch"]
+    command += [f"--param={name}={json.dumps(value)}" for name, value in chosen.items()]
+    before = checkout.records()
+    dataset = next(load_record(str(path.parent), DatasetRecord) for path in before if path.parts[-3] == "prepare")
+    trained = [load_record(str(path.parent), CheckpointRecord) for path in before if path.parts[-3] == "train"]
+    final = next(checkpoint for checkpoint in trained if checkpoint is not None and checkpoint.stage == "amvl")
+    assert dataset is not None
+    row = planned(resolve("demo", **given), 11, 1)["tau = 0.5"][0]
+    damaged = checkout.folder / ".amvl/storage/evaluate" / evaluate_fingerprint(row, dataset, final) / "record.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
+
+    failed = checkout.command(*command, **served)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    made = checkout.records().keys() - before.keys() - {damaged}
+    assert [path.parts[-3] for path in made] == ["evaluate"] * 3
+    damaged.unlink()
+    done = checkout.command(*command, **served)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = checkout.records().keys() - before.keys() - made
+    assert sorted(path.parts[-3] for path in again) == ["ablation", "evaluate"]
+
+    client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/.amvl/storage/mlflow.db")
+    table = json.loads(next(path for path in again if path.parts[-3] == "ablation").read_text())
+    parent = client.get_run(table["run_id"])
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {run.info.run_name for run in children} == {f"tau = {tau}, seed 0" for tau in (0, 0.2, 0.5, 0.8, 1)}
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {uri for row in table["rows"][1:] for uri in row["checkpoints"].values()} == {final.uri}
+    found = {artifact.path for artifact in client.list_artifacts(table["run_id"], "tables")}
+    assert {"tables/ablation_11.csv", "tables/ablation_11.md"} <= found
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from amvl_core.config import EasyVqaSource, RunConfig
 from amvl_core.errors import ConfigError
 from amvl_core.presets import PRESETS, demo, paper
+from flows.ablations import ablations
 from flows.full_pipeline import full_pipeline
 from flows.parameters import partial, resolve
 
@@ -20,6 +21,7 @@ def test_nothing_given_is_the_preset() -> None:
 def test_every_field_of_the_configuration_is_a_parameter_of_the_flow() -> None:
     properties = full_pipeline.parameters.properties
     assert list(properties) == ["preset", *RunConfig.model_fields]
+    assert list(ablations.parameters.properties) == ["table", "seeds", *properties]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from amvl_core.config import RunConfig, TinyConfig
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record
+from amvl_core.config import RunConfig, TinyConfig, override
+from amvl_core.errors import ConfigError, DataError
+from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record, save_record
 from infra import registry
 from infra.mlflow_client import client
 from infra.tracking import Tracker
@@ -53,13 +56,15 @@ def registered(
             scores = [evaluation("sft", 5), evaluation("amvl", 8)]
             model = checkpoint(uri=str(folder))
             uri = f"{tracked.storage}/register/r1"
-            _cache["record"] = registry.register(tracked, run_id, dataset, model, scores, uri)
+            first = registry.decide(tracked, scores[-1], registry.champion(tracked), None)
+            _cache["record"] = registry.register(tracked, run_id, dataset, model, scores, first, uri)
     return _cache["record"]
 
 
 def test_the_record_names_the_version_and_is_found_again(tracked: RunConfig, registered: ModelRecord) -> None:
     assert load_record(registered.uri, ModelRecord) == registered
     assert (registered.name, registered.version, registered.alias) == ("amvl", 1, "champion")
+    assert registered.reason == "the first champion"
     assert registry.is_current(tracked, registered)
     assert not registry.is_current(tracked, registered.model_copy(update={"version": 2}))
 
@@ -119,3 +124,119 @@ def test_a_registration_is_named_by_weights_scores_and_place(
         len({name(), name(model="c2"), name(scores="e2"), name(tracked.model_copy(update={"tracking": tracking}))}) == 4
     )
     assert name(moved) == name()
+
+
+@pytest.fixture()
+def answered(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable[..., EvalRecord]:
+    """An evaluation on 20 items of which the numbers in `right` were answered rightly."""
+
+    def make(name: str, right: set[int], items: int = 20) -> EvalRecord:
+        record = evaluation("amvl", len(right) // 2, name).model_copy(update={"uri": str(tmp_path / name)})
+        (tmp_path / name).mkdir()
+        columns = {
+            "sample_id": [f"s{i}" for i in range(items)],
+            "group": [""] * items,
+            "correct": [i in right for i in range(items)],
+        }
+        pq.write_table(pa.table(columns), tmp_path / name / "predictions.parquet")
+        return record
+
+    return make
+
+
+def test_a_version_that_is_worse_beyond_the_interval_is_the_challenger(
+    tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord], answered: Callable[..., EvalRecord]
+) -> None:
+    present = registry.Champion(3, checkpoint())
+    held = answered("held", set(range(16)))
+    worse = registry.decide(tracked, answered("worse", set(range(6))), present, held)
+    assert worse.alias == "challenger"
+    # Ten of twenty lost: the interval of -50 points stays below 0, and a fair coin does it in 2 of 1024 cases.
+    assert worse.reason.startswith("worse than the present champion, version 3: -50.0 points (-7")
+    assert worse.reason.endswith("n = 20, 0 gained, 10 lost, McNemar exact p = 0.0020")
+    for name, right in (("equal", range(16)), ("a little less", range(1, 15)), ("better", range(20))):
+        decision = registry.decide(tracked, answered(name, set(right)), present, held)
+        assert decision.alias == "champion"
+        assert decision.reason.startswith("not worse than the former champion, version 3: ")
+    with pytest.raises(DataError, match="a paired test needs the same items"):
+        registry.decide(tracked, answered("others", set(), items=19), present, held)
+
+
+def test_a_champion_that_cannot_be_evaluated_is_not_replaced(
+    tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord], answered: Callable[..., EvalRecord]
+) -> None:
+    new = answered("new", set(range(20)))
+    gone = registry.decide(tracked, new, registry.Champion(3, None), None)
+    assert gone.alias == "challenger"
+    assert "version 3: its checkpoint is not there any more; move the alias by hand" in gone.reason
+    broken = registry.decide(tracked, new, registry.Champion(3, checkpoint()), None, "it cannot be evaluated")
+    assert "version 3: it cannot be evaluated; move" in broken.reason
+
+
+def test_the_champion_is_found_with_its_checkpoint_here_or_where_it_was(
+    tracked: RunConfig, registered: ModelRecord, folder: Path, checkpoint: Callable[..., CheckpointRecord]
+) -> None:
+    assert registry.champion(tracked) == registry.Champion(1, None)  # no record was written there
+    there = checkpoint(uri=str(folder))
+    save_record(there)
+    assert registry.champion(tracked) == registry.Champion(1, there)
+    here = checkpoint(uri=f"{tracked.storage}/train/c1")
+    save_record(here)
+    assert registry.champion(tracked) == registry.Champion(1, here)
+    other = checkpoint(uri=f"{tracked.storage}/train/c1", fingerprint="c2")
+    save_record(other)
+    assert registry.champion(tracked) == registry.Champion(1, there)
+    assert registry.champion(override(tracked, {"tracking": {"alias": "nobody"}})) is None
+    assert registry.champion(override(tracked, {"tracking": {"registered_model": "unknown"}})) is None
+
+
+def test_a_version_is_current_while_it_is_there_and_there_is_a_champion(
+    tracked: RunConfig, registered: ModelRecord
+) -> None:
+    mlflow_client = client(tracked)
+    mlflow_client.delete_registered_model_alias("amvl", "champion")
+    assert not registry.is_current(tracked, registered)
+    mlflow_client.set_registered_model_alias("amvl", "champion", 1)
+    assert registry.is_current(tracked, registered)
+    tags = mlflow_client.get_model_version("amvl", "1").tags
+    assert (tags["gate"], tags["gate_reason"]) == ("champion", "the first champion")
+
+
+def test_the_alias_of_the_gate_cannot_be_that_of_the_worse(tracked: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="alias 'challenger' is that of versions that are worse"):
+        override(tracked, {"tracking": {"alias": "challenger"}})
+
+
+def test_a_request_over_http_is_answered_or_refused_with_a_reason(tracked: RunConfig, registered: ModelRecord) -> None:
+    import mlflow
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc.scoring_server import init
+
+    client(tracked)
+    server = TestClient(init(mlflow.pyfunc.load_model("models:/amvl@champion")))
+    image = base64.b64encode(picture()).decode()
+
+    def ask(body: Any) -> Any:
+        return server.post("/invocations", json=body)
+
+    good = ask({"dataframe_records": [{"image": image, "question": "What colour?"}]})
+    assert good.status_code == 200
+    assert len(good.json()["predictions"]) == 1
+    rows = [{"image": image, "question": "What colour?"}] * 2
+    for body in ({"inputs": rows}, {"instances": rows}):
+        assert ask(body).json()["predictions"] == good.json()["predictions"] * 2
+    for row, reason in (
+        ({"image": image, "question": ""}, "row 0: question must be a text"),
+        (
+            {"image": base64.b64encode(b"text").decode(), "question": "a"},
+            "row 0: image is no picture that can be decoded (UnidentifiedImageError)",
+        ),
+        ({"image": image}, "question"),
+    ):
+        refused = ask({"dataframe_records": [row]})
+        assert refused.status_code == 400
+        assert reason in refused.json()["message"]
+    json_type = {"Content-Type": "application/json"}
+    assert 400 <= ask({"rows": []}).status_code < 500
+    assert 400 <= server.post("/invocations", content="no JSON", headers=json_type).status_code < 500
+    assert ask({"dataframe_records": [{"image": "%%%", "question": "a"}]}).status_code == 400

@@ -176,3 +176,20 @@ def test_what_mlflow_refuses_is_dropped_and_named(tracked: RunConfig, caplog: py
 
 def test_metric_names_are_made_acceptable() -> None:
     assert metric_name("eval@1", "a(b)/c") == "eval_1/a_b_/c"
+
+
+def test_a_nested_run_lies_under_its_parent_and_does_not_end_it(tracked: RunConfig) -> None:
+    """The two have one configuration: without the label the second would take the first for a killed one's."""
+    mlflow_client = client(tracked)
+    with Tracker(tracked, "table 3") as parent:
+        with Tracker(tracked, "NTP, seed 0", parent=parent.start()) as child:
+            child_run = mlflow_client.get_run(child.start())
+        assert parent.run_id is not None
+        assert mlflow_client.get_run(parent.run_id).info.status == "RUNNING"
+    assert child_run.info.run_name == "NTP, seed 0"
+    assert child_run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert mlflow_client.get_run(parent.run_id).info.run_name == "table 3"
+    left = Tracker(tracked, "NTP, seed 0").start()  # as if killed
+    with Tracker(tracked, "NTP, seed 0") as again:
+        again.start()
+    assert mlflow_client.get_run(left).info.status == "KILLED"

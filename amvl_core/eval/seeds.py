@@ -1,0 +1,88 @@
+"""One row of an ablation table from what each seed answered: two intervals and a paired test. Needs no model.
+
+Two things vary: the seed of the training and the items asked. With three seeds no single interval covers both well, so
+each is given by itself: Student's over the seeds' means (what another training would score on these items), and the
+bootstrap's over items with the seeds of an item together (what these trainings would score on other items).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from amvl_core.eval.statistics import Unit, compare, estimate, weighted_mean
+from amvl_core.records import AblationRow
+
+Answers = Sequence[Unit]
+"""Each item of one evaluation, 1 where it was answered rightly."""
+
+_T_975 = [
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+]
+"""Student's t at 97.5 % for 1 to 30 degrees of freedom; more degrees take the last, which errs to the wide side."""
+
+
+def over_seeds(values: list[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean of `values`, cut to 0 to 1; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = _T_975[min(len(values) - 1, len(_T_975)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def units(answers: Mapping[int, Answers]) -> list[Unit]:
+    """Every answer of every seed; what is about one item, or about items of one group, is resampled together."""
+    return [
+        unit._replace(key=f"{seed}/{unit.key}", group=unit.group or unit.key)
+        for seed, found in answers.items()
+        for unit in found
+    ]
+
+
+def score_row(answers: Mapping[int, Answers], headline: Mapping[int, Answers] | None) -> dict[str, Any]:
+    """The figures of an `AblationRow`: seed -> answers, against those of the headline row (None: it is that row).
+
+    The comparison takes the seeds that both have. Raises DataError where their items differ.
+    """
+    accuracies = {seed: weighted_mean(found) for seed, found in answers.items()}
+    found = estimate(units(answers))
+    seeds = answers.keys() & (headline or {}).keys()
+    figures: dict[str, Any] = {
+        "accuracies": accuracies,
+        "n": len(next(iter(answers.values()), [])),
+        "mean": found.value,
+        "over_seeds": over_seeds(list(accuracies.values())),
+        "over_items": (found.low, found.high),
+        "difference": None,
+        "difference_interval": None,
+        "p_value": None,
+    }
+    if headline is not None and seeds:
+        first, second = ({seed: side[seed] for seed in sorted(seeds)} for side in (headline, answers))
+        paired = compare(units(first), units(second))
+        figures |= {
+            "difference": paired.difference,
+            "difference_interval": (paired.low, paired.high),
+            "p_value": paired.p,
+        }
+    return figures
+
+
+def base_row(label: str, paper: dict[str, float], answers: Answers, headline: Mapping[int, Answers]) -> AblationRow:
+    """The model that all rows start from: one checkpoint, compared with the headline row at each of its seeds."""
+    figures = score_row(dict.fromkeys(headline, answers) or {0: answers}, headline)
+    figures |= {"accuracies": {}, "over_seeds": None}
+    return AblationRow(
+        label=label,
+        changes="before the stages that rows change",
+        paper=paper,
+        checkpoints={},
+        failed={},
+        geometry={},
+        **figures,
+    )

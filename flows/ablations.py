@@ -1,0 +1,234 @@
+"""The ablation tables: prepare -> the stages that all rows share -> every row with every seed -> one table."""
+
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextvars import copy_context
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from amvl_core.ablations import BASE_SCORES, TABLES, Row, TableName, difference, shared_stages, with_seed
+from amvl_core.config import RunConfig
+from amvl_core.errors import AmvlError
+from amvl_core.eval.seeds import base_row, score_row
+from amvl_core.eval.statistics import Unit
+from amvl_core.progress import Progress
+from amvl_core.records import (
+    AblationRecord,
+    AblationRow,
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    load_record,
+    save_record,
+)
+from flows import ablation_report, tasks
+from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
+from infra import cluster as ray_cluster
+from infra.fingerprints import ablation_fingerprint, train_fingerprint
+from infra.paired import outcomes
+from infra.tracking import Tracker
+
+
+class AblationError(AmvlError):
+    """Rows of a table failed; the message names them. The others are finished, and a second run takes them up."""
+
+
+class Result(NamedTuple):
+    """What one row gave with one seed."""
+
+    checkpoint: CheckpointRecord
+    evaluation: EvalRecord
+    analysis: AnalysisRecord | None
+
+
+Plan = dict[str, dict[int, RunConfig]]
+"""Label of a row -> seed -> its configuration."""
+Found = dict[str, dict[int, Result | str]]
+"""Label of a row -> seed -> what it gave, or why it failed."""
+
+
+@flow(name="amvl")
+def ablations(
+    table: TableName,
+    seeds: Annotated[int, Field(ge=1, description="trainings of each row, from `seed` on")] = 3,
+    preset: Literal["paper", "demo", "ablation"] = "paper",
+    storage: str | None = None,
+    seed: int | None = None,
+    data: Data | None = None,
+    model: Model | None = None,
+    latent: Latent | None = None,
+    stages: dict[str, Stage] | None = None,
+    trainer: Trainer | None = None,
+    cluster: Cluster | None = None,
+    evaluation: Evaluation | None = None,
+    tracking: Tracking | None = None,
+) -> dict[str, Any]:
+    """Trains and evaluates each row that has no record yet, and shows the table: the paper's figures and ours."""
+    config = resolve(
+        preset,
+        storage=storage,
+        seed=seed,
+        data=data,
+        model=model,
+        latent=latent,
+        stages=stages,
+        trainer=trainer,
+        cluster=cluster,
+        evaluation=evaluation,
+        tracking=tracking,
+    )
+    plan = planned(config, table, seeds)
+    try:
+        with Tracker(config, f"table {table}") as tracker:
+            tasks.preflight(config)
+            dataset = tasks.prepare(config, tracker)
+            base: CheckpointRecord | None = None
+            for stage in shared_stages(config):
+                base = tasks.train(config, stage, dataset, base, tracker)
+
+            configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
+            fingerprint = ablation_fingerprint(str(table), configs, dataset, base)
+            uri = tasks.stage_uri(config, "ablation", fingerprint)
+            record = load_record(uri, AblationRecord)
+            if record is None:
+                run_id = tracker.start()
+                before = tasks.evaluate(config, base.stage if base else "base", dataset, base, tracker)
+                found = run_rows(config, plan, dataset, base, tracker)
+                rows = [
+                    base_line(before, found, table),
+                    *(line(config, row, found, table) for row in TABLES[table].rows),
+                ]
+                record = AblationRecord(
+                    uri=uri,
+                    fingerprint=fingerprint,
+                    table=str(table),
+                    headline=TABLES[table].headline,
+                    dataset=dataset.fingerprint,
+                    rows=rows,
+                    run_id=run_id,
+                )
+                if not any(row.failed for row in rows):
+                    save_record(record)
+            page = ablation_report.show(config, TABLES[table], record, dataset, tracker)
+            refuse_failures(record)
+    finally:
+        ray_cluster.disconnect()
+    return {"record": record.model_dump(mode="json"), "mlflow_page": page, "flow_run_id": str(flow_run.id)}
+
+
+def planned(config: RunConfig, table: TableName, seeds: int) -> Plan:
+    """Every configuration of the table, checked before anything is computed."""
+    numbers = range(config.seed, config.seed + seeds)
+    return {row.label: {seed: with_seed(row.change(config), seed) for seed in numbers} for row in TABLES[table].rows}
+
+
+def run_rows(
+    config: RunConfig, plan: Plan, dataset: DatasetRecord, base: CheckpointRecord | None, tracker: Tracker
+) -> Found:
+    """All rows with all seeds, as many at a time as the cluster takes; a row that fails does not stop the others."""
+    ray_cluster.connect(config.cluster)
+    jobs = ray_cluster.jobs_at_once(config.cluster)
+    log = get_run_logger()
+    report = tasks.Reporter(tracker, log, tasks.progress_page("rows", log))
+    parent = tracker.start()
+    found: Found = {label: {} for label in plan}
+    todo = [(label, seed, row) for label, by_seed in plan.items() for seed, row in by_seed.items()]
+    log.info("%d trainings of %d rows, %d at a time", len(todo), len(plan), jobs)
+    began = time.monotonic()
+    with Threads(jobs) as threads:
+        started: dict[Future[Result], tuple[str, int]] = {}
+        for label, seed, row in todo:
+            # The flow's context, which its tasks need, is each thread's own copy.
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, base, parent, jobs)
+            started[threads.submit(copy_context().run, run)] = (label, seed)
+        for done, future in enumerate(as_completed(started), 1):
+            label, seed = started[future]
+            try:
+                found[label][seed] = result = future.result()
+                log.info("%s, seed %d: %.1f %%", label, seed, 100 * result.evaluation.overall.accuracy)
+            except Exception as error:  # whatever it is, it is this row's: it stands in the table with its reason
+                found[label][seed] = reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                log.warning("%s, seed %d failed: %s", label, seed, reason)
+            left = (time.monotonic() - began) / done * (len(todo) - done)
+            report(Progress("rows", done, len(todo), "trainings", left))
+    return found
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that an interrupt does not wait for: the rows end when Ray is left."""
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.shutdown(wait=kind is None, cancel_futures=True)
+
+
+_training: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""A lock for each checkpoint: rows that differ in evaluation only (Table 11) train it once."""
+
+
+@task(task_run_name="{label}", cache_policy=NO_CACHE)
+def run_row(
+    config: RunConfig, label: str, dataset: DatasetRecord, base: CheckpointRecord | None, parent_run: str, jobs: int
+) -> Result:
+    """One row with one seed: its own stages from the shared checkpoint, then its evaluation, in a nested run."""
+    checkpoint = base
+    with Tracker(config, label, parent=parent_run) as tracker:
+        tracker.start()
+        for stage in own_stages(config, base):
+            with _training[train_fingerprint(config, stage, dataset, checkpoint)]:
+                checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs)
+        assert checkpoint is not None
+        evaluation = tasks.evaluate(config, checkpoint.stage.replace("_", "-"), dataset, checkpoint, tracker)
+        latent = checkpoint.method == "amvl" and config.evaluation.analysis_items
+        analysis = tasks.analyse(config, dataset, checkpoint, tracker) if latent else None
+        return Result(checkpoint, evaluation, analysis)
+
+
+def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
+    """The stages after the shared one."""
+    names = list(config.stages)
+    return names[names.index(base.stage) + 1 :] if base else names
+
+
+def line(config: RunConfig, row: Row, found: Found, table: TableName) -> AblationRow:
+    """One row of the table from what its seeds gave."""
+    by_seed = found[row.label]
+    results = {seed: result for seed, result in sorted(by_seed.items()) if isinstance(result, Result)}
+    geometry = [result.analysis.geometry for result in results.values() if result.analysis is not None]
+    headline = None if row.label == TABLES[table].headline else _answers(found, TABLES[table].headline)
+    return AblationRow(
+        label=row.label,
+        changes=difference(config, row.change(config)),
+        paper=row.paper,
+        checkpoints={seed: result.checkpoint.uri for seed, result in results.items()},
+        failed={seed: result for seed, result in sorted(by_seed.items()) if isinstance(result, str)},
+        geometry={name: sum(one[name] for one in geometry) / len(geometry) for name in (geometry or [{}])[0]},
+        **score_row(_answers(found, row.label), headline),
+    )
+
+
+def base_line(before: EvalRecord, found: Found, table: TableName) -> AblationRow:
+    """The model that all rows start from."""
+    return base_row(f"before ({before.stage})", BASE_SCORES, outcomes(before), _answers(found, TABLES[table].headline))
+
+
+def _answers(found: Found, label: str) -> dict[int, list[Unit]]:
+    results = {seed: result for seed, result in sorted(found[label].items()) if isinstance(result, Result)}
+    return {seed: outcomes(result.evaluation) for seed, result in results.items()}
+
+
+def refuse_failures(record: AblationRecord) -> None:
+    """Raises AblationError where a training failed: the run is not done, though its table stands."""
+    failed = [f"{row.label}, seed {seed} ({reason})" for row in record.rows for seed, reason in row.failed.items()]
+    if failed:
+        raise AblationError(
+            f"{len(failed)} trainings of table {record.table} failed: {'; '.join(failed)}. The table is shown without "
+            "them; the others are finished, so a second run trains only these"
+        )

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from amvl_core.errors import DataError
+from amvl_core.eval import seeds
+from amvl_core.eval.statistics import Unit, wilson
+
+
+def answers(rights: list[int], items: int = 40, per_image: int = 1) -> dict[int, list[Unit]]:
+    """Per seed, the first `right` of the items answered rightly, `per_image` neighbours on one image."""
+    return {
+        seed: [Unit(f"i{i}", float(i < right), group=f"g{i // per_image}") for i in range(items)]
+        for seed, right in enumerate(rights)
+    }
+
+
+def test_the_quantiles_are_students() -> None:
+    # Largest difference seen: 5e-5, the last printed digit.
+    expected = [stats.t.ppf(0.975, df) for df in range(1, 31)]
+    np.testing.assert_allclose(seeds._T_975, expected, rtol=0, atol=6e-5)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.6], [0.61, 0.58, 0.6], [0.4, 0.41, 0.39, 0.4]])
+def test_the_interval_over_seeds_is_students(values: list[float]) -> None:
+    expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    clipped = (max(0.0, expected[0]), min(1.0, expected[1]))
+    # Quantiles have four digits: at most 5e-6 of a share here.
+    assert seeds.over_seeds(values) == pytest.approx(clipped, abs=1e-5)
+
+
+def test_one_seed_has_no_interval_over_seeds_and_wilsons_over_items() -> None:
+    row = seeds.score_row(answers([30]), None)
+    assert row["over_seeds"] is None
+    assert row["over_items"] == pytest.approx(wilson(30, 40))
+    assert row["accuracies"] == {0: 0.75}
+
+
+def test_seeds_that_answer_alike_do_not_make_the_items_more() -> None:
+    """Three identical seeds know no more of other items than one: the interval may not shrink by the root of three."""
+    one, three = (seeds.score_row(answers([24] * count), None)["over_items"] for count in (1, 3))
+    widths = [high - low for low, high in (one, three)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+    assert seeds.score_row(answers([24, 24, 24]), None)["over_seeds"] == pytest.approx((0.6, 0.6))
+
+
+def test_questions_about_one_image_count_as_one() -> None:
+    """Four questions to an image that are right or wrong together: ten units, not forty, and twice the width."""
+    alone, together = (seeds.score_row(answers([24, 24], per_image=count), None)["over_items"] for count in (1, 4))
+    assert together[1] - together[0] == pytest.approx(2 * (alone[1] - alone[0]), rel=0.1)
+
+
+def test_a_row_is_paired_with_the_headline_on_the_seeds_that_both_have() -> None:
+    headline = answers([30, 31, 32])
+    row = seeds.score_row({0: answers([10])[0], 2: answers([12])[0]}, headline)
+    assert row["difference"] == pytest.approx((10 + 12 - 30 - 32) / 80)
+    assert row["difference_interval"][1] < 0
+    assert row["p_value"] < 0.001
+    assert seeds.score_row({7: answers([10])[0]}, headline)["p_value"] is None
+    with pytest.raises(DataError, match="same items"):
+        seeds.score_row(answers([10], items=39), headline)
+
+
+def test_the_base_is_one_model_compared_at_every_seed() -> None:
+    row = seeds.base_row("base", {}, answers([20])[0], answers([20, 20]))
+    assert (row.mean, row.difference, row.p_value) == (0.5, 0.0, 1.0)
+    assert (row.accuracies, row.over_seeds, row.n) == ({}, None, 40)
+    alone = seeds.base_row("base", {}, answers([20])[0], {})
+    assert (alone.mean, alone.difference) == (0.5, None)
