@@ -19,6 +19,7 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from amvl_core import storage
 from amvl_core.base import TINY, base_folder
@@ -76,7 +77,7 @@ def train(
     AmvlError where the configuration or the data are at fault.
     """
     workers = resources(config.cluster)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    mailbox = _mailbox()
     job = {
         "config": config.model_dump(mode="json"),
         "stage": stage,
@@ -99,6 +100,12 @@ def train(
             if record is not None:
                 return record
             log.warning("training stage %s: a worker's machine is taken away; goes on from its checkpoint", stage)
+
+
+def _mailbox() -> Any:
+    """A mailbox on the driver's own machine: on a worker's it would be lost with it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
 
 
 def _trainer(config: RunConfig, name: str, workers: Workers, job: dict[str, Any], mailbox: Any) -> TorchTrainer:
