@@ -88,11 +88,18 @@ def train(
         "fingerprint": fingerprint,
     }
     with _Collector(mailbox, on_progress, _Room(workers, config.cluster.min_workers, stage)):
+        controllers = 0
         while True:
             try:
                 _trainer(config, f"{stage}-{fingerprint}", workers, job, mailbox).fit()
             except ray.train.TrainingFailedError as error:
                 raise (ray.get(mailbox.failed.remote()) or _gave_up(error, stage)) from error
+            except ray.exceptions.RayActorError as error:  # Ray places its controller anywhere
+                controllers += 1
+                if controllers > config.trainer.max_failures:
+                    raise _gave_up(error, stage) from error
+                log.warning("training stage %s: Ray's controller went with its machine; it is started again", stage)
+                continue
             fault: AmvlError | None = ray.get(mailbox.failed.remote())
             if fault is not None:
                 raise fault
