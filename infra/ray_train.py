@@ -19,6 +19,7 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from amvl_core import storage
 from amvl_core.base import TINY, base_folder
@@ -78,7 +79,7 @@ def train(
     are at fault.
     """
     workers = resources(config.cluster)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    mailbox = _mailbox()
     job = {
         "config": config.model_dump(mode="json"),
         "stage": stage,
@@ -90,11 +91,18 @@ def train(
     }
     settings = {"job": job, "mailbox": mailbox, "jobs": jobs}
     with _Collector(mailbox, on_progress, _Room(workers, config.cluster.min_workers, stage)):
+        controllers = 0
         while True:
             try:
                 _trainer(config, f"{stage}-{fingerprint}", workers, settings).fit()
             except ray.train.TrainingFailedError as error:
                 raise (ray.get(mailbox.failed.remote()) or _gave_up(error, stage)) from error
+            except ray.exceptions.RayActorError as error:  # Ray places its controller anywhere
+                controllers += 1
+                if controllers > config.trainer.max_failures:
+                    raise _gave_up(error, stage) from error
+                log.warning("training stage %s: Ray's controller went with its machine; it is started again", stage)
+                continue
             fault: AmvlError | None = ray.get(mailbox.failed.remote())
             if fault is not None:
                 raise fault
@@ -102,6 +110,12 @@ def train(
             if record is not None:
                 return record
             log.warning("training stage %s: a worker's machine is taken away; goes on from its checkpoint", stage)
+
+
+def _mailbox() -> Any:
+    """A mailbox on the driver's own machine: on a worker's it would be lost with it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
 
 
 def _trainer(config: RunConfig, name: str, workers: Workers, settings: dict[str, Any]) -> TorchTrainer:
