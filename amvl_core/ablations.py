@@ -238,11 +238,3 @@ TABLES: dict[TableName, Table] = {
 
 BASE_SCORES = _scores(76.44, 68.00, 63.75)
 """The paper's Qwen2.5-VL-7B (Table 1), beside the model that our rows start from."""
-
-TABLE_7: dict[str, dict[str, float]] = {
-    "NTP": {"S_p": 1.9243, "S_q": 2.2326, "D_L2": 16.9488, "cos": -0.0190, "D_shift": 16.6418},
-    "NTP+Rev": {"S_p": 0.4453, "S_q": 0.5177, "D_L2": 3.6960, "cos": 0.9594, "D_shift": 3.6294},
-    "NTP+Fwd": {"S_p": 0.6359, "S_q": 0.8707, "D_L2": 5.6528, "cos": 0.8697, "D_shift": 5.5484},
-    "AMVL": {"S_p": 0.6786, "S_q": 0.8257, "D_L2": 5.4317, "cos": 0.8883, "D_shift": 5.3240},
-}
-"""The paper's geometry of the latents, by row of Table 3."""

@@ -4,7 +4,8 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from amvl_core.ablations import HR_4K, HR_8K, TABLE_7, TABLES, VSTAR, Table
+from amvl_core.ablations import HR_4K, HR_8K, TABLES, VSTAR, Table
+from amvl_core.analysis.geometry import TABLE_7
 from amvl_core.config import RunConfig
 from amvl_core.records import AblationRecord, AblationRow, DatasetRecord
 from flows.report import markdown_table

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from amvl_core.ablations import TABLE_7
+from amvl_core.analysis.geometry import TABLE_7
 from amvl_core.pages import page
 from amvl_core.records import AnalysisRecord, DatasetRecord, FaithfulnessRecord, ModelRecord, VariantScore
 
