@@ -23,7 +23,7 @@ from amvl_core.records import (
     save_record,
 )
 from infra import analysis, analysis_files, ray_analysis
-from tests.distributed.test_train import configuration, row
+from tests.distributed.trial import configuration, row
 from tests.tiny import LATENT, amvl_model, stock_folder
 
 ROWS = 9
