@@ -145,6 +145,25 @@ def pause_tokens(config: RunConfig) -> RunConfig:
     )
 
 
+CONTROLS: dict[str, tuple[str, Change]] = {
+    "sft": ("SFT, equal steps", sft_of_equal_steps),
+    "pause": ("pause tokens", pause_tokens),
+}
+"""`evaluation.controls`: what tables call each, and the run that trains it."""
+
+
+def controls(config: RunConfig) -> dict[str, RunConfig]:
+    """The runs of `evaluation.controls` by label; none where no latent model comes last, or none is asked again.
+
+    A stage that `config` does not have is the control's own; it starts where the latent stages start.
+    """
+    last = list(config.stages.values())[-1]
+    if last.method.kind != "amvl" or not config.evaluation.faithfulness_items:
+        return {}
+    chosen = (CONTROLS[name] for name in config.evaluation.controls)
+    return {label: change(config) for label, change in chosen}
+
+
 def _replaced(config: RunConfig, stages: dict[str, StageConfig]) -> RunConfig:
     shared = {name: config.stages[name] for name in shared_stages(config)}
     return validate(config.model_copy(update={"stages": {**shared, **stages}}).model_dump(mode="json"))
@@ -228,8 +247,8 @@ TABLES: dict[TableName, Table] = {
         "Controls: the same steps without latents",
         "AMVL",
         (
-            Row("SFT, equal steps", sft_of_equal_steps, _scores(81.68, 68.38, 61.63)),
-            Row("pause tokens", pause_tokens, {}),
+            Row(*CONTROLS["sft"], _scores(81.68, 68.38, 61.63)),
+            Row(*CONTROLS["pause"], {}),
             Row("AMVL", _as_configured, _AMVL),
         ),
     ),

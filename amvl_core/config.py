@@ -407,6 +407,11 @@ class EvaluationConfig(Frozen):
     faithfulness_items: int = Field(
         256, ge=0, description="test samples asked again with changed latents (docs/faithfulness.md); 0: none"
     )
+    controls: tuple[Literal["sft", "pause"], ...] = Field(
+        ("sft", "pause"),
+        description="models without latents that are trained to hold a latent one against, from the same base and for "
+        "as many steps: plain fine-tuning, learned pause tokens. Each costs about as much as the latent stages",
+    )
     analysis_items: int = Field(256, ge=0, description="test samples whose latents are analysed (docs/analysis.md)")
 
     @model_validator(mode="after")

@@ -68,7 +68,8 @@ def full_pipeline(
             faithfulness = analysis = None
             if final.method == "amvl":  # what has latents must show that they matter
                 if config.evaluation.faithfulness_items:
-                    controls = [(f"without latents ({base.stage})", base)] if base else []
+                    controls = tasks.train_controls(config, dataset, checkpoints, tracker)
+                    controls += [(f"without latents ({base.stage})", base)] if base else []
                     faithfulness = tasks.faithfulness(config, dataset, final, controls, tracker)
                 if config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)

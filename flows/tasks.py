@@ -17,7 +17,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from amvl_core import storage
+from amvl_core import ablations, storage
 from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError, ConfigError
 from amvl_core.eval.benchmarks import BENCHMARKS
@@ -108,6 +108,7 @@ def preflight(config: RunConfig) -> None:
     check_reachable(config)
     check_base(config.model.base)
     check_benchmarks(config)
+    ablations.controls(config)
 
 
 @task(cache_policy=NO_CACHE)
@@ -175,6 +176,22 @@ def train(
     assert record is not None
     tracker.checkpoint(record, reused=reused)
     return record
+
+
+def train_controls(
+    config: RunConfig, dataset: DatasetRecord, checkpoints: list[CheckpointRecord], tracker: Tracker
+) -> list[tuple[str, CheckpointRecord]]:
+    """The models without latents that a latent one is held against, trained from where its latent stages start."""
+    found = []
+    for label, control in ablations.controls(config).items():
+        shared = ablations.shared_stages(config)
+        checkpoint = checkpoints[len(shared) - 1] if shared else None
+        for stage in control.stages:
+            if stage not in config.stages:
+                checkpoint = train(control, stage, dataset, checkpoint, tracker)
+        assert checkpoint is not None
+        found.append((label, checkpoint))
+    return found
 
 
 @task(task_run_name="evaluate-{name}", cache_policy=NO_CACHE)

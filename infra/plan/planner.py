@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-from amvl_core import flops
+from amvl_core import ablations, flops
 from amvl_core.config import RunConfig, StageConfig
 from amvl_core.data.order import num_steps
 from amvl_core.errors import ConfigError
@@ -84,7 +84,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run; `hours` by the way that each stage is run, `three_pass_hours` with AMVL written out."""
+    """A whole run; `hours` by the way that each stage is run, `three_pass_hours` with AMVL written out.
+
+    `control_hours` come on top: training of `evaluation.controls`, by label.
+    """
 
     base: str
     shape_source: str
@@ -97,6 +100,7 @@ class Plan:
     hours: float
     three_pass_hours: float
     sft_hours: float
+    control_hours: dict[str, float]
 
 
 def plan(
@@ -130,6 +134,10 @@ def plan(
             stage.hours["three_pass" if stage.way == "shared_prefix" else stage.way] for stage in stages.values()
         ),
         sft_hours=sum(stage.hours["sft"] for stage in stages.values()),
+        control_hours={
+            label: sum(_Job(control, shape, workload, machines, utilisation).hours(config))
+            for label, control in ablations.controls(config).items()
+        },
     )
 
 
@@ -150,6 +158,13 @@ class _Job:
     workload: Workload
     machines: Machines
     utilisation: float
+
+    def hours(self, known: RunConfig) -> Iterator[float]:
+        """Of each stage that `known` does not have."""
+        for name in self.config.stages:
+            if name not in known.stages:
+                stage = self.stage(name)
+                yield stage.hours[stage.way]
 
     def stage(self, name: str) -> StagePlan:
         stage, trainer = self.config.stages[name], self.config.trainer

@@ -73,7 +73,11 @@ def _time(plan: Plan) -> Table:
 
 
 def _conclusions(plan: Plan) -> list[str]:
-    return [f"{name}: {_conclusion(stage, plan)}" for name, stage in plan.stages.items()]
+    found = [f"{name}: {_conclusion(stage, plan)}" for name, stage in plan.stages.items()]
+    if plan.control_hours:
+        each = ", ".join(f"{label} {hours:.3g} h" for label, hours in plan.control_hours.items())
+        found.append(f"controls, trained besides: {each}; --param 'evaluation.controls=[]' leaves them out")
+    return found
 
 
 def _conclusion(stage: StagePlan, plan: Plan) -> str:

@@ -101,6 +101,18 @@ def test_pause_tokens_take_the_same_stages() -> None:
         assert stage.model_copy(update={"method": before.method}) == before
 
 
+def test_controls_start_where_the_latent_stages_start() -> None:
+    config = override(demo(), {"evaluation": {"controls": ["sft", "pause"]}})
+    own = {label: [n for n in c.stages if n not in config.stages] for label, c in ablations.controls(config).items()}
+    assert own == {
+        "SFT, equal steps": ["sft_equal_steps"],
+        "pause tokens": ["pause_embedding_adaptation", "pause_amvl"],
+    }
+    assert ablations.controls(override(config, {"evaluation": {"faithfulness_items": 0}})) == {}
+    assert ablations.controls(demo()) == {}
+    assert list(ablations.controls(paper())) == ["SFT, equal steps", "pause tokens"]
+
+
 def test_rows_share_the_stages_before_the_first_latent_one() -> None:
     assert ablations.shared_stages(demo()) == ["sft"]
     assert ablations.shared_stages(paper()) == []

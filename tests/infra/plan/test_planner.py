@@ -168,3 +168,10 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["--param", "cluster.num_wrkers=2"]) == 1
     assert "cluster.num_wrkers: Extra inputs" in capsys.readouterr().err
+
+
+def test_controls_are_hours_on_top() -> None:
+    found = plan(paper())
+    assert found.control_hours.keys() == {"SFT, equal steps", "pause tokens"}
+    assert found.control_hours["SFT, equal steps"] == pytest.approx(found.sft_hours, rel=0.05)
+    assert plan(override(paper(), {"evaluation": {"controls": []}})).control_hours == {}
