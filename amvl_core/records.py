@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from amvl_core import storage
 from amvl_core.errors import StorageError
@@ -206,7 +206,7 @@ class EvalRecord(Record):
     dataset: str
     scores: list[TaskScore]
     overall: TaskScore
-    readings: list[ReadingScore] = []
+    readings: list[ReadingScore] = Field(min_length=1)
 
     @property
     def predictions_uri(self) -> str:

@@ -1,6 +1,7 @@
 """The pipeline run from the command line: progress, one table, the pages to open."""
 
 import logging
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from flows.environment import MLFLOW_URL, PREFECT_URL, healthy
 from flows.parameters import resolve
 from flows.servers import prefect_api
 
+FILE_WIDTH = 120
+"""Columns of the tables where they go to a file or a pipe, whose width nobody knows."""
 NOISE = ("Finished in state", "Beginning flow run", "Created task run")
 
 
@@ -24,7 +27,7 @@ def run_here(preset: str, data: list[str], params: list[str]) -> int:
 
     quiet()
     outcome = full_pipeline(preset, **changes)
-    show(Console(), outcome, served)
+    show(Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH), outcome, served)
     return 0
 
 

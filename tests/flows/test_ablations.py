@@ -17,6 +17,7 @@ from amvl_core.records import (
     CheckpointRecord,
     DatasetRecord,
     EvalRecord,
+    ReadingScore,
     SourceReport,
     TaskScore,
 )
@@ -65,6 +66,7 @@ def evaluation(folder: Path, name: str, right: int) -> EvalRecord:
         dataset="d1",
         scores=[],
         overall=overall,
+        readings=[ReadingScore(reading="exact match", scores=[], unanswered=0, drawn=0)],
     )
 
 

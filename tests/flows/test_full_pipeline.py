@@ -189,7 +189,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     second = checkout.command("flows", "demo", *checkout.small)
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
-    assert second.stderr.count("reused") == 13
+    assert second.stderr.count("reused") == 14
     assert "models:/amvl/1 (champion" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 
@@ -246,6 +246,7 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
         "trainer": {"log_every": 1},
         "evaluation": {"benchmarks": checkout.benchmarks},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
+        "evaluation": {"benchmarks": checkout.benchmarks},  # training samples are compared with them
     }
     parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]
     done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--watch", *parameters, **served)
@@ -263,11 +264,12 @@ def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
     """
     import mlflow
 
-    stage = {"steps": 2, "global_batch": 8, "micro_batch": 4}
+    stage = {"steps": 2, "global_batch": 8, "micro_tokens": 512}
     given = {
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
         "cluster": {"num_workers": 1},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
+        "evaluation": {"benchmarks": checkout.benchmarks},  # training samples are compared with them
     }
     chosen = {"table": 11, "seeds": 1, "preset": "demo", **given}
     command = ["prefect", "deployment", "run", "amvl/ablations", "--watch"]

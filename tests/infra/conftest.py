@@ -8,7 +8,7 @@ import pytest
 
 from amvl_core.config import RunConfig, TrackingConfig
 from amvl_core.presets import demo
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, Shard, SourceReport, TaskScore
+from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ReadingScore, Shard, SourceReport, TaskScore
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +77,7 @@ def evaluation() -> Callable[..., EvalRecord]:
             dataset="d1",
             scores=scores,
             overall=score("all", 20, 2 * correct),
+            readings=[ReadingScore(reading="exact match", scores=[], unanswered=0, drawn=0)],
         )
 
     return make

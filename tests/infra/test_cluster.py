@@ -1,7 +1,6 @@
-"""Real Ray, started once for the file."""
+"""On the Ray that all tests share."""
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,20 +9,13 @@ from amvl_core.errors import ClusterError
 from infra import cluster
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    cluster.connect(ClusterConfig())
-    yield
-    cluster.disconnect()
-
-
-def test_two_cpu_workers_fit_a_small_machine(ray_here: None) -> None:
+def test_two_cpu_workers_fit_a_small_machine(ray_cluster: None) -> None:
     workers = cluster.resources(ClusterConfig(num_workers=2, device="cpu"))
     assert workers == cluster.Workers(device="cpu", num_workers=2)
     assert workers.resources == {"CPU": 0.5}
 
 
-def test_connecting_twice_is_one_connection(ray_here: None) -> None:
+def test_connecting_twice_is_one_connection(ray_cluster: None) -> None:
     import ray
 
     before = ray.get_runtime_context().get_job_id()
@@ -31,12 +23,12 @@ def test_connecting_twice_is_one_connection(ray_here: None) -> None:
     assert ray.get_runtime_context().get_job_id() == before
 
 
-def test_too_few_cpus_says_both_numbers(ray_here: None) -> None:
+def test_too_few_cpus_says_both_numbers(ray_cluster: None) -> None:
     with pytest.raises(ClusterError, match=r"needs 9999 workers .* the cluster has \d+ CPUs; set cluster.num_workers"):
         cluster.resources(ClusterConfig(num_workers=9999, device="cpu"))
 
 
-def test_too_few_gpus_says_both_numbers(ray_here: None) -> None:
+def test_too_few_gpus_says_both_numbers(ray_cluster: None) -> None:
     with pytest.raises(ClusterError, match=r"needs 999 workers with a GPU each, the cluster has \d+ GPUs; .*to cpu"):
         cluster.resources(ClusterConfig(num_workers=999, device="cuda"))
 

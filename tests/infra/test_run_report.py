@@ -148,7 +148,7 @@ def build(
             checkpoint(method=method),
             report.labels(before, after),
             model_record(),
-            report.score_rows(before, after),
+            report.score_rows(before, after, {}),
             history or {},
             **records,
         )

@@ -71,7 +71,7 @@ def test_the_verdict_follows_the_intervals(effect: dict, said: str) -> None:
 
 def test_the_verdict_gives_its_numbers() -> None:
     sentence = verdict(score_variants(data(lost=40, gained=10, shift=-0.5, noise=1.0)))
-    assert "changes accuracy by -7.5 (-11.0 to -4.2) points" in sentence
+    assert "changes accuracy by -7.5 (-10.8 to -4.0) points" in sentence
     assert "(p < 0.001, n = 400)" in sentence
 
 
