@@ -246,7 +246,6 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
         "trainer": {"log_every": 1},
         "evaluation": {"benchmarks": checkout.benchmarks},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
-        "evaluation": {"benchmarks": checkout.benchmarks},  # training samples are compared with them
     }
     parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]
     done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--watch", *parameters, **served)
