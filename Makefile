@@ -20,7 +20,7 @@ serve: $(VENV)/.installed  ## Prefect and MLflow on loopback, and a worker; PREF
 	@exec $(BIN)/python -m flows serve
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
