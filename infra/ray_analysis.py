@@ -202,9 +202,10 @@ def faithfulness(
     jobs = [
         Job("answers", part := chosen[i : i + size], following[i + len(part) - 1]) for i in range(0, len(chosen), size)
     ]
-    tables = [_parts(config, dataset, model, "", jobs, uri, f"faithfulness {model.stage}", on_progress)]
-    for label, control in controls:
-        tables.append(_parts(config, dataset, control, label, jobs, uri, f"faithfulness {label}", on_progress))
+    tables = []
+    for label, asked in [("", model), *controls]:
+        name = f"faithfulness {label or model.stage}"
+        tables.append(_parts(config, dataset, asked, label, jobs, uri, name, on_progress)["answers"])
     items = pa.concat_tables(tables)
     # Variants in the order of the suite, items by name: the same file however the parts were placed.
     names = list(dict.fromkeys(items["variant"].to_pylist()))
@@ -244,11 +245,7 @@ def analyse(
     jobs = [Job("latents", chosen[i : i + CHUNK]) for i in range(0, len(chosen), CHUNK)]
     jobs += [Job("information", group) for group in _groups(dataset, chosen)[:INFORMATION_CHUNKS]]
     jobs += [Job("occlusion", [item]) for item in with_images[:HEAT_MAPS]]
-    name = f"analyse {model.stage}"
-    tables = {}
-    for kind in dict.fromkeys(job.kind for job in jobs):
-        of_kind = [job for job in jobs if job.kind == kind]
-        tables[kind] = _parts(config, dataset, model, "", of_kind, uri, f"{name}: {kind}", on_progress)
+    tables = _parts(config, dataset, model, "", jobs, uri, f"analyse {model.stage}", on_progress)
     for kind, table in tables.items():
         analysis_files.write_table(storage.join(uri, f"{kind}.parquet"), table.sort_by("sample_id"))
     record = AnalysisRecord(
@@ -300,17 +297,14 @@ def _parts(
     uri: str,
     name: str,
     on_progress: ProgressFn,
-) -> pa.Table:
-    """All jobs through an actor pool, those that have no part yet, and the parts as one table in order of the jobs."""
+) -> dict[str, pa.Table]:
+    """All jobs through one actor pool, those that have no part yet; the parts of each kind as one table, in order."""
     # The size of a part stands in its folder's name: with another batch size the parts start anew.
-    folder = storage.join(uri, "parts", f"{jobs[0].kind}-{len(jobs[0].items)}-{model.fingerprint}")
-    names = [f"{number:05d}.parquet" for number in range(len(jobs))]
-    there = set(storage.list_names(folder))
-    todo = [
-        {"uri": storage.join(folder, part), **job._asdict()}
-        for part, job in zip(names, jobs, strict=True)
-        if part not in there
-    ]
+    sizes = {job.kind: len(job.items) for job in reversed(jobs)}
+    folders = {kind: storage.join(uri, "parts", f"{kind}-{size}-{model.fingerprint}") for kind, size in sizes.items()}
+    parts = [storage.join(folders[job.kind], f"{number:05d}.parquet") for number, job in enumerate(jobs)]
+    there = {storage.join(folder, name) for folder in folders.values() for name in storage.list_names(folder)}
+    todo = [{"uri": part, **job._asdict()} for part, job in zip(parts, jobs, strict=True) if part not in there]
     workers = resources(config.cluster)
     if todo:
         with warnings.catch_warnings():
@@ -329,9 +323,10 @@ def _parts(
         for done, _ in enumerate(results.iter_batches(batch_size=1), 1):
             left = (time.perf_counter() - started) / done * (len(todo) - done)
             on_progress(Progress(name, len(jobs) - len(todo) + done, len(jobs), "parts", left))
-    return pa.concat_tables(
-        [pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, part)))) for part in names]
-    )
+    tables: dict[str, list[pa.Table]] = {}
+    for part, job in zip(parts, jobs, strict=True):
+        tables.setdefault(job.kind, []).append(pq.read_table(io.BytesIO(storage.read_bytes(part))))
+    return {kind: pa.concat_tables(found) for kind, found in tables.items()}
 
 
 def _item(row: dict[str, Any]) -> Any:

@@ -60,6 +60,7 @@ def test_a_record_and_its_predictions_are_all_that_is_left(uninterrupted: EvalRe
     assert likely.scores[0].n == TEST - TEST // 3
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_killed_goes_on_and_gives_the_same_bytes_on_other_workers(
     data: DatasetRecord, uninterrupted: EvalRecord, tmp_path: Path
 ) -> None:
