@@ -6,7 +6,6 @@ One folder for the file: the first run does the work, everything after it finds 
 import io
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -222,7 +221,7 @@ def served(checkout: Checkout) -> Iterator[dict[str, str]]:
         assert server.poll() is None, "".join(lines)
         yield {"PREFECT_API_URL": f"http://127.0.0.1:{checkout.prefect_port}/api"}
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()  # as Ctrl-C, which a process that was started in the background does not hear
         server.wait(timeout=60)
         reader.join(timeout=10)
     assert server.returncode == 0, "".join(lines)
