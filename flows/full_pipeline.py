@@ -47,7 +47,7 @@ def full_pipeline(
         with Tracker(config) as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
-            benchmarks = tasks.read_benchmarks(config, tracker)
+            benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
 
             checkpoints: list[CheckpointRecord] = []
             for stage in config.stages:
@@ -61,9 +61,11 @@ def full_pipeline(
             before = tasks.evaluate(config, name, dataset, base, tracker)
             after = tasks.evaluate(config, final.stage, dataset, final, tracker)
             rows = tasks.show_scores(config, before, after, tracker)
-            before_on = tasks.evaluate_benchmarks(config, name, benchmarks, base, tracker)
-            after_on = tasks.evaluate_benchmarks(config, final.stage, benchmarks, final, tracker)
-            tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
+            tables = {}
+            if benchmarks:
+                before_on = tasks.evaluate_benchmarks(config, name, benchmarks, base, tracker)
+                after_on = tasks.evaluate_benchmarks(config, final.stage, benchmarks, final, tracker)
+                tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
 
             faithfulness = analysis = None
             if final.method == "amvl":  # what has latents must show that they matter
