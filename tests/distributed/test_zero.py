@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from amvl_core.config import AmvlMethod, StageConfig, TrainerConfig
 from amvl_core.methods import Clock
 from amvl_core.methods.amvl import Amvl
+from tests.distributed.processes import in_two_processes
 from tests.reference import three_pass
-from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder
+from tests.tiny import LATENT, SAMPLES, amvl_model, batch
 
 METHOD = AmvlMethod(beta_warmup=50, gamma_start=10, gamma_warmup=50, posterior_samples=2)
 CLOCK = Clock(seed=5, step=40, num_tokens=14.0, num_samples=5)
@@ -37,13 +32,8 @@ def reference(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def rank_main(rank: int, port: int, folder: str) -> None:
-    """One rank: a step under every ZeRO stage; rank 0 stores what it finds."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    stock_folder()  # once there is a process group the library writes on its first rank alone
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def find(rank: int) -> dict[str, Any]:
+    """A step under every ZeRO stage."""
     found: dict[str, Any] = {}
     for zero_stage in (0, 1, 2, 3):
         for checkpointing in (False, True):
@@ -52,10 +42,7 @@ def rank_main(rank: int, port: int, folder: str) -> None:
         found[f"zero {zero_stage}, bf16"] = gradients(rank, zero_stage, True, "bf16")
     found["bf16"] = bf16_weights(rank)
     found["adaptation"] = adaptation(rank)
-    if rank == 0:
-        torch.save(found, Path(folder) / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def accumulate(engine: Any, processor: Any, rank: int) -> None:
@@ -123,12 +110,7 @@ def adaptation(rank: int) -> dict[int, dict[str, torch.Tensor]]:
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What two processes found, once for all tests."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(rank_main, (port, folder), nprocs=2)
-        return torch.load(Path(folder) / "found.pt", weights_only=True)
+    return in_two_processes(find)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
