@@ -47,7 +47,8 @@ from data_prep.images import JPEG_QUALITY, MAX_ASPECT, MIN_SIDE, PixelBudget, St
 BUDGET = PixelBudget(256 * 28 * 28, 1280 * 28 * 28, 28)
 MEMORY_ROWS = (10_000, 100_000)
 KILL_ROWS = 4_000
-SHARD_ROWS, KILL_SHARD_ROWS, PHOTO_SHARD_ROWS = 500, 50, 50
+SCALING_ROWS = 1_200
+SHARD_ROWS, KILL_SHARD_ROWS, PHOTO_SHARD_ROWS, FEW_SHARD_ROWS = 500, 50, 200, 20
 SAMPLE_EVERY_S = 0.25
 
 Source = Callable[[Path, int], Path]
@@ -80,7 +81,8 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     found["peak_mib"] = {rows: peak for rows, (peak, _) in memory.items()}
     found["seconds"] = {rows: seconds for rows, (_, seconds) in memory.items()}
     if chosen.cores:
-        found["rows_per_s_by_cores"] = _scaling(folder / "cores", chosen.rows or 200, chosen.rounds, chosen.cores)
+        rows = chosen.rows or SCALING_ROWS
+        found["rows_per_s_by_cores"] = _scaling(folder / "cores", rows, chosen.rounds, chosen.cores)
     if chosen.kills:
         found["kills_identical"] = f"{_kills(folder / 'kills', chosen.kills)} of {chosen.kills}"
     return found
@@ -91,9 +93,9 @@ def _light(source: str, shard_rows: int) -> RunConfig:
     return _config(source, rows_per_shard=shard_rows, min_pixels=256, max_pixels=4096)
 
 
-def _photos(source: str) -> RunConfig:
-    """Images of the paper's budget."""
-    return _config(source, rows_per_shard=PHOTO_SHARD_ROWS, min_pixels=BUDGET.min_pixels, max_pixels=BUDGET.max_pixels)
+def _photos(source: str, shard_rows: int = PHOTO_SHARD_ROWS) -> RunConfig:
+    """Images of the paper's budget; a tenth of the paper's rows in a shard, so that there are several for each core."""
+    return _config(source, rows_per_shard=shard_rows, min_pixels=BUDGET.min_pixels, max_pixels=BUDGET.max_pixels)
 
 
 def _config(source: str, **data: int) -> RunConfig:
@@ -115,7 +117,7 @@ def _prepare(config: RunConfig, out: str) -> float:
 def _throughput(folder: Path, make: Source, rows: int, rounds: int) -> dict[str, Any]:
     source = make(folder / "source", rows)
     config = _photos(str(source))
-    _prepare(_photos(str(_few(folder))), str(folder / "warm" / "out"))  # Ray starts its workers
+    _prepare(_photos(str(_few(folder)), FEW_SHARD_ROWS), str(folder / "warm" / "out"))  # Ray starts its workers
     ways: dict[str, Callable[[int], float]] = {
         "amvl": lambda number: _prepare(config, str(folder / f"round-{number}" / "out")),
         "floor": lambda number: _floor(source),
@@ -227,8 +229,8 @@ def _scaling(folder: Path, rows: int, rounds: int, cores: Sequence[int]) -> dict
             out = folder / f"{count}-{number}"
             code = (
                 f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{count}])\n"
-                "from benchmarks.prepare import _photos, _prepare\n"
-                f"_prepare(_photos({str(few)!r}), {str(out / 'warm' / 'out')!r})\n"
+                "from benchmarks.prepare import FEW_SHARD_ROWS, _photos, _prepare\n"
+                f"_prepare(_photos({str(few)!r}, FEW_SHARD_ROWS), {str(out / 'warm' / 'out')!r})\n"
                 f"print(_prepare(_photos({str(source)!r}), {str(out / 'timed' / 'out')!r}))"
             )
             done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
@@ -320,7 +322,7 @@ def _digests(root: Path) -> dict[str, str]:
 
 
 def _few(folder: Path) -> Path:
-    return pictures.photographs(folder / "few", 8 * _cores())
+    return pictures.photographs(folder / "few", 2 * FEW_SHARD_ROWS * _cores())
 
 
 def _cores() -> int:

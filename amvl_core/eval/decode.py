@@ -35,44 +35,97 @@ def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefille
     """Runs the processor's `inputs`, padded on the left; `latent` are AMVL's own arguments (tau, latent_noise)."""
     positions_3BT = _positions(model, inputs)
     output = model(**inputs, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
-    return Prefilled(
-        output.past_key_values,
-        _wide(output.logits[:, -1]),
-        inputs["attention_mask"].bool(),
-        positions_3BT.amax((0, 2)) + 1,
-    )
+    return prefilled(output, inputs["attention_mask"].bool(), positions_3BT.amax((0, 2)) + 1)
 
 
-def greedy(model: Any, start: Prefilled, max_new_tokens: int) -> list[list[int]]:
+def prefilled(output: Any, seen_BT: Tensor, position_B: Tensor) -> Prefilled:
+    """To go on from what a model gave (`output`, with cache) for prompts."""
+    return Prefilled(output.past_key_values, _wide(output.logits[:, -1]), seen_BT, position_B)
+
+
+def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()) -> list[list[int]]:
     """The most likely next token, again and again, up to and with an end token: what stock greedy `generate` gives.
 
     No other rule of the generation configuration holds (Qwen2.5-VL's has a repetition penalty of 1.05) but its list of
     tokens that are never generated. A row that has ended leaves the batch. `start` is used up.
+
+    `drafts` are guesses of the answers, one a row: what of them the model says too is found in one pass over them, and
+    decoding goes on from the first token that differs. They change what an answer costs, not what it is.
     """
     ends, never = _end_tokens(model), list(model.generation_config.suppress_tokens or [])
-    rows = list(range(len(start.position_B)))
-    found: list[list[int]] = [[] for _ in rows]
+    found: list[list[int]] = [[] for _ in start.position_B]
+    if any(guesses := [_until_end(draft, ends)[:max_new_tokens] for draft in drafts]):
+        found = _taken(model, start, guesses, never)
+    rows = list(range(len(found)))
     columns = start.seen_BT.shape[1]
     seen_BS = torch.nn.functional.pad(start.seen_BT, (0, max_new_tokens), value=True)
     mask_B11S = _additive(seen_BS[:, None, None], model.dtype)
-    position_B, logits_BV = start.position_B, start.logits_BV
-    for step in range(max_new_tokens):
+    position_B, chosen_B = start.position_B, torch.empty(0)
+    logits_BV = start.logits_BV
+
+    def goes_on(row: int) -> bool:
+        return len(found[row]) < max_new_tokens and not (found[row] and found[row][-1] in ends)
+
+    for step in range(max_new_tokens + 1):
+        going = [number for number, row in enumerate(rows) if goes_on(row)]
+        if not going:
+            break
+        kept = torch.tensor(going, device=position_B.device)
+        if len(going) < len(rows):
+            start.cache.batch_select_indices(kept)
+            position_B, mask_B11S = position_B[kept], mask_B11S[kept]
+            rows = [rows[number] for number in going]
+        if step == 0:
+            logits_BV = logits_BV[kept]
+        else:
+            ids_B1, at_B1 = chosen_B[kept, None], position_B[:, None] + step - 1
+            hidden_B1D = _run(model, start.cache, ids_B1, at_B1, mask_B11S, columns + step - 1)
+            logits_BV = _wide(model.lm_head(hidden_B1D[:, -1]))
         logits_BV[:, never] = -torch.inf
         chosen_B = logits_BV.argmax(-1)
-        tokens = chosen_B.tolist()
-        for row, token in zip(rows, tokens, strict=True):
+        for row, token in zip(rows, chosen_B.tolist(), strict=True):
             found[row].append(token)
-        going = [number for number, token in enumerate(tokens) if token not in ends]
-        if not going or step == max_new_tokens - 1:
-            break
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=chosen_B.device)
-            start.cache.batch_select_indices(kept)
-            chosen_B, position_B, mask_B11S = chosen_B[kept], position_B[kept], mask_B11S[kept]
-            rows = [rows[number] for number in going]
-        hidden_B1D = _run(model, start.cache, chosen_B[:, None], position_B[:, None] + step, mask_B11S, columns + step)
-        logits_BV = _wide(model.lm_head(hidden_B1D[:, -1]))
     return found
+
+
+def _until_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
+    """Up to and with the first end token."""
+    return list(tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), None)])
+
+
+def _taken(model: Any, start: Prefilled, drafts: Sequence[Sequence[int]], never: Sequence[int]) -> list[list[int]]:
+    """What each row says of its draft; `start` is then behind that, with the columns of what it does not say hidden."""
+    width = max(map(len, drafts))
+    columns, device = start.seen_BT.shape[1], start.seen_BT.device
+    ids_BM = torch.tensor([[*draft, *[0] * (width - len(draft))] for draft in drafts], device=device)
+    length_B = torch.tensor([len(draft) for draft in drafts], device=device)
+    offset_M = torch.arange(width, device=device)
+    seen_BMS = torch.cat(
+        [
+            start.seen_BT[:, None].expand(-1, width, -1),
+            torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(drafts), -1, -1),
+        ],
+        -1,
+    )
+    mask_B1MS = _additive(seen_BMS[:, None], model.dtype)
+    hidden_BMD = _run(model, start.cache, ids_BM, start.position_B[:, None] + offset_M, mask_B1MS, columns)
+
+    def logits(hidden_ND: Tensor) -> Tensor:
+        found_NV = _wide(model.lm_head(hidden_ND))
+        found_NV[:, never] = -torch.inf
+        return found_NV
+
+    start.logits_BV[:, never] = -torch.inf
+    behind_BM = torch.stack([logits(hidden_MD).argmax(-1) for hidden_MD in hidden_BMD])  # row by row: V is large
+    said_BM = torch.cat([start.logits_BV.argmax(-1, keepdim=True), behind_BM[:, :-1]], 1)
+    same_BM = (said_BM == ids_BM) & (offset_M < length_B[:, None])
+    taken_B = same_BM.long().cumprod(1).sum(1)
+    some = taken_B > 0
+    if some.any():
+        start.logits_BV[some] = logits(hidden_BMD[some, taken_B[some] - 1])
+    start.seen_BT = torch.cat([start.seen_BT, offset_M < taken_B[:, None]], 1)
+    start.position_B = start.position_B + taken_B
+    return [list(draft[:count]) for draft, count in zip(drafts, taken_B.tolist(), strict=True)]
 
 
 def log_likelihoods(

@@ -11,7 +11,7 @@ dimensions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from amvl_core.config import AmvlMethod, LatentConfig, SftMethod
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import IGNORED, Encoder
+from amvl_core.eval.decode import Prefilled, greedy, prefilled
 from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, TAUS
 from amvl_core.methods.amvl import Amvl
 from amvl_core.methods.sft import Sft
@@ -82,14 +83,11 @@ class Prober:
         _, other = self.read([donor])
         donors_BKZ = torch.cat([reading.prior.mean[1:], other.prior.mean])
         chosen = variants(reading, donors_BKZ, [item.sample_id for item in items], seed)
-        chosen = [variant for variant in chosen if not only or variant.name in only]
-        blocks = [variant for variant in chosen if variant.latent_BKZ is not None]
-        answers = []
-        for first in range(0, len(blocks), AT_ONCE):
-            answers += self._answers(items, batch, reading, blocks[first : first + AT_ONCE], max_new_tokens)
-        for variant in chosen:
-            if variant.latent_BKZ is None:
-                answers += self._answers(items, batch, reading, [variant], max_new_tokens)
+        first, *others = [variant for variant in chosen if not only or variant.name in only]
+        answers, drafts = self._answers(items, batch, reading, [first], max_new_tokens, ())
+        # What one variant has said is what the others are likely to say.
+        for same in _together(others):
+            answers += self._answers(items, batch, reading, same, max_new_tokens, drafts)[0]
         return answers
 
     def read(self, items: Sequence[Item]) -> tuple[Batch, Reading]:
@@ -100,12 +98,21 @@ class Prober:
         return batch, read(self.model, batch, embeds_ND, positions_3N, self.method.config.posterior_positions)
 
     def _answers(
-        self, items: Sequence[Item], batch: Batch, reading: Reading, chosen: Sequence[Variant], max_new_tokens: int
-    ) -> list[Answer]:
-        texts = self._generate(batch, reading, chosen, max_new_tokens)
+        self,
+        items: Sequence[Item],
+        batch: Batch,
+        reading: Reading,
+        chosen: Sequence[Variant],
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]],
+    ) -> tuple[list[Answer], list[list[int]]]:
+        """Answers [V x B], and their tokens; `drafts` guess those of each item, or are none."""
+        start = self._start(batch, reading, chosen)
+        tokens = greedy(self.model, start, max_new_tokens, [*drafts] * len(chosen))
+        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         scores = [score for variant in chosen for score in self._log_likelihoods(batch, reading, variant)]
         names = [(item.sample_id, variant.name) for variant in chosen for item in items]
-        return [Answer(*name, text, score) for name, text, score in zip(names, texts, scores, strict=True)]
+        return [Answer(*name, text, score) for name, text, score in zip(names, texts, scores, strict=True)], tokens
 
     def _log_likelihoods(self, batch: Batch, reading: Reading, variant: Variant) -> list[float]:
         """log p of every item's reference answer."""
@@ -115,43 +122,47 @@ class Prober:
             logits_1NV, labels_N, sample_N = decode(self.model, batch, reading, variant.latent_BKZ[None], variant.kept)
         return sums(-token_losses(logits_1NV[0], labels_N), sample_N, len(reading.blocks))
 
-    def _generate(self, batch: Batch, reading: Reading, chosen: Sequence[Variant], max_new_tokens: int) -> list[str]:
-        """Greedy answers of all variants, [V x B], which have a block or have none, on copies of the same cache."""
+    def _start(self, batch: Batch, reading: Reading, chosen: Sequence[Variant]) -> Prefilled:
+        """All variants [V x B], which have a block or have none, behind copies of the same questions' cache."""
         slots = self.model.config.num_slots
         block = chosen[0].latent_BKZ is not None
-        prompts, positions = [], []
-        for ids_T, of, sample in zip(
-            batch.input_ids_N.split(batch.lengths), reading.blocks, reading.samples, strict=True
-        ):
-            parts = [sample.x.positions_3N, sample.slots.positions_3N, sample.end.positions_3N]
-            length = of.prefix + slots + 1 if block else of.prefix - 1
-            prompts.append(ids_T[:length])
-            positions.append(torch.cat(parts, 1)[:, :length])
         # Without a block the question's last token is run again: something must predict the first one of y.
-        columns = [of.prefix if block else of.prefix - 2 for of in reading.blocks]
-        where, copies, longest = positions[0].device, len(chosen), max(map(len, prompts))
-        mask_BT = torch.stack([pad(torch.ones_like(ids), (longest - len(ids), 0)) for ids in prompts])
-        mask_VBT = mask_BT.repeat(copies, 1, 1)
+        tail, columns = (slots + 1, 0) if block else (1, -2)
+        columns_B = [of.prefix + columns for of in reading.blocks]
+        ids, positions = [], []
+        samples = zip(batch.input_ids_N.split(batch.lengths), columns_B, reading.samples, strict=True)
+        for ids_T, begin, sample in samples:
+            parts = [sample.x.positions_3N, sample.slots.positions_3N, sample.end.positions_3N]
+            ids.append(ids_T[begin : begin + tail])
+            positions.append(torch.cat(parts, 1)[:, begin : begin + tail])
+        copies, longest = len(chosen), max(columns_B)
+        seen_BT = torch.arange(-longest, tail) >= -torch.tensor(columns_B)[:, None]
+        seen_VBT = seen_BT.repeat(copies, 1, 1)
         for number, variant in enumerate(chosen):
             hidden = set() if variant.kept is None else set(range(slots)) - set(variant.kept)
             for slot in hidden:
-                mask_VBT[number, :, longest - 1 - slots + slot] = 0
-        ids_BT = torch.stack([pad(ids, (longest - len(ids), 0)) for ids in prompts])
-        positions_3BT = torch.stack([pad(p, (longest - p.shape[1], 0)) for p in positions], 1)
-        options: dict[str, Any] = {}
-        if block:
-            options["latents"] = torch.cat([v.latent_BKZ for v in chosen if v.latent_BKZ is not None])
-        output = self.model.generate(
-            input_ids=ids_BT.repeat(copies, 1).to(where),
-            attention_mask=mask_VBT.flatten(0, 1).to(where),
+                seen_VBT[number, :, longest + slot] = False
+        latents = [variant.latent_BKZ for variant in chosen if variant.latent_BKZ is not None]
+        device = positions[0].device
+        seen_NT, positions_3BT = seen_VBT.flatten(0, 1).to(device), torch.stack(positions, 1)
+        output = self.model(
+            input_ids=torch.stack(ids).repeat(copies, 1).to(device),
+            attention_mask=seen_NT.long(),
             position_ids=positions_3BT.repeat(1, copies, 1),
-            past_key_values=question_cache(self.model, reading, columns, copies),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **options,
+            past_key_values=question_cache(self.model, reading, columns_B, copies),
+            use_cache=True,
+            logits_to_keep=1,
+            latents=torch.cat(latents) if block else None,
         )
-        texts: list[str] = self.processor.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-        return texts
+        return prefilled(output, seen_NT, positions_3BT[:, :, -1].amax(0).repeat(copies) + 1)
+
+
+def _together(chosen: Sequence[Variant]) -> Iterator[list[Variant]]:
+    """`AT_ONCE` at a time, those without a block apart."""
+    for block in (True, False):
+        same = [variant for variant in chosen if (variant.latent_BKZ is not None) == block]
+        for first in range(0, len(same), AT_ONCE):
+            yield same[first : first + AT_ONCE]
 
 
 def question_cache(model: Any, reading: Reading, columns: Sequence[int], copies: int) -> DynamicCache:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.eval.decode import greedy, log_likelihoods, prefill
+from amvl_core.eval.decode import _run, greedy, log_likelihoods, prefill
 from amvl_core.eval.predict import Answerer
 from amvl_core.processor import load_processor
 from tests.tiny import SAMPLES, amvl_model, picture, stock_folder
@@ -57,6 +57,46 @@ def test_greedy_gives_the_tokens_of_generate_whichever_rows_end_early(kind: str,
     assert len(lengths) > 1 and max(lengths) <= NEW
     columns = expected[:, prompts.inputs["input_ids"].shape[1] :].tolist()
     assert [tokens + [pad] * (len(columns[0]) - len(tokens)) for tokens in found] == columns
+
+
+@pytest.mark.parametrize("kind", ["amvl", "stock"])
+def test_a_draft_changes_no_token_however_much_of_it_is_right(kind: str) -> None:
+    ours = answerer(kind)
+    prompts = ours.encode(*asked())
+    end_early(ours.model, prompts.inputs, {})
+
+    def answered(drafts: list[list[int]]) -> list[list[int]]:
+        with torch.inference_mode():
+            return greedy(ours.model, prefill(ours.model, prompts.inputs), NEW, drafts)
+
+    expected = answered([])
+    rows, wrong = range(len(expected)), 5
+    assert all(wrong not in tokens for tokens in expected)
+    drafts = {
+        "right": expected,
+        "half": [tokens[: len(tokens) // 2] for tokens in expected],
+        "another's": expected[1:] + expected[:1],
+        "wrong from the start": [[wrong] * NEW for _ in rows],
+        "wrong somewhere": [[*tokens[:row], wrong, *tokens[row + 1 :]] for row, tokens in enumerate(expected)],
+        "goes on behind the end": [[*tokens, *tokens] for tokens in expected],
+        "some empty": [tokens if row % 2 else [] for row, tokens in enumerate(expected)],
+        "all empty": [[] for _ in rows],
+    }
+    for name, draft in drafts.items():
+        assert answered(draft) == expected, name
+
+
+def test_a_right_draft_costs_one_run_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = answerer("amvl")
+    prompts = ours.encode(*asked())
+    runs: list[int] = []
+    monkeypatch.setattr("amvl_core.eval.decode._run", lambda *a: (runs.append(a[2].shape[1]), _run(*a))[1])
+    with torch.inference_mode():
+        expected = greedy(ours.model, prefill(ours.model, prompts.inputs), NEW)
+        assert len(runs) == NEW - 1
+        runs.clear()
+        assert greedy(ours.model, prefill(ours.model, prompts.inputs), NEW, expected) == expected
+    assert runs == [NEW]
 
 
 @pytest.mark.parametrize("kind", ["amvl", "stock"])
