@@ -36,13 +36,21 @@ _ANSWER_LINE = re.compile(r"^[\W_]*(?:final\s+|correct\s+)?answer\W*:\W*?(\S.*)$
 _STATED = re.compile(
     r"\b(?:(?:answer|option|choice)\b[^.\n]{0,80}?\b(?:is|be)|i\s+(?:choose|pick|select))\b[\s:]*"
     # "a" before a word is the article, so a small letter counts from b on, or at the end.
-    r"(?:option\s+)?[^\w\s]*((?-i:[A-Z])(?!\w)|[b-z](?!\w)|a(?=\W*$))",
+    r"(?:option\s+)?[^\w\s]*((?-i:[A-Z])(?!\w)|[b-z](?!\w)|a(?=\W*$))"
+    # "A or B" and, where the clause ends with it, "A and B" state no answer.
+    r"(?!\W*(?:(?:\bor\b|/)\W*(?:option\s+)?[A-Z]\b|(?:\band\b|[&,])\W*(?:option\s+)?[A-Z]\b\W*(?:$|[.\n])))",
     re.IGNORECASE,
 )
 _LABELLED = re.compile(r"^[^\w]*(?:option\s+)?([A-Z])(?:[^\w\s]+(?:\s|$)|\s*$)", re.IGNORECASE)
 _BARE = re.compile(r"[\W_]*(?:option[\W_]+)?([A-Z])[\W_]*", re.IGNORECASE)
 _STANDALONE = re.compile(r"(?<!\w)([A-Z])(?!\w|')")
-_ARTICLE = re.compile(r"(?<!\w)A(?= [a-z])")
+_ARTICLE = re.compile(r"(?<!\w)A(?= [a-z])(?! (?:or|and|nor|vs|versus|but|to|over|rather|instead)\b)")
+_WORD = re.compile(r"\w+(?:[.,]\d+)?")
+# What follows a denial up to the end of its clause; the point of "2.5" ends none.
+_DENIED = re.compile(
+    r"(?:\b(?:not|cannot|never|neither|nor)\b|n['\u2019]t\b)(.*?)(?=[;:!?\n]|[.,](?!\d)|\b(?:but|so|because|since)\b|$)",
+    re.IGNORECASE,
+)
 
 
 def final_answer(text: str) -> str:
@@ -62,7 +70,10 @@ def final_answer(text: str) -> str:
 
 
 def unwrapped(text: str, options: Mapping[str, str]) -> Extraction:
-    """The option that the final answer names by letter or by text, or its last line where there are no options."""
+    """The option that the final answer names by letter or by text, or its last line where there are no options.
+
+    None where it names several, or one that it only denies ("not blue").
+    """
     span = unicodedata.normalize("NFKC", final_answer(text)).strip()
     if not options:
         return Extraction(last_line(span) or None)
@@ -93,7 +104,7 @@ def _letter(span: str, options: Mapping[str, str]) -> str | None:
     """A letter that stands alone, is stated ("the answer is B"), or labels the first line ("B. blue")."""
     if bare := _BARE.fullmatch(span):
         return _offered(bare[1], options)
-    if stated := _STATED.findall(span):
+    if stated := [found[1] for found in _STATED.finditer(span) if not _denied(found.start(1), span)]:
         return _offered(stated[-1], options)
     lines = [line for line in span.splitlines() if line.strip()]
     if lines and (first := _label(lines[0], span, options)):
@@ -124,13 +135,27 @@ def _by_text(span: str, options: Mapping[str, str]) -> str | None:
     longest = [
         letter for letter, text in found.items() if not any(text != other and text in other for other in found.values())
     ]
-    return longest[0] if len(longest) == 1 else None
+    return longest[0] if len(longest) == 1 and _affirmed(texts[longest[0]], span) else None
 
 
 def _only_letter(span: str, options: Mapping[str, str]) -> str | None:
-    """The only option letter in the span, where A before a small letter is the article."""
-    found = {letter for letter in _STANDALONE.findall(_ARTICLE.sub(" ", span)) if letter in options}
-    return found.pop() if len(found) == 1 else None
+    """The only option letter in the span, where A before a small letter is the article; not one that is denied."""
+    found = [match for match in _STANDALONE.finditer(_ARTICLE.sub(" ", span)) if match[1] in options]
+    alone = len({match[1] for match in found}) == 1
+    return found[0][1] if alone and any(not _denied(match.start(), span) for match in found) else None
+
+
+def _affirmed(words: str, span: str) -> bool:
+    """Whether the words are in the span, in a row, where nothing denies them."""
+    said = list(_WORD.finditer(span.lower()))
+    wanted = words.split()
+    rows = (said[start : start + len(wanted)] for start in range(len(said)))
+    return any([word.group() for word in row] == wanted and not _denied(row[0].start(), span.lower()) for row in rows)
+
+
+def _denied(place: int, span: str) -> bool:
+    """Whether `not` or the like stands before the place in its clause."""
+    return any(found.start(1) <= place < found.end(1) for found in _DENIED.finditer(span))
 
 
 def _offered(letter: str, options: Mapping[str, str]) -> str | None:
@@ -138,4 +163,4 @@ def _offered(letter: str, options: Mapping[str, str]) -> str | None:
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+(?:[.,]\d+)?", unicodedata.normalize("NFKC", text).lower()))
+    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).lower()))

@@ -54,6 +54,29 @@ COLOURS = {"A": "red", "B": "blue", "C": "dark green", "D": "green"}
         ("(A) red\n(B) blue\n(C) dark green", None),
         ("I am not sure", None),
         ("Sorry, I can't help with images of people yet.", None),
+        *[(f"{first} {word} {second}", None) for first, second in ("AB", "BA") for word in ("or", "and", "nor", "vs")],
+        ("A and C", None),
+        ("I think A or B.", None),
+        ("A rather than B", None),
+        ("The answer is A or B.", None),
+        ("The answer is (B) and (C).", None),
+        ("The answer is B and A is wrong", "B"),
+        ("not blue", None),
+        ("Not B", None),
+        ("It is not red.", None),
+        ("It isn\u2019t red.", None),
+        ("The correct answer isn't B.", None),
+        ("The answer is not B.", None),
+        ("I don't think the answer is B.", None),
+        ("It can't be the blue one", None),
+        ("It is neither red nor teal", None),
+        ("A but not B", None),
+        ("The answer is B, not A", "B"),
+        ("It is blue, not large", "B"),
+        ("It is not large but blue", "B"),
+        ("I am not sure, blue", "B"),
+        ("It does not move. B", "B"),
+        ("The answer is B. I don't think the answer is C.", "B"),
         ("Bluetooth", None),
         ("<answer></answer>", None),
     ],
@@ -67,6 +90,13 @@ def test_two_options_and_options_without_text() -> None:
     assert unwrapped("the right side", {"A": "left", "B": "right"}) == Extraction("B")
     assert unwrapped("It must be (D).", dict.fromkeys("ABCD", "")) == Extraction("D")
     assert unwrapped("2", {"A": "2.5", "B": "2", "C": "12"}) == Extraction("B")
+
+
+def test_an_option_that_holds_a_denial_itself() -> None:
+    options = {"A": "red", "B": "not red", "C": "2.5"}
+    assert unwrapped("It is not red.", options) == unwrapped("not red", options) == Extraction("B")
+    assert unwrapped("It is not 2.5", options) == Extraction(None)
+    assert unwrapped("No, there is not", {"A": "yes", "B": "no"}) == Extraction("B")
 
 
 def test_free_text_is_the_last_line_of_the_final_answer() -> None:
