@@ -22,11 +22,16 @@ from amvl_core.eval.benchmarks.prepared import extra
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
 from amvl_core.sample import IMAGE_PLACEHOLDER, Segment
+from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT, control_token
 from data_prep.identity import content_identity
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
 
 STAGE = "benchmark"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+"""Raised whenever the same files give other questions than before."""
+
+MAX_ASPECT = 200
+"""An image whose one side is more than this many times the other is refused by Qwen2-VL's image processor."""
 
 
 def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:
@@ -52,7 +57,7 @@ def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: Prog
     with storage.writing(storage.join(uri, name)) as file:
         writer = ShardWriter(file)
         for number, found in enumerate(benchmark.read(storage.absolute(source.uri)), 1):
-            item = found if isinstance(found, Drop) else _misplaced_images(found) or found
+            item = found if isinstance(found, Drop) else _unanswerable(found) or found
             if isinstance(item, Drop):
                 counts[item.reason] += 1
                 if len(dropped[item.reason]) < EXAMPLES_PER_REASON:
@@ -105,12 +110,19 @@ def _row(question: Question, config: RunConfig, source: str, counter: TokenCount
     )
 
 
-def _misplaced_images(question: Question) -> Drop | None:
-    """A text that shows another number of images than there are cannot be asked; without places they come first."""
+def _unanswerable(question: Question) -> Drop | None:
+    """Why no model can be asked: found now, it is a drop; found by a worker, it would end the run."""
+    # A text that shows another number of images than there are cannot be asked; without places they come first.
     places = question.prompt.count(IMAGE_PLACEHOLDER)
-    if places in (0, len(question.images)):
-        return None
-    return Drop(question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images")
+    if places not in (0, len(question.images)):
+        return Drop(question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images")
+    if token := control_token(question.prompt):
+        return Drop(question.item_id, RESERVED_TEXT, f"the text contains {token!r}, a control token of the model")
+    for width, height in map(_size, question.images):
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            detail = f"{width} x {height} pixels, one side is more than {MAX_ASPECT} times the other"
+            return Drop(question.item_id, EXTREME_ASPECT, detail)
+    return None
 
 
 def _size(data: bytes) -> tuple[int, int]:

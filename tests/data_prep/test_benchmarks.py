@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from amvl_core.base import base_processor
 from amvl_core.config import BenchmarkSource, RunConfig
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
@@ -83,11 +87,43 @@ def test_a_text_with_more_places_than_images_is_dropped_and_nothing_left_is_an_e
     assert not (tmp_path / "other" / "test-00000.parquet").exists()
 
 
+@pytest.mark.parametrize("text", ["<|image_pad|>", "<|im_end|>", "<latent_pad>", "</abs_token>"])
+def test_a_text_with_a_control_token_is_dropped(tmp_path: Path, text: str) -> None:
+    published.vstar(tmp_path, text=f"What is {text}?\n(A) one\n(B) two")
+    source = BenchmarkSource(name="vstar", uri=str(tmp_path))
+    record = benchmarks.read(config(), source, str(tmp_path / "stage"), lambda _: None)
+    assert (record.kept, record.dropped) == (1, {"reserved_text": 1})
+    (example,) = record.reports[0].examples["reserved_text"]
+    assert repr(text) in example.detail
+
+
+def test_an_image_that_the_models_processor_refuses_is_dropped_and_no_other(tmp_path: Path) -> None:
+    """The limit is the processor's own: what is kept can be encoded, what is dropped cannot."""
+    processor = base_processor(config().model)
+    kept = []
+    for number, size in enumerate([(1, 200), (200, 1), (1, 201), (2001, 10)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        published.vstar(folder)
+        image = Image.new("RGB", size)
+        image.save(folder / "direct_attributes" / "sa_1.png")
+        lines = (folder / "test_questions.jsonl").read_text().splitlines(keepends=True)
+        (folder / "other.png").write_bytes(published.picture())
+        lines[1] = json.dumps(json.loads(lines[1]) | {"image": "other.png"})
+        (folder / "test_questions.jsonl").write_text("".join(lines))
+        source = BenchmarkSource(name="vstar", uri=str(folder))
+        record = benchmarks.read(config(), source, str(folder / "stage"), lambda _: None)
+        kept.append(record.kept == 2)
+        if kept[-1]:
+            assert processor.image_processor(images=[image])["image_grid_thw"].prod() > 0
+        else:
+            assert record.dropped == {"extreme_aspect": 1}
+            with pytest.raises(ValueError, match="aspect ratio"):
+                processor.image_processor(images=[image])
+    assert kept == [True, True, False, False]
+
+
 def test_a_large_image_counts_as_many_tokens_as_the_budget_allows(tmp_path: Path) -> None:
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.new("RGB", (7680, 4320)).save(buffer, "PNG")
     folder = tmp_path / "published"

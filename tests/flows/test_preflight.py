@@ -19,7 +19,7 @@ def config(*sources: tuple[str, str]) -> RunConfig:
     ("name", "expected"),
     [
         ("vstar", r"the folder with test_questions\.jsonl and its images"),
-        ("hrbench_8k", "the Parquet or TSV file of this resolution"),
+        ("hrbench_8k", "the Parquet or TSV file with 8k in its name"),
         ("blink", "the folder that holds a folder per task"),
         ("visual_puzzles", "the folder with the published Parquet files"),
         ("mmvp", r"the folder that holds Questions\.csv and `MMVP Images`"),

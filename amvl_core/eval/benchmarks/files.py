@@ -29,21 +29,28 @@ INDEX_LENGTH = 64
 class Published:
     """The files of a benchmark: those at or below a uri with one of `endings` and a name that `keep`s.
 
-    `expected` says so to a person.
+    `expected` says so to a person. `single`: one file holds all rows, so that a second one is another data set.
     """
 
     endings: tuple[str, ...]
     expected: str
     keep: Callable[[str], bool] = lambda name: True
+    single: bool = False
 
     def find(self, uri: str) -> list[str]:
-        """The files in order of name. Raises DataError, which says what is expected, where there are none."""
+        """The files in order of name.
+
+        Raises DataError, which says what is expected, where there are none, or several where there must be one.
+        """
         fs, root = storage.filesystem(uri)
         with storage.reaching(uri, "list"):
             found = [root] if fs.isfile(root) else sorted(fs.find(root))
         found = [path for path in found if path.endswith(self.endings) and self.keep(posixpath.basename(path))]
         if not found:
             raise DataError(f"{uri} holds none of the files looked for; give {self.expected}")
+        if self.single and len(found) > 1:
+            names = ", ".join(path.removeprefix(root).lstrip("/") for path in found)
+            raise DataError(f"{uri} holds several data sets ({names}); give {self.expected}")
         return [fs.unstrip_protocol(path) for path in found]
 
     def rows(self, uri: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

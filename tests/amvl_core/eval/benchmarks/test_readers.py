@@ -52,6 +52,28 @@ def test_hrbench(tmp_path: Path, kind: str) -> None:
     assert {item.group for item in found if item.task == "single"} == {found[0].group}
 
 
+def test_hrbench_in_the_published_folder_with_both_resolutions(tmp_path: Path) -> None:
+    for resolution, shade in (("4k", 40), ("8k", 80)):
+        rows = published.hrbench_rows(published.base64_picture(shade))
+        published.parquet(tmp_path / f"hr_bench_{resolution}.parquet", rows)
+    for resolution, shade in (("4k", 40), ("8k", 80)):
+        found = questions(f"hrbench_{resolution}", tmp_path)
+        assert [item.images for item in found] == [(published.picture(shade),)] * 8
+        assert found[0].item_id == f"hrbench_{resolution}/0"
+
+
+def test_hrbench_refuses_two_files_of_one_resolution_and_files_of_none(tmp_path: Path) -> None:
+    published.parquet(tmp_path / "hr_bench_4k.parquet", published.hrbench_rows())
+    published.tsv(tmp_path / "HRBench4K.tsv", published.hrbench_rows())
+    with pytest.raises(
+        DataError, match=r"several data sets \(HRBench4K\.tsv, hr_bench_4k\.parquet\); give the P"
+    ):
+        BENCHMARKS["hrbench_4k"].check(str(tmp_path))
+    assert len(questions("hrbench_4k", tmp_path / "HRBench4K.tsv")) == 8
+    with pytest.raises(DataError, match="none of the files looked for; give the Parquet or TSV file with 8k in its"):
+        BENCHMARKS["hrbench_8k"].check(str(tmp_path / "hr_bench_4k.parquet"))
+
+
 def test_hrbench_tsv_cells_that_name_another_row(tmp_path: Path) -> None:
     rows = published.hrbench_rows()
     # Row 0 shows what row 4 holds, which stands after it; row 5 names a row that is not there.
