@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from amvl_core.config import MICROWORLD_TASKS, DataConfig, MicroworldSource
 from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.base import Drop, Question, lettered
 from amvl_core.eval.benchmarks.mmstar import options_in
+from amvl_core.eval.benchmarks.prepared import question
+from amvl_core.sample import Conversation
+from data_prep import microworld
+from data_prep.layouts import lay_out
+from data_prep.shards import extra_json
+from data_prep.sources import detect
 from tests.amvl_core.eval.benchmarks import published
+from tests.data_prep import archives
+from tests.data_prep.archives import as_folder
+from tests.data_prep.sources.reading import converted
 
 
 def questions(name: str, uri: Path) -> list[Question]:
@@ -22,6 +33,26 @@ def questions(name: str, uri: Path) -> list[Question]:
 
 def drops(name: str, uri: Path) -> list[tuple[str, str]]:
     return [(item.place, item.reason) for item in BENCHMARKS[name].read(str(uri)) if isinstance(item, Drop)]
+
+
+def prepared_prompts(samples: Iterable[Conversation]) -> dict[str, str]:
+    """The last prompt of every task of the test split, laid out and read back as evaluation does."""
+    return {
+        asked.task: asked.prompt
+        for sample in samples
+        if sample.split == "test"
+        for asked in [
+            question(
+                {
+                    "sample_id": sample.sample_id,
+                    "source": sample.source,
+                    "images": sample.images,
+                    "segments": lay_out(sample, DataConfig(), 4),
+                    "extra": extra_json(sample.task, sample.answer, [], []),
+                }
+            )
+        ]
+    }
 
 
 def test_vstar(tmp_path: Path) -> None:
@@ -65,9 +96,7 @@ def test_hrbench_in_the_published_folder_with_both_resolutions(tmp_path: Path) -
 def test_hrbench_refuses_two_files_of_one_resolution_and_files_of_none(tmp_path: Path) -> None:
     published.parquet(tmp_path / "hr_bench_4k.parquet", published.hrbench_rows())
     published.tsv(tmp_path / "HRBench4K.tsv", published.hrbench_rows())
-    with pytest.raises(
-        DataError, match=r"several data sets \(HRBench4K\.tsv, hr_bench_4k\.parquet\); give the P"
-    ):
+    with pytest.raises(DataError, match=r"several data sets \(HRBench4K\.tsv, hr_bench_4k\.parquet\); give the P"):
         BENCHMARKS["hrbench_4k"].check(str(tmp_path))
     assert len(questions("hrbench_4k", tmp_path / "HRBench4K.tsv")) == 8
     with pytest.raises(DataError, match="none of the files looked for; give the Parquet or TSV file with 8k in its"):
@@ -155,6 +184,35 @@ def test_mmstar(tmp_path: Path) -> None:
 def test_mmstar_options_that_cannot_be_told_apart() -> None:
     assert options_in("x Options: A: 1:2, B: 3") == {"A": "1:2", "B": "3"}
     assert options_in("x Options: B: 1, A: 2") == dict.fromkeys("ABCD", "")
+
+
+def test_prompts_of_the_prepared_sources(tmp_path: Path) -> None:
+    """What preparation leaves of a source's question is what a model is asked."""
+    assert prepared_prompts(converted(detect(as_folder(tmp_path / "easy", archives.easy_vqa(0, 3))))) == {
+        "easy_vqa/shape": "<image>what is the blue shape?",
+        "easy_vqa/colour": "<image>what color is it?",
+        "easy_vqa/yes/no": "<image>is there a circle?",
+    }
+    assert prepared_prompts(converted(detect(as_folder(tmp_path / "nlvr", archives.nlvr())))) == {
+        "nlvr/nlvr": "<image>There is a tower.\nIs this true or false?"
+    }
+    assert prepared_prompts(converted(detect(as_folder(tmp_path / "maze", archives.maze())))) == {
+        "vsp_maze/hole": "<image>Is there a hole in row 1, column 3?",
+        "vsp_maze/safe path": "<image>The player moves left, right, up. Is the path safe from every hole?",
+    }
+
+
+def test_prompts_of_microworld() -> None:
+    assert prepared_prompts(microworld.generate(MicroworldSource(test=len(MICROWORLD_TASKS)), "test")) == {
+        "microworld/colour": "<image>What colour is the square?",
+        "microworld/shape": "<image>Which shape is blue?",
+        "microworld/count": "<image>How many blue shapes are there?",
+        "microworld/compare": "<image>Which colour is there more of?",
+        "microworld/relation": "<image>On which side of the star is the circle?",
+        "microworld/odd_one_out": "<image>Which one is different?",
+        "microworld/jigsaw": "<image>Does the top or bottom piece fit?",
+        "microworld/maze": "<image>Does the path of the ball lead to red or blue?",
+    }
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,29 @@ def test_command_line_scores_one_file_and_compares_two(tmp_path: Path, capsys: p
     assert shown.count("| 8 / 0 | 0.0078 | McNemar exact |") == 6
     assert main(["vstar", str(tmp_path / "none.parquet")]) == 1
     assert "none.parquet: it does not exist" in capsys.readouterr().err
+
+
+def test_command_line_scores_a_test_split_by_the_tasks_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [Question(f"{i}", ("nlvr/nlvr", "easy_vqa/colour")[i % 2], (), "?", "red") for i in range(10)]
+    files = [str(tmp_path / name) for name in ("first.parquet", "second.parquet")]
+    for file, texts in zip(files, (["blue"] * 10, ["red", "blue"] * 5), strict=True):
+        rows_of = [
+            {**item.row(item.task.partition("/")[0]), "raw_output": text}
+            for item, text in zip(asked, texts, strict=True)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows_of), file)
+    assert main(["test", files[1]]) == 0
+    shown = [line.split(" | ")[:3] for line in capsys.readouterr().out.splitlines()]
+    assert shown[0] == ["| ", "n", "exact match"]
+    assert shown[2:5] == [
+        ["| all", "10", "50.00 (23.66-76.34)"],
+        ["| easy_vqa/colour", "5", "0.00 (0.00-43.45)"],
+        ["| nlvr/nlvr", "5", "100.00 (56.55-100.00)"],
+    ]
+    assert main(["test", *files]) == 0
+    assert "| nlvr/nlvr | 5 | 0.00 (0.00-43.45) | 100.00 (56.55-100.00) | +100.00" in capsys.readouterr().out
+    pq.write_table(pa.Table.from_pylist(rows(["B"])), files[0])
+    assert main(["test", files[0]]) == 1
+    assert "holds predictions of vstar, which is no test split" in capsys.readouterr().err
