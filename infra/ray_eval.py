@@ -101,8 +101,11 @@ class Predictor:
                 "tau": settings.tau,
                 "seed": settings.seed,
                 "max_new_tokens": settings.max_new_tokens,
+                "min_pixels": job.pixels[0],
                 "max_pixels": job.pixels[1],
+                "dtype": str(self.answerer.model.dtype).removeprefix("torch."),
                 "checkpoint": job.checkpoint,
+                "dataset": job.dataset.fingerprint,
             }
             for row, asked, given, answer in zip(rows, questions, candidates, answers, strict=True)
         ]

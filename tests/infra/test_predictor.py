@@ -35,7 +35,7 @@ def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys:
         uri=str(tmp_path), fingerprint="d", schema_version=1, shards=[shard], kept=2, dropped={}, reports=[]
     )
     config = RunConfig.model_validate({"model": {"base": stock_folder()}, "evaluation": {"max_new_tokens": 2}})
-    pixels = (config.data.min_pixels, config.data.min_pixels)
+    pixels = (config.data.min_pixels, 2 * config.data.min_pixels)
     job = Job(dataset, str(tmp_path), "base", pixels, {"easy_vqa/color": ["blue", "red"]})
     path = tmp_path / "predictions.parquet"
     assert Predictor(config, None).predict(job, 7, [0, 1], str(path)) == 7
@@ -43,6 +43,9 @@ def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys:
     assert [(row["sample_id"], row["task"], row["answer"]) for row in rows] == [
         (f"easy_vqa/{i}", "easy_vqa/color", "red") for i in range(2)
     ]
+    first = pq.read_table(path).to_pylist()[0]
+    assert (first["min_pixels"], first["max_pixels"], first["dtype"]) == (*pixels, "float32")
+    assert (first["prompt"], first["checkpoint"], first["dataset"]) == ("<image>What colour is it?", "base", "d")
     found = score_benchmark(BENCHMARKS["easy_vqa"], rows)
     assert list(found) == ["exact match", "unwrapped", "likelihood"]
     likelier = [json.loads(row["log_likelihoods"]) for row in rows]

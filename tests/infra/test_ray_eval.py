@@ -107,6 +107,8 @@ def test_what_is_stored_is_what_the_model_says_alone_and_together(
         expected = sorted(evaluations.ANSWERS[asked.task.removeprefix("made/")]) if number % 3 != 2 else []
         assert candidates == expected
         assert (row["temperature"], row["tau"], row["seed"], row["max_new_tokens"]) == (0.0, 0.0, 0, 6)
+        assert (row["min_pixels"], row["max_pixels"], row["dtype"]) == (16 * 16, 64 * 64, "float32")
+        assert row["dataset"] == data.fingerprint
 
 
 def test_an_error_of_a_worker_is_the_users_own(data: DatasetRecord, ray_cluster: None, tmp_path: Path) -> None:
