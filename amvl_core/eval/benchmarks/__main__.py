@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         shown = [score_table(benchmark, score_benchmark(benchmark, rows)) for rows in files]
         if given.other:
             for reading in readers(benchmark):
-                if compared := compare_checkpoints(benchmark, *files, reading):
+                if compared := compare_checkpoints(benchmark, files[0], files[1], reading):
                     shown.append(f"Read by {reading}:\n\n{table(compared, 'first', 'second')}")
     except AmvlError as error:
         print(f"error: {error}", file=sys.stderr)
