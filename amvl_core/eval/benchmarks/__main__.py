@@ -38,9 +38,10 @@ def main(arguments: list[str]) -> int:
         if given.other:
             second = predictions(given.other, benchmark.name)
             shown.append(score_table(benchmark, score_benchmark(benchmark, second)))
+            seeds = sorted({str(row["seed"]) for row in (*first, *second) if "seed" in row})
             for reading in readers(benchmark):
                 if compared := compare_checkpoints(benchmark, first, second, reading):
-                    shown.append(f"Read by {reading}:\n\n{table(compared, 'first', 'second')}")
+                    shown.append(f"Read by {reading}:\n\n{table(compared, 'first', 'second', ', '.join(seeds) or '-')}")
     except AmvlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
