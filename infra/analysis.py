@@ -229,8 +229,8 @@ def contamination(
         )
     columns: Columns = {key: [row[key] for row in rows] for key in rows[0]}
     about = ("seed", "n", "n of KL and I_q")
-    counts, seeds = (", ".join(map(str, dict.fromkeys(columns[name]))) for name in ("n", "seed"))
-    title = f"n = {counts}, 95 % intervals over questions, seed {seeds}"
+    seeds, counts, fewer = (", ".join(map(str, dict.fromkeys(columns[name]))) for name in about)
+    title = f"n = {counts} (KL and I_q: {fewer}), 95 % intervals over questions, seed {seeds}"
     drawn = {name: values for name, values in columns.items() if name not in about}
     return figures.lines_chart("gamma", drawn, title), columns
 

@@ -102,7 +102,7 @@ def test_contamination_against_gamma_has_n_seed_and_the_interval_of_every_differ
     bars = [axis.collections[0].get_segments() for axis in shown if axis.collections]
     assert len(bars) == 4  # two differences and two accuracies; KL and I_q have no interval
     assert [[float(y) for _, y in bar] for bar in bars[1]] == [[-3.5, -2.75], [-1.5, -0.75]]
-    assert figure.get_suptitle() == "n = 200, 95 % intervals over questions, seed 0"
+    assert figure.get_suptitle() == "n = 200 (KL and I_q: 16), 95 % intervals over questions, seed 0"
 
 
 def test_checkpoints_of_one_sweep_differ_in_gamma_and_where_they_ran() -> None:
