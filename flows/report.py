@@ -49,12 +49,13 @@ def labels(base: EvalRecord, final: EvalRecord) -> dict[str, EvalRecord]:
 
 
 def score_rows(
-    base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]]
+    base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]], seed: int
 ) -> list[dict[str, str]]:
     """A row per task, one for the whole split under each other way of reading, and the overall row last.
 
     Each has n, the majority answer, accuracy with its 95 % interval for both models, and the paired difference with
-    its interval and p (`compared`: reading -> task -> comparison on the same items).
+    its interval, p and test (`compared`: reading -> task -> comparison on the same items). `seed` is that of the
+    trainings.
     """
     first, second = labels(base, final)
     shared = _shared_source(final)
@@ -66,7 +67,8 @@ def score_rows(
         task = after.task if isinstance(after, TaskScore) else after.metric
         shown = {first: interval(before) if before else "-", second: interval(after)}
         found = compared.get(reading, {}).get(task)
-        return {"task": name, "n": f"{after.n:,}", "majority": f"{majority:.1%}", **shown, **difference(found)}
+        about = {"task": name, "n": f"{after.n:,}", "majority": f"{majority:.1%}"}
+        return {**about, **shown, **difference(found), "seed": str(seed)}
 
     headline, *others = [reading.reading for reading in final.readings]
     rows = [
@@ -82,10 +84,10 @@ def score_rows(
 
 
 def benchmark_rows(
-    base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]]
+    base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]], seed: int
 ) -> list[dict[str, str]]:
     """One row per metric and way of reading, the headline reading first: both models, the paired difference
-    (`compared`: reading -> metric -> comparison), and the paper's figures where it has some.
+    (`compared`: reading -> metric -> comparison), the seed of the trainings, and the paper's figures where it has some.
     """
     benchmark, paper = BENCHMARKS[final.benchmark], PAPER.get(final.benchmark, {})
     models = list(dict.fromkeys(model for scores in paper.values() for model in scores))
@@ -95,7 +97,7 @@ def benchmark_rows(
             row = {"metric": score.metric.replace("_", " "), "read by": reading.reading, "n": f"{score.n:,}"}
             shown = (_metric(base, reading.reading, score.metric), score)
             row |= {label: interval(one) if one else "-" for label, one in zip(labels(base, final), shown, strict=True)}
-            row |= difference(compared.get(reading.reading, {}).get(score.metric))
+            row |= difference(compared.get(reading.reading, {}).get(score.metric)) | {"seed": str(seed)}
             printed = ((model, paper.get(score.metric, {}).get(model)) for model in models)
             rows.append(
                 row | {f"{model} (paper)": "-" if value is None else f"{value:.2f}" for model, value in printed}
@@ -117,11 +119,11 @@ def benchmark_notes(questions: DatasetRecord, base: EvalRecord, final: EvalRecor
 
 
 def difference(found: Comparison | None) -> dict[str, str]:
-    """The columns of a paired difference: never without its interval and p; n stands in the row."""
+    """The columns of a paired difference: never without its interval, p and test; n stands in the row."""
     if found is None:
-        return {"difference": "-", "p": "-"}
+        return {"difference": "-", "p": "-", "test": "-"}
     shown = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    return {"difference": shown, "p": f"{found.p:.4f}" if found.p >= 0.0001 else "< 0.0001"}
+    return {"difference": shown, "p": f"{found.p:.4f}" if found.p >= 0.0001 else "< 0.0001", "test": found.test}
 
 
 def interval(score: TaskScore | MetricScore) -> str:
@@ -130,8 +132,11 @@ def interval(score: TaskScore | MetricScore) -> str:
     return f"{value:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})"
 
 
-def faithfulness_rows(record: FaithfulnessRecord) -> list[dict[str, str]]:
-    """One row per variant: n, accuracy and log-likelihood, each with its paired difference to the unchanged model."""
+def faithfulness_rows(record: FaithfulnessRecord, seed: int) -> list[dict[str, str]]:
+    """One row per variant: n, accuracy and log-likelihood, each with its paired difference to the unchanged model.
+
+    p and test are those of the accuracies; `seed` is that of the trainings.
+    """
     rows = []
     for score in record.rows:
         changed = score.variant != PRIOR
@@ -147,6 +152,7 @@ def faithfulness_rows(record: FaithfulnessRecord) -> list[dict[str, str]]:
                 "test": score.test if changed else "",
                 "log-likelihood, nats": likelihood,
                 "difference, nats": nats(score) if changed else "",
+                "seed": str(seed),
             }
         )
     return rows

@@ -66,7 +66,13 @@ def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
 
 
 def _table(title: str, rows: list[dict[str, str]], overall_last: bool = False) -> Table:
-    table = Table(title=title, title_justify="left")
+    """The rows as wide as a terminal: the names of the tests and the seed stand below them."""
+    tests, seeds = (
+        ", ".join(dict.fromkeys(row[name] for row in rows if row[name] != "-")) for name in ("test", "seed")
+    )
+    rows = [{name: text for name, text in row.items() if name not in ("test", "seed")} for row in rows]
+    caption = f"p: {tests}, paired by question; seed of the trainings: {seeds}"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for number, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if number == 0 else "right")
     for left, row in zip(reversed(range(len(rows))), rows, strict=True):

@@ -262,7 +262,7 @@ def faithfulness(
 
             record = ray_analysis.faithfulness(config, dataset, model, controls, uri, fingerprint, on_progress)
     get_run_logger().info("%s", record.verdict)
-    rows = report.faithfulness_rows(record)
+    rows = report.faithfulness_rows(record, config.seed)
     create_table_artifact(rows, key=f"faithfulness-{model.stage}".lower().replace("_", "-"), description=record.verdict)
     if tracker.run_id is not None:
         from infra import figures
@@ -303,7 +303,7 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
     from infra.predictions import comparisons, sample
 
     compared = comparisons(base, final)
-    rows = report.score_rows(base, final, compared)
+    rows = report.score_rows(base, final, compared, config.seed)
     create_table_artifact(
         rows, key="scores", description="Accuracy on the test split with 95 % intervals, and the paired difference"
     )
@@ -331,7 +331,7 @@ def show_benchmarks(
     tables = {}
     for asked, before, after in zip(questions, base, final, strict=True):
         compared, name = comparisons(before, after), after.benchmark
-        tables[name] = rows = report.benchmark_rows(before, after, compared)
+        tables[name] = rows = report.benchmark_rows(before, after, compared, tracker.config.seed)
         notes = report.benchmark_notes(asked, before, after)
         create_table_artifact(rows, key=f"scores-{name}".replace("_", "-"), description=f"{name}: {notes}")
         if tracker.run_id is not None:

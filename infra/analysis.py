@@ -15,11 +15,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from amvl_core import storage
-from amvl_core.config import RunConfig, override, validate
+from amvl_core.config import RunConfig, flatten, override, validate
 from amvl_core.errors import AmvlError, DataError
+from amvl_core.eval.faithfulness import PRIOR
 from amvl_core.presets import demo
 from amvl_core.progress import Progress
-from amvl_core.records import AnalysisRecord, CheckpointRecord, DatasetRecord, FaithfulnessRecord, load_record
+from amvl_core.records import (
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    FaithfulnessRecord,
+    VariantScore,
+    load_record,
+)
 from infra import analysis_files, cluster, figures, fingerprints, ray_analysis
 from infra.mlflow_client import client, experiment, tracking_uri
 
@@ -72,16 +80,20 @@ def run(
         raise DataError(f"{name} is of one checkpoint; give --checkpoint with the folder of its record")
     if odd := [model.uri for model in models if model.method != "amvl"]:
         raise DataError(f"{odd[0]} was trained by another method and has no latents; give a checkpoint of AMVL")
+    if name == "contamination":
+        check_one_sweep(models)
     config = configuration(models[0], items)
     data = load(dataset or storage.join(config.storage, "prepare", models[0].dataset), DatasetRecord)
     others = [(label, load(uri, CheckpointRecord)) for label, uri in controls]
     tags = {"amvl.checkpoint": models[0].fingerprint, "amvl.dataset": data.fingerprint}
     if name == "contamination":
-        records = [(gamma(m), faithfulness(config, data, m, []), analysis(config, data, m)) for m in models]
+        records = [(m, faithfulness(config, data, m, []), analysis(config, data, m)) for m in models]
         return log(config, name, *contamination(records), {**tags, "amvl.checkpoint": " ".join(checkpoints)})
     if name == "faithfulness":
         found = faithfulness(config, data, models[0], others)
         columns = {key: [getattr(row, key) for row in found.rows] for key in type(found.rows[0]).model_fields}
+        seeds = {label: seed(control) for label, control in others}
+        columns["seed"] = [seeds.get(row.variant, seed(models[0])) for row in found.rows]
         print(found.verdict)
         return log(config, name, figures.faithfulness_chart(found.rows, found.verdict), columns, tags)
     record = analysis(config, data, models[0])
@@ -111,6 +123,46 @@ def configuration(model: CheckpointRecord, items: int | None) -> RunConfig:
 def gamma(model: CheckpointRecord) -> float:
     """The weight of the reverse KL after its warm-up that the checkpoint was trained with."""
     return float(model.config["stages"][model.stage]["method"]["gamma_max"])
+
+
+def seed(model: CheckpointRecord) -> int:
+    """The seed of the checkpoint's training."""
+    return int(model.config["seed"])
+
+
+def check_one_sweep(models: Sequence[CheckpointRecord]) -> None:
+    """Checkpoints that are drawn against gamma differ in `gamma_max` of their AMVL stages, and in nothing else.
+
+    Raises DataError that names the fields in which one of them differs from the first.
+    """
+    first = trained(models[0])
+    for model in models[1:]:
+        other = trained(model)
+        same_data = model.dataset == models[0].dataset
+        odd = [
+            f"{name} ({first.get(name, 'not there')}, {other.get(name, 'not there')})"
+            for name in dict.fromkeys([*first, *other])
+            if first.get(name) != other.get(name) and not (same_data and name.startswith("data."))
+        ]
+        if odd:
+            raise DataError(
+                f"{models[0].uri} and {model.uri} differ in more than gamma_max: {', '.join(odd)}; give checkpoints "
+                "that are alike in everything else"
+            )
+
+
+def trained(model: CheckpointRecord) -> dict[str, str]:
+    """What a checkpoint depends on by dotted path, but for `gamma_max`: not how the same steps are computed."""
+    config = validate(model.config)
+    names = list(config.stages)
+    stages = names[: names.index(model.stage) + 1]
+    fields = {
+        name: value
+        for name, value in flatten(config.model_copy(update={"stages": {n: config.stages[n] for n in stages}})).items()
+        if (name.split(".")[0] in ("seed", "data", "model", "latent", "stages") or name == "trainer.precision")
+        and not name.endswith((".gamma_max", ".micro_tokens"))
+    }
+    return {"dataset": model.dataset, "stage": model.stage, **fields}
 
 
 def faithfulness(
@@ -149,30 +201,48 @@ def linear_gaussian() -> tuple[Figure, Columns]:
 
 
 def contamination(
-    records: Sequence[tuple[float, FaithfulnessRecord, AnalysisRecord]],
+    records: Sequence[tuple[CheckpointRecord, FaithfulnessRecord, AnalysisRecord]],
 ) -> tuple[Figure, Columns]:
     """What can be measured of a real model's leakage at each gamma.
 
     mu^(x), the mean that knows x alone, is not known there; so: KL(q || p), I_q(Z; Y | X), and what the posterior's
-    latents tell of the answer beyond the prior's.
+    latents tell of the answer beyond the prior's. `NAME_low` and `NAME_high` are the 95 % interval of NAME over `n`
+    questions; KL and I_q are means over `n of KL and I_q` without one.
     """
     rows: list[dict[str, float]] = []
-    for weight, faithful, analysed in sorted(records, key=lambda entry: entry[0]):
+    for model, faithful, analysed in sorted(records, key=lambda entry: gamma(entry[0])):
         by_name = {row.variant: row for row in faithful.rows}
-        oracle, swapped = by_name["posterior"], by_name["swapped"]
+        prior, oracle, swapped = (by_name[name] for name in (PRIOR, "posterior", "swapped"))
         rows.append(
             {
-                "gamma": weight,
+                "gamma": gamma(model),
+                "seed": seed(model),
+                "n": prior.n,
+                "n of KL and I_q": analysed.n,
                 "KL(q || p), nats": sum(analysed.kl_per_slot),
                 "I_q(Z; Y | X) at least, nats": analysed.mutual_information,
-                "log-likelihood with posterior - with prior latents, nats": oracle.log_likelihood_difference,
-                "log-likelihood with swapped - with own latents, nats": swapped.log_likelihood_difference,
-                "accuracy with prior latents": by_name["prior"].accuracy,
-                "accuracy with posterior latents": oracle.accuracy,
+                **_likelihood("log-likelihood with posterior - with prior latents, nats", oracle),
+                **_likelihood("log-likelihood with swapped - with own latents, nats", swapped),
+                **_accuracy("accuracy with prior latents", prior),
+                **_accuracy("accuracy with posterior latents", oracle),
             }
         )
     columns: Columns = {key: [row[key] for row in rows] for key in rows[0]}
-    return figures.lines_chart("gamma", columns), columns
+    about = ("seed", "n", "n of KL and I_q")
+    seeds, counts, fewer = (", ".join(map(str, dict.fromkeys(columns[name]))) for name in about)
+    title = f"n = {counts} (KL and I_q: {fewer}), 95 % intervals over questions, seed {seeds}"
+    drawn = {name: values for name, values in columns.items() if name not in about}
+    return figures.lines_chart("gamma", drawn, title), columns
+
+
+def _likelihood(name: str, row: VariantScore) -> dict[str, float]:
+    """The difference to the unchanged model, in nats, with its interval."""
+    low, high = row.log_likelihood_difference_low, row.log_likelihood_difference_high
+    return {name: row.log_likelihood_difference, f"{name}_low": low, f"{name}_high": high}
+
+
+def _accuracy(name: str, row: VariantScore) -> dict[str, float]:
+    return {name: row.accuracy, f"{name}_low": row.low, f"{name}_high": row.high}
 
 
 def log(config: RunConfig, name: str, figure: Figure, columns: Columns, tags: dict[str, str]) -> str:

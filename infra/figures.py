@@ -244,18 +244,21 @@ def contamination_chart(closed: Sequence[Leakage], found: Sequence[Leakage], sha
     return figure
 
 
-def lines_chart(x: str, columns: dict[str, list[Any]]) -> Figure:
-    """A small panel for every column but `x`, over `x`."""
-    names = [name for name in columns if name != x]
+def lines_chart(x: str, columns: dict[str, list[Any]], title: str) -> Figure:
+    """A small panel for every column but `x`, over `x`; columns `NAME_low` and `NAME_high` are the interval of NAME."""
+    names = [name for name in columns if name != x and not name.endswith(("_low", "_high"))]
     figure = Figure(figsize=(9.6, 2.6 * -(-len(names) // 3)), layout="constrained")
     axes: Any = figure.subplots(-(-len(names) // 3), 3, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         axis.plot(columns[x], columns[name], "o-", color=COLOURS[0], linewidth=1.6, markersize=5)
+        if f"{name}_low" in columns:
+            axis.vlines(columns[x], columns[f"{name}_low"], columns[f"{name}_high"], color=COLOURS[0], linewidth=2.2)
         axis.set_title(textwrap.fill(name, 38), loc="left", fontsize=8, color=_INK)
         axis.set_xlabel(x, fontsize=8)
         _style(axis)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=_INK)
     return figure
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from amvl_core.analysis.geometry import TABLE_7
+from amvl_core.eval.faithfulness import nats
 from amvl_core.pages import page
 from amvl_core.records import AnalysisRecord, DatasetRecord, FaithfulnessRecord, ModelRecord, VariantScore
 
@@ -153,6 +154,7 @@ def _faithfulness(run: Run) -> str:
             "p": _p(row.p_value) if i else "-",
             "test": row.test if i else "-",
             "log p(answer), nats": _interval(row.log_likelihood, row.log_likelihood_low, row.log_likelihood_high),
+            "difference, nats": nats(row) if i else "-",
         }
         for i, row in enumerate(record.rows)
     ]
@@ -160,7 +162,9 @@ def _faithfulness(run: Run) -> str:
         f"<div class='card plot'><h3>Accuracy with the latents changed, 95 % intervals; dashed: unchanged</h3>"
         f"{_forest(record.rows)}<p class='note'>{escape(record.verdict)}</p></div>"
         f"<div class='card wide'>{_table(rows)}</div>"
-        "<p class='note'>Differences are to the first row, on the same questions.</p>"
+        "<p class='note'>Differences are to the first row, the prior's means (tau = 0), on the same questions, with "
+        "95 % intervals; p and test are those of the accuracies. "
+        f"Seed of the trainings: {escape(run.config['seed'])}.</p>"
     )
 
 

@@ -188,9 +188,12 @@ class Tracker:
             )
 
     def faithfulness(self, record: FaithfulnessRecord) -> None:
-        """Logs every variant's accuracy and log-likelihood, with their differences to the unchanged model."""
+        """Logs every variant's n, accuracy and log-likelihood, with their differences to the unchanged model.
+
+        The name of the test is no number; it stands in the table.
+        """
         for row in record.rows:
-            values = row.model_dump(exclude={"variant", "n", "test"})
+            values = row.model_dump(exclude={"variant", "test"})
             self._values(f"faithfulness/{row.variant.replace(' ', '_')}", values)
         self.tag({"amvl.faithfulness": record.verdict})
 

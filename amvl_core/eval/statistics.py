@@ -146,18 +146,18 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, tail / 2 ** (changed - 1)) if changed else 1.0
 
 
-def table(rows: Iterable[tuple[str, Comparison]], first: str, second: str) -> str:
+def table(rows: Iterable[tuple[str, Comparison]], first: str, second: str, seed: str) -> str:
     """Markdown: name, n, both scores with intervals, the difference with its interval, changed items, p and test.
 
-    There is no row without all of them. Scores and differences are in per cent.
+    There is no row without all of them. Scores and differences are in per cent. `seed` is that of the evaluations.
     """
-    head = ["", "n", first, second, "difference (95 % interval)", "gained / lost", "p", "test"]
+    head = ["", "n", first, second, "difference (95 % interval)", "gained / lost", "p", "test", "evaluation seed"]
     lines = [head, ["---"] * len(head)]
     for name, c in rows:
         change = f"{100 * c.difference:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})"
         p = f"{c.p:.4f}" if c.p >= 0.0001 else "< 0.0001"
         counts = f"{c.gained} / {c.lost}"
-        lines.append([name, f"{c.n:,}", percent(c.first), percent(c.second), change, counts, p, c.test])
+        lines.append([name, f"{c.n:,}", percent(c.first), percent(c.second), change, counts, p, c.test, seed])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -40,12 +40,12 @@ def evaluation(stage: str, source: str = "microworld", extra: tuple[TaskScore, .
     )
 
 
-def test_score_rows_hold_both_models_and_never_a_difference_without_interval_and_p() -> None:
+def test_score_rows_hold_both_models_and_never_a_difference_without_interval_p_test_and_seed() -> None:
     compared = {
         "exact match": {"microworld/odd_one_out": comparison(10), "all": comparison(0)},
         "likelihood": {"all": comparison(20)},
     }
-    first, likely, last = report.score_rows(evaluation("sft"), evaluation("amvl"), compared)
+    first, likely, last = report.score_rows(evaluation("sft"), evaluation("amvl"), compared, seed=3)
     assert first == {
         "task": "odd one out",
         "n": "1,200",
@@ -54,6 +54,8 @@ def test_score_rows_hold_both_models_and_never_a_difference_without_interval_and
         "AMVL": "75.0% (72.5-77.4)",
         "difference": "+10.0 (+5.0 to +16.0)",
         "p": "0.0020",
+        "test": "McNemar exact",
+        "seed": "3",
     }
     assert (likely["task"], likely["n"], likely["AMVL"]) == ("all, likelihood", "1,100", "50.0% (40.0-60.0)")
     assert (likely["difference"], likely["p"]) == ("+20.0 (+12.0 to +28.0)", "< 0.0001")
@@ -62,9 +64,9 @@ def test_score_rows_hold_both_models_and_never_a_difference_without_interval_and
 
 def test_of_a_mixture_the_source_is_named_and_a_missing_score_is_a_dash() -> None:
     other = TaskScore(task="nlvr/all", n=2, correct=1, accuracy=0.5, low=0.1, high=0.9, majority=0.5)
-    rows = report.score_rows(evaluation("base"), evaluation("amvl", extra=(other,)), {})
+    rows = report.score_rows(evaluation("base"), evaluation("amvl", extra=(other,)), {}, seed=0)
     assert [row["task"] for row in rows] == ["microworld/odd one out", "nlvr/all", "all, likelihood", "all"]
-    assert (rows[1]["base model"], rows[1]["difference"], rows[1]["p"]) == ("-", "-", "-")
+    assert [rows[1][name] for name in ("base model", "difference", "p", "test")] == ["-"] * 4
 
 
 def published(stage: str, value: float) -> EvalRecord:
@@ -89,7 +91,7 @@ def published(stage: str, value: float) -> EvalRecord:
 
 def test_benchmark_rows_stand_beside_the_paper_under_every_reading_the_headline_first() -> None:
     compared = {"unwrapped": {"overall": comparison(10)}}
-    rows = report.benchmark_rows(published("sft", 0.5), published("amvl", 0.6), compared)
+    rows = report.benchmark_rows(published("sft", 0.5), published("amvl", 0.6), compared, seed=3)
     assert [(row["metric"], row["read by"]) for row in rows] == [
         ("overall", "unwrapped"),
         ("attribute", "unwrapped"),
@@ -102,6 +104,8 @@ def test_benchmark_rows_stand_beside_the_paper_under_every_reading_the_headline_
         ("AMVL", "60.0% (10.0-90.0)"),
         ("difference", "+10.0 (+5.0 to +16.0)"),
         ("p", "0.0020"),
+        ("test", "McNemar exact"),
+        ("seed", "3"),
         ("AMVL (paper)", "84.29"),
         ("SFT (paper)", "81.68"),
         ("Qwen2.5-VL-7B (paper)", "76.44"),
@@ -191,7 +195,7 @@ def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:
         rows=[variant("prior", 0.0), variant("swapped", -0.02)],
         verdict="",
     )
-    prior, swapped = report.faithfulness_rows(record)
+    prior, swapped = report.faithfulness_rows(record, seed=3)
     assert prior["difference, points"] == prior["p"] == ""
     assert swapped == {
         "latents": "swapped",
@@ -202,4 +206,5 @@ def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:
         "test": "McNemar exact",
         "log-likelihood, nats": "-3.00 (-3.10 to -2.90)",
         "difference, nats": "+0.000 (-0.050 to +0.050)",
+        "seed": "3",
     }

@@ -1,8 +1,9 @@
 import pytest
+from rich.console import Console
 
 from amvl_core.errors import DataError
 from flows.__main__ import main
-from flows.run import parse
+from flows.run import FILE_WIDTH, parse, show
 
 
 def test_data_replace_the_sources() -> None:
@@ -18,3 +19,19 @@ def test_a_typo_ends_the_command_with_one_message(
     shown = capsys.readouterr().err
     assert "ConfigError: the configuration has an error:\n  cluster.num_wrkers: Extra inputs are not permitted" in shown
     assert "Traceback" not in shown
+
+
+def test_the_tables_of_the_terminal_name_tests_and_seed_below(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"task": "colour", "n": "100", "difference": "-2.0 (-5.0 to +0.0)", "p": "0.5000"}
+    rows = [row | {"test": test, "seed": "3"} for test in ("McNemar exact", "sign flips", "-", "McNemar exact")]
+    model = {"name": "amvl", "version": 1, "alias": "champion", "reason": "the first"}
+    outcome = {"scores": rows, "benchmarks": {"blink": [{"metric": "overall", "read by": "unwrapped", **rows[1]}]}}
+    outcome |= {"model": model, "report": "r", "mlflow_page": "m", "flow_run_id": "f"}
+    show(Console(width=FILE_WIDTH), outcome, served=False)
+    shown = capsys.readouterr().out
+    words = " ".join(shown.split())  # a caption is wrapped at its table's width
+    assert words.count("┘ p: McNemar exact, sign flips, paired by question; seed of the trainings: 3") == 1
+    assert words.count("┘ p: sign flips, paired by question; seed of the trainings: 3") == 1
+    heads = [line for line in shown.splitlines() if line.startswith("┃")]
+    assert len(heads) == 2
+    assert not [head for head in heads if "test" in head or "seed" in head]

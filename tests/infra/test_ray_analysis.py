@@ -164,16 +164,6 @@ def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None
         ray_analysis.faithfulness(config, small, amvl, [], str(root / "x"), "x", lambda _: None)
 
 
-def test_contamination_without_a_checkpoint_is_the_linear_gaussian_problem() -> None:
-    figure, columns = analysis.linear_gaussian()
-    assert len(figure.axes[0].lines) == 3
-    rows = list(zip(columns["kind"], columns["gamma"], columns["contamination"], strict=True))
-    closed = {gamma: value for kind, gamma, value in rows if kind == "closed form"}
-    for kind, gamma, value in rows:
-        if kind == "optimised":
-            assert value == pytest.approx(closed[gamma], abs=1e-6)
-
-
 def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], sft, tmp_path: Path) -> None:
     assert analysis.main(["geometry"]) == 1
     assert "give --checkpoint" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def variant(name: str, accuracy: float, p: float) -> VariantScore:
     around = {"accuracy": accuracy, "low": accuracy - 0.03, "high": accuracy + 0.03}
     change = {"difference": accuracy - 0.6, "difference_low": accuracy - 0.62, "difference_high": accuracy - 0.58}
     likelihood = {"log_likelihood": -1.2, "log_likelihood_low": -1.3, "log_likelihood_high": -1.1}
-    changes = {f"log_likelihood_difference{end}": 0.0 for end in ("", "_low", "_high")}
+    changes = {f"log_likelihood_difference{end}": v for end, v in (("", -0.25), ("_low", -0.5), ("_high", -0.125))}
     return VariantScore(
         variant=name, n=800, p_value=p, test="McNemar exact", **around, **change, **likelihood, **changes
     )
@@ -148,7 +148,7 @@ def build(
             checkpoint(method=method),
             report.labels(before, after),
             model_record(),
-            report.score_rows(before, after, {}),
+            report.score_rows(before, after, {}, tracked.seed),
             history or {},
             **records,
         )
@@ -173,6 +173,9 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
         "6 gained, 4 lost, McNemar exact p = 0.7539",
         "<h3>MMVP</h3>",
         "They matter.",
+        "<th class='right'>difference, nats</th>",
+        "<td class='right'>-0.250 (-0.500 to -0.125)</td>",
+        "p and test are those of the accuracies. Seed of the trainings: 0.",
         "odd one out",
         "paper, AMVL (7B)",
         "active units",

@@ -10,7 +10,7 @@ import pytest
 from amvl_core.config import ModelConfig, RunConfig, TrackingConfig, flatten
 from amvl_core.errors import ConfigError
 from amvl_core.presets import demo, paper
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord
+from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, FaithfulnessRecord, VariantScore
 from infra import figures
 from infra.mlflow_client import check_reachable, client, metric_name, tracking_uri
 from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint
@@ -81,6 +81,20 @@ def test_a_run_holds_parameters_metrics_data_and_tables(
     assert run.inputs.dataset_inputs[0].dataset.digest == "d1"
     assert {a.path for a in mlflow.list_artifacts(run_id, "tables")} == {"tables/scores.csv", "tables/scores.json"}
     assert [a.path for a in mlflow.list_artifacts(run_id, "figures")] == ["figures/curves.png"]
+
+
+def test_a_variant_is_logged_with_its_n_and_every_bound(tracked: RunConfig) -> None:
+    numbers = {name: 0.25 for name, field in VariantScore.model_fields.items() if field.annotation is float}
+    rows = [VariantScore(variant=name, n=256, test="McNemar exact", **numbers) for name in ("prior", "no block")]
+    record = FaithfulnessRecord(
+        uri="u", fingerprint="f", checkpoint="c", stage="amvl", dataset="d", rows=rows, verdict="said"
+    )
+    with Tracker(other(tracked, 8)) as tracker:
+        run_id = tracker.start()
+        tracker.faithfulness(record)
+    logged = client(tracked).get_run(run_id).data.metrics
+    assert logged["faithfulness/no_block/n"] == 256
+    assert logged.keys() == {f"faithfulness/{row}/{name}" for row in ("prior", "no_block") for name in ("n", *numbers)}
 
 
 def test_an_error_and_an_interrupt_end_the_run(tracked: RunConfig) -> None:

@@ -41,9 +41,10 @@ def main(arguments: list[str]) -> int:
         benchmark = benchmark_of(name, (row["task"] for rows in files for row in rows))
         shown = [score_table(benchmark, score_benchmark(benchmark, rows)) for rows in files]
         if given.other:
+            seeds = ", ".join(sorted({str(row["seed"]) for rows in files for row in rows if "seed" in row})) or "-"
             for reading in readers(benchmark):
                 if compared := compare_checkpoints(benchmark, files[0], files[1], reading):
-                    shown.append(f"Read by {reading}:\n\n{table(compared, 'first', 'second')}")
+                    shown.append(f"Read by {reading}:\n\n{table(compared, 'first', 'second', seeds)}")
     except AmvlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

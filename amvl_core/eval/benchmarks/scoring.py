@@ -49,7 +49,7 @@ def predictions(uri: str, benchmark: str | None = None) -> list[dict[str, Any]]:
             stored = pq.ParquetFile(file)
             there = stored.schema_arrow.names
             missing = [name for name in COLUMNS if name not in there]
-            wanted = [*COLUMNS, *(name for name in LIKELIHOODS if name in there)]
+            wanted = [*COLUMNS, *(name for name in (*LIKELIHOODS, "seed") if name in there)]
             rows: list[dict[str, Any]] = [] if missing else stored.read(wanted).to_pylist()
         except pa.ArrowException as error:
             raise DataError(f"{uri} cannot be read ({error}); evaluate again") from error

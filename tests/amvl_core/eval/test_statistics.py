@@ -106,11 +106,11 @@ def test_other_items_cannot_be_compared() -> None:
         compare(units("10") + units("1"), units("10"))
 
 
-def test_a_table_has_n_interval_and_p_beside_every_difference() -> None:
-    shown = table([("V*", compare(units("10" * 50), units("11" * 50)))], "SFT", "AMVL").splitlines()
-    assert shown[0] == "|  | n | SFT | AMVL | difference (95 % interval) | gained / lost | p | test |"
+def test_a_table_has_n_interval_p_test_and_seed_beside_every_difference() -> None:
+    shown = table([("V*", compare(units("10" * 50), units("11" * 50)))], "SFT", "AMVL", "3").splitlines()
+    assert shown[0] == "|  | n | SFT | AMVL | difference (95 % interval) | gained / lost | p | test | evaluation seed |"
     assert shown[2].startswith("| V* | 100 | 50.00 (40.38-59.62) | 100.00 (96.30-100.00) | +50.00 (+40.00 to +60.00) |")
-    assert shown[2].endswith("| 50 / 0 | < 0.0001 | McNemar exact |")
+    assert shown[2].endswith("| 50 / 0 | < 0.0001 | McNemar exact | 3 |")
 
 
 def test_a_difference_that_is_the_same_for_all_items_still_has_an_interval() -> None:

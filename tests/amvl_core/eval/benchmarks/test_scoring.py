@@ -128,13 +128,13 @@ def test_prepared_test_splits_go_through_the_same_interface(tmp_path: Path) -> N
 def test_command_line_scores_one_file_and_compares_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / name) for name in ("first.parquet", "second.parquet")]
     for file, outputs in zip(files, (["A"] * 8 + ["B"] * 2, ["B"] * 10), strict=True):
-        pq.write_table(pa.Table.from_pylist(rows(outputs)), file)
+        pq.write_table(pa.Table.from_pylist([row | {"seed": 3} for row in rows(outputs)]), file)
     assert main(["vstar", files[0]]) == 0
     assert capsys.readouterr().out.startswith("|  | n | lmms-eval | VLMEvalKit | unwrapped | AMVL (paper)")
     assert main(["vstar", *files]) == 0
     shown = capsys.readouterr().out
     assert shown.count("| overall | 10 | 20.00 (5.67-50.98) | 100.00 (72.25-100.00) | +80.00") == 3
-    assert shown.count("| 8 / 0 | 0.0078 | McNemar exact |") == 6
+    assert shown.count("| 8 / 0 | 0.0078 | McNemar exact | 3 |") == 6
     assert main(["vstar", str(tmp_path / "none.parquet")]) == 1
     assert "none.parquet: it does not exist" in capsys.readouterr().err
 
