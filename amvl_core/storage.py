@@ -6,6 +6,7 @@ for a while is asked again, with growing pauses, for some 20 seconds; what it re
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -62,16 +63,64 @@ def absolute(uri: str) -> str:
     return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
 
 
+REFUSED = (OSError, BotoCoreError, ClientError)
+"""What a disk or an object store refuses with."""
+
+
 @contextmanager
 def reaching(uri: str, action: str = "reach") -> Iterator[None]:
     """Turns what a disk or an object store refuses in the block into a StorageError that names `uri`."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise StorageError(f"cannot {action} {uri}: it does not exist") from error
-    except (OSError, BotoCoreError, ClientError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise StorageError(f"cannot {action} {uri}: {said}") from error
+    except REFUSED as error:
+        raise refused(uri, action, error) from error
+
+
+def refused(uri: str, action: str, error: Exception) -> StorageError:
+    """What to tell a user of one of `REFUSED`."""
+    missing = isinstance(error, FileNotFoundError)
+    said = "it does not exist" if missing else getattr(error, "strerror", None) or error
+    return StorageError(f"cannot {action} {uri}: {said}")
+
+
+class RemoteFile(io.RawIOBase):
+    """A file of an object store: what the store refuses is a StorageError, and never taken for a damaged file."""
+
+    def __init__(self, uri: str, file: IO[bytes]) -> None:
+        self._uri, self._file = uri, file
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any file. Raises StorageError."""
+        with reaching(self._uri, "read"):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        """As of any file. Raises StorageError."""
+        with reaching(self._uri, "read"):
+            return self._file.read()
+
+    def close(self) -> None:
+        """As of any file."""
+        self._file.close()
+        super().close()
 
 
 def exists(uri: str) -> bool:

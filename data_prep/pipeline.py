@@ -29,6 +29,7 @@ from data_prep.duplicates import Match, Repeat
 from data_prep.identity import content_identity
 from data_prep.keys import KeyFile, sample_id
 from data_prep.shards import SCHEMA_VERSION, copy_without, shard_name
+from data_prep.shards import check as check_shard
 from data_prep.sources import source_name
 from data_prep.streaming import stream
 from data_prep.work import Unit, UnitRecord, Work, unit_name
@@ -293,6 +294,7 @@ def _copy(uri: str, item: tuple[int, _Part, tuple[int, ...]]) -> tuple[int, Shar
     shard = part.record.shard
     assert shard is not None
     source, target = f"{part.where}.parquet", storage.join(uri, part.shard)
+    check_shard(source, shard.rows)
     if not left_out:
         storage.copy(source, target)
         return number, shard.model_copy(update={"file": part.shard})

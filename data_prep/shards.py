@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from amvl_core import storage
+from amvl_core.errors import StorageError
 from amvl_core.sample import Region, Segment, Split
 
 SCHEMA_VERSION = 1
@@ -101,6 +103,20 @@ def parquet_writer(file: Path, schema: pa.Schema) -> Any:
         write_statistics=False,
         store_schema=True,
     )
+
+
+def check(uri: str, rows: int) -> None:
+    """Raises StorageError where the shard at `uri` is missing, or is not one of `rows` rows; reads its footer only."""
+    found: int | None = None
+    with storage.opened(uri) as file, suppress(pa.ArrowInvalid):
+        found = pq.read_metadata(file).num_rows
+    if found != rows:
+        what = "is no whole Parquet file" if found is None else f"has {found:,} rows"
+        record = uri.removesuffix(".parquet") + ".json"
+        raise StorageError(
+            f"{uri} {what}, and should have {rows:,} rows: it was changed after it was written; remove it, {record} "
+            "and the record.json beside it, and run again"
+        )
 
 
 def copy_without(source: str, target: str, left_out: Collection[int]) -> tuple[int, str]:

@@ -219,7 +219,9 @@ def _conversations(source: Source, unit: Unit) -> Iterator[tuple[str, Conversati
         for conversation in microworld.generate(source, unit.split, unit.start, unit.stop):
             yield conversation.sample_id, conversation
         return
-    with open_archive(source.uri) if unit.payload is None else nullcontext() as archive:
+    # What the source's storage refuses is not to be taken for what the output's does.
+    opened = open_archive(source.uri) if unit.payload is None else nullcontext()
+    with storage.reaching(source.uri, "read"), opened as archive:
         for row in unit.rows:
             images = row.drop or images_of(row, unit.payload, archive)
             if isinstance(images, Drop):

@@ -24,7 +24,7 @@ from typing import IO, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core import storage
-from amvl_core.errors import DataError
+from amvl_core.errors import AmvlError, DataError
 from data_prep.sources.members import Archive, DamagedMemberError, Inner, Ref, Span, member_name
 from data_prep.sources.packed import SPOOL_BYTES, IndexedTar, Tar, Zip
 from data_prep.sources.table import Table
@@ -78,6 +78,9 @@ def _piece_number(i: int, first: str) -> str:
 
 
 def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
+    if not isinstance(fs, LocalFileSystem):
+        with storage.reaching(uri, "read"):
+            return storage.RemoteFile(uri, fs.open(path, "rb"))  # type: ignore[return-value]
     try:
         file: IO[bytes] = fs.open(path, "rb")
     except OSError as error:
@@ -205,9 +208,17 @@ class _Folder(Archive):
             file: IO[bytes] = self._fs.open(where, "rb", **options)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise KeyError(name) from error
-        except OSError as error:
-            raise DamagedMemberError(f"{self.uri}/{name} cannot be read: {error.strerror or error}") from error
-        return file
+        except storage.REFUSED as error:
+            raise self._refused(name, error) from error
+        if isinstance(self._fs, LocalFileSystem):
+            return file
+        return storage.RemoteFile(f"{self.uri}/{name}", file)  # type: ignore[return-value]
+
+    def _refused(self, name: str, error: Exception) -> AmvlError:
+        """A file that a disk cannot give is damaged; a store that does not answer says nothing about the file."""
+        if isinstance(self._fs, LocalFileSystem) and isinstance(error, OSError):
+            return DamagedMemberError(f"{self.uri}/{name} cannot be read: {error.strerror or error}")
+        return storage.refused(f"{self.uri}/{name}", "read", error)
 
     def read(self, name: str) -> bytes:
         # Whoever reads what somebody else has located need not look for archives.
@@ -219,8 +230,8 @@ class _Folder(Archive):
             return bytes(self._fs.cat_file(where))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise KeyError(name) from error
-        except OSError as error:
-            raise DamagedMemberError(f"{self.uri}/{name} cannot be read: {error.strerror or error}") from error
+        except storage.REFUSED as error:
+            raise self._refused(name, error) from error
 
 
 class _File(Archive):

@@ -51,9 +51,9 @@ def _check(text: str, value: Any) -> None:
 
 
 def json_items(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
-    """(number from 0, value or Drop) of every item of a JSON list; the Drop of a list that breaks off is its last.
+    """(number from 0, value or Drop) of every item of a JSON list.
 
-    Raises DataError if it is no list.
+    Raises DataError if it is no list, or breaks off: what is behind that cannot be counted, so it would be lost unseen.
     """
     number = 0
     try:
@@ -66,8 +66,10 @@ def json_items(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
                 yield number, text.item()
                 number += 1
     except (ValueError, RecursionError, *DAMAGED, DamagedMemberError) as error:
-        detail = f"item {number} is not valid JSON ({error}); nothing behind it in {name} can be read"
-        yield number, Drop(MALFORMED_ROW, detail)
+        raise DataError(
+            f"{archive.uri}: {name} is cut or damaged: item {number} is not valid JSON ({error}), and nothing behind "
+            "it can be read; download it again and compare its checksum, or repair it"
+        ) from error
 
 
 class _Text:

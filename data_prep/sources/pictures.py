@@ -33,8 +33,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Rejected(DECOMPRESSION_BOMB, str(error)) from error
-    # What Pillow's decoders raise on damaged files; UnidentifiedImageError is an OSError.
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, OverflowError) as error:
+    except (Rejected, MemoryError):
+        raise
+    except Exception as error:  # as in data_prep/images.py
         raise Rejected(UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200]) from error
 
 

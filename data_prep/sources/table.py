@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from amvl_core.errors import DataError
@@ -24,7 +25,10 @@ def damaged(uri: str, error: Exception) -> DataError:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row's place, its values without images, and the image columns that are not null; no values: unreadable."""
+    """A row's place, its values without images, and the image columns that are not null; no values: unreadable.
+
+    Hugging Face writes an image that is not there as null, or with neither bytes nor a path.
+    """
 
     group: int
     row: int
@@ -59,14 +63,22 @@ class Table:
         for group in range(self._file.num_row_groups):
             try:
                 batch = self._file.read_row_group(group, columns=leaves)
-                values = batch.select(wanted).to_pylist()
-                has = {name: batch.column(name).is_valid().to_pylist() for name in shown}
-            except (*_UNREADABLE, UnicodeDecodeError):
+                has = {name: self._has(group, name, batch.column(name)) for name in shown}
+            except _UNREADABLE:
                 for row in range(self._file.metadata.row_group(group).num_rows):
                     yield TableRow(group, row, None)
                 continue
-            for row, value in enumerate(values):
+            for row, value in enumerate(_values(batch.select(wanted))):
                 yield TableRow(group, row, value, frozenset(name for name in shown if has[name][row]))
+
+    def _has(self, group: int, name: str, column: pa.ChunkedArray) -> list[bool]:
+        """Which rows have an image: `column` holds the paths alone; the bytes are looked at where a path is empty."""
+        empty = pc.equal(pc.struct_field(column, "path"), "")
+        there = column.is_valid()
+        if pc.any(empty).as_py():
+            data = pc.struct_field(self._file.read_row_group(group, columns=[f"{name}.bytes"]).column(name), "bytes")
+            there = pc.and_(there, pc.or_(pc.fill_null(pc.invert(empty), True), data.is_valid()))
+        return list(there.to_pylist())
 
     def image(self, group: int, row: int, column: str) -> bytes | None:
         """The bytes of one image, None where there are none. Raises DataError if its row group is damaged."""
@@ -79,3 +91,19 @@ class Table:
                 raise damaged(self.uri, error) from error
         value = self._columns[column][row].as_py()
         return None if value is None else value["bytes"]
+
+
+def _values(rows: pa.Table) -> list[dict[str, Any] | None]:
+    """Rows as plain values; None where a text is no UTF-8, which Parquet does not check."""
+    try:
+        return list(rows.to_pylist())
+    except UnicodeDecodeError:
+        return [_value(rows.slice(row, 1)) for row in range(rows.num_rows)]
+
+
+def _value(row: pa.Table) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None
+    return values

@@ -58,7 +58,9 @@ def rows(source: ZebraCotSource, archive: Archive) -> Iterator[RawRow]:
 
 def _row(sample_id: str, split: Split, config: str, member: str, row: TableRow) -> RawRow:
     if row.values is None:
-        raise Rejected(MALFORMED_ROW, f"row group {row.group} of {member} is damaged")
+        raise Rejected(
+            MALFORMED_ROW, f"row {row.row} of row group {row.group} of {member} is damaged, or a text in it is no UTF-8"
+        )
     fields = checked(FIELDS, row.values)
     shown = _IMAGE.findall(fields["Question"] + fields["Text Reasoning Trace"])
     for column in shown:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_an_image_that_needs_nothing_keeps_its_bytes(data: bytes) -> None:
 )
 def test_a_damaged_image_is_unreadable(data: bytes) -> None:
     assert reason(data) == UNREADABLE_IMAGE
+
+
+@pytest.mark.parametrize(("form", "mode", "raised"), [("AVIF", "RGB", "RuntimeError"), ("BLP", "P", "BLPFormatError")])
+def test_whatever_a_decoder_raises_on_damaged_bytes_is_a_drop(form: str, mode: str, raised: str) -> None:
+    whole, drawn = encode(noise(40, 40).convert(mode), form), random.Random(0)
+    found = set()
+    for _ in range(40):
+        data = bytearray(whole)
+        data[drawn.randrange(400 if form == "AVIF" else 16)] = drawn.randrange(256)
+        result = standardise(bytes(data), WIDE)
+        found.add(result.detail.partition(":")[0] if isinstance(result, Drop) else "kept")
+    assert raised in found
 
 
 def test_a_wrong_checksum_inside_a_png_is_found() -> None:

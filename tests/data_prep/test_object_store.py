@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3fs
@@ -12,8 +14,11 @@ import s3fs
 from amvl_core import storage
 from amvl_core.config import EasyVqaSource
 from amvl_core.errors import StorageError
+from data_prep import listing
+from data_prep.sources.packed import Zip
+from data_prep.sources.row import images_of
 from tests.data_prep import archives
-from tests.data_prep.archives import as_folder
+from tests.data_prep.archives import as_folder, as_zip
 from tests.data_prep.flaky import Faults, flaky
 from tests.data_prep.test_work import finish, work
 
@@ -60,3 +65,47 @@ def test_an_endpoint_that_stays_away_is_a_storage_error(
             refused()
     faults.unavailable = 0
     assert storage.read_bytes(f"{s3_bucket}/flaky/file") == b"x"
+
+
+def test_a_store_that_goes_away_in_the_middle_of_a_unit_loses_no_sample(
+    faults: Faults, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no drop: the unit ends without a record and names the source, and the next run does it whole."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    as_folder(tmp_path / "easy", archives.easy_vqa(8, 2))
+    uri = f"{s3_bucket}/away/easy"
+    storage.upload(tmp_path / "easy", uri)
+    job = work(EasyVqaSource(uri=uri), tmp_path / "out")
+    unit = next(iter(listing.units(job.data, 0, ())))
+    calls = iter(range(100))
+
+    def away_after_three(*arguments: Any) -> Any:
+        faults.unavailable = 10**6 if next(calls) >= 3 else 0
+        return images_of(*arguments)
+
+    monkeypatch.setattr("data_prep.work.images_of", away_after_three)
+    with pytest.raises(StorageError, match=f"cannot read {uri}"):
+        job.run(unit)
+    assert not list((tmp_path / "out").glob("train-*"))
+    faults.unavailable = 0
+    monkeypatch.setattr("data_prep.work.images_of", images_of)
+    found = job.run(unit).report
+    assert (found.read, found.kept) == (8, 8)
+
+
+def test_a_store_that_goes_away_is_no_damage_of_an_archive(tmp_path: Path) -> None:
+    class Store(io.BytesIO):
+        away = False
+
+        def read(self, size: int | None = -1) -> bytes:
+            if self.away:
+                raise OSError("Service Unavailable")
+            return super().read(size)
+
+    whole = as_zip(tmp_path / "a.zip", {"one": b"1" * 100})
+    store = Store(Path(whole).read_bytes())
+    archive = Zip("s3://bucket/a.zip", storage.RemoteFile("s3://bucket/a.zip", store))  # type: ignore[arg-type]
+    assert archive.read("one") == b"1" * 100
+    store.away = True
+    with pytest.raises(StorageError, match=r"cannot read s3://bucket/a\.zip: Service Unavailable"):
+        archive.read("one")

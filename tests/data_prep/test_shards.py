@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from amvl_core.errors import StorageError
 from amvl_core.sample import Region, Segment
-from data_prep.shards import SCHEMA, ShardRow, ShardWriter, copy_without, extra_json, sha256
+from data_prep.shards import SCHEMA, ShardRow, ShardWriter, check, copy_without, extra_json, sha256
 
 
 def rows(count: int) -> list[ShardRow]:
@@ -53,6 +54,22 @@ def test_a_shard_reads_back_with_the_schema_and_row_groups(tmp_path: Path) -> No
         "steps": ["One."],
         "regions": [{"label": "a", "box": [1.0, 2.0, 3.5, 4.0], "image": 0}],
     }
+
+
+def test_a_shard_that_was_changed_since_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    shard = tmp_path / "train-00000.parquet"
+    data = write(shard, rows(40))
+    check(str(shard), 40)
+    for broken, said in ((data[:-3], "is no whole Parquet file"), (b"abc", "is no whole Parquet file")):
+        shard.write_bytes(broken)
+        with pytest.raises(StorageError, match=said + r".*remove it, .*/train-00000\.json"):
+            check(str(shard), 40)
+    write(shard, rows(3))
+    with pytest.raises(StorageError, match="has 3 rows, and should have 40"):
+        check(str(shard), 40)
+    shard.unlink()
+    with pytest.raises(StorageError, match=r"cannot read .*train-00000\.parquet: it does not exist"):
+        check(str(shard), 40)
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

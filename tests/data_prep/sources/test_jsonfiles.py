@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amvl_core.errors import DataError
 from data_prep.filters import MALFORMED_ROW, Drop
 from data_prep.sources import jsonfiles
 from data_prep.sources.archive import open_archive
@@ -46,22 +47,36 @@ def test_a_list_is_what_json_reads(items: list[Any], indent: int | None, ascii_:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b'[{"a": 1}, {"a": 2}, {"a"', [{"a": 1}, {"a": 2}, MALFORMED_ROW]),  # cut
-        (b'[{"a": 1}, {"a": 2}', [{"a": 1}, {"a": 2}, MALFORMED_ROW]),  # cut between items
-        (b'[{"a": 1}, {bad}, {"a": 2}]', [{"a": 1}, MALFORMED_ROW]),  # nothing says where the next one begins
         (b'[{"a": "\xff"}, {"a": 2}]', [MALFORMED_ROW, {"a": 2}]),
         (b'[{"a": "\\ud800"}, {"a": 2}]', [MALFORMED_ROW, {"a": 2}]),
         (b'[{"a": "\\ud83d\\ude00"}]', [{"a": "\U0001f600"}]),
         (b'\xef\xbb\xbf[{"a": 1}]', [{"a": 1}]),
-        (b"", [MALFORMED_ROW]),
         (b" [ ] ", []),
     ],
 )
-def test_what_a_list_cannot_give_is_one_drop(
+def test_an_item_that_is_no_text_is_one_drop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, expected: list[Any], chunk: int
 ) -> None:
     monkeypatch.setattr(jsonfiles, "CHUNK_BYTES", chunk)
     assert shown(values(tmp_path, data)) == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**20])
+@pytest.mark.parametrize(
+    ("data", "item"),
+    [
+        (b'[{"a": 1}, {"a": 2}, {"a"', 2),  # cut
+        (b'[{"a": 1}, {"a": 2}', 2),  # cut between items
+        (b'[{"a": 1}, {bad}, {"a": 2}]', 1),  # nothing says where the next one begins
+        (b"", 0),
+    ],
+)
+def test_a_list_that_breaks_off_is_refused_like_an_archive_that_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, item: int, chunk: int
+) -> None:
+    monkeypatch.setattr(jsonfiles, "CHUNK_BYTES", chunk)
+    with pytest.raises(DataError, match=f"is cut or damaged: item {item} is not valid JSON .* nothing behind it can"):
+        values(tmp_path, data)
 
 
 def test_lines(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -50,6 +51,22 @@ def test_images_are_read_group_by_group() -> None:
 def test_absent_columns_are_left_out() -> None:
     first = next(Table("x", io.BytesIO(DATA)).rows(["other"], ["reasoning_image_1"]))
     assert first.values == {} and not first.images
+
+
+def test_an_image_with_neither_bytes_nor_a_path_is_null() -> None:
+    """What Hugging Face makes of an empty text in an image column; an empty path with bytes is an image."""
+    nothing, unnamed = {"bytes": None, "path": ""}, {"bytes": IMAGES[0], "path": ""}
+    data = parquet({"image": nothing}, {"image": unnamed}, {"image": None}, {"image": cell(IMAGES[1])})
+    rows = list(Table("x", io.BytesIO(data)).rows([], ["image"]))
+    assert [bool(row.images) for row in rows] == [False, True, False, True]
+
+
+def test_a_text_that_is_no_utf8_takes_its_own_row_only() -> None:
+    buffer = io.BytesIO()
+    texts = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    pq.write_table(pa.table({"text": texts.view(pa.string()), "number": [1, 2, 3]}), buffer)
+    rows = list(Table("x", buffer).rows(["text", "number"]))
+    assert [row.values for row in rows] == [{"text": "a", "number": 1}, None, {"text": "c", "number": 3}]
 
 
 def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
