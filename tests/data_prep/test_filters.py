@@ -31,6 +31,7 @@ def test_a_good_sample_passes() -> None:
         ({"question": "<image>What<|image_pad|>?"}, filters.RESERVED_TEXT),
         ({"answer": "a<|im_end|>b"}, filters.RESERVED_TEXT),
         ({"answer": "<latent_pad_3>"}, filters.RESERVED_TEXT),
+        ({"answer": "<latent_pad>"}, filters.RESERVED_TEXT),
         ({"answer": "</abs_token>"}, filters.RESERVED_TEXT),
         ({"answer": "a\0b"}, filters.RESERVED_TEXT),
     ],
