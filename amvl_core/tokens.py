@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,14 @@ from amvl_core.config import LatentConfig
 
 BLOCK_START = "<abs_token>"
 BLOCK_END = "</abs_token>"
+
+_CONTROL = re.compile(r"<\|[a-z_]+\|>|</?abs_token>|<latent_pad(?:_\d+)?>|\x00")
+
+
+def control_token(text: str) -> str | None:
+    """The first control token of Qwen2.5-VL or of the latent block in `text`, which would be read as structure."""
+    found = _CONTROL.search(text)
+    return found.group() if found else None
 
 
 def slot_tokens(latent: LatentConfig) -> list[str]:

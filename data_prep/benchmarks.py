@@ -14,7 +14,7 @@ from PIL import Image
 
 from amvl_core import records, storage
 from amvl_core.config import BenchmarkSource, RunConfig
-from amvl_core.data.encode import TokenCounter
+from amvl_core.data.encode import MAX_ASPECT, TokenCounter
 from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.base import Drop, Question
@@ -22,16 +22,14 @@ from amvl_core.eval.benchmarks.prepared import extra
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
 from amvl_core.sample import IMAGE_PLACEHOLDER, Segment
-from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT, control_token
+from amvl_core.tokens import control_token
+from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT
 from data_prep.identity import content_identity
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
 
 STAGE = "benchmark"
 STAGE_VERSION = 2
 """Raised whenever the same files give other questions than before."""
-
-MAX_ASPECT = 200
-"""An image whose one side is more than this many times the other is refused by Qwen2-VL's image processor."""
 
 
 def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:

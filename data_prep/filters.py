@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from amvl_core.config import DataConfig
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation
+from amvl_core.tokens import control_token
 
 MALFORMED_ROW = "malformed_row"
 TEST_OVERLAP = "test_overlap"
@@ -24,9 +24,6 @@ DEGENERATE_BOX = "degenerate_box"
 TOO_LONG = "too_long"
 DUPLICATE = "duplicate"
 CONTAMINATED = "contaminated"
-
-# Control tokens of Qwen2.5-VL and of the latent block. Inside a text they would be read as structure, not as text.
-_RESERVED = re.compile(r"<\|[a-z_]+\|>|</?abs_token>|<latent_pad(?:_\d+)?>|\x00")
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,9 @@ def check_text(conversation: Conversation, config: DataConfig) -> Drop | None:
         if not step.strip():
             return Drop(INCOMPLETE_REASONING, f"step {number} of {len(steps)} is empty")
     for text in (conversation.question, *steps, conversation.answer):
-        if token := control_token(text):
-            return Drop(RESERVED_TEXT, f"the text contains {token!r}, which the model reads as a control token")
+        if found := control_token(text):
+            return Drop(RESERVED_TEXT, f"the text contains {found!r}, which the model reads as a control token")
     return _check_placeholders(conversation, steps)
-
-
-def control_token(text: str) -> str | None:
-    """The first control token of the model in a text, if there is one."""
-    found = _RESERVED.search(text)
-    return found.group() if found else None
 
 
 def _check_placeholders(conversation: Conversation, steps: tuple[str, ...]) -> Drop | None:

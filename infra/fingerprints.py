@@ -9,7 +9,7 @@ from amvl_core.config import RunConfig
 from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
-EVALUATE_VERSION = 3
+EVALUATE_VERSION = 4
 FAITHFULNESS_VERSION = 1
 ANALYSE_VERSION = 1
 ABLATION_VERSION = 1

@@ -5,33 +5,47 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import struct
 import warnings
+import zlib
 from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from amvl_core.data.encode import MAX_ASPECT
 from amvl_core.sample import IMAGE_PLACEHOLDER
+from amvl_core.tokens import control_token
 
 BATCH = 16
+
+# What Pillow raises on broken pictures of one format or another.
+_DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, NotImplementedError, struct.error,
+    zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 # MLflow asks for type hints of its own kind on `predict`; the schema is the registered signature.
 warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class AmvlModel(mlflow.pyfunc.PythonModel):
-    """Columns `image` (an encoded picture: bytes, or base64 text) and `question` -> a list of answers."""
+    """Columns `image` (an encoded picture: bytes, or base64 text) and `question` -> a list of answers.
+
+    The model's configuration in MLflow has the settings it was evaluated with: `max_new_tokens`, `tau`, `seed`.
+    """
 
     def load_context(self, context: Any) -> None:
-        """Loads the weights once."""
+        """Loads the weights and the settings, once."""
         from amvl_core.eval.predict import Answerer
 
         self.answerer = Answerer.from_pretrained(context.artifacts["model"])
+        self.settings = context.model_config
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """One answer a row; an MlflowException (status 400) names the row that cannot be read."""
+        """One answer a row; an MlflowException (status 400) names the row that cannot be answered."""
         missing = {"image", "question"} - set(model_input.columns)
         if missing:
             raise _refused(f"missing column {', '.join(sorted(missing))}; give one row per question: image, question")
@@ -39,7 +53,8 @@ class AmvlModel(mlflow.pyfunc.PythonModel):
         questions = [check_question(value, row) for row, value in enumerate(model_input["question"])]
         answers: list[str] = []
         for start in range(0, len(questions), BATCH):
-            answers += self.answerer.answer(images[start : start + BATCH], questions[start : start + BATCH])
+            batch = slice(start, start + BATCH)
+            answers += self.answerer.answer(images[batch], questions[batch], **self.settings)
         return answers
 
 
@@ -59,9 +74,12 @@ def read_image(value: Any, row: int) -> bytes:
         raise _refused(f"row {row}: image must be bytes of a picture or base64 text, not {type(value).__name__}")
     try:
         with Image.open(io.BytesIO(value)) as image:
+            width, height = image.size
             image.load()
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except _DECODING_ERRORS as error:
         raise _refused(f"row {row}: image is no picture that can be decoded ({type(error).__name__})") from error
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise _refused(f"row {row}: image has {width} x {height} pixels, one side over {MAX_ASPECT} times the other")
     return bytes(value)
 
 
@@ -71,6 +89,8 @@ def check_question(question: Any, row: int) -> str:
         raise _refused(f"row {row}: question must be a text that is not empty")
     if (places := question.count(IMAGE_PLACEHOLDER)) > 1:
         raise _refused(f"row {row}: question has {places} {IMAGE_PLACEHOLDER} for one image")
+    if token := control_token(question):
+        raise _refused(f"row {row}: question contains {token!r}, which the model reads as a control token")
     return question
 
 

@@ -17,11 +17,12 @@ from amvl_core.errors import StorageError
 from amvl_core.eval.statistics import Comparison
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record, save_record
 from amvl_core.records import fingerprint as canonical_fingerprint
+from infra.fingerprints import EVALUATED
 from infra.mlflow_client import client, metric_name, tracking_uri
 from infra.paired import compare_evaluations
 from infra.provenance import UNKNOWN, installed, provenance
 
-VERSION = 2
+VERSION = 3
 REQUIREMENTS = ("torch", "transformers", "mlflow", "pillow", "pydantic", "safetensors", "numpy", "fsspec", "pyarrow")
 """What `amvl_core` needs to load a model and answer; the versions are those that trained it."""
 
@@ -155,7 +156,7 @@ def register(
     from mlflow.exceptions import MlflowException
 
     try:
-        version = _log(name, run_id, checkpoint)
+        version = _log(config, run_id, checkpoint)
         tags = {**_tags(dataset, checkpoint, evaluations), "gate": decision.alias, "gate_reason": decision.reason}
         for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, metric_name(key), value)
@@ -179,8 +180,8 @@ def register(
     return record
 
 
-def _log(name: str, run_id: str, checkpoint: CheckpointRecord) -> str:
-    """Writes the model's files and returns the new version."""
+def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord) -> str:
+    """Writes the model's files and the settings it was evaluated with; returns the new version."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -192,13 +193,14 @@ def _log(name: str, run_id: str, checkpoint: CheckpointRecord) -> str:
     with tempfile.TemporaryDirectory() as temporary, _quiet(), mlflow.start_run(run_id=run_id):
         folder = storage.download(checkpoint.model_uri, Path(temporary))
         info = mlflow.pyfunc.log_model(
-            name=name,
+            name=config.tracking.registered_model,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(folder)},
+            model_config=config.evaluation.model_dump(mode="json", include=EVALUATED),
             code_paths=[str(Path(amvl_core.__file__).parent)],
             signature=signature,
             pip_requirements=_requirements(),
-            registered_model_name=name,
+            registered_model_name=config.tracking.registered_model,
         )
     return str(info.registered_model_version)
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that no loss is taken on."""
 
+MAX_ASPECT = 200
+"""Longer to shorter side of an image; Qwen2-VL's image processor raises beyond it."""
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -2,14 +2,23 @@
 
 import base64
 import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from amvl_core.config import RunConfig, TinyConfig, override
@@ -18,11 +27,12 @@ from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, Model
 from infra import registry
 from infra.mlflow_client import client
 from infra.tracking import Tracker
+from tests.tiny import amvl_model
 
 
-def picture() -> bytes:
+def picture(width: int = 48, height: int = 32) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (48, 32), "teal").save(buffer, "PNG")
+    Image.new("RGB", (width, height), "teal").save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -57,7 +67,8 @@ def registered(
             model = checkpoint(uri=str(folder))
             uri = f"{tracked.storage}/register/r1"
             first = registry.decide(tracked, scores[-1], registry.champion(tracked), None)
-            _cache["record"] = registry.register(tracked, run_id, dataset, model, scores, first, uri)
+            short = override(tracked, {"evaluation": {"max_new_tokens": 4}})
+            _cache["record"] = registry.register(short, run_id, dataset, model, scores, first, uri)
     return _cache["record"]
 
 
@@ -97,13 +108,53 @@ def test_the_alias_loads_and_answers(tracked: RunConfig, registered: ModelRecord
     assert model.predict(encoded) == answers[:1]
     for bad, message in (
         ({"image": [picture(), b"no picture"], "question": ["a", "b"]}, "row 1: image is no picture"),
+        ({"image": [b"P3 2 2 255 x"], "question": ["a"]}, "row 0: image is no picture .* \\(ValueError\\)"),
+        ({"image": [picture(1, 201)], "question": ["a"]}, "row 0: image has 1 x 201 pixels, one side over 200 times"),
+        ({"image": [picture(500, 1)], "question": ["a"]}, "row 0: image has 500 x 1 pixels"),
         ({"image": ["%%%"], "question": ["a"]}, "row 0: image is text that is not base64"),
         ({"image": [picture()], "question": [" "]}, "row 0: question must be a text"),
         ({"image": [picture()], "question": ["<image> or <image>"]}, "row 0: question has 2 <image>"),
+        ({"image": [picture()], "question": ["a <|image_pad|>"]}, "row 0: question contains '<.image_pad.>', which"),
+        ({"image": [picture()] * 2, "question": ["a", "<latent_pad_1>"]}, "row 1: question contains '<latent_pad_1>'"),
         ({"image": [picture()]}, "question"),
     ):
         with pytest.raises(mlflow.MlflowException, match=message):
             model.predict(pd.DataFrame(bad))
+    assert len(model.predict(pd.DataFrame({"image": [picture(200, 1)], "question": ["What colour?"]}))) == 1
+
+
+def test_the_served_model_answers_with_the_settings_it_was_evaluated_with(
+    tracked: RunConfig,
+    tmp_path: Path,
+    dataset: DatasetRecord,
+    checkpoint: Callable[..., CheckpointRecord],
+    evaluation: Callable[..., EvalRecord],
+) -> None:
+    import mlflow
+
+    from amvl_core.eval.predict import Answerer
+
+    saved, processor = amvl_model(dtype=torch.float32)
+    saved.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    given = {"max_new_tokens": 70, "tau": 1.0, "seed": 3}
+    config = override(tracked, {"evaluation": given, "tracking": {"registered_model": "settings"}})
+    with Tracker(config) as tracker:
+        run_id, model = tracker.start(), checkpoint(uri=str(tmp_path))
+        scores, uri = [evaluation("amvl", 8)], f"{config.storage}/register/r2"
+        registry.register(config, run_id, dataset, model, scores, registry.decide(config, scores[0], None, None), uri)
+    served = mlflow.pyfunc.load_model("models:/settings@champion")
+    assert served.model_config == given
+    changed = mlflow.pyfunc.load_model("models:/settings@champion", model_config={"max_new_tokens": 64})
+    assert changed.model_config == {**given, "max_new_tokens": 64}
+    answers = served.predict(pd.DataFrame({"image": [picture()], "question": ["What colour?"]}))
+
+    def answer(**settings: Any) -> list[str]:
+        return Answerer.from_pretrained(str(tmp_path / "model")).answer([[picture()]], ["What colour?"], **settings)
+
+    assert answers == answer(**given)
+    for name, other in {"max_new_tokens": 64, "tau": 0.0, "seed": 0}.items():
+        assert answers != answer(**{**given, name: other}), name
 
 
 def test_requirements_are_versions_that_an_index_has() -> None:
@@ -231,6 +282,14 @@ def test_a_request_over_http_is_answered_or_refused_with_a_reason(tracked: RunCo
             {"image": base64.b64encode(b"text").decode(), "question": "a"},
             "row 0: image is no picture that can be decoded (UnidentifiedImageError)",
         ),
+        (
+            {"image": base64.b64encode(picture(1, 500)).decode(), "question": "a"},
+            "row 0: image has 1 x 500 pixels, one side over 200 times the other",
+        ),
+        (
+            {"image": image, "question": "<|image_pad|>"},
+            "row 0: question contains '<|image_pad|>', which the model reads as a control token",
+        ),
         ({"image": image}, "question"),
     ):
         refused = ask({"dataframe_records": [row]})
@@ -240,3 +299,55 @@ def test_a_request_over_http_is_answered_or_refused_with_a_reason(tracked: RunCo
     assert 400 <= ask({"rows": []}).status_code < 500
     assert 400 <= server.post("/invocations", content="no JSON", headers=json_type).status_code < 500
     assert ask({"dataframe_records": [{"image": "%%%", "question": "a"}]}).status_code == 400
+
+
+@pytest.mark.slow
+def test_the_command_serves_the_champion_on_loopback(
+    tracked: RunConfig, registered: ModelRecord, unused_port: int, tmp_path: Path
+) -> None:
+    """In a folder of its own and without this checkout on the path: the model brings the code that it needs."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["MLFLOW_TRACKING_URI"] = registered.tracking_uri
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/amvl@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(unused_port)]
+    address, log = f"http://127.0.0.1:{unused_port}", tmp_path / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while _ask(f"{address}/ping") != (200, None):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        row = {"image": base64.b64encode(picture()).decode(), "question": "What colour?"}
+        status, found = _ask(f"{address}/invocations", {"dataframe_records": [row]})
+        assert status == 200, found
+        (answer,) = found["predictions"]
+        assert isinstance(answer, str)
+        status, found = _ask(f"{address}/invocations", {"dataframe_records": [row, {**row, "question": " "}]})
+        assert (status, found["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+        assert "row 1: question must be a text that is not empty" in found["message"]
+        status, found = _ask(f"{address}/invocations", {"rows": [row]})
+        assert 400 <= status < 500
+        assert "dataframe_records" in json.dumps(found)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)  # the command and the server that it started, as Ctrl-C would
+        server.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while _ask(f"{address}/ping") != (0, None):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def _ask(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """Status and JSON of the answer; (0, None) where nobody listens."""
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as response:
+            status, text = response.status, response.read()
+    except HTTPError as error:
+        status, text = error.code, error.read()
+    except OSError:
+        return 0, None
+    return status, json.loads(text) if text.strip() else None
