@@ -298,6 +298,13 @@ class ModelRecord(Record):
     tracking_uri: str
 
 
+class ReportRecord(Record):
+    """The page of a run, `report.html` below `uri`, and the tracking run that it was logged to when it was made."""
+
+    kind: Literal["report"] = "report"
+    run_id: str
+
+
 class SeedScores(BaseModel):
     """What the seeds of one row score on one benchmark of `n` items; shares of 1, intervals 95 %.
 

@@ -99,7 +99,7 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    once = ["analyse", "benchmark", "faithfulness", "prepare", "register"]
+    once = ["analyse", "benchmark", "faithfulness", "prepare", "register", "report"]
     assert stages == sorted([*once, *["evaluate"] * 4, *["train"] * 3])
     for text in (
         "Published benchmarks",
