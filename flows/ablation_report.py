@@ -86,16 +86,13 @@ def markdown(config: RunConfig, table: Table, record: AblationRecord, dataset: D
     n = max(row.n for row in record.rows)
     seeds = sorted({seed for row in record.rows for seed in row.accuracies})
     counted = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
+    beside = any(name in row.benchmarks for row in record.rows for name in PAPER_COLUMNS.values())
     parts = [
         f"## {table.title}",
         f"Ours: accuracy in per cent on the {n:,} test questions of {sources}, model `{config.model.base}`, {counted}, "
         f"dataset `{record.dataset}`, table `{record.fingerprint}`. The paper's figures are other benchmarks and a "
         "model of 7B (first row: Qwen2.5-VL-7B): they are not comparable with these, only the order of the rows is."
-        + (
-            " `paper / ours`: ours on that benchmark, with its interval over items."
-            if record.rows[0].benchmarks
-            else ""
-        ),
+        + (" `paper / ours`: the same benchmark, asked of this model; the interval is over items." if beside else ""),
         "All rows start from one base checkpoint, and a seed is that of the stages after it. `over seeds`: Student's "
         "95 % interval of the seeds' means, what another training would score on these questions. `over items`: 95 % "
         "bootstrap over questions with all seeds of a question together (one seed: Wilson's), what these trainings "
