@@ -16,6 +16,8 @@ TableName: TypeAlias = Literal[3, 4, 8, 9, 10, 11, "controls"]
 Change: TypeAlias = Callable[[RunConfig], RunConfig]
 
 VSTAR, HR_4K, HR_8K = "V*", "HR-4K", "HR-8K"
+PAPER_COLUMNS = {VSTAR: "vstar", HR_4K: "hrbench_4k", HR_8K: "hrbench_8k"}
+"""A column of the paper's tables -> the name of that benchmark here (`evaluation.benchmarks`)."""
 
 
 class Row(NamedTuple):

@@ -298,24 +298,25 @@ class ModelRecord(Record):
     tracking_uri: str
 
 
-class AblationRow(BaseModel):
-    """One line of an ablation table; shares of 1, intervals 95 %.
+class ReportRecord(Record):
+    """The page of a run, `report.html` below `uri`, and the tracking run that it was logged to when it was made."""
 
-    `accuracies` and `checkpoints` have one entry per seed that finished (none for the base model, which is one),
-    `failed` maps the others to the reason. `mean` is over seeds and items, `over_seeds` Student's interval of the
-    seeds' means (None below two seeds), `over_items` the bootstrap's over items with the seeds of an item together.
-    `difference` is to the headline row on the same items and seeds (None where there is nothing to compare), `p_value`
-    of the paired test. `paper` holds the paper's scores in per cent; `geometry` the seeds' means of Table 7's figures.
+    kind: Literal["report"] = "report"
+    run_id: str
+
+
+class SeedScores(BaseModel):
+    """What the seeds of one row score on one benchmark of `n` items; shares of 1, intervals 95 %.
+
+    `accuracies` has one entry per seed that finished (none for the base model, which is one). `mean` is over seeds and
+    items, `over_seeds` Student's interval of the seeds' means (None below two seeds), `over_items` the bootstrap's over
+    items with the seeds of an item together. `difference` is to the headline row on the same items and seeds (None
+    where there is nothing to compare), `p_value` that of `test`, paired by item.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    label: str
-    changes: str
-    paper: dict[str, float]
     accuracies: dict[int, float]
-    checkpoints: dict[int, str]
-    failed: dict[int, str]
     n: int
     mean: float
     over_seeds: tuple[float, float] | None
@@ -323,6 +324,26 @@ class AblationRow(BaseModel):
     difference: float | None
     difference_interval: tuple[float, float] | None
     p_value: float | None
+    test: str | None
+
+
+class AblationRow(SeedScores):
+    """One line of an ablation table: its scores on the test split, and on each published benchmark of the run.
+
+    `checkpoints` has one entry per seed that finished, `failed` maps the others to the reason. `paper` holds the
+    paper's scores in per cent; `geometry` the seeds' means of Table 7's figures. `swaps` says for each seed of a latent
+    row what swapping the latents between items does, `swap` the same over the items of all seeds (`n` of each seed
+    added up); no entries and None where the suite was not run.
+    """
+
+    label: str
+    changes: str
+    paper: dict[str, float]
+    checkpoints: dict[int, str]
+    failed: dict[int, str]
+    benchmarks: dict[str, SeedScores]
+    swaps: dict[int, VariantScore]
+    swap: VariantScore | None
     geometry: dict[str, float]
 
 

@@ -4,31 +4,66 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from amvl_core.ablations import HR_4K, HR_8K, TABLES, VSTAR, Table
+from amvl_core.ablations import PAPER_COLUMNS, TABLES, Table
 from amvl_core.analysis.geometry import TABLE_7
 from amvl_core.config import RunConfig
-from amvl_core.records import AblationRecord, AblationRow, DatasetRecord
+from amvl_core.eval.faithfulness import effect, nats, points
+from amvl_core.records import AblationRecord, AblationRow, DatasetRecord, SeedScores
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
 from infra.tracking import Tracker
 
 
 def score_rows(record: AblationRecord) -> list[dict[str, str]]:
-    """One line a row: what it changes, the paper's scores, ours with both intervals, the paired test."""
-    papers = [name for name in (VSTAR, HR_4K, HR_8K) if any(name in row.paper for row in record.rows)]
+    """One line a row: what it changes, the paper's scores, ours with both intervals, the paired test.
+
+    Beside a score of the paper is ours with its interval over items where the run asked that benchmark.
+    """
+    papers = [name for name in PAPER_COLUMNS if any(name in row.paper for row in record.rows)]
+    measured = {name for row in record.rows for name in row.benchmarks}
     return [
         {
-            "row": row.label + (" (headline)" if row.label == record.headline else ""),
+            "row": _name(row, record),
             "changes": row.changes,
-            **{f"paper {name}": f"{row.paper[name]:.2f}" if name in row.paper else "-" for name in papers},
-            "ours, mean": _percent(row.mean) if row.n else "failed",
-            "over seeds": _range(row.over_seeds),
-            "over items": _range(row.over_items) if row.n else "-",
-            "seeds": _seeds(row),
-            "against headline": _difference(row),
-            "p": "-" if row.p_value is None else f"{row.p_value:.4f}",
+            **dict(_paper(row, name, asked=PAPER_COLUMNS[name] in measured) for name in papers),
+            **_scores(row, row),
         }
         for row in record.rows
+    ]
+
+
+def benchmark_rows(record: AblationRecord) -> list[dict[str, str]]:
+    """The same for every published benchmark that the run asked: one line a benchmark and row."""
+    columns = {benchmark: name for name, benchmark in PAPER_COLUMNS.items()}
+    asked = dict.fromkeys(name for row in record.rows for name in row.benchmarks)
+    return [
+        {
+            "benchmark": name,
+            "row": _name(row, record),
+            "paper": _printed(row.paper.get(columns.get(name, ""))),
+            **_scores(row.benchmarks[name], row),
+        }
+        for name in asked
+        for row in record.rows
+    ]
+
+
+def swap_rows(record: AblationRecord) -> list[dict[str, str]]:
+    """What swapping the latents between items does to each latent row, over its seeds and for each of them."""
+    return [
+        {
+            "row": _name(row, record),
+            "n": f"{row.swap.n:,}",
+            "accuracy, points": points(row.swap),
+            "p": _p(row.swap.p_value),
+            "test": row.swap.test,
+            "each seed, points": " ".join(f"{100 * one.difference:+.1f}" for one in row.swaps.values()),
+            "log-likelihood, nats": nats(row.swap),
+            "each seed, nats": " ".join(f"{one.log_likelihood_difference:+.3f}" for one in row.swaps.values()),
+            "on these items": effect(row.swap),
+        }
+        for row in record.rows
+        if row.swap
     ]
 
 
@@ -51,19 +86,32 @@ def markdown(config: RunConfig, table: Table, record: AblationRecord, dataset: D
     n = max(row.n for row in record.rows)
     seeds = sorted({seed for row in record.rows for seed in row.accuracies})
     counted = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
+    beside = any(name in row.benchmarks for row in record.rows for name in PAPER_COLUMNS.values())
     parts = [
         f"## {table.title}",
         f"Ours: accuracy in per cent on the {n:,} test questions of {sources}, model `{config.model.base}`, {counted}, "
-        f"dataset `{record.dataset}`, table `{record.fingerprint}`. The paper's columns are other benchmarks and a "
-        "model of 7B (first row: Qwen2.5-VL-7B): its figures are not comparable with ours, only the "
-        "order of the rows is.",
+        f"dataset `{record.dataset}`, table `{record.fingerprint}`. The paper's figures are other benchmarks and a "
+        "model of 7B (first row: Qwen2.5-VL-7B): they are not comparable with these, only the order of the rows is."
+        + (" `paper / ours`: the same benchmark, asked of this model; the interval is over items." if beside else ""),
         "All rows start from one base checkpoint, and a seed is that of the stages after it. `over seeds`: Student's "
         "95 % interval of the seeds' means, what another training would score on these questions. `over items`: 95 % "
         "bootstrap over questions with all seeds of a question together (one seed: Wilson's), what these trainings "
-        "would score on other questions. `against headline` and `p`: paired by question, seeds pooled, the signs of "
-        "questions flipped at random (one seed: McNemar's exact test); the interval is the bootstrap's over questions.",
+        "would score on other questions. `n`: questions of each seed. `against headline` and `p`: paired by question, "
+        "seeds pooled, the answers to a question together; the interval is the bootstrap's over questions.",
         markdown_table(score_rows(record)),
     ]
+    if benchmarks := benchmark_rows(record):
+        parts += [
+            "Published benchmarks: the overall score, read as `docs/evaluation.md` says.",
+            markdown_table(benchmarks),
+        ]
+    if swaps := swap_rows(record):
+        parts += [
+            "Do the latents matter? Each question was answered again with the latents of another one (`swapped` of "
+            "`docs/faithfulness.md`, latents at tau = 0): what that changes, with 95 % bootstrap "
+            "intervals, the answers to a question together. `n`: answers of all seeds; p is that of the accuracies.",
+            markdown_table(swaps),
+        ]
     if geometry := geometry_rows(record):
         parts += [
             "Table 7, geometry of the latents: ours, mean over seeds (paper). Scales differ with the width of the "
@@ -81,13 +129,17 @@ def show(config: RunConfig, table: Table, record: AblationRecord, dataset: Datas
     rows, text = score_rows(record), markdown(config, table, record, dataset)
     key = f"ablation-{record.table}"
     create_table_artifact(rows, key=key, description=table.title)
+    further = {"benchmarks": benchmark_rows(record), "latents": swap_rows(record), "geometry": geometry_rows(record)}
+    further = {name: found for name, found in further.items() if found}
+    for name, found in further.items():
+        create_table_artifact(found, key=f"{key}-{name}", description=f"{table.title}: {name}")
     create_markdown_artifact(text, key=f"{key}-text", description=table.title)
     page = mlflow_page(config, record.run_id)
     create_link_artifact(page, key="mlflow-run", link_text="the table in MLflow", description="Nested runs, CSV")
     if tracker.run_id == record.run_id:  # else the run that computed the table has them
         tracker.table(f"ablation_{record.table}", _columns(rows))
-        if geometry := geometry_rows(record):
-            tracker.table(f"ablation_{record.table}_geometry", _columns(geometry))
+        for name, found in further.items():
+            tracker.table(f"ablation_{record.table}_{name}", _columns(found))
         tracker.text(f"tables/ablation_{record.table}.md", text)
         tracker.text(f"tables/ablation_{record.table}.record.json", record.model_dump_json(indent=2))
         tracker.tag({"mlflow.note.content": text})
@@ -98,24 +150,56 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
+def _name(row: AblationRow, record: AblationRecord) -> str:
+    return row.label + (" (headline)" if row.label == record.headline else "")
+
+
+def _paper(row: AblationRow, name: str, *, asked: bool) -> tuple[str, str]:
+    """A column's head and cell: the paper's score, and ours of that benchmark where it was asked."""
+    printed = _printed(row.paper.get(name))
+    if not asked:
+        return f"paper {name}", printed
+    ours = row.benchmarks[PAPER_COLUMNS[name]]
+    shown = f"{_percent(ours.mean)} ({_range(ours.over_items)})" if ours.n else "failed"
+    return f"{name}: paper / ours", f"{printed} / {shown}"
+
+
+def _scores(scores: SeedScores, row: AblationRow) -> dict[str, str]:
+    """The columns of what the seeds of `row` score on one benchmark."""
+    each = [_percent(accuracy) for accuracy in scores.accuracies.values()]
+    return {
+        "n": f"{scores.n:,}",
+        "ours, mean": _percent(scores.mean) if scores.n else "failed",
+        "over seeds": _range(scores.over_seeds),
+        "over items": _range(scores.over_items) if scores.n else "-",
+        "seeds": " ".join(each + [f"({len(row.failed)} failed)"] * bool(row.failed)) or "-",
+        "against headline": _difference(scores),
+        "p": "-" if scores.p_value is None else _p(scores.p_value),
+        "test": scores.test or "-",
+    }
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _printed(score: float | None) -> str:
+    return "-" if score is None else f"{score:.2f}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
 def _range(bounds: tuple[float, float] | None) -> str:
     return "-" if bounds is None else f"{_percent(bounds[0])} to {_percent(bounds[1])}"
 
 
-def _seeds(row: AblationRow) -> str:
-    each = [_percent(accuracy) for accuracy in row.accuracies.values()]
-    return " ".join(each + [f"({len(row.failed)} failed)"] * bool(row.failed)) or "-"
-
-
-def _difference(row: AblationRow) -> str:
-    if row.difference is None or row.difference_interval is None:
+def _difference(scores: SeedScores) -> str:
+    if scores.difference is None or scores.difference_interval is None:
         return "-"
-    low, high = row.difference_interval
-    return f"{100 * row.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    low, high = scores.difference_interval
+    return f"{100 * scores.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _paper_geometry(label: str) -> dict[str, float]:

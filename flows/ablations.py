@@ -1,4 +1,8 @@
-"""The ablation tables: prepare -> the stages that all rows share -> every row with every seed -> one table."""
+"""The ablation tables: prepare -> the stages that all rows share -> every row with every seed -> one table.
+
+A row is evaluated as the pipeline's final model is: test split, published benchmarks, and for a latent one the
+faithfulness suite (without controls) and the analysis.
+"""
 
 import threading
 import time
@@ -16,24 +20,33 @@ from pydantic import Field
 from amvl_core.ablations import BASE_SCORES, TABLES, Row, TableName, difference, shared_stages, with_seed
 from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError
-from amvl_core.eval.seeds import base_row, score_row
+from amvl_core.eval.faithfulness import SWAPPED
+from amvl_core.eval.seeds import base_scores, score_row, swap_row
 from amvl_core.eval.statistics import Unit
 from amvl_core.progress import Progress
 from amvl_core.records import (
+    TEST_SPLIT,
     AblationRecord,
     AblationRow,
     AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,
     EvalRecord,
+    FaithfulnessRecord,
+    SeedScores,
     load_record,
     save_record,
 )
 from flows import ablation_report, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
 from infra import cluster as ray_cluster
-from infra.fingerprints import ablation_fingerprint, train_fingerprint
-from infra.paired import outcomes
+from infra.fingerprints import (
+    ablation_fingerprint,
+    analyse_fingerprint,
+    faithfulness_fingerprint,
+    train_fingerprint,
+)
+from infra.paired import outcomes, variant_items
 from infra.tracking import Tracker
 
 
@@ -45,7 +58,9 @@ class Result(NamedTuple):
     """What one row gave with one seed."""
 
     checkpoint: CheckpointRecord
-    evaluation: EvalRecord
+    evaluations: list[EvalRecord]
+    """On the test split, and on each published benchmark of the run."""
+    faithfulness: FaithfulnessRecord | None
     analysis: AnalysisRecord | None
 
 
@@ -90,18 +105,19 @@ def ablations(
         with Tracker(config, f"table {table}") as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
+            benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
             base: CheckpointRecord | None = None
             for stage in shared_stages(config):
                 base = tasks.train(config, stage, dataset, base, tracker)
 
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
-            fingerprint = ablation_fingerprint(str(table), configs, dataset, base)
+            fingerprint = ablation_fingerprint(str(table), configs, dataset, base, benchmarks)
             uri = tasks.stage_uri(config, "ablation", fingerprint)
             record = load_record(uri, AblationRecord)
             if record is None:
                 run_id = tracker.start()
-                before = tasks.evaluate(config, base.stage if base else "base", dataset, base, tracker)
-                found = run_rows(config, plan, dataset, base, tracker)
+                before = evaluate(config, base.stage if base else "base", dataset, benchmarks, base, tracker)
+                found = run_rows(config, plan, dataset, benchmarks, base, tracker)
                 rows = [
                     base_line(before, found, table),
                     *(line(config, row, found, table) for row in TABLES[table].rows),
@@ -131,7 +147,12 @@ def planned(config: RunConfig, table: TableName, seeds: int) -> Plan:
 
 
 def run_rows(
-    config: RunConfig, plan: Plan, dataset: DatasetRecord, base: CheckpointRecord | None, tracker: Tracker
+    config: RunConfig,
+    plan: Plan,
+    dataset: DatasetRecord,
+    benchmarks: list[DatasetRecord],
+    base: CheckpointRecord | None,
+    tracker: Tracker,
 ) -> Found:
     """All rows with all seeds, as many at a time as the cluster takes; a row that fails does not stop the others."""
     ray_cluster.connect(config.cluster)
@@ -147,13 +168,13 @@ def run_rows(
         started: dict[Future[Result], tuple[str, int]] = {}
         for label, seed, row in todo:
             # The flow's context, which its tasks need, is each thread's own copy.
-            run = partial(run_row, row, f"{label}, seed {seed}", dataset, base, parent, jobs)
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, benchmarks, base, parent, jobs)
             started[threads.submit(copy_context().run, run)] = (label, seed)
         for done, future in enumerate(as_completed(started), 1):
             label, seed = started[future]
             try:
                 found[label][seed] = result = future.result()
-                log.info("%s, seed %d: %.1f %%", label, seed, 100 * result.evaluation.overall.accuracy)
+                log.info("%s, seed %d: %.1f %%", label, seed, 100 * result.evaluations[0].overall.accuracy)
             except Exception as error:  # whatever it is, it is this row's: it stands in the table with its reason
                 found[label][seed] = reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 log.warning("%s, seed %d failed: %s", label, seed, reason)
@@ -169,26 +190,53 @@ class Threads(ThreadPoolExecutor):
         self.shutdown(wait=kind is None, cancel_futures=True)
 
 
-_training: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-"""A lock for each checkpoint: rows that differ in evaluation only (Table 11) train it once."""
+_working: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""A lock for each result that rows may share: those that differ in tau only (Table 11) train and probe one model."""
 
 
 @task(task_run_name="{label}", cache_policy=NO_CACHE)
 def run_row(
-    config: RunConfig, label: str, dataset: DatasetRecord, base: CheckpointRecord | None, parent_run: str, jobs: int
+    config: RunConfig,
+    label: str,
+    dataset: DatasetRecord,
+    benchmarks: list[DatasetRecord],
+    base: CheckpointRecord | None,
+    parent_run: str,
+    jobs: int,
 ) -> Result:
     """One row with one seed: its own stages from the shared checkpoint, then its evaluation, in a nested run."""
     checkpoint = base
     with Tracker(config, label, parent=parent_run) as tracker:
         tracker.start()
         for stage in own_stages(config, base):
-            with _training[train_fingerprint(config, stage, dataset, checkpoint)]:
+            with _working[train_fingerprint(config, stage, dataset, checkpoint)]:
                 checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs)
         assert checkpoint is not None
-        evaluation = tasks.evaluate(config, checkpoint.stage.replace("_", "-"), dataset, checkpoint, tracker)
-        latent = checkpoint.method == "amvl" and config.evaluation.analysis_items
-        analysis = tasks.analyse(config, dataset, checkpoint, tracker) if latent else None
-        return Result(checkpoint, evaluation, analysis)
+        name = checkpoint.stage.replace("_", "-")
+        evaluations = evaluate(config, name, dataset, benchmarks, checkpoint, tracker)
+        faithfulness = analysis = None
+        if checkpoint.method == "amvl":
+            if config.evaluation.faithfulness_items:
+                with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
+                    faithfulness = tasks.faithfulness(config, dataset, checkpoint, [], tracker)
+            if config.evaluation.analysis_items:
+                with _working[analyse_fingerprint(config, dataset, checkpoint)]:
+                    analysis = tasks.analyse(config, dataset, checkpoint, tracker)
+        return Result(checkpoint, evaluations, faithfulness, analysis)
+
+
+def evaluate(
+    config: RunConfig,
+    name: str,
+    dataset: DatasetRecord,
+    benchmarks: list[DatasetRecord],
+    model: CheckpointRecord | None,
+    tracker: Tracker,
+) -> list[EvalRecord]:
+    """Scores of one model on the test split, and on each published benchmark of the run."""
+    own = tasks.evaluate(config, name, dataset, model, tracker)
+    published = tasks.evaluate_benchmarks(config, name, benchmarks, model, tracker) if benchmarks else []
+    return [own, *published]
 
 
 def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
@@ -199,29 +247,59 @@ def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
 
 def line(config: RunConfig, row: Row, found: Found, table: TableName) -> AblationRow:
     """One row of the table from what its seeds gave."""
-    by_seed = found[row.label]
-    results = {seed: result for seed, result in sorted(by_seed.items()) if isinstance(result, Result)}
-    geometry = [result.analysis.geometry for result in results.values() if result.analysis is not None]
-    headline = None if row.label == TABLES[table].headline else _answers(found, TABLES[table].headline)
+    failed = {seed: result for seed, result in sorted(found[row.label].items()) if isinstance(result, str)}
+    results = _finished(found, row.label)
+    geometry = [result.analysis.geometry for result in results.values() if result.analysis]
+    suites = {seed: result.faithfulness for seed, result in results.items() if result.faithfulness}
+
+    def scores(benchmark: str) -> SeedScores:
+        headline = None if row.label == TABLES[table].headline else _answers(found, TABLES[table].headline, benchmark)
+        return score_row(_answers(found, row.label, benchmark), headline)
+
     return AblationRow(
         label=row.label,
         changes=difference(config, row.change(config)),
         paper=row.paper,
         checkpoints={seed: result.checkpoint.uri for seed, result in results.items()},
-        failed={seed: result for seed, result in sorted(by_seed.items()) if isinstance(result, str)},
+        failed=failed,
+        benchmarks={source.name: scores(source.name) for source in config.evaluation.benchmarks},
+        swaps={seed: next(r for r in suite.rows if r.variant == SWAPPED) for seed, suite in suites.items()},
+        swap=swap_row({seed: variant_items(suite) for seed, suite in suites.items()}),
         geometry={name: sum(one[name] for one in geometry) / len(geometry) for name in (geometry or [{}])[0]},
-        **score_row(_answers(found, row.label), headline),
+        **scores(TEST_SPLIT).model_dump(),
     )
 
 
-def base_line(before: EvalRecord, found: Found, table: TableName) -> AblationRow:
-    """The model that all rows start from."""
-    return base_row(f"before ({before.stage})", BASE_SCORES, outcomes(before), _answers(found, TABLES[table].headline))
+def base_line(before: list[EvalRecord], found: Found, table: TableName) -> AblationRow:
+    """The model that all rows start from, from its evaluations."""
+    headline = TABLES[table].headline
+    own, *published = [base_scores(outcomes(one), _answers(found, headline, one.benchmark)) for one in before]
+    return AblationRow(
+        label=f"before ({before[0].stage})",
+        changes="before the stages that rows change",
+        paper=BASE_SCORES,
+        checkpoints={},
+        failed={},
+        benchmarks={one.benchmark: scores for one, scores in zip(before[1:], published, strict=True)},
+        swaps={},
+        swap=None,
+        geometry={},
+        **own.model_dump(),
+    )
 
 
-def _answers(found: Found, label: str) -> dict[int, list[Unit]]:
-    results = {seed: result for seed, result in sorted(found[label].items()) if isinstance(result, Result)}
-    return {seed: outcomes(result.evaluation) for seed, result in results.items()}
+def _finished(found: Found, label: str) -> dict[int, Result]:
+    return {seed: result for seed, result in sorted(found[label].items()) if isinstance(result, Result)}
+
+
+def _answers(found: Found, label: str, benchmark: str) -> dict[int, list[Unit]]:
+    """What each seed of a row that finished answered on one benchmark."""
+    return {
+        seed: outcomes(evaluation)
+        for seed, result in _finished(found, label).items()
+        for evaluation in result.evaluations
+        if evaluation.benchmark == benchmark
+    }
 
 
 def refuse_failures(record: AblationRecord) -> None:

@@ -61,11 +61,12 @@ def full_pipeline(
             before = tasks.evaluate(config, name, dataset, base, tracker)
             after = tasks.evaluate(config, final.stage, dataset, final, tracker)
             rows = tasks.show_scores(config, before, after, tracker)
-            tables = {}
+            tables, published = {}, []
             if benchmarks:
                 before_on = tasks.evaluate_benchmarks(config, name, benchmarks, base, tracker)
                 after_on = tasks.evaluate_benchmarks(config, final.stage, benchmarks, final, tracker)
                 tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
+                published = [*before_on, *after_on]
 
             faithfulness = analysis = None
             if final.method == "amvl":  # what has latents must show that they matter
@@ -79,7 +80,18 @@ def full_pipeline(
             registered = tasks.register(config, dataset, final, [before, after], tracker)
             page = tasks.show_summary(config, dataset, final, rows, registered)
             report = tasks.show_report(
-                config, dataset, final, before, after, rows, registered, tracker, tables, faithfulness, analysis
+                config,
+                dataset,
+                final,
+                before,
+                after,
+                rows,
+                registered,
+                tracker,
+                tables,
+                published,
+                faithfulness,
+                analysis,
             )
     finally:
         ray_cluster.disconnect()

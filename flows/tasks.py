@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,9 @@ from amvl_core.records import (
     EvalRecord,
     FaithfulnessRecord,
     ModelRecord,
+    ReportRecord,
     load_record,
+    save_record,
 )
 from flows import report
 from infra import cluster, fingerprints, registry
@@ -403,29 +405,38 @@ def show_report(
     model: ModelRecord,
     tracker: Tracker,
     benchmarks: dict[str, list[dict[str, str]]] | None = None,
+    published: Sequence[EvalRecord] = (),
     faithfulness: FaithfulnessRecord | None = None,
     analysis: AnalysisRecord | None = None,
 ) -> str:
-    """The run as one HTML page: below the storage root and with the tracking run; linked from the run's page."""
+    """The run as one HTML page: below the storage root and with the tracking run; linked from the run's page.
+
+    `benchmarks` are the tables of the evaluations `published`.
+    """
     from infra import run_report
 
-    fingerprint = run_report.report_fingerprint(model, faithfulness, analysis)
-    uri = storage.join(stage_uri(config, "report", fingerprint), run_report.NAME)
-    if storage.exists(uri):
+    fingerprint = run_report.report_fingerprint(model, *published, faithfulness, analysis)
+    uri = stage_uri(config, "report", fingerprint)
+    page_uri = storage.join(uri, run_report.NAME)
+    record = load_record(uri, ReportRecord)
+    if record is not None:
         _say_reused("report", fingerprint)
+        if tracker.run_id is not None:  # else the run that made it has it
+            tracker.text(run_report.NAME, storage.read_bytes(page_uri).decode())
     else:
+        run_id = tracker.start()
         labels = report.labels(before, after)
         history = tracker.history
         page = run_report.build(
             config, dataset, checkpoint, labels, model, rows, history, benchmarks, faithfulness, analysis
         )
-        storage.write_bytes(uri, page.encode())
-        if tracker.run_id is not None:
-            tracker.text(run_report.NAME, page)
-    run = mlflow_page(config, tracker.run_id or model.run_id)
-    link = f"{run}/artifacts/{run_report.NAME}"
+        storage.write_bytes(page_uri, page.encode())
+        tracker.text(run_report.NAME, page)
+        record = ReportRecord(uri=uri, fingerprint=fingerprint, run_id=run_id)
+        save_record(record)
+    link = f"{mlflow_page(config, tracker.run_id or record.run_id)}/artifacts/{run_report.NAME}"
     create_link_artifact(link, key="report", link_text="the report of the run", description="One page, also to print")
-    return uri
+    return page_uri
 
 
 def mlflow_page(config: RunConfig, run_id: str) -> str:

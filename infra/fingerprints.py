@@ -12,7 +12,7 @@ TRAIN_VERSION = 2
 EVALUATE_VERSION = 4
 FAITHFULNESS_VERSION = 1
 ANALYSE_VERSION = 1
-ABLATION_VERSION = 1
+ABLATION_VERSION = 2
 
 EVALUATED = {"max_new_tokens", "tau", "seed"}
 """Fields of the evaluation's configuration that answers depend on."""
@@ -76,17 +76,25 @@ def analyse_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Checkp
 
 
 def ablation_fingerprint(
-    table: str, rows: dict[str, list[RunConfig]], dataset: DatasetRecord, base: CheckpointRecord | None
+    table: str,
+    rows: dict[str, list[RunConfig]],
+    dataset: DatasetRecord,
+    base: CheckpointRecord | None,
+    benchmarks: Sequence[DatasetRecord],
 ) -> str:
-    """Of an ablation table: what each row (label -> a configuration per seed) trains and how it is evaluated."""
+    """Of an ablation table: what each row (label -> a configuration per seed) trains and how it is evaluated.
+
+    `benchmarks` are the questions of published ones.
+    """
     return fingerprint(
         "ablation",
         ABLATION_VERSION,
-        code=[TRAIN_VERSION, EVALUATE_VERSION, ANALYSE_VERSION],
+        code=[TRAIN_VERSION, EVALUATE_VERSION, FAITHFULNESS_VERSION, ANALYSE_VERSION],
         table=table,
         rows={label: [_row(config) for config in configs] for label, configs in rows.items()},
         dataset=dataset.fingerprint,
         base=base.fingerprint if base else None,
+        benchmarks=[questions.fingerprint for questions in benchmarks],
     )
 
 
@@ -97,7 +105,9 @@ def _row(config: RunConfig) -> dict[str, Any]:
         "latent": config.latent.model_dump(mode="json"),
         "precision": config.trainer.precision,
         "stages": [stage.model_dump(mode="json", exclude={"micro_tokens"}) for stage in config.stages.values()],
-        "evaluation": config.evaluation.model_dump(mode="json", include={*EVALUATED, "analysis_items"}),
+        "evaluation": config.evaluation.model_dump(
+            mode="json", include={*EVALUATED, "faithfulness_items", "analysis_items"}
+        ),
     }
 
 

@@ -1,19 +1,44 @@
-"""Two evaluations of the same items, from their stored predictions."""
+"""What is paired by item, from stored predictions: two evaluations, or the latents' variants."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from amvl_core import storage
+from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.base import Outcome, mean
 from amvl_core.eval.statistics import Comparison, Unit, compare
-from amvl_core.records import EvalRecord
+from amvl_core.records import TEST_SPLIT, EvalRecord, FaithfulnessRecord
+
+ITEMS = ["sample_id", "variant", "group", "correct", "log_likelihood"]
 
 
 def outcomes(record: EvalRecord) -> list[Unit]:
-    """Whether each item of the test split was answered rightly; questions about the same images are one group."""
+    """The units of the overall score under the headline reading: what was answered rightly.
+
+    On the test split questions about the same images are one group; a published benchmark has weights and groups of
+    its own.
+    """
+    own = record.benchmark == TEST_SPLIT
+    columns = ["sample_id", "group", "correct"] + ["task", "part"] * (not own)
     with storage.opened(record.predictions_uri) as file:
-        rows = pq.read_table(file, columns=["sample_id", "group", "correct"]).to_pylist()
-    return [Unit(row["sample_id"], float(row["correct"]), group=row["group"]) for row in rows]
+        rows = pq.read_table(file, columns=columns).to_pylist()
+    overall = mean() if own else next(iter(BENCHMARKS[record.benchmark].metrics.values()))
+    return overall(
+        [
+            Outcome(row["sample_id"], row.get("task", ""), row.get("part", ""), row["group"], row["correct"])
+            for row in rows
+        ]
+    )
+
+
+def variant_items(record: FaithfulnessRecord) -> list[dict[str, Any]]:
+    """Every item under every variant of the latents, as `score_variants` takes them."""
+    with storage.opened(record.items_uri) as file:
+        rows: list[dict[str, Any]] = pq.read_table(file, columns=ITEMS).to_pylist()
+    return rows
 
 
 def compare_evaluations(first: EvalRecord, second: EvalRecord) -> Comparison:

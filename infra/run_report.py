@@ -19,6 +19,7 @@ from amvl_core.records import (
     EvalRecord,
     FaithfulnessRecord,
     ModelRecord,
+    Record,
     fingerprint,
 )
 from amvl_core.sample import IMAGE_PLACEHOLDER
@@ -38,8 +39,8 @@ PICTURE_BYTES = 3 * 2**20
 KINDS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg"}
 
 
-def report_fingerprint(model: ModelRecord, *records: FaithfulnessRecord | AnalysisRecord | None) -> str:
-    """Names a page by the registration and the analyses that it shows."""
+def report_fingerprint(model: ModelRecord, *records: Record | None) -> str:
+    """Names a page by the registration, and the evaluations on benchmarks and the analyses that it shows."""
     return fingerprint(
         "report", VERSION, model=model.fingerprint, version=model.version, records=[r.fingerprint for r in records if r]
     )

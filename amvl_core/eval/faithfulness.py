@@ -14,6 +14,8 @@ from amvl_core.records import VariantScore
 
 PRIOR = "prior"
 """The unchanged model: latents are the prior's means."""
+SWAPPED = "swapped"
+"""Each item has the latents of another one."""
 NO_BLOCK = "no block"
 TAUS = (0.2, 0.5, 0.8, 1.0)
 """The sweep of Table 11; its tau = 0 is the unchanged model."""
@@ -72,18 +74,21 @@ def verdict(rows: Sequence[VariantScore]) -> str:
     Swapping keeps the latents what the model was trained on, and takes from them only what they say about their own
     item: a model that ignores them does not notice.
     """
-    row = next(row for row in rows if row.variant == "swapped")
+    row = next(row for row in rows if row.variant == SWAPPED)
     p = f"p = {row.p_value:.3f}" if row.p_value >= 0.001 else "p < 0.001"
-    said = (
+    return (
         f"Swapping the latents between items changes accuracy by {points(row)} points ({p}, n = {row.n:,}) and the "
-        f"answer's log-likelihood by {nats(row)} nats: on these items "
+        f"answer's log-likelihood by {nats(row)} nats: on these items {effect(row)}."
     )
+
+
+def effect(row: VariantScore) -> str:
+    """What follows from the swap's intervals, in a few words."""
     if excludes_zero(row.difference_low, row.difference_high) and row.p_value < 0.05:
-        worse = row.difference < 0
-        return said + ("the latents matter." if worse else "other items' latents serve better than their own.")
+        return "the latents matter" if row.difference < 0 else "other items' latents serve better than their own"
     if excludes_zero(row.log_likelihood_difference_low, row.log_likelihood_difference_high):
-        return said + "the latents are read, but no effect on accuracy is shown."
-    return said + "no effect of the latents is shown."
+        return "the latents are read, but no effect on accuracy is shown"
+    return "no effect of the latents is shown"
 
 
 def excludes_zero(low: float, high: float) -> bool:

@@ -1,4 +1,5 @@
-"""One row of an ablation table from what each seed answered: two intervals and a paired test. Needs no model.
+"""One row of an ablation table from what each seed answered: two intervals, a paired test, and what a swap of the
+latents does. Needs no model.
 
 Two things vary: the seed of the training and the items asked. With three seeds no single interval covers both well, so
 each is given by itself: Student's over the seeds' means (what another training would score on these items), and the
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from amvl_core.eval.faithfulness import PRIOR, SWAPPED, score_variants
 from amvl_core.eval.statistics import Unit, compare, estimate, weighted_mean
-from amvl_core.records import AblationRow
+from amvl_core.records import SeedScores, VariantScore
 
 Answers = Sequence[Unit]
 """Each item of one evaluation, 1 where it was answered rightly."""
@@ -44,45 +46,47 @@ def units(answers: Mapping[int, Answers]) -> list[Unit]:
     ]
 
 
-def score_row(answers: Mapping[int, Answers], headline: Mapping[int, Answers] | None) -> dict[str, Any]:
-    """The figures of an `AblationRow`: seed -> answers, against those of the headline row (None: it is that row).
+def score_row(answers: Mapping[int, Answers], headline: Mapping[int, Answers] | None) -> SeedScores:
+    """The figures of a row: seed -> answers, against those of the headline row (None: it is that row).
 
     The comparison takes the seeds that both have. Raises DataError where their items differ.
     """
     accuracies = {seed: weighted_mean(found) for seed, found in answers.items()}
     found = estimate(units(answers))
     seeds = answers.keys() & (headline or {}).keys()
-    figures: dict[str, Any] = {
-        "accuracies": accuracies,
-        "n": len(next(iter(answers.values()), [])),
-        "mean": found.value,
-        "over_seeds": over_seeds(list(accuracies.values())),
-        "over_items": (found.low, found.high),
-        "difference": None,
-        "difference_interval": None,
-        "p_value": None,
-    }
+    paired = None
     if headline is not None and seeds:
         first, second = ({seed: side[seed] for seed in sorted(seeds)} for side in (headline, answers))
         paired = compare(units(first), units(second))
-        figures |= {
-            "difference": paired.difference,
-            "difference_interval": (paired.low, paired.high),
-            "p_value": paired.p,
-        }
-    return figures
+    return SeedScores(
+        accuracies=accuracies,
+        n=len(next(iter(answers.values()), [])),
+        mean=found.value,
+        over_seeds=over_seeds(list(accuracies.values())),
+        over_items=(found.low, found.high),
+        difference=paired.difference if paired else None,
+        difference_interval=(paired.low, paired.high) if paired else None,
+        p_value=paired.p if paired else None,
+        test=paired.test if paired else None,
+    )
 
 
-def base_row(label: str, paper: dict[str, float], answers: Answers, headline: Mapping[int, Answers]) -> AblationRow:
+def base_scores(answers: Answers, headline: Mapping[int, Answers]) -> SeedScores:
     """The model that all rows start from: one checkpoint, compared with the headline row at each of its seeds."""
     figures = score_row(dict.fromkeys(headline, answers) or {0: answers}, headline)
-    figures |= {"accuracies": {}, "over_seeds": None}
-    return AblationRow(
-        label=label,
-        changes="before the stages that rows change",
-        paper=paper,
-        checkpoints={},
-        failed={},
-        geometry={},
-        **figures,
-    )
+    return figures.model_copy(update={"accuracies": {}, "over_seeds": None})
+
+
+def swap_row(items: Mapping[int, Iterable[Mapping[str, Any]]]) -> VariantScore | None:
+    """What swapping the latents between items does, over all seeds; None without seeds.
+
+    `items` maps a seed to the items of its suite (`score_variants`). What is about one item, or about items of one
+    group, is resampled and flipped together; seeds need not have asked the same items.
+    """
+    pooled = [
+        {**item, "sample_id": f"{seed}/{item['sample_id']}", "group": item["group"] or item["sample_id"]}
+        for seed, found in items.items()
+        for item in found
+        if item["variant"] in (PRIOR, SWAPPED)
+    ]
+    return next(row for row in score_variants(pooled) if row.variant == SWAPPED) if pooled else None

@@ -24,7 +24,7 @@ from amvl_core.config import AmvlMethod, LatentConfig, SftMethod
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import IGNORED, Encoder
 from amvl_core.eval.decode import Prefilled, greedy, prefilled
-from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, TAUS
+from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, SWAPPED, TAUS
 from amvl_core.methods.amvl import Amvl
 from amvl_core.methods.sft import Sft
 from amvl_core.objectives import token_losses
@@ -203,7 +203,7 @@ def variants(reading: Reading, donors_BKZ: Tensor, sample_ids: Sequence[str], se
         Variant(PRIOR, mean_BKZ),
         Variant("zeroed", torch.zeros_like(mean_BKZ)),
         Variant("noise", direction_BKZ * length),
-        Variant("swapped", donors_BKZ),
+        Variant(SWAPPED, donors_BKZ),
     ]
     if slots > 1:
         shuffled = [z[list(_moved(seed, name, slots))] for z, name in zip(mean_BKZ, sample_ids, strict=True)]

@@ -99,7 +99,7 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    once = ["analyse", "benchmark", "faithfulness", "prepare", "register"]
+    once = ["analyse", "benchmark", "faithfulness", "prepare", "register", "report"]
     assert stages == sorted([*once, *["evaluate"] * 4, *["train"] * 3])
     for text in (
         "Published benchmarks",
@@ -255,7 +255,8 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
 def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
     checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
 ) -> None:
-    """Table 11 trains nothing that the pipeline has not: with its seed only four temperatures are left to evaluate.
+    """Table 11 trains nothing that the pipeline has not: with its seed only four temperatures are left to evaluate, on
+    the test split and the benchmark, and the suite without controls, which all rows share.
 
     The record of one of them is damaged at first: that row fails, the others are finished, and a second run needs
     only the one.
@@ -285,12 +286,12 @@ def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
     failed = checkout.command(*command, **served)
     assert failed.returncode == 1, failed.stdout + failed.stderr
     made = checkout.records().keys() - before.keys() - {damaged}
-    assert [path.parts[-3] for path in made] == ["evaluate"] * 3
+    assert sorted(path.parts[-3] for path in made) == [*["evaluate"] * 6, "faithfulness"]
     damaged.unlink()
     done = checkout.command(*command, **served)
     assert done.returncode == 0, done.stdout + done.stderr
     again = checkout.records().keys() - before.keys() - made
-    assert sorted(path.parts[-3] for path in again) == ["ablation", "evaluate"]
+    assert sorted(path.parts[-3] for path in again) == ["ablation", "evaluate", "evaluate"]
 
     client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/.amvl/storage/mlflow.db")
     table = json.loads(next(path for path in again if path.parts[-3] == "ablation").read_text())
@@ -300,7 +301,10 @@ def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert {uri for row in table["rows"][1:] for uri in row["checkpoints"].values()} == {final.uri}
     found = {artifact.path for artifact in client.list_artifacts(table["run_id"], "tables")}
-    assert {"tables/ablation_11.csv", "tables/ablation_11.md"} <= found
+    names = ("11", "11_benchmarks", "11_latents", "11_geometry")
+    assert {"tables/ablation_11.md", *(f"tables/ablation_{name}.csv" for name in names)} <= found
+    assert [row["swap"]["n"] for row in table["rows"][1:]] == [dataset.rows("test")] * 5
+    assert [list(row["benchmarks"]) for row in table["rows"]] == [["blink"]] * 6
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,8 +24,10 @@ from amvl_core.records import (
     Shard,
     VariantScore,
 )
-from flows import report
+from flows import report, tasks
 from infra import run_report
+from infra.mlflow_client import client
+from infra.tracking import Tracker
 from tests.data_prep.pictures import png
 
 NASTY = "<script>alert('a & b')</script><img src=http://evil.example/x>"
@@ -236,15 +239,55 @@ def test_pictures_beyond_the_bound_are_named_instead(tmp_path: Path, monkeypatch
     assert run_report._pictures(record) == ({}, ["occlusion_1.png"])
 
 
-def test_a_page_is_named_by_what_it_shows(tmp_path: Path) -> None:
+def test_a_page_is_named_by_what_it_shows(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> None:
     model, analysis = model_record(), analysis_record(tmp_path)
     names = {
         run_report.report_fingerprint(model, None, None),
         run_report.report_fingerprint(model, None, analysis),
         run_report.report_fingerprint(model, faithfulness_record(), analysis),
         run_report.report_fingerprint(model.model_copy(update={"fingerprint": "m2"}), None, None),
+        run_report.report_fingerprint(model, evaluation("amvl", 3, "blink"), None, None),
+        run_report.report_fingerprint(model, evaluation("amvl", 3, "mmvp"), None, None),
     }
-    assert len(names) == 4
+    assert len(names) == 6
+
+
+def test_a_benchmark_that_is_added_later_is_in_the_report_that_is_linked(
+    tracked: RunConfig,
+    asked: DatasetRecord,
+    checkpoint: Callable[..., CheckpointRecord],
+    evaluated: Callable[[str, set[int]], EvalRecord],
+    evaluation: Callable[..., EvalRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The page is made anew, lies with the run that made it, and a later run links that one or has a copy."""
+    links: list[str] = []
+    monkeypatch.setattr(tasks, "create_link_artifact", lambda link, **_: links.append(link))
+    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("report"))
+    before, after = evaluated("sft", set(range(6))), evaluated("amvl", set(range(4, 12)))
+    rows = report.score_rows(before, after, {})
+
+    def show(*benchmarks: str, working: bool = False) -> tuple[str, str | None]:
+        tables = {name: [{"metric": "overall", "AMVL": "40.0%"}] for name in benchmarks}
+        published = [evaluation("amvl", 3, name) for name in benchmarks]
+        models = (checkpoint(), before, after, rows, model_record())
+        with Tracker(tracked) as tracker:
+            if working:
+                tracker.start()
+            return tasks.show_report.fn(tracked, asked, *models, tracker, tables, published), tracker.run_id
+
+    plain, first = show(working=True)
+    made, second = show("mmvp")
+    assert "<h3>mmvp</h3>" in Path(made).read_text()
+    assert "<h3>mmvp</h3>" not in Path(plain).read_text()
+    again, none = show("mmvp")
+    last, third = show("mmvp", working=True)
+    assert (again, last, none) == (made, made, None)
+    assert len({first, second, third, None}) == 4
+    linked = [link.split("/runs/")[1] for link in links]
+    assert linked == [f"{run}/artifacts/report.html" for run in (first, second, second, third)]
+    for run in (first, second, third):
+        assert "report.html" in [artifact.path for artifact in client(tracked).list_artifacts(run)]
 
 
 def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
