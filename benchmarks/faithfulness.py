@@ -35,8 +35,8 @@ def main() -> None:
     """Measures every group in both settings and prints the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of an AMVL model; else the demo's, untrained")
-    parser.add_argument("--items", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     answerer = load(arguments.model)
     ratios = {
