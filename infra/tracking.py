@@ -15,6 +15,9 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
+from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnectionError
+
 from amvl_core.config import RunConfig, flatten
 from amvl_core.errors import ConfigError
 from amvl_core.eval.statistics import Comparison
@@ -65,7 +68,7 @@ class Tracker:
         self._calls: deque[tuple[str, str, dict[str, Any]]] = deque()
         self._closing = threading.Event()
         self._wake = threading.Event()
-        self._down = False
+        self._failing: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Tracker:
@@ -229,8 +232,10 @@ class Tracker:
     def flush(self) -> bool:
         """Sends what is waiting, at most DRAIN_S seconds long; whether everything has gone out or was refused."""
         deadline = time.monotonic() + DRAIN_S
-        while self._thread is not None and (self._metrics or self._calls) and time.monotonic() < deadline:
-            self._wake.set()
+        self._wake.set()
+        while (self._metrics or self._calls) and time.monotonic() < deadline:
+            if self._thread is None or not self._thread.is_alive():
+                break
             self._thread.join(timeout=0.1)
         return not (self._metrics or self._calls)
 
@@ -294,24 +299,42 @@ class Tracker:
         return sent
 
     def _try(self, what: str, method: str, arguments: dict[str, Any]) -> bool:
-        """Whether `what` is dealt with: taken, or refused for good."""
-        from mlflow.exceptions import MlflowException
-
+        """Whether `what` is dealt with: taken, or refused for good. No error leaves it: the thread must live on."""
         try:
             getattr(self._client, method)(self.run_id, **arguments)
-        except (MlflowException, OSError) as error:
-            status = error.get_http_status_code() if isinstance(error, MlflowException) else 503
-            if 400 <= status < 500 and status not in (408, 429):
-                log.warning("MLflow refused %s: %s", what, error)
+        except Exception as error:
+            if not _may_pass(error):
+                log.warning("MLflow refused %s: %s: %s", what, type(error).__name__, error)
                 self.refused.append(what)
                 return True
-            if not self._down:
+            if what not in self._failing:
                 log.warning(
-                    "MLflow at %s does not answer; the run goes on, entries are kept", tracking_uri(self.config)
+                    "MLflow at %s does not take %s; the run goes on, entries are kept: %s",
+                    tracking_uri(self.config),
+                    what,
+                    error,
                 )
-            self._down = True
+            self._failing.add(what)
             return False
-        if self._down:
-            log.warning("MLflow at %s answers again", tracking_uri(self.config))
-        self._down = False
+        if what in self._failing:
+            log.warning("MLflow at %s takes %s again", tracking_uri(self.config), what)
+        self._failing.discard(what)
         return True
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same entry may be taken later: the network's errors, and a server's that is down or busy.
+
+    Artifacts may go to an object store directly, past the tracking server; boto3 raises an error of its own for what
+    the store answers, with the answer as its context.
+    """
+    from mlflow.exceptions import MlflowException
+
+    answer = error if isinstance(error, ClientError) else error.__context__
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    elif isinstance(answer, ClientError):
+        status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    else:
+        return isinstance(error, (OSError, NoConnectionError, HTTPClientError))
+    return not 400 <= status < 500 or status in (408, 429)

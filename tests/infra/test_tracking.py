@@ -1,11 +1,17 @@
 """Real MLflow on SQLite; where a server must be down, a real socket that nobody listens on."""
 
 import logging
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
 from amvl_core.config import ModelConfig, RunConfig, TrackingConfig, flatten
 from amvl_core.errors import ConfigError
@@ -141,10 +147,11 @@ class Outage:
     """The real client behind a switch."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.down = inner, False
+        self.inner, self.down, self.asked = inner, False, 0
 
     def __getattr__(self, name: str) -> Any:
         if self.down:
+            self.asked += 1
             raise ConnectionError("down")
         return getattr(self.inner, name)
 
@@ -163,7 +170,7 @@ def test_an_outage_costs_a_warning_and_no_entry(tracked: RunConfig, caplog: pyte
         assert tracker._metrics
         outage.down = False
     assert len(client(tracked).get_metric_history(run_id, "amvl/loss")) == 20
-    assert sum("does not answer" in message for message in caplog.messages) == 1
+    assert sum("does not take metrics" in message for message in caplog.messages) == 1
 
 
 def test_what_could_not_be_sent_is_said_at_the_end(
@@ -177,6 +184,7 @@ def test_what_could_not_be_sent_is_said_at_the_end(
         outage.down = True
         tracker.metrics("amvl", 1, {"loss": 1.0})
     assert any("did not take 1 metrics and 1 other entries" in message for message in caplog.messages)
+    assert outage.asked <= 3  # once when it is woken, and then every SEND_EVERY_S
 
 
 def test_what_mlflow_refuses_is_dropped_and_named(tracked: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
@@ -186,6 +194,164 @@ def test_what_mlflow_refuses_is_dropped_and_named(tracked: RunConfig, caplog: py
         tracker.metrics("amvl", 1, {"loss": 1.0})
     assert tracker.refused == ["a bad name"]
     assert client(tracked).get_run(str(tracker.run_id)).info.status == "FINISHED"
+
+
+def upload_failed(status: int) -> Exception:
+    """What boto3 raises where a store answers an upload with `status`: another error, with the answer as context."""
+    answer = {"Error": {"Code": "x", "Message": "y"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    try:
+        try:
+            raise ClientError(answer, "PutObject")
+        except ClientError as error:
+            raise RuntimeError(f"Failed to upload: {error}")  # noqa: B904
+    except RuntimeError as error:
+        return error
+
+
+class Failing:
+    """The real client, of which one method raises the next of `errors` while there is one."""
+
+    def __init__(self, inner: Any, method: str, errors: list[Exception]) -> None:
+        self.inner, self.method, self.errors = inner, method, errors
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.method and self.errors:
+            raise self.errors.pop(0)
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+        ReadTimeoutError(endpoint_url="http://127.0.0.1:9"),
+        upload_failed(503),
+    ],
+)
+def test_an_object_store_that_fails_for_a_while_costs_no_entry(
+    tracked: RunConfig, error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics are taken meanwhile, and do not make the warning come again."""
+    monkeypatch.setattr("infra.tracking.SEND_EVERY_S", 0.02)
+    with caplog.at_level(logging.WARNING), Tracker(other(tracked, 8)) as tracker:
+        run_id = tracker.start()
+        assert tracker.flush()
+        tracker._client = Failing(tracker._client, "log_text", [error] * 5)
+        tracker.text("note.txt", "kept")
+        for step in range(5):
+            tracker.metrics("amvl", step, {"loss": 1.0})
+            time.sleep(0.03)
+        assert tracker.flush()
+    assert tracker.refused == []
+    assert [file.path for file in client(tracked).list_artifacts(run_id) if "note" in file.path] == ["note.txt"]
+    assert sum("does not take note.txt" in message for message in caplog.messages) == 1
+    assert sum("takes note.txt again" in message for message in caplog.messages) == 1
+    assert not any("metrics" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("error", [NoCredentialsError(), upload_failed(403), TypeError("a bug"), KeyError("x")])
+def test_an_error_that_will_not_pass_costs_its_entry_alone(
+    tracked: RunConfig, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), Tracker(other(tracked, 9)) as tracker:
+        run_id = tracker.start()
+        assert tracker.flush()
+        tracker._client = Failing(tracker._client, "log_text", [error])
+        tracker.text("first.txt", "lost")
+        tracker.text("second.txt", "kept")
+        tracker.metrics("amvl", 1, {"loss": 1.0})
+    assert tracker.refused == ["first.txt"]
+    assert sum(f"refused first.txt: {type(error).__name__}" in message for message in caplog.messages) == 1
+    run = client(tracked).get_run(run_id)
+    assert (run.info.status, run.data.metrics["amvl/loss"]) == ("FINISHED", 1.0)
+    assert "second.txt" in {file.path for file in client(tracked).list_artifacts(run_id)}
+
+
+def test_flush_does_not_wait_for_a_thread_that_is_dead(
+    tracked: RunConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tracker, "_send_all", lambda self: None)
+    begun = time.monotonic()
+    with caplog.at_level(logging.WARNING), Tracker(other(tracked, 10)) as tracker:
+        run_id = tracker.start()
+        tracker.metrics("amvl", 1, {"loss": 1.0})
+        assert not tracker.flush()
+    assert time.monotonic() - begun < 30  # DRAIN_S is 60, and flush is called twice
+    assert any("did not take 1 metrics" in message for message in caplog.messages)
+    client(tracked).set_terminated(run_id)
+
+
+class Server:
+    """A real MLflow server on loopback, in processes of its own."""
+
+    def __init__(self, root: Path, port: int) -> None:
+        self.root, self.port = root, port
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.root}/server.db"]
+        command += ["--artifacts-destination", str(self.root / "artifacts")]
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.root / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self, config: RunConfig) -> None:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                return check_reachable(config)
+            except ConfigError:
+                assert time.monotonic() < deadline, (self.root / "server.log").read_text()[-2000:]
+                time.sleep(0.5)
+
+    def kill(self) -> None:
+        """The process and those that it started, which are of its session."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture()
+def server(tmp_path: Path, unused_port: int) -> Iterator[Server]:
+    made = Server(tmp_path, unused_port)
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_for_some_seconds_costs_no_entry(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking = TrackingConfig(uri=f"http://127.0.0.1:{server.port}")
+    config = demo().model_copy(update={"storage": str(tmp_path), "tracking": tracking})
+    server.wait(config)
+    with caplog.at_level(logging.WARNING), Tracker(config) as tracker:
+        run_id = tracker.start()
+        assert tracker.flush()
+        for step in range(1, 301):
+            tracker.metrics("amvl", step, {"loss": 1 / step, "grad_norm": 1.0})
+            if step == 100:
+                server.kill()
+            if step == 150:
+                tracker.text("note.txt", "written while nobody listens")
+            if step == 250:
+                server.start()
+            time.sleep(0.05)
+        server.wait(config)
+    mlflow = client(config)
+    for name in ("loss", "grad_norm"):
+        points = mlflow.get_metric_history(run_id, f"amvl/{name}")
+        assert sorted(point.step for point in points) == list(range(1, 301))
+    assert "note.txt" in {file.path for file in mlflow.list_artifacts(run_id)}
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+    assert tracker.refused == []
+    assert sum("does not take metrics" in message for message in caplog.messages) == 1
+    assert sum("takes metrics again" in message for message in caplog.messages) == 1
 
 
 def test_metric_names_are_made_acceptable() -> None:
