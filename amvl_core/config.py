@@ -378,6 +378,12 @@ class ClusterConfig(Frozen):
     )
     device: Literal["auto", "cuda", "cpu"] = "auto"
 
+    @model_validator(mode="after")
+    def _fewer(self) -> ClusterConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
+        return self
+
 
 BenchmarkName = Literal["vstar", "hrbench_4k", "hrbench_8k", "blink", "visual_puzzles", "mmvp", "cv_bench", "mmstar"]
 
@@ -472,12 +478,14 @@ class RunConfig(Frozen):
                 raise ValueError(
                     f"stages.{name}.global_batch ({size}) must be at least cluster.num_workers ({workers})"
                 )
-            if size % workers and stage.micro_tokens < 2 * self.data.max_tokens:
-                raise ValueError(
-                    f"stages.{name}.global_batch ({size}) is no multiple of cluster.num_workers ({workers}), so "
-                    f"a worker may have to run two samples at once: micro_tokens ({stage.micro_tokens}) must be at "
-                    f"least twice data.max_tokens ({self.data.max_tokens})"
-                )
+            for some in range(workers, (self.cluster.min_workers or workers) - 1, -1):
+                if size % some and stage.micro_tokens < 2 * self.data.max_tokens:
+                    which = "cluster.num_workers" if some == workers else "the workers that cluster.min_workers allows"
+                    raise ValueError(
+                        f"stages.{name}.global_batch ({size}) is no multiple of {which} ({some}), so "
+                        f"a worker may have to run two samples at once: micro_tokens ({stage.micro_tokens}) must be at "
+                        f"least twice data.max_tokens ({self.data.max_tokens})"
+                    )
             if rank[stage.method.kind] < rank[before]:
                 raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before}; put it first")
             before = stage.method.kind

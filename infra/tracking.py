@@ -146,7 +146,7 @@ class Tracker:
         self._values("data", rows)
 
     def plan(self, rows: int) -> None:
-        """Logs what the run will take on `rows` training samples (`infra/plan`); the GPU is the planner's default."""
+        """Logs what the run will take on `rows` training samples (`infra/plan`), on the machines it assumes."""
         from infra.plan import planner, shapes, show, workload
 
         try:
@@ -155,7 +155,12 @@ class Tracker:
         except ConfigError as error:
             log.warning("no plan for this run: %s", error)
             return
-        self.text("plan/plan.txt", show.text(found))
+        gpus = found.machines
+        note = (
+            f"Assumed machines: {gpus.gpu}, {gpus.gpus_per_node} a node, {gpus.node_gb_s:g} GB/s a node. "
+            "The run may have others: `python -m infra.plan --gpu ... --network ...`.\n\n"
+        )
+        self.text("plan/plan.txt", note + show.text(found))
         self.text("plan/plan.json", json.dumps(asdict(found), indent=2))
 
     def checkpoint(self, record: CheckpointRecord, *, reused: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 
@@ -25,11 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=list(PRESETS), default="paper")
     parser.add_argument("--param", action="append", default=[], metavar="FIELD=JSON", help="a field of RunConfig")
     parser.add_argument("--gpu", choices=list(MACHINES), default="A100-80GB")
-    parser.add_argument("--network", type=float, metavar="GB/S", help="what a node sends to others")
+    parser.add_argument("--network", type=_amount, metavar="GB/S", help="what a node sends to others")
     parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the GPU's peak")
-    parser.add_argument("--rows", type=int, help="training samples; else as the sources say")
-    parser.add_argument("--prompt-tokens", type=int, help="of a mean sample, images included")
-    parser.add_argument("--answer-tokens", type=int, help="of a mean sample, images included")
+    parser.add_argument("--rows", type=_count, help="training samples; else as the sources say")
+    parser.add_argument("--prompt-tokens", type=_count, help="of a mean sample, images included")
+    parser.add_argument("--answer-tokens", type=_count, help="of a mean sample, images included")
     parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
     chosen = parser.parse_args(arguments)
     try:
@@ -48,6 +49,24 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         Console().print(tables(found), highlight=False, soft_wrap=True)
     return 0 if all(stage.fits for stage in found.stages.values()) else 1
+
+
+def _count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
+from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
 from amvl_core import ablations, flops
-from amvl_core.config import RunConfig, StageConfig
+from amvl_core.config import RunConfig, StageConfig, override
 from amvl_core.data.order import num_steps
 from amvl_core.errors import ConfigError
+from amvl_core.overrides import parse
 from infra.plan import memory
 from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
 from infra.plan.shapes import ModelShape, Part, model_shape, parameters
@@ -56,12 +59,18 @@ class Change:
     fields: dict[str, Any]
     gib: float
 
+    @property
+    def parameters(self) -> list[str]:
+        """The fields as `--param` takes them."""
+        return [f"{path}={v if isinstance(v, str) else json.dumps(v)}" for path, v in self.fields.items()]
+
 
 @dataclass(frozen=True)
 class StagePlan:
     """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step.
 
-    `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`).
+    `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a stage fit
+    that does not; each of `less_network` fits and sends less, where the network limits a stage.
     """
 
     method: str
@@ -80,6 +89,7 @@ class StagePlan:
     way: Way
     network_share: float
     limited_by: Literal["memory", "compute", "network"]
+    less_network: list[Change]
 
 
 @dataclass(frozen=True)
@@ -167,14 +177,8 @@ class _Job:
                 yield stage.hours[stage.way]
 
     def stage(self, name: str) -> StagePlan:
-        stage, trainer = self.config.stages[name], self.config.trainer
-        how = _How(
-            stage.micro_tokens,
-            trainer.gradient_checkpointing,
-            trainer.zero_stage,
-            self.config.cluster.num_workers,
-            trainer.offload,
-        )
+        stage = self.config.stages[name]
+        how = self.how(stage)
         parts, peak_at = self.memory(stage, how)
         needed = sum(parts.values())
         fits = needed <= self.machines.memory_gib
@@ -184,6 +188,9 @@ class _Job:
         pace = how.workers * self.machines.peak_flops * self.utilisation
         way: Way = "shared_prefix" if stage.method.kind == "amvl" else "sft"
         share = network / (network + per_step[way] / pace)
+        limited_by: Literal["memory", "compute", "network"] = "memory"
+        if fits:
+            limited_by = "network" if share > 0.5 else "compute"
         return StagePlan(
             method=stage.method.kind,
             trained=[part for part, count in self.trained(stage).items() if count],
@@ -195,13 +202,20 @@ class _Job:
             peak_at=peak_at,
             fits=fits,
             change=None if fits else self.smallest_change(name, how),
-            largest_micro_tokens=self.largest_micro_tokens(stage, how),
+            largest_micro_tokens=max(self.fitting_budgets(stage, how), default=0),
             flops_per_step=per_step,
             hours={way: steps * (network + value / pace) / 3600 for way, value in per_step.items()},
             way=way,
             network_share=round(share, 3),
-            limited_by="memory" if not fits else "network" if share > 0.5 else "compute",
+            limited_by=limited_by,
+            less_network=list(self.less_network(name, how)) if limited_by == "network" else [],
         )
+
+    def how(self, stage: StageConfig) -> _How:
+        """What is configured."""
+        trainer = self.config.trainer
+        workers = self.config.cluster.num_workers
+        return _How(stage.micro_tokens, trainer.gradient_checkpointing, trainer.zero_stage, workers, trainer.offload)
 
     def parameters(self, stage: StageConfig) -> dict[Part, int]:
         return parameters(self.shape, self.config.latent if stage.method.kind == "amvl" else None)
@@ -314,26 +328,59 @@ class _Job:
 
     def smallest_change(self, name: str, now: _How) -> Change | None:
         """As few fields as possible, the cheapest first; then more GPUs; None where nothing helps."""
-        stage = self.config.stages[name]
-        for how in _alternatives(now, self.workload.longest):
-            if (needed := self.needed(stage, how)) <= self.machines.memory_gib:
-                paths = (
-                    f"stages.{name}.micro_tokens",
-                    "trainer.gradient_checkpointing",
-                    "trainer.zero_stage",
-                    "cluster.num_workers",
-                    "trainer.offload",
-                )
-                new = {path: value for path, value, old in zip(paths, how, now, strict=True) if value != old}
-                return Change(new, round(needed, 2))
-        return None
+        return next(self.changes(name, now, _alternatives(now, self.workload.longest)), None)
 
-    def largest_micro_tokens(self, stage: StageConfig, how: _How) -> int:
-        """The largest budget that fits, in longest samples, at most a rank's share of them; 0 where none fits."""
+    def less_network(self, name: str, now: _How) -> Iterator[Change]:
+        """Of micro_tokens and of the ZeRO stage the nearest value that sends least, where that is less than `now`."""
+        stage = self.config.stages[name]
+        seconds = partial(self.network_seconds, stage)
+        budgets = [budget for budget in self.fitting_budgets(stage, now) if budget > now.micro_tokens]
+        zeros = [
+            zero
+            for zero in range(now.zero_stage - 1, max(1, OFFLOADS[now.offload]) - 1, -1)
+            if all(  # it is every stage's
+                self.needed(other, self.how(other)._replace(zero_stage=zero)) <= self.machines.memory_gib
+                for other in self.config.stages.values()
+            )
+        ]
+        for ways in (
+            [now._replace(micro_tokens=budget) for budget in budgets],
+            [now._replace(zero_stage=zero) for zero in zeros],
+        ):
+            less = sorted((how for how in ways if seconds(how) < seconds(now)), key=seconds)
+            yield from islice(self.changes(name, now, less), 1)
+
+    def changes(self, name: str, now: _How, ways: Iterable[_How]) -> Iterator[Change]:
+        """Those of `ways` that fit and that the configuration allows."""
+        stage = self.config.stages[name]
+        paths = (
+            f"stages.{name}.micro_tokens",
+            "trainer.gradient_checkpointing",
+            "trainer.zero_stage",
+            "cluster.num_workers",
+            "trainer.offload",
+        )
+        for how in ways:
+            if (needed := self.needed(stage, how)) > self.machines.memory_gib:
+                continue
+            new = {path: value for path, value, old in zip(paths, how, now, strict=True) if value != old}
+            change = Change(new, round(needed, 2))
+            if self.allowed(change):
+                yield change
+
+    def allowed(self, change: Change) -> bool:
+        """Whether the configuration takes it: a batch has to be divided over the workers, for one."""
+        try:
+            override(self.config, parse(change.parameters))
+        except ConfigError:
+            return False
+        return True
+
+    def fitting_budgets(self, stage: StageConfig, how: _How) -> list[int]:
+        """The budgets that fit, in longest samples, at most a rank's share of them."""
         share = math.ceil(stage.global_batch / how.workers)
         budgets = [samples * self.workload.longest for samples in range(1, share + 1)]
-        fitting = [b for b in budgets if self.needed(stage, how._replace(micro_tokens=b)) <= self.machines.memory_gib]
-        return max(fitting, default=0)
+        return [b for b in budgets if self.needed(stage, how._replace(micro_tokens=b)) <= self.machines.memory_gib]
 
 
 def _alternatives(now: _How, longest: int) -> Iterator[_How]:

@@ -83,9 +83,9 @@ def _conclusions(plan: Plan) -> list[str]:
 def _conclusion(stage: StagePlan, plan: Plan) -> str:
     if stage.fits:
         if stage.limited_by == "network":
-            return (
-                f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): a larger "
-                f"micro_tokens (at most {stage.largest_micro_tokens:,}) or trainer.zero_stage=1 sends less"
+            advice = " or ".join(map(_change, stage.less_network))
+            return f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): " + (
+                f"{advice} sends less" if advice else "no other micro_tokens or trainer.zero_stage that fits sends less"
             )
         return "fits; limited by the GPUs' matrix products"
     needed = f"needs {stage.needed_gib:.1f} GiB, the GPU has {plan.machines.memory_gib:g}; "
@@ -96,7 +96,7 @@ def _conclusion(stage: StagePlan, plan: Plan) -> str:
 
 
 def _change(change: Change) -> str:
-    return " ".join(f"--param {path}={str(value).lower()}" for path, value in change.fields.items())
+    return " ".join(f"--param {field}" for field in change.parameters)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -38,6 +38,11 @@ def test_a_preset_survives_json(name: str) -> None:
             "amvl.global_batch (32) is no multiple of cluster.num_workers (3), so a worker may have to run two samples "
             "at once: micro_tokens (511) must be at least twice data.max_tokens (256)",
         ),
+        (
+            {"cluster": {"num_workers": 4, "min_workers": 2}, "stages": {"amvl": {"micro_tokens": 511}}},
+            "amvl.global_batch (32) is no multiple of the workers that cluster.min_workers allows (3), so a worker may",
+        ),
+        ({"cluster": {"min_workers": 99}}, "cluster: Value error, min_workers (99) must be at most num_workers (2)"),
         ({"data": {"sources": []}}, "data.sources is empty"),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
         (
@@ -59,6 +64,12 @@ def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
 
 def test_a_global_batch_need_not_be_a_multiple_of_the_workers() -> None:
     assert override(demo(), {"cluster": {"num_workers": 3}}).cluster.num_workers == 3
+    assert override(demo(), {"cluster": {"num_workers": 4, "min_workers": 1}}).cluster.min_workers == 1
+
+
+def test_fewer_workers_that_divide_the_batch_ask_nothing_of_micro_tokens() -> None:
+    changes = {"cluster": {"num_workers": 2, "min_workers": 1}, "stages": {"amvl": {"micro_tokens": 1}}}
+    assert override(demo(), changes).stages["amvl"].micro_tokens == 1
 
 
 def test_override_merges_nested_fields_and_leaves_the_rest() -> None:

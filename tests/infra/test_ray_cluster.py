@@ -1,6 +1,7 @@
 """`ray_cluster.yaml` against Ray's own schema, without a cloud."""
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from amvl_core.presets import paper
+from infra.cluster import _ENVIRONMENT, Workers
 from infra.plan.planner import MACHINES, plan
 
 FILE = Path(__file__).resolve().parents[2] / "ray_cluster.yaml"
@@ -62,9 +64,48 @@ def test_the_security_group_is_the_one_that_the_page_makes(written: dict[str, An
         assert kind["node_config"]["IamInstanceProfile"]["Name"] in page
 
 
-def test_an_idle_gpu_node_goes_and_none_is_kept(written: dict[str, Any]) -> None:
+def test_an_idle_node_goes_and_none_is_kept(written: dict[str, Any]) -> None:
     assert 5 <= written["idle_timeout_minutes"] <= 30
     assert written["available_node_types"]["a100x8"]["min_workers"] == 0
+    assert written["available_node_types"]["cpus"]["min_workers"] == 0
+
+
+def rented(written: dict[str, Any], count: int, **resources: float) -> dict[str, int]:
+    """The nodes that Ray's autoscaler takes for `count` tasks of these resources, by type."""
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.core.generated.autoscaler_pb2 import ResourceRequest, ResourceRequestByCount
+
+    config = AutoscalingConfig(validate(written), skip_content_hash=True)
+    task = ResourceRequest(resources_bundle=resources)
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=[ResourceRequestByCount(request=task, count=count)],
+    )
+    launches = ResourceDemandScheduler(event_logger=None).schedule(request).to_launch
+    return {launch.instance_type: launch.count for launch in launches}
+
+
+def test_preparation_rents_no_gpu(written: dict[str, Any]) -> None:
+    """Its tasks take a CPU each (data_prep/streaming.py), and no more are asked for than there are."""
+    cpus = written["available_node_types"]["cpus"]["resources"]["CPU"]
+    assert rented(written, 1, CPU=1) == rented(written, cpus, CPU=1) == {"cpus": 1}
+    assert rented(written, cpus + 1, CPU=1) == {"cpus": 1, "a100x8": 1}
+    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler
+
+    name = "RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_MAX_CPU_RESOURCE_DELTA"
+    assert _ENVIRONMENT[name] == "0"
+    assert f'"{name}"' in inspect.getsource(rate_based_cluster_autoscaler)
+
+
+def test_training_rents_every_gpu_at_once_while_the_node_of_preparation_is_there(written: dict[str, Any]) -> None:
+    workers = Workers(device="cuda", num_workers=paper().cluster.num_workers)
+    assert rented(written, workers.num_workers, **workers.resources) == {"a100x8": 2}
+    assert written["max_workers"] == sum(
+        kind.get("max_workers", 0) for kind in written["available_node_types"].values()
+    )
 
 
 def test_every_disk_is_encrypted_and_every_node_has_the_same_image(written: dict[str, Any]) -> None:

@@ -45,13 +45,15 @@ def test_a_server_that_is_down_is_refused_before_anything_is_computed(unused_por
 
 
 def test_the_plan_is_with_the_run_and_an_unknown_base_is_said(
-    tracked: RunConfig, caplog: pytest.LogCaptureFixture
+    tracked: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Tracker(tracked) as tracker:
         run_id = tracker.start()
         tracker.plan(rows=640)
     files = {file.path for file in client(tracked).list_artifacts(run_id, "plan")}
     assert files == {"plan/plan.txt", "plan/plan.json"}
+    page = Path(client(tracked).download_artifacts(run_id, "plan/plan.txt", str(tmp_path))).read_text()
+    assert page.startswith("Assumed machines: A100-80GB, 8 a node, 12.5 GB/s a node. The run may have others")
     unknown = Tracker(tracked.model_copy(update={"model": ModelConfig(base="someone/model")}))
     unknown.plan(rows=640)
     assert "no plan for this run: model.base: the shape of 'someone/model' is not known here" in caplog.text

@@ -6,9 +6,11 @@ import pytest
 
 from amvl_core.config import RunConfig, override
 from amvl_core.errors import ConfigError
+from amvl_core.overrides import parse
 from amvl_core.presets import demo, paper
 from infra.plan.__main__ import main
-from infra.plan.planner import MACHINES, Plan, plan
+from infra.plan.planner import MACHINES, Plan, _Job, plan
+from infra.plan.shapes import model_shape
 from infra.plan.show import text
 from infra.plan.workload import Workload
 
@@ -123,7 +125,44 @@ def test_zero_1_sums_gradients_once_a_step_and_zero_2_once_a_micro_batch() -> No
     compute = plan(paper(), fast, workload=LOAD).stages["amvl"].hours["sft"]
     small = changed("stages.amvl.micro_tokens", 1024)
     assert network(amvl(small)) / network(amvl(changed("trainer.zero_stage", 1, small))) == pytest.approx(4.5, rel=1e-3)
-    assert "trainer.zero_stage=1 sends less" in text(plan(small, workload=LOAD))
+    advice = text(plan(small, workload=LOAD), width=200)
+    assert "--param stages.amvl.micro_tokens=12288 or --param trainer.zero_stage=1 sends less" in advice
+
+
+def test_advice_on_the_network_fits_every_stage_and_sends_less() -> None:
+    slow = replace(MACHINES["A100-80GB"], node_gb_s=2.0)
+    small = changed("stages.amvl.micro_tokens", 1024)
+    stage = plan(small, slow, workload=LOAD).stages["amvl"]
+    assert len(stage.less_network) == 2
+    for change in stage.less_network:
+        found = plan(override(small, parse(change.parameters)), slow, workload=LOAD).stages
+        assert found["amvl"].fits and found["embedding_adaptation"].fits
+        assert found["amvl"].needed_gib == change.gib
+        assert found["amvl"].hours["sft"] < stage.hours["sft"]
+
+
+def test_no_advice_on_the_network_where_one_micro_batch_is_a_step_and_no_lower_stage_of_zero_fits() -> None:
+    """The small stage alone would fit with ZeRO-2, but its stage of ZeRO is that of the large one."""
+    large = override(paper(), {"model": {"base": "Qwen/Qwen2.5-VL-32B-Instruct"}, "trainer": {"zero_stage": 3}})
+    found = plan(large, MACHINES["H200-141GB"])
+    assert {stage.limited_by for stage in found.stages.values()} == {"network"}
+    assert not any(stage.less_network for stage in found.stages.values())
+    assert text(found, width=200).count("no other micro_tokens or trainer.zero_stage that fits sends less") == 2
+
+
+def test_a_change_that_the_configuration_refuses_is_not_named() -> None:
+    """A batch of 16 cannot be divided over more workers; here no fewer than 64 fit."""
+    large = override(paper(), {"model": {"base": "Qwen/Qwen2.5-VL-32B-Instruct"}, "trainer": {"zero_stage": 3}})
+    small = override(large, {"stages": {name: {"global_batch": 16} for name in large.stages}})
+    tight = replace(MACHINES["A100-80GB"], memory_gib=77.5)
+    assert plan(large, tight, workload=LOAD).stages["amvl"].change is not None
+    job = _Job(small, model_shape(small.model), LOAD, tight, 0.4)
+    how = job.how(small.stages["amvl"])
+    more = [how._replace(workers=workers, micro_tokens=4096) for workers in (32, 64)]
+    assert list(job.changes("amvl", how, more)) == []
+    job = replace(job, config=large)
+    (change,) = job.changes("amvl", how, more)
+    assert change.fields == {"cluster.num_workers": 64, "stages.amvl.micro_tokens": 4096}
 
 
 def test_larger_budgets_are_tried_against_the_memory() -> None:
@@ -168,6 +207,29 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["--param", "cluster.num_wrkers=2"]) == 1
     assert "cluster.num_wrkers: Extra inputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--network", "0", "'0' is no number above 0"),
+        ("--network", "inf", "'inf' is no number above 0"),
+        ("--rows", "-5", "'-5' is no whole number above 0"),
+        ("--prompt-tokens", "0", "'0' is no whole number above 0"),
+        ("--answer-tokens", "1.5", "'1.5' is no whole number above 0"),
+    ],
+)
+def test_what_is_no_amount_is_refused(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([f"{option}={value}"])
+    assert caught.value.code == 2
+    assert f"argument {option}: {message}" in capsys.readouterr().err
+
+
+def test_the_shortest_sample_is_planned() -> None:
+    assert main(["--prompt-tokens", "1", "--answer-tokens", "1", "--rows", "1"]) == 0
 
 
 def test_controls_are_hours_on_top() -> None:

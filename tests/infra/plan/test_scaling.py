@@ -1,0 +1,62 @@
+"""The numbers of `docs/scaling.md` are the planner's."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.plan.__main__ import main
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text()
+HEAD = "| `python -m infra.plan` with |"
+
+
+def rows(number: int) -> list[list[str]]:
+    """The cells of the table `number` of the page, without its head."""
+    lines = PAGE.split(HEAD)[number + 1].splitlines()[2:]
+    return [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+
+
+def options(cell: str) -> list[str]:
+    """What the first cell of a row says the command line is."""
+    command = re.match(r"`([^`]*)`|nothing", cell)
+    assert command is not None
+    return shlex.split(command[1] or "")
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[bool, dict[str, Any]]:
+    """Whether all fits, and the plan."""
+    code = main([*arguments, "--json"])
+    return code == 0, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("row", rows(0), ids=lambda row: row[0])
+def test_the_paper_s_run(row: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    fits, found = planned(capsys, *options(row[0]))
+    assert fits
+    stage = found["stages"]["amvl"]
+    hours = [f"{found[name]:.1f} h" for name in ("hours", "three_pass_hours", "sft_hours")]
+    assert row[1:] == [f"{stage['needed_gib']:.1f}", *hours, f"{stage['network_share']:.0%}".replace("%", " %")]
+
+
+@pytest.mark.parametrize("row", rows(1), ids=lambda row: row[0])
+def test_with_the_optimiser_on_the_cpus(row: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    fits, plain = planned(capsys, *options(row[0]))
+    too_much = "" if fits else " (too much)"
+    fits, moved = planned(capsys, *options(row[0]), "--param", "trainer.offload=optimizer")
+    assert fits
+    gpu, offloaded = (found["stages"]["amvl"]["needed_gib"] for found in (plain, moved))
+    assert row[1:] == [f"{gpu:.1f}{too_much}", f"{offloaded:.1f}", f"{moved['stages']['amvl']['host_gib']:.0f}"]
+
+
+def test_what_32b_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--param", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "--param", "trainer.zero_stage=3"]
+    many = [*base, "--param", "cluster.num_workers=64"]
+    assert not planned(capsys, *many)[0]
+    for arguments in ([*base, "--gpu", "H200-141GB"], [*many, "--param", "stages.amvl.micro_tokens=4096"]):
+        fits, found = planned(capsys, *arguments)
+        assert fits
+        assert f"`{' '.join(arguments[4:6])}`, {found['stages']['amvl']['needed_gib']:.1f} GiB)" in PAGE
