@@ -6,7 +6,9 @@ import logging
 import os
 import socket
 import sys
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from amvl_core.config import ClusterConfig
@@ -25,6 +27,9 @@ _ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that outlives `disconnect` would start a Ray of its own
 }
 _MIB = 2**20
+
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+"""The cluster's configuration, which `ray up` leaves on the head node, where the flow runs."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def resources(config: ClusterConfig) -> Workers:
     """
     import ray
 
-    total = _capacity(ray.cluster_resources())
+    total = _capacity(config, ray.cluster_resources())
     gpus, cpus, wanted = int(total.get("GPU", 0)), total.get("CPU", 0.0), config.num_workers
     device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and gpus < wanted:
@@ -139,17 +144,30 @@ def jobs_at_once(config: ClusterConfig) -> int:
     """
     import ray
 
-    total = _capacity(ray.cluster_resources())
+    total = _capacity(config, ray.cluster_resources())
     units = total.get("GPU" if resources(config).device == "cuda" else "CPU", 0.0)
     return max(1, int(units) // config.num_workers)
 
 
-def _capacity(now: dict[str, float]) -> dict[str, float]:
+def _capacity(config: ClusterConfig, now: dict[str, float]) -> dict[str, float]:
     """What the cluster has, or can grow to: with an autoscaler the GPU nodes come when they are asked for."""
-    from ray._private.state import state
+    limit = {} if address(config) is None else _limit()
+    return {name: max(now.get(name, 0.0), limit.get(name, 0.0)) for name in {*now, *limit}}
 
-    limit = state.get_max_resources_from_cluster_config() or {}
-    return {name: max(now.get(name, 0.0), float(limit.get(name, 0))) for name in {*now, *limit}}
+
+def _limit() -> dict[str, float]:
+    """What all machines that the autoscaler may start have together; empty where this is not a head of `ray up`."""
+    import yaml
+
+    file = BOOTSTRAP.expanduser()
+    if not file.is_file():
+        return {}
+    kinds = yaml.safe_load(file.read_text())["available_node_types"].values()
+    total: Counter[str] = Counter()
+    for kind in kinds:
+        for name, amount in (kind.get("resources") or {}).items():
+            total[name] += amount * kind.get("max_workers", 0)
+    return {name: float(amount) for name, amount in total.items()}
 
 
 def _object_store_bytes() -> int:

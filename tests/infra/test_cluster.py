@@ -1,12 +1,16 @@
 """On the Ray that all tests share."""
 
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
 
 from amvl_core.config import ClusterConfig
 from amvl_core.errors import ClusterError
 from infra import cluster
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_two_cpu_workers_fit_a_small_machine(ray_cluster: None) -> None:
@@ -34,11 +38,28 @@ def test_too_few_gpus_says_both_numbers(ray_cluster: None) -> None:
 
 
 def test_auto_prefers_gpus_and_never_falls_back_to_cpus_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.cluster._capacity", lambda now: {"CPU": 64.0, "GPU": 8.0})
+    monkeypatch.setattr("infra.cluster._capacity", lambda *_: {"CPU": 64.0, "GPU": 8.0})
     monkeypatch.setattr("ray.cluster_resources", dict)
     assert cluster.resources(ClusterConfig(num_workers=8)).device == "cuda"
     with pytest.raises(ClusterError, match=r"set cluster\.num_workers to at most 8"):
         cluster.resources(ClusterConfig(num_workers=16))
+
+
+def test_on_a_head_of_ray_up_the_nodes_count_that_are_still_to_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before training there is no GPU node: the run must ask for one, not be refused."""
+    shutil.copy(ROOT / "ray_cluster.yaml", tmp_path / "ray_bootstrap_config.yaml")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    workers = cluster.resources(ClusterConfig(num_workers=16))
+    assert workers == cluster.Workers(device="cuda", num_workers=16)
+    with pytest.raises(ClusterError, match=r"the cluster has 16 GPUs; set cluster\.num_workers to at most 16"):
+        cluster.resources(ClusterConfig(num_workers=17))
+    monkeypatch.delenv("RAY_ADDRESS")  # a Ray of its own on the same machine has no autoscaler
+    with pytest.raises(ClusterError, match="the cluster has 0 CPUs"):
+        cluster.resources(ClusterConfig(num_workers=1))
 
 
 def test_a_dead_address_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
