@@ -13,17 +13,12 @@ Reduction = Literal["sum", "mean"]
 
 
 def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """-log p of each label token, [N], in float32 or wider (Eq. 11)."""
-    return functional.cross_entropy(widen(logits_NV), labels_N, reduction="none")
+    """-log p of each label token, [N], in float32 or wider (Eq. 11).
 
-
-def next_token_loss(logits_NV: Tensor, labels_N: Tensor, num_tokens: float) -> Tensor:
-    """Sum over label tokens of -log p, divided by `num_tokens` (Eq. 11).
-
-    `num_tokens` is the number of label tokens of the global batch, so that the sum over micro-batches is the mean over
-    all tokens wherever they were placed.
+    A micro-batch's loss is their sum divided by the number of label tokens of the global batch, so that the sum over
+    micro-batches is the mean over all tokens wherever they were placed.
     """
-    return token_losses(logits_NV, labels_N).sum() / num_tokens
+    return functional.cross_entropy(widen(logits_NV), labels_N, reduction="none")
 
 
 def forward_kl(posterior: Gaussian, prior: Gaussian, reduction: Reduction, stop_gradient: bool = True) -> Tensor:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Advice:
-    """Something that goes wrong but does not stop the work: what it is called, what is seen and what to do."""
+    """Something that goes wrong: what it is called, what is seen and what to do; all `samples` in question."""
 
     kind: str
     text: str
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

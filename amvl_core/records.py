@@ -21,6 +21,9 @@ from amvl_core.sample import Split
 
 RECORD_NAME = "record.json"
 
+CHECKPOINTS, BASE = "checkpoints", "base"
+"""What lies below a training stage until its record is there."""
+
 EXAMPLES_PER_REASON = 3
 """Dropped samples that a report names for each reason."""
 
@@ -389,6 +392,12 @@ def _canonical(value: Any, path: str = "") -> str:
 def save_record(record: Record) -> None:
     """Writes `record.json` below the record's own `uri`: the last write of a stage."""
     storage.write_bytes(storage.join(record.uri, RECORD_NAME), record.model_dump_json(indent=2).encode())
+
+
+def remove_resume_state(uri: str) -> None:
+    """Removes what a training stage needs until its record is there: checkpoints, and the base where it wrote one."""
+    for name in (CHECKPOINTS, BASE):
+        storage.remove(storage.join(uri, name))
 
 
 def load_record(uri: str, kind: type[R]) -> R | None:

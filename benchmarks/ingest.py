@@ -3,8 +3,8 @@
 Microworld is prepared as the demo prepares it, and the demo's `sft` and `amvl` stages run through the real training
 loop in two processes, for `--steps` steps each. The last line is one JSON object; of both stages it gives the worse:
 
-- `data_wait_share`: of step time, as the loop measures it, spent waiting for data, from the second step on;
-  `first_wait_s` is what the first one waited, while the loader processes started.
+- `data_wait_share`: of step time, as the loop measures it, that the rank which waited longest spent waiting for data,
+  from the second step on; `first_wait_s` is what it waited in the first one, while the loader processes started.
 - `padding_waste`: of the rows that ran through the text stack, and of the patches that ran through the vision encoder,
   the share that belongs to no sample; counted by hooks on what the modules are really given.
 - `rank_imbalance`: tokens of the slowest rank over the mean of the ranks, turn by turn.
@@ -126,15 +126,25 @@ def _train(config: RunConfig, dataset: DatasetRecord, stage: str, folder: str) -
         workers = config.cluster.num_workers
         torch.multiprocessing.spawn(_rank, (workers, port, job, str(out)), nprocs=workers)
     ranks = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(workers)]
-    waits = ranks[0]["waits"]
     turns = np.array([rank["tokens"] for rank in ranks])
+    waits, seconds = waits_and_seconds(ranks[0]["steps"], turns)
     run, needed, patches, shown = (sum(rank[name] for rank in ranks) for name in ("rows", "needed", "patches", "shown"))
     return {
-        "data_wait_share": round(float(np.average(waits[1:], weights=ranks[0]["seconds"][1:])), 5),
-        "first_wait_s": round(waits[0] * ranks[0]["seconds"][0], 3),
+        "data_wait_share": round(float(np.average(waits[1:], weights=seconds[1:])), 5),
+        "first_wait_s": round(float(waits[0] * seconds[0]), 3),
         "padding_waste": round(1 - min(needed / run, shown / patches), 5),
         "rank_imbalance": round(float(turns.max(0).sum() / turns.mean(0).sum()), 4),
     }
+
+
+def waits_and_seconds(steps: list[dict[str, float]], turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each step the share that the slowest rank waited, and its seconds, from what rank 0 was told of it.
+
+    `turns` [ranks, micro-batches] are the tokens of all steps; `micro` of a step is how many were run by its end.
+    """
+    waits, speeds, ends = (np.array([step[name] for step in steps]) for name in ("data_wait", "tokens_per_s", "micro"))
+    tokens = np.diff(turns.sum(0).cumsum()[ends - 1], prepend=0)
+    return waits, tokens / speeds
 
 
 def _rank(rank: int, world_size: int, port: int, job: dict[str, Any], out: str) -> None:
@@ -145,18 +155,17 @@ def _rank(rank: int, world_size: int, port: int, job: dict[str, Any], out: str) 
     os.environ |= {"WORLD_SIZE": str(world_size)}
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    counter, waits, seconds = Counter(), list[float](), list[float]()
+    counter, steps = Counter(), list[dict[str, float]]()
     hook = counter.watch()
 
     def note(event: Progress) -> None:
-        if not event.metrics:
-            return
-        waits.append(event.metrics["data_wait"])
-        seconds.append(counter.tokens_since() / event.metrics["tokens_per_s"])
+        if event.metrics:
+            told = {name: event.metrics[name] for name in ("data_wait", "tokens_per_s")}
+            steps.append(told | {"micro": len(counter.tokens)})
 
     train_stage(TrainJob.model_validate(job), note, lambda: False)
     hook.remove()
-    found = {"waits": waits, "seconds": seconds, **counter.found()}
+    found = {"steps": steps, **counter.found()}
     (Path(out) / f"rank-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -166,19 +175,13 @@ class Counter:
     """Counts rows and patches as modules are given them, and those that the samples consist of."""
 
     def __init__(self) -> None:
-        self.rows = self.needed = self.patches = self.shown = self.noted = 0
+        self.rows = self.needed = self.patches = self.shown = 0
         self.tokens: list[int] = []
         self.modules: dict[int, str] = {}
 
     def watch(self) -> RemovableHandle:
         """Sees every module's call until the handle is removed."""
         return register_module_forward_pre_hook(self._seen)
-
-    def tokens_since(self) -> int:
-        """Tokens of this rank's samples since it was last asked."""
-        now = sum(self.tokens)
-        since, self.noted = now - self.noted, now
-        return since
 
     def found(self) -> dict[str, Any]:
         """The counts, and the tokens of each micro-batch."""

@@ -31,6 +31,7 @@ from amvl_core.records import (
     ModelRecord,
     ReportRecord,
     load_record,
+    remove_resume_state,
     save_record,
 )
 from flows import report
@@ -61,6 +62,9 @@ class Reporter:
             self.log.warning("%s: %s", progress.stage, advice.text)
             self.tracker.tag({f"amvl.warning.{progress.stage}.{advice.kind}": f"step {progress.done}: {advice.text}"})
             self.tracker.metrics(progress.stage, progress.done, {f"warning_{advice.kind}": 1.0})
+            if advice.samples:
+                where = f"warnings/{progress.stage}-{progress.done}-{advice.kind}.txt"
+                self.tracker.text(where, "\n".join(advice.samples) + "\n")
             self.warnings.append(f"step {progress.done}: {advice.text}")
         quiet = time.monotonic() - self.last < LOG_EVERY_S and progress.done < progress.total
         if quiet and not progress.warnings:
@@ -169,6 +173,7 @@ def train(
     record = load_record(uri, CheckpointRecord)
     if reused := record is not None:
         _say_reused(f"train {stage}", fingerprint)
+        remove_resume_state(uri)
     else:
         with working(config, tracker, f"train-{stage}") as on_progress:
             from infra import ray_train

@@ -1,6 +1,7 @@
 """A training stage on Ray Train: places the workers, starts them again after a failure, brings progress home.
 
-Ray's own failures are counted (`trainer.max_failures`). A worker that gets SIGTERM, or whose node Ray drains, is none:
+A worker's failures are counted (`trainer.max_failures`), also those of the storage: they may pass. Other errors of
+ours only come back, and end the stage at once. A worker that gets SIGTERM, or whose node Ray drains, is none:
 all workers write a checkpoint and end, and are placed again where there is room.
 """
 
@@ -24,9 +25,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from amvl_core import storage
 from amvl_core.base import TINY, base_folder
 from amvl_core.config import RunConfig
-from amvl_core.errors import AmvlError, ClusterError
+from amvl_core.errors import AmvlError, ClusterError, StorageError
 from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
+from amvl_core.records import BASE, CheckpointRecord, DatasetRecord, load_record
 from amvl_core.train.preemption import Sigterm
 from infra.cluster import Workers, resources, room
 
@@ -75,8 +76,8 @@ def train(
     """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
 
     Ray is connected. `jobs` such stages run at the same time, on a part of the cores each. Raises ClusterError where
-    the workers cannot be placed or keep failing, and the worker's own AmvlError where the configuration or the data
-    are at fault.
+    the workers cannot be placed or keep failing, StorageError where the storage keeps failing them, and the worker's
+    own AmvlError where the configuration or the data are at fault.
     """
     workers = resources(config.cluster)
     mailbox = _mailbox()
@@ -96,14 +97,15 @@ def train(
             try:
                 _trainer(config, f"{stage}-{fingerprint}", workers, settings).fit()
             except ray.train.TrainingFailedError as error:
-                raise (ray.get(mailbox.failed.remote()) or _gave_up(error, stage)) from error
+                fault: AmvlError | None = ray.get(mailbox.failed.remote())
+                raise (fault or _gave_up(error, stage)) from error
             except ray.exceptions.RayActorError as error:  # Ray places its controller anywhere
                 controllers += 1
                 if controllers > config.trainer.max_failures:
                     raise _gave_up(error, stage) from error
                 log.warning("training stage %s: Ray's controller went with its machine; it is started again", stage)
                 continue
-            fault: AmvlError | None = ray.get(mailbox.failed.remote())
+            fault = ray.get(mailbox.failed.remote())
             if fault is not None:
                 raise fault
             record = load_record(uri, CheckpointRecord)
@@ -157,6 +159,8 @@ def _worker(settings: dict[str, Any]) -> None:
     job = TrainJob.model_validate(settings["job"])
     try:
         train_stage(job, lambda event: mailbox.put.remote(event), _interrupted)
+    except StorageError:
+        raise  # may have passed when the workers are started again
     except AmvlError as error:
         ray.get(mailbox.fail.remote(error))
         raise
@@ -265,12 +269,20 @@ def _publish_base(config: RunConfig, uri: str) -> str:
     """Where the workers find the base model: the tiny one is written below the stage, any other is where it is."""
     if config.model.base != TINY:
         return config.model.base
-    target = storage.join(uri, "base")
+    target = storage.join(uri, BASE)
     with base_folder(config.model) as folder:
         storage.upload(Path(folder), target)
     return target
 
 
-def _gave_up(error: Exception, stage: str) -> ClusterError:
-    """What is said when workers kept failing."""
-    return ClusterError(f"training stage {stage}: the workers failed once too often (trainer.max_failures): {error}")
+def _gave_up(error: Exception, stage: str) -> AmvlError:
+    """What is said when workers kept failing: a StorageError where it was that the last time."""
+    message = f"training stage {stage}: the workers failed once too often (trainer.max_failures)"
+    failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
+    for failure in failures:
+        if isinstance(failure, StorageError):
+            return StorageError(
+                f"{message}, the last time on the storage: {failure}; once that is mended, the same command goes on "
+                "from the last checkpoint"
+            )
+    return ClusterError(f"{message}: {error}")

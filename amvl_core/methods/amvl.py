@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class Amvl(Method):
             loss,
             {name: value.detach() for name, value in terms.items()}
             | {name: share * value for name, value in means.items()},
+            partial(_finite, losses_MN.detach(), passes.sample_N, forward_BK.detach(), reverse_BK.detach()),
         )
 
     def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
@@ -92,6 +94,13 @@ class Amvl(Method):
         slots = {f"kl_slot_{number}": float(kl) for number, kl in enumerate(terms.pop("kl_slots"), 1)}
         active = float((variance_KZ > ACTIVE_VARIANCE).double().mean())
         return {**super().scalars(terms), **slots, "active_units": active}
+
+
+def _finite(losses_MN: Tensor, sample_N: Tensor, forward_BK: Tensor, reverse_BK: Tensor) -> list[bool]:
+    """Of each sample, whether the losses of its label tokens under every draw and its KLs are finite."""
+    finite_B = (forward_BK.isfinite() & reverse_BK.isfinite()).all(1)
+    finite_B[sample_N[~losses_MN.isfinite().all(0)]] = False
+    return [bool(finite) for finite in finite_B]
 
 
 @torch.no_grad()

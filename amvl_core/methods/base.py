@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,13 @@ class Clock:
 class StepOutput:
     """The scalar to differentiate, and the terms to log, detached: what a micro-batch adds to those of its step.
 
-    Their sum over the micro-batches of all ranks is the mean over the tokens or samples of the global batch.
+    Their sum over the micro-batches of all ranks is the mean over the tokens or samples of the global batch. `finite`
+    says of each sample whether its part of the loss is finite; it is called only where the loss is not.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
+    finite: Callable[[], list[bool]]
 
 
 class Method(nn.Module, ABC):

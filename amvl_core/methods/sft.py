@@ -11,7 +11,7 @@ from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.base import Clock, Method, StepOutput
 from amvl_core.modeling import load_stock
-from amvl_core.objectives import next_token_loss
+from amvl_core.objectives import token_losses
 from amvl_core.packed import Span, run_row
 from amvl_core.processor import AMVLProcessor
 
@@ -32,8 +32,9 @@ class Sft(Method):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Next-token loss."""
         logits_NV, labels_N = self.logits(batch)
-        loss = next_token_loss(logits_NV, labels_N, clock.num_tokens)
-        return StepOutput(loss, {"loss": loss.detach(), "ntp": loss.detach()})
+        losses_N = token_losses(logits_NV, labels_N)
+        loss, parts_N = losses_N.sum() / clock.num_tokens, losses_N.detach()
+        return StepOutput(loss, {"loss": loss.detach(), "ntp": loss.detach()}, lambda: _finite(batch, parts_N))
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
@@ -45,3 +46,9 @@ class Sft(Method):
         labels_N[ends] = IGNORED
         predicts_N = labels_N != IGNORED
         return model.lm_head(hidden_ND[predicts_N.to(hidden_ND.device)]), labels_N[predicts_N].to(hidden_ND.device)
+
+
+def _finite(batch: Batch, losses_N: Tensor) -> list[bool]:
+    """Of each sample, whether the losses of its label tokens are finite."""
+    counts = [int((labels_N[1:] != IGNORED).sum()) for labels_N in batch.labels_N.split(batch.lengths)]
+    return [bool(part.isfinite().all()) for part in losses_N.split(counts)]

@@ -36,8 +36,11 @@ MARKER, HISTORY = "complete.json", "history.json"
 FILE_BYTES = 256 * 2**20
 """Tensors in one file: a rank serialises one at a time in memory and sends it off, so it needs no local copy."""
 BYTES_PER_ELEMENT = 12
-MAX_FAILED = 3
-"""Checkpoints in a row that may fail to be written: training goes on, but not for ever without a safe place."""
+MAX_FAILED = 10
+"""Tries in a row to write a checkpoint that may fail: training goes on, but not for ever without a safe place.
+
+With 200 steps between checkpoints the tenth is 455 steps after the first (`Due`).
+"""
 SHARD_SIZE = "5GB"
 """Of the safetensors files that a stage leaves."""
 
@@ -63,6 +66,26 @@ class Marker(BaseModel):
     files: dict[str, Stored]
 
 
+class Due:
+    """When to write a checkpoint: after every step that `every` divides, and sooner after one that failed.
+
+    It is tried again 1 step later, then 2, 4, ... at most `every`: a short fault of the storage costs little time, and
+    a long one does not stop every step for as long as the storage is asked again.
+    """
+
+    def __init__(self, every: int, start: int) -> None:
+        self.every, self.pause = every, 0
+        self.next = self._regular(start)
+
+    def tried(self, done: int, written: bool) -> None:
+        """Takes what came of the try after step `done`."""
+        self.pause = 0 if written else min(self.every, 2 * self.pause or 1)
+        self.next = done + self.pause if self.pause else self._regular(done)
+
+    def _regular(self, done: int) -> int:
+        return (done // self.every + 1) * self.every
+
+
 class Checkpoints:
     """The checkpoints of a stage below `uri`. Every rank calls every method, in the same order."""
 
@@ -71,11 +94,12 @@ class Checkpoints:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.failed = 0
 
-    def save(self, engine: Engine, step: int, loss: float | None, history: list[Progress]) -> None:
+    def save(self, engine: Engine, step: int, loss: float | None, history: list[Progress]) -> bool:
         """Writes the state after `step` optimiser steps; keeps the last `keep_last` and the one of the lowest loss.
 
         `loss` and `history` are rank 0's. Where the storage fails, what was written is removed, a warning says so and
-        training may go on: the checkpoints before are as they were. Raises StorageError the third time in a row.
+        this returns False, on every rank: the checkpoints before are as they were. Raises StorageError at the
+        `MAX_FAILED`th time in a row.
         """
         folder = storage.join(self.uri, _tag(step))
         share = engine.share(self.rank, self.world_size)
@@ -86,13 +110,14 @@ class Checkpoints:
             self.failed = 0
             problem = self._on_first(self._prune)
             self._say(f"old checkpoints could not be removed: {problem}" if problem else None)
-            return
+            return True
         self.failed += 1
         self._on_first(lambda: storage.remove(folder))  # or it stays, without a marker, and goes with the next prune
         message = f"no checkpoint after step {step}: {problem}"
         if self.failed >= MAX_FAILED:
-            raise StorageError(f"{message}; {self.failed} in a row have failed, so training stops: mend the storage")
-        self._say(f"{message}; training goes on, the checkpoints before are complete")
+            raise StorageError(f"{message}; {self.failed} in a row have failed; mend the storage")
+        self._say(f"{message}; training goes on and tries again, the checkpoints before are complete")
+        return False
 
     def resume(self, engine: Engine) -> tuple[int, list[Progress]]:
         """Loads the last checkpoint that is whole: its step, and on rank 0 what was logged up to it; else 0."""

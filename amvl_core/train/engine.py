@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from amvl_core.data.batch import Batch
 from amvl_core.methods import Clock, Method, StepOutput
 from amvl_core.modeling import NEW_PARTS
 from amvl_core.train import masters
+from amvl_core.train.watch import Refusal
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -141,7 +143,7 @@ class Engine:
         self.method = method
         self.device = self.engine.device
         self.world_size = world_size
-        self._losses: list[tuple[list[str], Tensor]] = []
+        self._micro: list[tuple[list[str], Tensor, Callable[[], list[bool]]]] = []
 
     def forward(self, batch: Batch, clock: Clock, last: bool) -> StepOutput:
         """The share of one micro-batch; `last`: of the rank's in this step, after which gradients are summed."""
@@ -158,36 +160,41 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
-    def backward(self, loss: Tensor, sample_ids: list[str]) -> None:
+    def backward(self, output: StepOutput, sample_ids: list[str]) -> None:
         """Adds the gradient of a micro-batch's share of the loss; DeepSpeed averages over ranks, but shares add up.
 
         A loss that is not finite makes every gradient NaN, on all ranks once they are summed: the norm, which is
         taken anyway, then tells every rank that there is no step to take. Nothing waits for the device here.
         """
+        loss = output.loss
         finite = torch.isfinite(loss.detach())
-        self._losses.append((sample_ids, finite))
+        self._micro.append((sample_ids, finite, output.finite))
         self.engine.backward(loss * torch.where(finite, float(self.world_size), torch.nan).to(loss))
 
-    def suspects(self) -> list[str] | None:
-        """None where the last optimiser step was taken; else the samples, of all ranks, whose loss was not finite.
+    def refusal(self) -> Refusal | None:
+        """None where the last optimiser step was taken; else the samples, of all ranks, that may be why it was not.
 
         Every rank calls this after the step. Weights and moments are what they were where it was not taken.
         """
-        losses, self._losses = self._losses, []
+        micro, self._micro = self._micro, []
         if self.engine.was_step_applied():
             return None
-        mine = [name for sample_ids, finite in losses if not finite for name in sample_ids]
-        found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        mine = (
+            [name for sample_ids, finite, each in micro if not finite for name in _not_finite(sample_ids, each())],
+            [name for sample_ids, _, _ in micro for name in sample_ids],
+        )
+        found: list[tuple[list[str], list[str]]] = [([], []) for _ in range(dist.get_world_size())]
         dist.all_gather_object(found, mine)
-        return [name for names in found for name in names]
+        named = tuple(name for names, _ in found for name in names)
+        return Refusal(bool(named), named or tuple(name for _, names in found for name in names))
 
-    def memory(self) -> dict[str, float]:
-        """The most that this rank's GPU held since the last call, in GiB; nothing on a CPU."""
+    def memory(self) -> float:
+        """The most that this rank's GPU held since the last call, in GiB; 0 on a CPU."""
         if self.device.type != "cuda":
-            return {}
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+            return 0.0
+        peak: int = torch.cuda.max_memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        return {"gpu_memory_gib": peak}
+        return peak / 2**30
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient, over all ranks, before clipping."""
@@ -222,3 +229,8 @@ class Engine:
         """Releases DeepSpeed's buffers before the process group goes."""
         self.engine.destroy()
         del self.engine, self.optimizer
+
+
+def _not_finite(sample_ids: list[str], each: list[bool]) -> list[str]:
+    """The samples of a micro-batch whose part of the loss is not finite; all, where only the parts' sum is not."""
+    return [name for name, finite in zip(sample_ids, each, strict=True) if not finite] or sample_ids

@@ -21,11 +21,19 @@ from amvl_core.data.reader import ShardReader
 from amvl_core.methods import METHODS, Clock, Method
 from amvl_core.processor import AMVLProcessor, load_processor
 from amvl_core.progress import Advice, Progress, ProgressFn
-from amvl_core.records import BestModel, CheckpointRecord, DatasetRecord, load_record, save_record
+from amvl_core.records import (
+    CHECKPOINTS,
+    BestModel,
+    CheckpointRecord,
+    DatasetRecord,
+    load_record,
+    remove_resume_state,
+    save_record,
+)
 from amvl_core.schedules import cosine_with_warmup
-from amvl_core.train.checkpoint import Checkpoints, mean_loss, save_model
+from amvl_core.train.checkpoint import Checkpoints, Due, mean_loss, save_model
 from amvl_core.train.engine import DTYPES, Engine
-from amvl_core.train.steplog import StepLog
+from amvl_core.train.steplog import Pace, StepLog
 from amvl_core.train.watch import Skips, watches
 
 
@@ -51,12 +59,14 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
 
     torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step, first for
     those of the checkpoint it goes on from, and where a warning arises. Once `interrupted` is true on any rank, all
-    write a checkpoint at the end of the step and return False.
+    write a checkpoint at the end of the step, or of the next where the storage fails, and return False.
     """
-    if load_record(job.uri, CheckpointRecord) is not None:
-        return True  # started again after its last step
     config, stage = job.config, job.config.stages[job.stage]
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    if load_record(job.uri, CheckpointRecord) is not None:  # started again after its last step
+        if rank == 0:
+            remove_resume_state(job.uri)
+        return True
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     method, processor = build_method(job)
@@ -71,7 +81,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     def warn(text: str) -> None:
         on_progress(Progress(job.stage, done, total, "steps", warnings=(Advice("checkpoint", text),)))
 
-    checkpoints = Checkpoints(storage.join(job.uri, "checkpoints"), config.trainer.keep_last, warn)
+    checkpoints = Checkpoints(storage.join(job.uri, CHECKPOINTS), config.trainer.keep_last, warn)
     start, history = checkpoints.resume(engine)
     for event in history:
         on_progress(event)
@@ -85,7 +95,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     skips = Skips(config.trainer.on_nonfinite)
     batches = steps_from(dataset, start, total, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
-    saved = start
+    saved, due = start, Due(config.trainer.checkpoint_every, start)
     for step in range(start, total):
         log.waiting()
         micro = next(batches)
@@ -94,21 +104,26 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
         engine.set_lr(lr)
         sums, stop = _optimiser_step(engine, micro, config.seed, step, interrupted())
         done = step + 1
-        suspects = engine.suspects()
-        log.warn(done, skips.step(done, suspects))
-        log.worked(sum(batch.num_tokens for batch in micro) * world_size, skipped=suspects is not None)
+        refusal = engine.refusal()
+        advice, fault = skips.step(done, refusal)
+        log.warn(done, advice)
+        if fault is not None:
+            raise fault
+        log.worked(sum(batch.num_tokens for batch in micro), skipped=refusal is not None)
         if done % config.trainer.log_every == 0 or done == total:
-            terms = {"lr": lr, **engine.memory()}
-            if suspects is None:
+            terms = {"lr": lr}
+            if refusal is None:
                 terms |= method.scalars(_all_reduced(sums))
                 terms["grad_norm"] = engine.gradient_norm()
-            metrics = log.step(done, terms)
-        if (stop or done % config.trainer.checkpoint_every == 0) and done < total:
-            checkpoints.save(engine, done, mean_loss(history, saved), history)
-            saved = done
-            if stop:
-                engine.close()
-                return False
+            metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
+        if (stop or done >= due.next) and done < total:
+            written = checkpoints.save(engine, done, mean_loss(history, saved), history)
+            due.tried(done, written)
+            if written:
+                saved = done
+                if stop:
+                    engine.close()
+                    return False
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
     best = _save_best(engine, processor, checkpoints, mean_loss(history, saved), storage.join(job.uri, "best"), rank)
     engine.close()
@@ -128,8 +143,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 best=best,
             )
         )
-        storage.remove(checkpoints.uri)
-        storage.remove(storage.join(job.uri, "base"))
+        remove_resume_state(job.uri)
     dist.barrier()
     return True
 
@@ -183,7 +197,7 @@ def _optimiser_step(
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro, 1):
         output = engine.forward(batch, clock, last=number == len(micro))
-        engine.backward(output.loss, batch.sample_ids)
+        engine.backward(output, batch.sample_ids)
         for name, value in output.terms.items():
             sums[name] = sums.get(name, 0.0) + value.to(engine.device, torch.float64)
     engine.step()
@@ -197,6 +211,14 @@ def _all_reduced(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     dist.all_reduce(totals)
     parts = totals.cpu().split([sums[name].numel() for name in names])
     return {name: part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def _of_all_ranks(pace: Pace, device: torch.device) -> list[Pace]:
+    """Every rank calls it."""
+    mine = torch.tensor(pace, dtype=torch.float64, device=device)
+    found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, mine)
+    return [Pace(*values) for values in torch.stack(found).tolist()]
 
 
 def _silent(progress: Progress) -> None:

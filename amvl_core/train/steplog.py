@@ -5,9 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from amvl_core.progress import Advice, Progress, ProgressFn
 from amvl_core.train.watch import Watch
+
+
+class Pace(NamedTuple):
+    """One rank's, over the steps since the one logged before: share of the time it waited for data, tokens, GiB.
+
+    `gpu_memory_gib` is the most that its GPU held, 0 on a CPU.
+    """
+
+    data_wait: float
+    tokens: float
+    gpu_memory_gib: float
 
 
 class StepLog:
@@ -40,7 +52,7 @@ class StepLog:
         self.waited += self.clock() - self.mark
 
     def worked(self, tokens: int, *, skipped: bool) -> None:
-        """The optimiser has stepped, or left the step out, on `tokens` tokens of all ranks."""
+        """The optimiser has stepped, or left the step out, on `tokens` tokens of this rank."""
         self.seconds += self.clock() - self.mark
         self.tokens += tokens
         self.skipped += skipped
@@ -50,14 +62,28 @@ class StepLog:
         if warnings:
             self.send(Progress(self.stage, done, self.total, "steps", warnings=tuple(warnings)))
 
-    def step(self, done: int, terms: dict[str, float]) -> dict[str, float]:
-        """Sends and returns the metrics of optimiser step `done`, with the warnings that they give rise to."""
-        pace = (self.clock() - self.begun) / (done - self.first)
-        metrics = {**terms, "tokens_per_s": self.tokens / self.seconds, "data_wait": self.waited / self.seconds}
+    def pace(self, gpu_memory_gib: float) -> Pace:
+        """This rank's, up to now."""
+        return Pace(self.waited / self.seconds, self.tokens, gpu_memory_gib)
+
+    def step(self, done: int, terms: dict[str, float], ranks: Sequence[Pace]) -> dict[str, float]:
+        """Sends and returns the metrics of optimiser step `done`, with the warnings that they give rise to.
+
+        `ranks` are all ranks' paces. A rank that has its data waits for the others where they first meet, so what data
+        cost is the longest wait.
+        """
+        left = (self.total - done) * (self.clock() - self.begun) / (done - self.first)
+        metrics = {
+            **terms,
+            "tokens_per_s": sum(rank.tokens for rank in ranks) / self.seconds,
+            "data_wait": max(rank.data_wait for rank in ranks),
+            "seconds_left": left,
+        }
+        memory = max(rank.gpu_memory_gib for rank in ranks)
+        metrics |= {"gpu_memory_gib": memory} if memory else {}
         metrics |= {"skipped_steps": self.skipped} if self.skipped else {}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         warnings = tuple(advice for watch in self.watches for advice in watch.step(metrics))
-        left = (self.total - done) * pace
         self.send(Progress(self.stage, done, self.total, "steps", left, metrics, warnings))
         self._clear()
         return metrics

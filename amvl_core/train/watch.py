@@ -110,6 +110,25 @@ def _kl_watches(method: AmvlMethod, latent: LatentConfig) -> list[Watch]:
     ]
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A step that was not taken, and the samples of all ranks that may be why.
+
+    They are those whose loss is not finite. Where every `loss` is finite and the gradient is not, they are all of the
+    step: the sum of their gradients does not tell whose it was.
+    """
+
+    loss: bool
+    samples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.samples) - NAMED} more" if len(self.samples) > NAMED else ""
+        named = f"{', '.join(self.samples[:NAMED])}{more}"
+        if self.loss:
+            return f"the loss is not finite on the samples {named}"
+        return f"the gradient is not finite, though every sample's loss is; the step's samples are {named}"
+
+
 @dataclass
 class Skips:
     """What happens to a step whose gradient is not finite: training stops, or goes on without it."""
@@ -117,32 +136,27 @@ class Skips:
     action: Literal["stop", "skip"]
     in_a_row: int = 0
 
-    def step(self, done: int, suspects: list[str] | None) -> list[Advice]:
-        """Takes optimiser step `done`: `suspects` is None where it was taken, else samples whose loss was not finite.
+    def step(self, done: int, refusal: Refusal | None) -> tuple[list[Advice], AmvlError | None]:
+        """Takes optimiser step `done`, which was taken where `refusal` is None: what to say, and then to raise.
 
-        Raises AmvlError where training is to stop, or has skipped `MAX_SKIPS` steps in a row.
+        There is an error where training is to stop, or has skipped `MAX_SKIPS` steps in a row.
         """
-        if suspects is None:
+        if refusal is None:
             self.in_a_row = 0
-            return []
-        what = f"step {done}: {nonfinite(suspects)}"
-        if self.action == "stop":
-            raise AmvlError(
-                f"{what}; weights and optimiser are those of step {done - 1}. Look at these samples, lower the "
-                "learning rate, or set trainer.on_nonfinite=skip to go on without such steps"
-            )
+            return [], None
         self.in_a_row += 1
-        if self.in_a_row >= MAX_SKIPS:
-            raise AmvlError(
-                f"{what}; it is the {MAX_SKIPS}th step in a row that was skipped, so it is not the samples: lower the "
+        stops = self.action == "stop" or self.in_a_row >= MAX_SKIPS
+        if self.action == "stop":
+            then = (
+                f"weights and optimiser are those of step {done - 1}. Look at these samples, lower the learning rate, "
+                "or set trainer.on_nonfinite=skip to go on without such steps"
+            )
+        elif stops:
+            then = (
+                f"it is the {MAX_SKIPS}th step in a row that was skipped, so it is not the samples: lower the "
                 "learning rate or clip, or start from an earlier checkpoint"
             )
-        return [Advice("nonfinite", f"{what}; the step was skipped (trainer.on_nonfinite)")]
-
-
-def nonfinite(suspects: list[str]) -> str:
-    """What is said of a step whose gradient is not finite."""
-    if not suspects:
-        return "the gradient is not finite, though every loss is"
-    more = f" and {len(suspects) - NAMED} more" if len(suspects) > NAMED else ""
-    return f"the loss is not finite on the samples {', '.join(suspects[:NAMED])}{more}"
+        else:
+            then = "the step was skipped (trainer.on_nonfinite)"
+        text = f"step {done}: {refusal}; {then}"
+        return [Advice("nonfinite", text, refusal.samples)], AmvlError(text) if stops else None

@@ -1,9 +1,9 @@
-import pytest
+import re
 
 from amvl_core.config import AmvlMethod, LatentConfig, SftMethod, StageConfig
 from amvl_core.errors import AmvlError
 from amvl_core.progress import Advice
-from amvl_core.train.watch import MAX_SKIPS, NAMED, WINDOW, Skips, watches
+from amvl_core.train.watch import MAX_SKIPS, NAMED, WINDOW, Refusal, Skips, watches
 
 LATENT = LatentConfig(dim=100)
 
@@ -78,23 +78,29 @@ def test_a_kl_that_grows_without_a_forward_weight_is_a_leak() -> None:
 
 def test_stop_names_the_samples_and_what_the_weights_are() -> None:
     skips = Skips("stop")
-    assert skips.step(7, None) == []
-    with pytest.raises(AmvlError, match=r"step 8: the loss is not finite on the samples a, b; .*those of step 7.*skip"):
-        skips.step(8, ["a", "b"])
+    assert skips.step(7, None) == ([], None)
+    [advice], fault = skips.step(8, Refusal(True, ("a", "b")))
+    assert re.match(r"step 8: the loss is not finite on the samples a, b; .*those of step 7.*skip", advice.text)
+    assert isinstance(fault, AmvlError) and str(fault) == advice.text
+    assert advice.kind == "nonfinite" and advice.samples == ("a", "b")
 
 
 def test_skip_goes_on_until_it_is_not_the_samples() -> None:
     skips = Skips("skip")
     for done in range(1, 100):
-        [advice] = skips.step(2 * done, ["bad"])
-        assert advice.kind == "nonfinite" and "bad" in advice.text
-        assert skips.step(2 * done + 1, None) == []
+        [advice], fault = skips.step(2 * done, Refusal(True, ("bad",)))
+        assert fault is None and advice.kind == "nonfinite" and "bad" in advice.text
+        assert skips.step(2 * done + 1, None) == ([], None)
+    gradient = Refusal(False, ("a", "b"))
     for done in range(200, 200 + MAX_SKIPS - 1):
-        assert skips.step(done, []) != []
-    with pytest.raises(AmvlError, match=rf"the gradient is not finite.*{MAX_SKIPS}th step in a row.*learning rate"):
-        skips.step(300, [])
+        assert skips.step(done, gradient)[1] is None
+    [advice], fault = skips.step(300, gradient)
+    assert re.search(rf"the gradient is not finite.* a, b; .*{MAX_SKIPS}th step in a row.*learning rate", advice.text)
+    assert str(fault) == advice.text
 
 
-def test_a_long_list_of_samples_is_cut() -> None:
-    [advice] = Skips("skip").step(1, [f"s{i}" for i in range(NAMED + 4)])
+def test_a_long_list_of_samples_is_cut_in_the_text_alone() -> None:
+    names = tuple(f"s{i}" for i in range(NAMED + 4))
+    [advice], _ = Skips("skip").step(1, Refusal(True, names))
     assert f"s{NAMED - 1} and 4 more" in advice.text and f"s{NAMED}," not in advice.text
+    assert advice.samples == names

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from amvl_core.config import SftMethod, override
@@ -6,7 +7,7 @@ from amvl_core.methods.amvl import Amvl
 from amvl_core.methods.sft import Sft
 from amvl_core.presets import demo
 from amvl_core.processor import load_processor
-from benchmarks.ingest import Counter, measure
+from benchmarks.ingest import Counter, measure, waits_and_seconds
 from tests.shards import row, write
 from tests.tiny import LATENT, SAMPLES, TINY, amvl_model, batch, stock_folder
 
@@ -26,6 +27,16 @@ def test_both_stages_run_and_are_measured(tmp_path) -> None:
     assert 1 <= found["rank_imbalance"] < 1.1
     # Two loader processes, each of which reads all of a dataset this small: 64 of its rows are asked for.
     assert found["bytes_read_per_sample"] == pytest.approx(2 * found["bytes_stored_per_sample"] * 70 / 64, rel=0.01)
+
+
+def test_seconds_are_those_of_the_tokens_of_all_ranks() -> None:
+    """Two steps of one and two micro-batches in two processes, at 100 and 50 tokens a second."""
+    steps = [
+        {"data_wait": 0.5, "tokens_per_s": 100.0, "micro": 1},
+        {"data_wait": 0.25, "tokens_per_s": 50.0, "micro": 3},
+    ]
+    waits, seconds = waits_and_seconds(steps, np.array([[100, 60, 40], [200, 30, 20]]))
+    assert waits.tolist() == [0.5, 0.25] and seconds.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("latent", [False, True])

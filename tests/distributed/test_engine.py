@@ -27,6 +27,7 @@ from amvl_core.modeling import NEW_PARTS, AMVLForConditionalGeneration, load_sto
 from amvl_core.processor import load_processor
 from amvl_core.train import checkpoint
 from amvl_core.train.engine import DTYPES, Engine
+from amvl_core.train.watch import Refusal
 from tests.distributed.processes import in_two_processes
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder, tied_folder
 
@@ -73,14 +74,15 @@ def micro_batches(processor: Any, rank: int) -> list[Batch]:
     return found
 
 
-def optimiser_step(engine: Any, parts: list[Batch], lr: float, spoil: Any = None) -> list[str] | None:
+def optimiser_step(engine: Any, parts: list[Batch], lr: float, spoil: Any = None) -> Refusal | None:
     """One step of two micro-batches; `spoil` changes the second loss."""
     engine.set_lr(lr)
     for number, part in enumerate(parts):
-        loss = engine.forward(part, CLOCK, last=number == len(parts) - 1).loss
-        engine.backward(spoil(engine, loss) if spoil and number else loss, part.sample_ids)
+        output = engine.forward(part, CLOCK, last=number == len(parts) - 1)
+        output.loss = spoil(engine, output.loss) if spoil and number else output.loss
+        engine.backward(output, part.sample_ids)
     engine.step()
-    return engine.suspects()
+    return engine.refusal()
 
 
 def nan_loss(engine: Any, loss: Tensor) -> Tensor:
@@ -100,18 +102,21 @@ def steps(rank: int, case: tuple[int, str, str], spoils: tuple[Any, ...]) -> dic
     """Weights and gradient norms of two good steps; behind the first, steps that are not to be taken."""
     engine, processor = new_engine(*case)
     parts = micro_batches(processor, rank)
-    norms, suspects = [], []
+    norms, refusals = [], []
     for number, lr in enumerate(LRS):
         assert optimiser_step(engine, parts, lr) is None
         norms.append(engine.gradient_norm())
-        suspects += [optimiser_step(engine, parts, lr, spoil) for spoil in spoils] if number == 0 else []
+        for spoil in spoils if number == 0 else ():
+            refusal = optimiser_step(engine, parts, lr, spoil)
+            assert refusal is not None
+            refusals.append([refusal.loss, list(refusal.samples)])
     everywhere: list[Any] = [None, None]
-    dist.all_gather_object(everywhere, suspects)
+    dist.all_gather_object(everywhere, refusals)
     deepspeed = engine.engine
     moved = [deepspeed.zero_use_cpu_optimizer(), deepspeed.zero_offload_param() is not None]
     state = held(engine)
     engine.close()
-    return {"weights": state, "norms": norms, "suspects": everywhere, "moved": [bool(part) for part in moved]}
+    return {"weights": state, "norms": norms, "refusals": everywhere, "moved": [bool(part) for part in moved]}
 
 
 def held(engine: Any) -> dict[str, Tensor]:
@@ -221,8 +226,9 @@ def test_offload_changes_no_weight(found, stage: int, offload: str, precision: s
 def test_a_step_that_is_not_finite_leaves_no_trace(found, stage: int, offload: str, precision: str) -> None:
     plain = found[name(stage, offload, precision)]
     skipping = found[f"{name(stage, offload, precision)}, skipping"]
-    assert plain["suspects"] == [[], []]
-    assert skipping["suspects"] == 2 * [[["rank-1-1"], []]]
+    assert plain["refusals"] == [[], []]
+    everything = [f"rank-{rank}-{number}" for rank in range(2) for number in range(2)]
+    assert skipping["refusals"] == 2 * [[[True, ["rank-1-1"]], [False, everything]]]
     for key, expected in plain["weights"].items():
         assert torch.equal(skipping["weights"][key], expected), key
 

@@ -1,7 +1,8 @@
-"""What can go wrong with checkpoints: storage that fails, files that are damaged; in two processes."""
+"""What can go wrong: storage that fails, files that are damaged, one slow worker; in two processes."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 from pathlib import Path
@@ -13,10 +14,13 @@ from amvl_core import storage
 from amvl_core.errors import CheckpointError, StorageError
 from amvl_core.progress import Progress
 from amvl_core.train import checkpoint
-from amvl_core.train.checkpoint import Checkpoints
+from amvl_core.train.checkpoint import MAX_FAILED, Checkpoints, Stored
+from amvl_core.train.masters import Piece
+from amvl_core.train.steplog import Pace, StepLog
 from tests.data_prep.flaky import flaky
 from tests.distributed import local
 from tests.distributed.test_checkpoint import engine
+from tests.distributed.trial import Trial
 
 
 def names(uri: str) -> list[str]:
@@ -74,26 +78,26 @@ def flip(file: Path) -> None:
 
 
 def full_disk(rank: int, root: str) -> None:
-    """The disk takes no more on one rank: the step goes on, the checkpoint before stays, the third time is an error."""
+    """The disk takes no more on one rank: the step goes on, the checkpoint before stays, the tenth time is an error."""
     ours, _ = engine("zero2-fp32", 2)
     said: list[str] = []
     checkpoints = Checkpoints(root, 9, said.append)
-    checkpoints.save(ours, 1, 1.0, [])
+    assert checkpoints.save(ours, 1, 1.0, [])
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, unlimited[1]))  # a write beyond it fails half-way
-    for step in (2, 3):
-        checkpoints.save(ours, step, 1.0, [])
+    for step in range(2, 1 + MAX_FAILED):
+        assert not checkpoints.save(ours, step, 1.0, [])
         assert names(root) == ["step-00000001"]
     if rank == 0:
-        assert len(said) == 2
+        assert len(said) == MAX_FAILED - 1
         assert said[0].startswith("no checkpoint after step 2: cannot write") and "step-00000002/rank-00001" in said[0]
-    with pytest.raises(StorageError, match="3 in a row have failed"):
-        checkpoints.save(ours, 4, 1.0, [])
+    with pytest.raises(StorageError, match="10 in a row have failed"):
+        checkpoints.save(ours, 20, 1.0, [])
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    checkpoints.save(ours, 5, 1.0, [])
-    assert names(root) == ["step-00000001", "step-00000005"] and checkpoints.failed == 0
+    assert checkpoints.save(ours, 21, 1.0, [])
+    assert names(root) == ["step-00000001", "step-00000021"] and checkpoints.failed == 0
     assert not list(Path(root).rglob(".*"))
     ours.close()
 
@@ -161,3 +165,60 @@ def test_on_disk(fault, tmp_path) -> None:
 @pytest.mark.parametrize("fault", [store, refused])
 def test_on_an_object_store(fault, s3_bucket) -> None:
     local.run(fault, 2, f"{s3_bucket}/{fault.__name__}")
+
+
+def refused_twice(rank: int, job: str, log: str, stop_at: int) -> None:
+    """A worker of two, one of which cannot write its first two checkpoints."""
+    write, tries = checkpoint._write_pieces, 0
+
+    def pieces(folder: str, rank: int, pieces: list[Piece]) -> dict[str, Stored]:
+        nonlocal tries
+        tries += 1
+        if rank == 1 and tries <= 2:
+            raise StorageError("cannot write: gone for a while")
+        return write(folder, rank, pieces)
+
+    checkpoint._write_pieces = pieces
+    local.stage(rank, job, log, stop_at)
+
+
+def marker(trial: Trial, name: str, step: int) -> dict:
+    found: dict = json.loads((trial.root / name / "checkpoints" / f"step-{step:08d}" / "complete.json").read_text())
+    return found
+
+
+def test_a_checkpoint_that_failed_is_tried_again_at_the_next_steps(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, 10, trainer={"checkpoint_every": 4})
+    local.run(refused_twice, 2, trial.job("late"), f"{tmp_path}/late.log", 8)
+    lines = [line for line in trial.lines("late") if "done" in line]
+    said = [(line["done"], advice["kind"]) for line in lines for advice in line["warnings"]]
+    assert said == [(4, "checkpoint"), (5, "checkpoint")]
+    assert storage.list_names(f"{tmp_path}/late/checkpoints") == ["step-00000007", "step-00000008"]
+    losses = [line["metrics"]["loss"] for line in lines if line["metrics"]]
+    assert marker(trial, "late", 7)["loss"] == pytest.approx(sum(losses[:7]) / 7), "no interval was saved before"
+    assert marker(trial, "late", 8)["loss"] == pytest.approx(losses[7])
+
+
+def test_a_machine_that_is_taken_away_tries_again_while_it_is_there(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, 10, trainer={"checkpoint_every": 100})
+    local.run(refused_twice, 2, trial.job("leaving"), f"{tmp_path}/leaving.log", 2)
+    assert storage.list_names(f"{tmp_path}/leaving/checkpoints") == ["step-00000004"]
+    assert trial.lines("leaving")[-1] == {"finished": False}
+
+
+def slow(rank: int, job: str, log: str) -> None:
+    """A worker of two; the second waits for its data for most of the time."""
+    StepLog.pace = lambda self, memory: Pace(0.1 + 0.8 * rank, self.tokens, 2.0 + rank)  # type: ignore[method-assign]
+    local.stage(rank, job, log)
+
+
+def test_a_slow_worker_is_seen_and_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, 2)
+    local.run(slow, 2, trial.job("slow"), f"{tmp_path}/slow.log")
+    metrics = [line["metrics"] for line in trial.lines("slow") if "done" in line]
+    assert [(each["data_wait"], each["gpu_memory_gib"]) for each in metrics] == [(pytest.approx(0.9), 3.0)] * 2
+    finished = storage.list_names(f"{tmp_path}/slow")
+    for left in ("checkpoints/step-00000001/complete.json", "base/config.json"):  # killed before they were removed
+        storage.write_bytes(f"{tmp_path}/slow/{left}", b"{}")
+    assert trial.run("slow") == [0, 0]
+    assert storage.list_names(f"{tmp_path}/slow") == finished

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from amvl_core import storage
 from amvl_core.config import RunConfig
-from amvl_core.errors import DataError
+from amvl_core.errors import DataError, StorageError
 from amvl_core.progress import Progress
 from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
 from infra.ray_eval import evaluate
@@ -147,6 +147,53 @@ def run_with_kill(config, data, uri, flag):
         return train(config, "sft", data, None, uri, "sft", events.append), events
     finally:
         ray_train._worker = original
+
+
+def run_with_refusals(config, data, root: Path, times: int):
+    """Trains while the storage refuses one worker its samples, the first `times` times that it asks for the third."""
+    import infra.ray_train as ray_train
+
+    original = ray_train._worker
+    folder = str(root)
+
+    def worker(settings):
+        import pathlib
+
+        from amvl_core.data import loader
+        from amvl_core.errors import StorageError
+
+        read = loader.StepDataset.__getitem__
+
+        def getitem(self, step):
+            tries = len(list(pathlib.Path(folder).glob("refused-*")))
+            if step == 2 and self.rank == 1 and tries < times:
+                pathlib.Path(folder, f"refused-{tries}").touch()
+                raise StorageError("cannot read the samples: 503")
+            return read(self, step)
+
+        loader.StepDataset.__getitem__ = getitem
+        original(settings)
+
+    ray_train._worker = worker
+    try:
+        return train(config, "sft", data, None, storage.join(config.storage, "sft"), "sft", lambda _: None)
+    finally:
+        ray_train._worker = original
+
+
+def test_a_passing_fault_of_the_storage_is_an_ordinary_failure(chain, tmp_path) -> None:
+    _, data, _, _ = chain
+    config = configuration(str(tmp_path), trainer={"max_failures": 1})
+    assert run_with_refusals(config, data, tmp_path, times=1).step == 4
+    assert (tmp_path / "refused-0").exists() and not (tmp_path / "refused-1").exists()
+
+
+def test_a_lasting_fault_of_the_storage_is_told_when_the_failures_run_out(chain, tmp_path) -> None:
+    _, data, _, _ = chain
+    config = configuration(str(tmp_path), trainer={"max_failures": 1})
+    with pytest.raises(StorageError, match=r"once too often .*the last time on the storage: cannot read the samples"):
+        run_with_refusals(config, data, tmp_path, times=9)
+    assert (tmp_path / "refused-1").exists() and not (tmp_path / "refused-2").exists()
 
 
 def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> None:

@@ -50,7 +50,7 @@ def accumulate(engine: Any, processor: Any, rank: int) -> None:
     for number, micro in enumerate(MICRO[rank], 1):
         part = batch(processor, LATENT, micro)
         output = engine.forward(part, CLOCK, last=number == len(MICRO[rank]))
-        engine.backward(output.loss, part.sample_ids)
+        engine.backward(output, part.sample_ids)
 
 
 def gradients(rank: int, zero_stage: int, checkpointing: bool, precision: str = "fp32") -> dict[str, torch.Tensor]:

@@ -39,4 +39,11 @@ def test_a_warning_goes_to_log_page_and_tracker_at_once(reporter, caplog) -> Non
     assert [(r.levelname, r.message) for r in caplog.records][1:] == [("WARNING", "amvl: the KL grows")]
     assert pages[-1][1].endswith("- step 2: the KL grows")
     assert tracker.history["amvl/warning_kl_leak"] == [(2, 1.0)]
-    assert ("tag amvl.warning.amvl.kl_leak", "set_tag") in [call[:2] for call in tracker._calls]
+    assert [call[:2] for call in tracker._calls] == [("tag amvl.warning.amvl.kl_leak", "set_tag")]
+
+
+def test_the_samples_in_question_are_all_in_a_file_of_the_run(reporter, caplog) -> None:
+    report, tracker, _ = reporter
+    report(event(7, warnings=(Advice("nonfinite", "step 7: a and 1 more", ("a", "b")),)))
+    [(*_, arguments)] = [call for call in tracker._calls if call[1] == "log_text"]
+    assert arguments == {"text": "a\nb\n", "artifact_file": "warnings/amvl-7-nonfinite.txt"}
