@@ -44,6 +44,7 @@ class MicroworldSource(Frozen):
 class ArchiveSource(Frozen):
     """Fields of every source that is read from an archive or a folder."""
 
+    name: str = Field(description="what sample ids begin with, and what reports and score tables call this source")
     uri: str = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
     train_limit: int | None = Field(None, ge=0, description="at most this many training samples, drawn by the seed")
     test_limit: int | None = Field(None, ge=0, description="at most this many test samples, drawn by the seed")
@@ -53,24 +54,28 @@ class EasyVqaSource(ArchiveSource):
     """easy-VQA: 5,000 images of one shape, 48,248 questions, published train and test split."""
 
     kind: Literal["easy_vqa"] = "easy_vqa"
+    name: str = "easy_vqa"
 
 
 class NlvrSource(ArchiveSource):
     """NLVR v1: human sentences about three-panel images, true or false; dev trains, the public test tests."""
 
     kind: Literal["nlvr"] = "nlvr"
+    name: str = "nlvr"
 
 
 class VspMazeSource(ArchiveSource):
     """The maze tasks of Visual-Spatial-Planning: holes on a frozen lake and safe paths."""
 
     kind: Literal["vsp_maze"] = "vsp_maze"
+    name: str = "vsp_maze"
 
 
 class VisualCotSource(ArchiveSource):
     """Visual-CoT: 363k questions with the box that holds the answer."""
 
     kind: Literal["visual_cot"] = "visual_cot"
+    name: str = "visual_cot"
     annotations: Literal["conversations", "metadata", "detailed"] = Field(
         "conversations",
         description="viscot_363k.json, with a crop as the step; metadata/, without steps; or GQA's detailed steps",
@@ -81,52 +86,61 @@ class RefocusSource(ArchiveSource):
     """ReFocus: charts and tables with edited images as steps; Parquet or raw."""
 
     kind: Literal["refocus"] = "refocus"
+    name: str = "refocus"
 
 
 class CogcomSource(ArchiveSource):
     """CogCoM: trees of image manipulations, each path to the answer a sample."""
 
     kind: Literal["cogcom"] = "cogcom"
+    name: str = "cogcom"
 
 
 class ZebraCotSource(ArchiveSource):
     """Zebra-CoT: 18 configurations of reasoning with images between its sentences, as Parquet."""
 
     kind: Literal["zebra_cot"] = "zebra_cot"
+    name: str = "zebra_cot"
 
 
 class MonetSource(ArchiveSource):
     """Monet-SFT-125K: chats with images in the reply, drawn from the four sets above."""
 
     kind: Literal["monet"] = "monet"
+    name: str = "monet"
 
 
 class OneThinkerSource(ArchiveSource):
     """OneThinker-SFT: 340k questions with thinking, the ones about images."""
 
     kind: Literal["onethinker"] = "onethinker"
+    name: str = "onethinker"
 
 
 class ChatJsonlSource(ArchiveSource):
     """One's own data: a folder or archive with `train.jsonl`, `test.jsonl` and images.
 
     A line is `{"messages": [{"role": "user", "content": "<image>..."}, {"role": "assistant", "content": "..."}],
-    "images": ["relative/path.jpg"]}`; `id`, `task` and `steps` (a list of strings) are optional.
+    "images": ["relative/path.jpg"]}`; `id`, `task`, `steps` (a list of strings) and `regions` (a list of
+    `{"label": "cup", "box": [x1, y1, x2, y2], "image": 0}` in pixels) are optional. `content` may be a list of
+    `{"type": "text", "text": "..."}` and `{"type": "image", "image": "relative/path.jpg"}`. Each question with its
+    answer is a sample.
     """
 
     kind: Literal["chat_jsonl"] = "chat_jsonl"
-    name: str = Field("chat", description="what reports and score tables call this source")
+    name: str = "chat"
 
 
 class LlavaJsonSource(ArchiveSource):
     """One's own data as LLaVA writes it: a folder or archive with `train.json`, `test.json` and images.
 
     A file is a list of `{"image": "relative/path.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."},
-    {"from": "gpt", "value": "..."}]}`; `image` may be a list, or be left out.
+    {"from": "gpt", "value": "..."}]}`; `image` may be a list, or be left out. Each question with its answer is a
+    sample.
     """
 
     kind: Literal["llava_json"] = "llava_json"
-    name: str = Field("llava", description="what reports and score tables call this source")
+    name: str = "llava"
 
 
 Source = Annotated[

@@ -1,8 +1,9 @@
 """Images are verified once, here: a corrupt one is a counted drop, not a crash in the middle of training.
 
-Each image is decoded once, for everything that needs pixels: verification, resizing, and the digest and thumbnail that
-duplicates are found by (`data_prep/duplicates.py`). Where few pixels are enough, a JPEG is decoded at a fraction of
-its size ("draft mode"), which reads and checks all of its data all the same.
+Each stored image is decoded once, for everything that needs pixels: verification, resizing, and the digest and
+thumbnail that duplicates are found by (`data_prep/duplicates.py`). Where few pixels are enough, a JPEG is decoded at a
+fraction of its size ("draft mode"), which reads and checks all of its data all the same. A converter that cuts a part
+out of an image (`data_prep/sources/pictures.py`) decodes the whole once more for it.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
     source_size, is_jpeg = image.size, image.format in _JPEG
     if not is_jpeg:
         image.load()  # a PNG may say behind its pixels how it is to be turned
-    orientation = _orientation(image)
+    orientation = exif_orientation(image)
     width, height = _turn_size(*source_size, orientation)
     size = budget_size(width, height, budget)
     keeps_bytes = size == (width, height) and _is_plain(image) and orientation == 1
@@ -133,7 +134,7 @@ def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
         digest = _digest(data if is_jpeg else to_rgb(image).tobytes())
         return StoredImage(data, width, height, source_size, 1, digest, _thumb(image))
     pixels = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)  # grey stays grey
-    upright = _turned(_resized(pixels, _turn_size(*size, orientation)), orientation)
+    upright = turned(_resized(pixels, _turn_size(*size, orientation)), orientation)
     digest = _digest(data if is_jpeg else to_rgb(upright).tobytes())
     return StoredImage(_encode(upright, is_jpeg), *size, source_size, orientation, digest, _thumb(upright))
 
@@ -147,12 +148,14 @@ def _is_plain(image: Image.Image) -> bool:
     )
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
+    """1 to 8: how the raster is turned or mirrored; 1 is upright."""
     found = image.getexif().get(_EXIF_ORIENTATION, 1)
     return found if found in _UPRIGHT else 1
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """A raster of this orientation, upright."""
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 

@@ -35,7 +35,7 @@ from data_prep.streaming import stream
 from data_prep.work import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 """Raised whenever the same configuration gives other shards than before."""
 
 SOURCES = "sources"

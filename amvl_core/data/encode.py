@@ -38,7 +38,7 @@ class Encoded:
 
 
 class Encoder:
-    """Lays samples out for one method: with the latent block of `slots`, or without it where there are none."""
+    """Lays samples out for one method: latent blocks are of the first of `slots`, or left out where there are none."""
 
     def __init__(self, processor: Any, slots: Sequence[str]) -> None:
         self.processor = processor
@@ -62,7 +62,7 @@ class Encoder:
             if segment.kind == "latent":
                 if not self.slots:
                     continue
-                if segment.num_slots != len(self.slots):
+                if segment.num_slots > len(self.slots):
                     raise DataError(
                         f"{sample_id}: the sample has a block of {segment.num_slots} latent slots, "
                         f"the model has {len(self.slots)}; prepare the data again with this latent.num_slots"
@@ -86,7 +86,7 @@ class Encoder:
         if segment.kind == "prompt":
             return self.prompt(segment.text)
         if segment.kind == "latent":
-            return block_text(self.slots)
+            return block_text(self.slots[: segment.num_slots])
         text = segment.text.replace(IMAGE_PLACEHOLDER, f"<|vision_start|>{self.processor.image_token}<|vision_end|>")
         return text + (self.end_of_turn if last else "")
 

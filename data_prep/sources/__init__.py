@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,6 +74,9 @@ CONVERTERS: dict[str, Converter] = {
     "llava_json": Converter(llava_json.rows, llava_json.convert),
 }
 
+LOOKED_INTO = 32
+"""JSON files of any name that `detect` opens: a folder may hold one for each of a million images."""
+
 UNDERSTOOD = """  easy-VQA      train/questions.json and test/questions.json
   NLVR          dev/dev.json and test/test.json
   VSP maze      maze/task1/maps/... or maze/task4/maps/...
@@ -88,7 +92,7 @@ UNDERSTOOD = """  easy-VQA      train/questions.json and test/questions.json
 
 def source_name(source: Source) -> str:
     """What reports and score tables call a source."""
-    return source.name if isinstance(source, (ChatJsonlSource, LlavaJsonSource)) else source.kind
+    return source.name if isinstance(source, ArchiveSource) else source.kind
 
 
 def convert(source: ArchiveSource, kind: str, row: RawRow, images: Sequence[bytes]) -> Conversation | Drop:
@@ -157,32 +161,39 @@ def _by_name(uri: str, archive: Archive) -> Source | None:
 
 
 def _by_content(uri: str, archive: Archive) -> Source | None:
-    """Formats whose files are called like many others: the first of each kind is looked into."""
-    first = {
-        ending: next((name for name in archive.names() if name.endswith(ending)), None)
-        for ending in (".jsonl", ".json")
-    }
+    """Formats whose files are called like many others: some of each kind are looked into."""
+    raw = next((name for name in archive.names() if name.endswith(".jsonl")), None)
     columns = [table.columns for _, table in tables(archive, bool) if isinstance(table, Table)]
     if any(map(refocus.is_table, columns)):
         return RefocusSource(uri=uri)
     if any(map(zebra_cot.is_table, columns)):
         return ZebraCotSource(uri=uri)
-    if first[".jsonl"] is not None:
-        _, line = next(json_lines(archive, first[".jsonl"]), (0, None))
+    if raw is not None:
+        _, line = next(json_lines(archive, raw), (0, None))
         if refocus.is_raw(line):
             return RefocusSource(uri=uri)
     if archive.find("train.jsonl"):
         return ChatJsonlSource(uri=uri, name=_name(uri))
+    if _is_monet(archive):
+        return MonetSource(uri=uri)
     if archive.find("train.json"):
         return LlavaJsonSource(uri=uri, name=_name(uri))
-    if first[".json"] is not None:
-        try:
-            _, item = next(json_items(archive, first[".json"]), (0, None))
-        except DataError:  # no list
-            return None
-        if monet.is_item(item):
-            return MonetSource(uri=uri)
     return None
+
+
+def _is_monet(archive: Archive) -> bool:
+    """Whether one of the JSON lists begins with an item of Monet: every `train.json` is looked into, and a few more."""
+    names = [name for name in archive.names() if name.endswith(".json")]
+    likely = [name for name in names if posixpath.basename(name) == "train.json"]
+    others = [name for name in names if posixpath.basename(name) != "train.json"]
+    for name in likely + others[:LOOKED_INTO]:
+        try:
+            _, item = next(json_items(archive, name), (0, None))
+        except DataError:  # no list
+            continue
+        if monet.is_item(item):
+            return True
+    return False
 
 
 def _name(uri: str) -> str:

@@ -79,7 +79,7 @@ def rows(source: CogcomSource, archive: Archive) -> Iterator[RawRow]:
         raise DataError(f"{source.uri} holds none of {', '.join(file for file, _ in FILES)}; it is not CogCoM")
     for name, split in found:
         for number, value in json_lines(archive, name):
-            sample_id = f"cogcom/{posixpath.splitext(posixpath.basename(name))[0]}/{number:07d}"
+            sample_id = f"{source.name}/{posixpath.splitext(posixpath.basename(name))[0]}/{number:07d}"
             try:
                 line = checked(LINE, value)
                 image = inside(posixpath.dirname(name), line["image_path"])
@@ -159,7 +159,7 @@ def convert(source: CogcomSource, row: RawRow, images: Sequence[bytes]) -> Conve
             steps.append(step)
     return Conversation(
         sample_id=row.sample_id,
-        source="cogcom",
+        source=source.name,
         split=row.split,
         task=posixpath.basename(posixpath.dirname(str(row.images[0]))) or "cogcom",
         images=tuple(shown),

@@ -35,7 +35,7 @@ def rows(source: EasyVqaSource, archive: Archive) -> Iterator[RawRow]:
         folder = posixpath.dirname(member)
         steps = _steps(questions) if split == "train" else {}
         for number, question in enumerate(questions):
-            yield _row(split, f"easy_vqa/{split}/{number:06d}", folder, question, steps)
+            yield _row(split, f"{source.name}/{split}/{number:06d}", folder, question, steps)
 
 
 def _row(split: Split, sample_id: str, folder: str, fields: object, steps: dict[int, tuple[str, ...]]) -> RawRow:
@@ -71,7 +71,7 @@ def convert(source: EasyVqaSource, row: RawRow, images: Sequence[bytes]) -> Conv
     task = "yes/no" if answer in ("yes", "no") else "shape" if answer in SHAPES else "colour"
     return Conversation(
         sample_id=row.sample_id,
-        source="easy_vqa",
+        source=source.name,
         split=row.split,
         task=task,
         images=tuple(images),

@@ -50,6 +50,15 @@ def _check(text: str, value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
 
 
+def is_list(archive: Archive, name: str) -> bool:
+    """Whether a JSON file is a list, or is so damaged that `json_items` must say it."""
+    try:
+        with archive.open(name) as file:
+            return _Text(file).ahead() in ("[", "")
+    except (*DAMAGED, DamagedMemberError):
+        return True
+
+
 def json_items(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
     """(number from 0, value or Drop) of every item of a JSON list.
 

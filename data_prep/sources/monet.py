@@ -1,8 +1,9 @@
 r"""Monet-SFT-125K (huggingface.co/datasets/NOVAglow646/Monet-SFT-125K): chats in Qwen's form, with images in replies.
 
-JSON lists of `{"data": [{"role", "content": [{"type": "text" | "image", ...}]}], "metadata": ...}`. Latent markers
-stand before each image of the assistant and are left out, as are the tags of observations; the last `\boxed{}` is the
-answer.
+Each subset has a folder with its `train.json` and its images, whose paths count from the top of the set
+(`Visual_CoT/cot_images/...`). The files are JSON lists of `{"data": [{"role", "content": [{"type": "text" | "image",
+...}]}], "metadata": ...}`. Latent markers stand before each image of the assistant and are left out, as are the tags of
+observations; the last `\boxed{}` is the answer.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from amvl_core.errors import DataError
 from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, NO_ANSWER
 from data_prep.sources import text
-from data_prep.sources.jsonfiles import json_items
+from data_prep.sources.jsonfiles import is_list, json_items
 from data_prep.sources.members import Archive
-from data_prep.sources.row import RawRow, Rejected, attempt, checked, inside
+from data_prep.sources.row import RawRow, Rejected, attempt, checked, near
 
 INSTRUCTION = "\nPut your final answer within \\boxed{}."
 _MARKERS = re.compile(r"<abs_vis_token></abs_vis_token>|</?observation>")
@@ -59,23 +60,23 @@ def is_item(value: object) -> bool:
 
 
 def rows(source: MonetSource, archive: Archive) -> Iterator[RawRow]:
-    """Every chat of every JSON list; all are for training. Raises DataError if there is no JSON file."""
-    names = [name for name in archive.names() if name.endswith(".json")]
-    if not names:
-        raise DataError(f"{source.uri} holds no .json file of Monet-SFT-125K")
-    for name in names:
+    """Every chat of every JSON list; all are for training. Raises DataError if there is no JSON list."""
+    lists = [name for name in archive.names() if name.endswith(".json") and is_list(archive, name)]
+    if not lists:
+        raise DataError(f"{source.uri} holds no .json list of Monet-SFT-125K")
+    for name in lists:
         for number, value in json_items(archive, name):
-            sample_id = f"monet/{posixpath.splitext(name)[0]}/{number:07d}"
-            yield attempt(sample_id, "train", _row, posixpath.dirname(name), value)
+            sample_id = f"{source.name}/{posixpath.splitext(name)[0]}/{number:07d}"
+            yield attempt(sample_id, "train", _row, archive, posixpath.dirname(name), value)
 
 
-def _row(sample_id: str, split: Split, folder: str, value: object) -> RawRow:
+def _row(sample_id: str, split: Split, archive: Archive, folder: str, value: object) -> RawRow:
     fields = checked(ITEM, value)
     messages = [message for message in fields["data"] if message["role"] != "system"]
     if [message["role"] for message in messages] != ["user", "assistant"]:
         raise Rejected(MALFORMED_ROW, f"not one of user and one of assistant, but {len(messages)} messages")
     parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
-    images = tuple(_member(folder, part) for part in parts)
+    images = tuple(_member(archive, folder, part) for part in parts)
     question, reply = ("".join(_said(part) for part in message["content"]) for message in messages)
     metadata = fields.get("metadata")
     task = metadata.get("dataset_name") if isinstance(metadata, dict) else None
@@ -83,11 +84,11 @@ def _row(sample_id: str, split: Split, folder: str, value: object) -> RawRow:
     return RawRow(sample_id, split, images, plain)
 
 
-def _member(folder: str, part: Part) -> str:
+def _member(archive: Archive, folder: str, part: Part) -> str:
     path = part.get("image")
     if not path:
         raise Rejected(MISSING_IMAGE, "an image is null")
-    return inside(folder, path)
+    return near(archive, folder, path)
 
 
 def _said(part: Part) -> str:
@@ -102,7 +103,7 @@ def convert(source: MonetSource, row: RawRow, images: Sequence[bytes]) -> Conver
     reasoning, answer = found
     return Conversation(
         sample_id=row.sample_id,
-        source="monet",
+        source=source.name,
         split=row.split,
         task=row.fields["task"],
         images=tuple(images),

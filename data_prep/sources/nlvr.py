@@ -32,7 +32,7 @@ def rows(source: NlvrSource, archive: Archive) -> Iterator[RawRow]:
         for number, folder, fields in examples[split]:
             if fields is None:
                 detail = f"line {number} of {name}.json is no JSON or lacks fields"
-                yield malformed(f"nlvr/{name}-line-{number}", split, detail)
+                yield malformed(f"{source.name}/{name}-line-{number}", split, detail)
                 continue
             stem = f"{name}-{fields['identifier']}"
             drop = None
@@ -42,7 +42,7 @@ def rows(source: NlvrSource, archive: Archive) -> Iterator[RawRow]:
             # An excerpt may hold some orders only; an example without any image is kept to be counted as dropped.
             present = [image for image in images if image in names] or images[:1]
             for image in present:
-                sample_id = f"nlvr/{posixpath.splitext(posixpath.basename(image))[0]}"
+                sample_id = f"{source.name}/{posixpath.splitext(posixpath.basename(image))[0]}"
                 yield RawRow(sample_id, split, (image,), fields, drop)
 
 
@@ -69,7 +69,7 @@ def convert(source: NlvrSource, row: RawRow, images: Sequence[bytes]) -> Convers
     """One sentence about one image; the answer is `true` or `false`."""
     return Conversation(
         sample_id=row.sample_id,
-        source="nlvr",
+        source=source.name,
         split=row.split,
         task="nlvr",
         images=tuple(images),

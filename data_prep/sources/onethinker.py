@@ -54,7 +54,7 @@ def rows(source: OneThinkerSource, archive: Archive) -> Iterator[RawRow]:
     if name is None:
         raise DataError(f"{source.uri} has no {FILE}; it is not OneThinker-SFT")
     for number, value in json_items(archive, name):
-        yield attempt(f"onethinker/train/{number:07d}", "train", _row, posixpath.dirname(name), value)
+        yield attempt(f"{source.name}/train/{number:07d}", "train", _row, posixpath.dirname(name), value)
 
 
 def _row(sample_id: str, split: Split, folder: str, value: object) -> RawRow:
@@ -74,7 +74,7 @@ def convert(source: OneThinkerSource, row: RawRow, images: Sequence[bytes]) -> C
     first = row.images[0] if row.images else ""
     return Conversation(
         sample_id=row.sample_id,
-        source="onethinker",
+        source=source.name,
         split=row.split,
         task=posixpath.basename(posixpath.dirname(str(first))) or "onethinker",
         images=tuple(images),

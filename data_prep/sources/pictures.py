@@ -13,7 +13,7 @@ from pydantic import Field, FiniteFloat
 
 from amvl_core.sample import Region
 from data_prep.filters import DECOMPRESSION_BOMB, DEGENERATE_BOX, UNREADABLE_IMAGE
-from data_prep.images import JPEG_QUALITY, to_rgb
+from data_prep.images import JPEG_QUALITY, exif_orientation, to_rgb, turned
 from data_prep.sources.row import Rejected
 
 PublishedBox = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
@@ -61,14 +61,16 @@ def regions(boxes: Sequence[tuple[str, Sequence[float]]], size: Size) -> tuple[R
 
 
 def crop(data: bytes, box: Sequence[float], zoom: int = 1) -> bytes:
-    """What an image shows inside of a box, enlarged `zoom` times; JPEG stays JPEG, everything else becomes PNG.
+    """What an image shows inside of a box of its raster, upright, enlarged `zoom` times.
 
-    Raises Rejected if the image cannot be read or the box has no area on it.
+    JPEG stays JPEG, everything else becomes PNG. The whole image is decoded for it. Raises Rejected if the image cannot
+    be read or the box has no area on it.
     """
     with _opened(data) as image:
         x1, y1, x2, y2 = clipped(box, image.size)
         # Whole pixels, and at least one of them.
         part = to_rgb(image.crop((int(x1), int(y1), int(-(-x2 // 1)), int(-(-y2 // 1)))))
+        part = turned(part, exif_orientation(image))
         part.info = {}
         if zoom > 1:
             part = part.resize((part.width * zoom, part.height * zoom), Image.Resampling.BICUBIC)

@@ -22,9 +22,9 @@ from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, Drop
 from data_prep.sources import text
 from data_prep.sources.jsonfiles import json_lines
-from data_prep.sources.members import Archive, resolve
+from data_prep.sources.members import Archive
 from data_prep.sources.pictures import Box, PublishedBox, image_size, regions
-from data_prep.sources.row import Cell, ImageRef, RawRow, Rejected, attempt, checked, inside, tables
+from data_prep.sources.row import Cell, ImageRef, RawRow, Rejected, attempt, checked, near, tables
 from data_prep.sources.table import TableRow
 
 FOCUS = "focus"
@@ -95,21 +95,21 @@ def rows(source: RefocusSource, archive: Archive) -> Iterator[RawRow]:
     if not found and not raw:
         raise DataError(f"{source.uri} holds neither Parquet files of ReFocus nor its raw .jsonl files")
     for name, table in found:
-        where, split = _place(name)
+        where, split = _place(source, name)
         if isinstance(table, Drop):
             yield RawRow(where, split, (), None, table)
             continue
         for number, row in enumerate(table.rows(COLUMNS, IMAGES)):
             yield attempt(f"{where}/{number:07d}", split, _table_row, name, row)
     for name in raw if not found else ():
-        where, split = _place(name)
+        where, split = _place(source, name)
         for number, value in json_lines(archive, name):
             yield attempt(f"{where}/{number:07d}", split, _raw_row, posixpath.dirname(name), archive, value)
 
 
-def _place(name: str) -> tuple[str, Split]:
+def _place(source: RefocusSource, name: str) -> tuple[str, Split]:
     """What the ids of a file's rows begin with, and the split of those that do not say."""
-    return f"refocus/{posixpath.splitext(name)[0]}", _split(posixpath.basename(name))
+    return f"{source.name}/{posixpath.splitext(name)[0]}", _split(posixpath.basename(name))
 
 
 def _split(name: str) -> Split:
@@ -130,15 +130,8 @@ def _raw_row(sample_id: str, split: Split, folder: str, archive: Archive, value:
         return _old_row(sample_id, split, folder, archive, checked(OLD_FIELDS, value))
     fields = checked(FIELDS, value)
     paths = (fields.get("image"), fields.get("edited_image"))
-    image, edited = (_member(archive, folder, path) if path else None for path in paths)
+    image, edited = (near(archive, folder, path) if path else None for path in paths)
     return _row(sample_id, split, fields, image, edited)
-
-
-def _member(archive: Archive, folder: str, path: str) -> str:
-    """A path counts from its file's folder, from the folder above it, or from the top, whichever has such a member."""
-    bases = (folder, posixpath.dirname(folder), "")
-    found = [name for base in bases if (name := resolve(base, path)) in archive.members]
-    return found[0] if found and found[0] is not None else inside(folder, path)
 
 
 def _row(sample_id: str, split: Split, fields: Fields, image: ImageRef | None, edited: ImageRef | None) -> RawRow:
@@ -167,7 +160,7 @@ def _old_row(sample_id: str, split: Split, folder: str, archive: Archive, fields
     images: list[str] = []
     steps: list[str] = []
     for number, turn in enumerate(fields["conversations"]):
-        new = [member for path in turn["images"] if (member := _member(archive, folder, path)) not in images]
+        new = [member for path in turn["images"] if (member := near(archive, folder, path)) not in images]
         images += new
         if number > 0 and new:
             steps[-1] += IMAGE_PLACEHOLDER * len(new)
@@ -202,7 +195,7 @@ def convert(source: RefocusSource, row: RawRow, images: Sequence[bytes]) -> Conv
         axes = [(label, _scaled(box, size)) for label, box in shares]
     return Conversation(
         sample_id=row.sample_id,
-        source="refocus",
+        source=source.name,
         split=row.split,
         task=row.fields["task"],
         images=tuple(images),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from amvl_core.errors import DataError
 from amvl_core.sample import Split
@@ -15,6 +16,9 @@ from data_prep.sources.members import Archive, DamagedMemberError, Inner, Ref, S
 from data_prep.sources.table import Table
 
 T = TypeVar("T")
+
+NOTHING_ELSE = ConfigDict(extra="forbid")
+"""Of one's own formats: a field that nothing reads is a mistake in the row, not to be passed over in silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def attempt(sample_id: str, split: Split, make: Callable[..., RawRow], *values: 
 
 
 def checked(schema: TypeAdapter[T], value: Any) -> T:
-    """`value` as its format describes it, without other fields. Raises Rejected with the path of what is wrong."""
+    """`value` as its format describes it. Raises Rejected with the path of what is wrong."""
     if isinstance(value, Drop):
         raise Rejected(value.reason, value.detail)
     try:
@@ -100,6 +104,18 @@ def inside(base: str, relative: str) -> str:
     if member is None:
         raise Rejected(MISSING_IMAGE, f"{relative!r} is outside of the archive")
     return member
+
+
+def near(archive: Archive, folder: str, path: str) -> str:
+    """A path counts from its file's folder, from the folder above it, or from the top, whichever has such a member.
+
+    Raises Rejected if it is outside of the archive.
+    """
+    for base in (folder, posixpath.dirname(folder), ""):
+        member = resolve(base, path)
+        if member is not None and member in archive.members:
+            return member
+    return inside(folder, path)
 
 
 def read_image(archive: Archive, image: ImageRef) -> bytes | Drop:

@@ -93,7 +93,7 @@ def rows(source: VisualCotSource, archive: Archive) -> Iterator[RawRow]:
         values = (json_items if name.endswith(".json") else json_lines)(archive, name)
         for number, value in values:
             split: Split = "train" if "_train" in stem or stem.startswith("viscot") else "test"
-            yield attempt(f"visual_cot/{stem}/{number:07d}", split, _row, value, folders)
+            yield attempt(f"{source.name}/{stem}/{number:07d}", split, _row, value, folders)
 
 
 def _row(sample_id: str, split: Split, value: object, folders: _ImageFolders) -> RawRow:
@@ -127,12 +127,12 @@ class _ImageFolders:
 def convert(source: VisualCotSource, row: RawRow, images: Sequence[bytes]) -> Conversation:
     """One question; boxes become regions, clipped to the image. Raises Rejected where one has no area on it."""
     if source.annotations == "conversations":
-        return _converse(row, images[0])
+        return _converse(source, row, images[0])
     fields: Line = row.fields
     boxes = list(zip(_labels(fields), fields["bboxs"], strict=True))
     return Conversation(
         sample_id=row.sample_id,
-        source="visual_cot",
+        source=source.name,
         split=row.split,
         task=fields["dataset"],
         images=tuple(images),
@@ -151,7 +151,7 @@ def _labels(fields: Line) -> list[str]:
     return [REGION] * len(fields["bboxs"])
 
 
-def _converse(row: RawRow, image: bytes) -> Conversation:
+def _converse(source: VisualCotSource, row: RawRow, image: bytes) -> Conversation:
     """The published box text and the crop are the only step. Where several boxes were meant, the box is their union."""
     fields: Item = row.fields
     speakers = [turn["from"] for turn in fields["conversations"]]
@@ -166,7 +166,7 @@ def _converse(row: RawRow, image: bytes) -> Conversation:
     question, seen, _, answer = (turn["value"] for turn in fields["conversations"])
     return Conversation(
         sample_id=row.sample_id,
-        source="visual_cot",
+        source=source.name,
         split=row.split,
         task=fields["dataset"],
         images=(image, crop(image, (x1, y1, x2, y2))),

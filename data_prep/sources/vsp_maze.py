@@ -32,7 +32,7 @@ def rows(source: VspMazeSource, archive: Archive) -> Iterator[RawRow]:
         raise DataError(f"{source.uri} has no maze/task1/maps or maze/task4/maps; it is not the VSP maze data set")
     found.sort(key=lambda item: (item[0]["task"], item[0]["level"], int(item[0]["number"])))
     for match, name in found:
-        sample_id = f"vsp_maze/{match['task']}/{match['level']}/{match['number']}"
+        sample_id = f"{source.name}/{match['task']}/{match['level']}/{match['number']}"
         yield _row(archive, sample_id, match["task"], name)
 
 
@@ -71,7 +71,7 @@ def convert(source: VspMazeSource, row: RawRow, images: Sequence[bytes]) -> Conv
         question = f"The player moves {moves}. Is the path safe from every hole?"
     return Conversation(
         sample_id=row.sample_id,
-        source="vsp_maze",
+        source=source.name,
         split=row.split,
         task=TASKS[row.fields["task"]],
         images=tuple(images),

@@ -48,11 +48,11 @@ def rows(source: ZebraCotSource, archive: Archive) -> Iterator[RawRow]:
         split: Split = "train" if file.startswith("train") else "test"
         config = posixpath.basename(folder) or "zebra_cot"
         if isinstance(table, Drop):
-            yield RawRow(f"zebra_cot/{config}/{file}", split, (), None, table)
+            yield RawRow(f"{source.name}/{config}/{file}", split, (), None, table)
             continue
         columns = [column for column in table.columns if _COLUMN.fullmatch(column)]
         for number, row in enumerate(table.rows(COLUMNS, columns)):
-            sample_id = f"zebra_cot/{config}/{posixpath.splitext(file)[0]}/{number:07d}"
+            sample_id = f"{source.name}/{config}/{posixpath.splitext(file)[0]}/{number:07d}"
             yield attempt(sample_id, split, _row, config, name, row)
 
 
@@ -83,7 +83,7 @@ def convert(source: ZebraCotSource, row: RawRow, images: Sequence[bytes]) -> Con
         raise Rejected(INCOMPLETE_REASONING, "the reasoning trace is empty")
     return Conversation(
         sample_id=row.sample_id,
-        source="zebra_cot",
+        source=source.name,
         split=row.split,
         task=row.fields["config"],
         images=tuple(images),

@@ -51,6 +51,14 @@ def test_without_slots_the_block_is_left_out(processor) -> None:
     assert "abs_token" not in processor.tokenizer.decode(encoded.input_ids)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_smaller_block_takes_the_first_slots(processor, count: int) -> None:
+    encoded = Encoder(processor, SLOTS).encode("s", segments("Is it?", "yes", slots=count), [])
+    text = processor.tokenizer.decode(encoded.input_ids)
+    assert f"<abs_token>{''.join(SLOTS[:count])}</abs_token>yes" in text
+    assert text.count("latent_pad") == count
+
+
 def test_the_training_prompt_is_the_generation_prompt(processor) -> None:
     from amvl_core.data.encode import chat
 

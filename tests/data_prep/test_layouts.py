@@ -96,9 +96,8 @@ def test_a_tokenised_sample_has_its_slots_and_no_label_on_them(
     shown = without_replaced_images(conversation, config)
     segments = lay_out(shown, config, slots)
     blocks = [segment.num_slots for segment in segments if segment.kind == "latent"]
-    encoded = Encoder(processor, PADS[: blocks[0] if blocks else slots]).encode(
-        "i", segments, shown_images(shown, config)
-    )
+    # One encoder for samples with blocks of any size.
+    encoded = Encoder(processor, PADS).encode("i", segments, shown_images(shown, config))
     convert = processor.tokenizer.convert_tokens_to_ids
     start, end, pads = convert(BLOCK_START), convert(BLOCK_END), convert(PADS)
     ids, labels = encoded.input_ids.tolist(), encoded.labels.tolist()

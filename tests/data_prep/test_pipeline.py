@@ -287,6 +287,7 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.tgz"
     moved.write_bytes(Path(path).read_bytes())
     assert fingerprint(configure(EasyVqaSource(uri=str(moved)))) == fingerprint(config)
+    assert fingerprint(configure(EasyVqaSource(uri=path, name="mine"))) != fingerprint(config)
     moved.write_bytes(gzip.compress(gzip.decompress(moved.read_bytes()) + b"\0"))
     assert fingerprint(configure(EasyVqaSource(uri=str(moved)))) != fingerprint(config)
 

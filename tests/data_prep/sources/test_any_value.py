@@ -34,6 +34,15 @@ TREE = {"-1,0--0,0": test_cogcom.FOUND_SIGN, "0,0--1,0": test_cogcom.READ, "0,*-
 PROGRAM = [{"operation": "select", "dependencies": [], "argument": "cat (1)"}]
 BOXES = '{"boxes":[100, 200, 500, 1000]}'
 
+REGION = {"label": "cup", "box": [1, 2, 30, 40], "image": 0}
+PARTS = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", "image": "pictures/a.png"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "This."}]},
+    ]
+}
+
 FORMATS: dict[str, tuple[type[Any], dict[str, Any], str, Any]] = {
     "metadata": (config.VisualCotSource, {"annotations": "metadata"}, "metadata/cub_cot_train.jsonl",
                  test_visual_cot.line()),
@@ -48,7 +57,8 @@ FORMATS: dict[str, tuple[type[Any], dict[str, Any], str, Any]] = {
     "monet": (config.MonetSource, {}, "data.json", test_chats.monet()),
     "onethinker": (config.OneThinkerSource, {}, test_chats.FILE, test_chats.thought(BOXES)),
     "llava": (config.LlavaJsonSource, {}, "train.json", test_chats.llava()),
-    "chat": (config.ChatJsonlSource, {}, "train.jsonl", chat_row(id="a", task="t", steps=["s"])),
+    "chat": (config.ChatJsonlSource, {}, "train.jsonl", chat_row(id="a", task="t", steps=["s"], regions=[REGION])),
+    "chat parts": (config.ChatJsonlSource, {}, "train.jsonl", PARTS),
 }  # fmt: skip
 
 anything = st.one_of(
@@ -84,7 +94,11 @@ def test_any_value(name: str, data: st.DataObject) -> None:
     make, fields, file, good = FORMATS[name]
     good = json.loads(json.dumps(good))
     wrong = altered(good, data.draw(st.sampled_from(list(places(good)))), data.draw(anything))
-    neighbours = [good | {"id": "b"} if name == "chat" else good, wrong, good | {"id": "c"} if name == "chat" else good]
+    neighbours = [
+        good | {"id": "b"} if name.startswith("chat") else good,
+        wrong,
+        good | {"id": "c"} if name.startswith("chat") else good,
+    ]
     content = json_lines(*neighbours) if file.endswith("l") else json.dumps(neighbours).encode()
     with TemporaryDirectory() as folder:
         found = list(outcomes(make(uri=as_folder(Path(folder), IMAGES | {file: content}), **fields)).values())

@@ -11,9 +11,9 @@ import pytest
 from amvl_core.config import LlavaJsonSource, MonetSource, OneThinkerSource
 from amvl_core.errors import DataError
 from amvl_core.sample import Conversation, Region
-from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, NO_ANSWER
+from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, NO_ANSWER, PLACEHOLDER_MISMATCH
 from data_prep.sources import detect
-from tests.data_prep.archives import as_folder, as_tar, as_zip
+from tests.data_prep.archives import Files, as_folder, as_tar, as_zip
 from tests.data_prep.pictures import png
 from tests.data_prep.sources.reading import converted, drops, listed
 
@@ -48,6 +48,9 @@ def monet(reply: list[dict[str, Any]] | None = None, **change: Any) -> dict[str,
     return {"data": data, "metadata": {"dataset_name": "CogCoM", "sample_id": 3}} | change
 
 
+MONET = json.dumps(monet()).encode()
+
+
 def test_monet_keeps_images_in_their_places(tmp_path: Path) -> None:
     source = MonetSource(uri=packed(tmp_path / "m", "CogCoM/data.json", monet()))
     assert detect(source.uri) == source
@@ -57,6 +60,41 @@ def test_monet_keeps_images_in_their_places(tmp_path: Path) -> None:
             ("I zoom in.<image>", "A red cup stands there."), "C_{1}",
         )
     ]  # fmt: skip
+
+
+def published_monet(subset: str) -> Files:
+    """A subset as it is published: its own train.json, with paths that count from the top of the set."""
+    paths = [f"{subset}/cot_images/{name}" for name in ("a.png", "b.png")]
+    text = json.dumps([monet(metadata={"dataset_name": subset})])
+    text = text.replace("General/a.png", paths[0]).replace("General/b.png", paths[1])
+    return {f"{subset}/train.json": text.encode(), paths[0]: A, paths[1]: B}
+
+
+@pytest.mark.parametrize("top", ["", "Monet-SFT-125K/"])
+@pytest.mark.parametrize("pack", [as_folder, as_tar, as_zip])
+def test_monet_as_it_is_published(tmp_path: Path, pack: Any, top: str) -> None:
+    files = published_monet("Visual_CoT") | published_monet("Zebra_CoT_count")
+    # Neither hides the format, ends the run or becomes rows.
+    files |= {"Visual_CoT/dataset_info.json": b'{"splits": {}}', "about.json": b'"Monet"'}
+    source = MonetSource(uri=pack(tmp_path / "m", {top + name: data for name, data in files.items()}))
+    assert detect(source.uri) == source
+    samples = converted(source)
+    assert drops(source) == {}
+    assert [(sample.sample_id, sample.task) for sample in samples] == [
+        (f"monet/{top}{subset}/train/0000000", subset) for subset in ("Visual_CoT", "Zebra_CoT_count")
+    ]
+    assert all(sample.images == (A, B) for sample in samples)
+
+
+def test_monet_is_found_behind_other_json_files(tmp_path: Path) -> None:
+    files: Files = {"a.json": b"{}", "b.json": b"[]", "c.json": b"[1]", "e.json": b"[", "m.json": b"[" + MONET + b"]"}
+    uri = as_folder(tmp_path / "m", files)
+    assert detect(uri) == MonetSource(uri=uri)
+
+
+def test_monet_needs_a_list(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no \.json list of Monet"):
+        listed(MonetSource(uri=as_folder(tmp_path / "m", {"a.json": b"{}"})))
 
 
 @pytest.mark.parametrize(
@@ -157,13 +195,36 @@ def test_llava_json(tmp_path: Path, pack: Any) -> None:
         (llava(answer=["a"]), MALFORMED_ROW),
         (llava(image=None), MALFORMED_ROW),
         (llava(image="gone.png"), MISSING_IMAGE),
-        (llava(conversations=2 * llava()["conversations"]), MALFORMED_ROW),
+        (llava(conversations=llava()["conversations"][:1]), MALFORMED_ROW),
+        (llava(conversations=[]), MALFORMED_ROW),
+        (llava(conversations=llava()["conversations"][::-1]), MALFORMED_ROW),
+        (llava(conversations=2 * llava()["conversations"]), PLACEHOLDER_MISMATCH),
+        (llava(video="a.mp4"), MALFORMED_ROW),
+        (llava(conversations=[turn | {"weight": 0} for turn in llava()["conversations"]]), MALFORMED_ROW),
         ("text", MALFORMED_ROW),
     ],
 )
 def test_llava_rows_that_are_wrong(tmp_path: Path, wrong: object, reason: str) -> None:
     source = detect(packed(tmp_path / "l", "train.json", llava(), wrong, llava()))
     assert drops(source) == {"l/train/0000001": reason}
+
+
+def test_llava_makes_each_question_with_its_answer_a_sample(tmp_path: Path) -> None:
+    said = [
+        ("system", "Be brief."),
+        ("human", "<image>\nWhat?"),
+        ("gpt", "This."),
+        ("human", "Where?"),
+        ("gpt", "Here."),
+    ]
+    item = llava(conversations=[{"from": speaker, "value": value} for speaker, value in said], model="", width=200)
+    samples = converted(detect(packed(tmp_path / "l", "train.json", item, llava())))
+    assert [(sample.sample_id, sample.question, sample.answer) for sample in samples] == [
+        ("l/train/0000000-0", "<image>\nWhat?", "This."),
+        ("l/train/0000000-1", "<image>Where?", "Here."),
+        ("l/train/0000001", "<image>\nWhat?", "This."),
+    ]
+    assert all(sample.images == (A,) for sample in samples)
 
 
 def test_llava_needs_a_train_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from amvl_core.errors import DataError
 from data_prep.filters import MALFORMED_ROW, Drop
 from data_prep.sources import jsonfiles
 from data_prep.sources.archive import open_archive
-from data_prep.sources.jsonfiles import json_items, json_lines
+from data_prep.sources.jsonfiles import is_list, json_items, json_lines
 from tests.data_prep.archives import as_folder, as_zip
 
 
@@ -113,3 +113,19 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, read: Any) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 6 * 2**20, peak
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b" [1]", True), (b"\xef\xbb\xbf[", True), (b"", True), (b'{"a": [1]}', False), (b"x", False)],
+)
+def test_what_is_a_list(tmp_path: Path, content: bytes, expected: bool) -> None:
+    with open_archive(as_folder(tmp_path / "x", {"a.json": content})) as archive:
+        assert is_list(archive, "a.json") == expected
+
+
+def test_a_damaged_file_is_not_passed_over_as_no_list(tmp_path: Path) -> None:
+    path = Path(as_zip(tmp_path / "x.zip", {"a.json": b'{"payload": 1}'}))
+    path.write_bytes(path.read_bytes().replace(b"payload", b"qayload", 1))
+    with open_archive(str(path)) as archive:
+        assert is_list(archive, "a.json")

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_prep.filters import DECOMPRESSION_BOMB, DEGENERATE_BOX, UNREADABLE_IMAGE
+from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.sources.pictures import clipped, crop, image_size
 from data_prep.sources.row import Rejected
 from tests.data_prep.pictures import bomb, decode, encode, noise, png
@@ -54,6 +56,20 @@ def test_a_crop_holds_every_pixel_that_the_box_touches() -> None:
     image = noise(20, 20)
     part = decode(crop(encode(image), (3.2, 4.9, 3.3, 8.0)))
     assert np.array_equal(np.asarray(part), np.asarray(image)[4:8, 3:4])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_crop_of_a_turned_image_is_upright(orientation: int) -> None:
+    # Boxes are places on the raster as it is published, and it is turned with the rest when it is stored.
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    whole = encode(noise(20, 12), exif=exif)
+    part = decode(crop(whole, (3, 2, 10, 6)))
+    stored = standardise(whole, PixelBudget(1, 10**6, 1))
+    assert isinstance(stored, StoredImage) and part.getexif().get(0x0112, 1) == 1
+    box = stored.place((3, 2, 10, 6))
+    assert box is not None and np.array_equal(part, decode(stored.data).crop(tuple(map(int, box))))
+    assert decode(crop(encode(noise(20, 12), "JPEG", exif=exif), (3, 2, 10, 6))).size == part.size
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK", "L", "I;16"])

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from amvl_core.config import ChatJsonlSource, EasyVqaSource, NlvrSource, VspMazeSource
 from amvl_core.errors import DataError
-from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, TEST_OVERLAP
-from data_prep.sources import detect
+from amvl_core.sample import Conversation, Region
+from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, TEST_OVERLAP, Drop
+from data_prep.sources import detect, source_name
 from tests.conftest import real_data
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row, png
-from tests.data_prep.sources.reading import converted, listed
+from tests.data_prep.sources.reading import converted, listed, outcomes
 
 
 def test_easy_vqa(tmp_path: Path) -> None:
@@ -111,6 +114,118 @@ def test_chat_jsonl(tmp_path: Path) -> None:
     assert first.images == (files["pictures/a.png"],)
     assert (second.images, second.task) == ((), "my_set")
     assert (last.split, last.answer) == ("test", "That.")
+
+
+def turns(*said: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in said]
+
+
+def chat_samples(path: Path, *rows: object) -> list[Conversation | Drop]:
+    return list(outcomes(ChatJsonlSource(uri=as_folder(path, archives.chat(*rows)))).values())
+
+
+def test_chat_content_may_be_parts_and_a_system_turn_is_left_out(tmp_path: Path) -> None:
+    asked = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    named = [{"type": "image", "image": "pictures/b.png"}, {"type": "text", "text": "What?"}]
+    answer = ("assistant", [{"type": "text", "text": "This."}])
+    rows = [
+        chat_row(messages=turns(("system", "Be brief."), ("user", asked), answer)),
+        {"messages": turns(("user", named), answer)},
+        # The images of steps are behind those that the messages name.
+        chat_row(messages=turns(("user", named), answer), steps=["Look.<image>"]),
+    ]
+    files = archives.chat()
+    samples = [sample for sample in chat_samples(tmp_path / "c", *rows) if isinstance(sample, Conversation)]
+    assert [(sample.question, sample.answer) for sample in samples] == 3 * [("<image>What?", "This.")]
+    a, b = files["pictures/a.png"], files["pictures/b.png"]
+    assert [sample.images for sample in samples] == [(a,), (b,), (b, a)]
+    assert samples[2].steps == ("Look.<image>",)
+
+
+def test_chat_makes_each_question_with_its_answer_a_sample(tmp_path: Path) -> None:
+    messages = turns(
+        ("user", "<image>What?"), ("assistant", "This."), ("user", "And <image>?"), ("assistant", "That."),
+        ("user", "Where?"), ("assistant", "Here."),
+    )  # fmt: skip
+    both = ["pictures/a.png", "pictures/b.png"]
+    rows = [
+        {"messages": messages, "images": both, "id": 7, "task": "t"},
+        chat_row(id="7-1"),  # would be the id of the second question
+        {"messages": messages, "images": both},
+    ]
+    found = outcomes(ChatJsonlSource(uri=as_folder(tmp_path / "c", archives.chat(*rows))))
+    files = archives.chat()
+    a, b = files["pictures/a.png"], files["pictures/b.png"]
+    expected = [
+        ("<image>What?", "This.", (a,)),
+        ("<image>And <image>?", "That.", (a, b)),
+        ("<image>Where?", "Here.", (a,)),
+    ]
+    samples = {name: sample for name, sample in found.items() if isinstance(sample, Conversation)}
+    assert [(sample.question, sample.answer, sample.images) for sample in samples.values()] == 2 * expected
+    line = "chat/train/line-0000003"
+    assert list(samples) == [
+        "chat/train/7-0",
+        "chat/train/7-1",
+        "chat/train/7-2",
+        f"{line}-0",
+        f"{line}-1",
+        f"{line}-2",
+    ]
+    assert [sample.task for sample in samples.values()] == 3 * ["t"] + 3 * ["chat"]
+    assert [(name, drop.reason) for name, drop in found.items() if isinstance(drop, Drop)] == [
+        ("chat/train/line-0000002", MALFORMED_ROW)
+    ]
+
+
+def test_chat_regions(tmp_path: Path) -> None:
+    regions = [{"label": "cup", "box": [1, 2, 8, 99]}, {"label": "edge", "box": [0, 0, 4, 4], "image": 1}]
+    row = chat_row("<image>What?", images=["pictures/a.png", "pictures/b.png"], steps=["<image>"], regions=regions)
+    (sample,) = chat_samples(tmp_path / "c", row)
+    assert isinstance(sample, Conversation)
+    assert sample.regions == (Region("cup", (1, 2, 8, 16)), Region("edge", (0, 0, 4, 4), 1))
+
+
+TWICE = turns(("user", "<image>A?"), ("assistant", "a"), ("user", "B?"), ("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (chat_row(region=[]), MALFORMED_ROW),
+        (chat_row(messages=[turn | {"weight": 0} for turn in TWICE]), MALFORMED_ROW),
+        (chat_row(regions=[{"label": "x", "box": [1, 2, 3]}]), MALFORMED_ROW),
+        (chat_row(regions=[{"label": "x", "box": [1, 2, 3, 4], "image": 1}]), MALFORMED_ROW),
+        (chat_row(regions=[{"label": "x", "box": [4, 2, 1, 4]}]), DEGENERATE_BOX),
+        (chat_row(messages=TWICE, steps=["s"]), MALFORMED_ROW),
+        (chat_row(messages=TWICE, regions=[]), MALFORMED_ROW),
+        (chat_row(messages=TWICE[:3]), MALFORMED_ROW),
+        (chat_row(messages=[TWICE[0], TWICE[0], TWICE[1], TWICE[1]]), MALFORMED_ROW),
+        (chat_row(messages=TWICE[:2] + turns(("system", "Now be long."))), MALFORMED_ROW),
+        (chat_row(messages=TWICE, images=[]), PLACEHOLDER_MISMATCH),
+        (chat_row(messages=turns(("user", [{"type": "video"}]), ("assistant", "a"))), MALFORMED_ROW),
+        (
+            chat_row(
+                messages=turns(("user", [{"type": "image"}, {"type": "image", "image": "x"}]), ("assistant", "a"))
+            ),
+            MALFORMED_ROW,
+        ),
+    ],
+)
+def test_chat_rows_that_are_wrong(tmp_path: Path, wrong: object, reason: str) -> None:
+    first, second, third = chat_samples(tmp_path / "c", chat_row(), wrong, chat_row())
+    assert isinstance(first, Conversation) and isinstance(third, Conversation)
+    assert isinstance(second, Drop) and second.reason == reason
+
+
+def test_a_source_has_the_name_it_is_given(tmp_path: Path) -> None:
+    uri = as_tar(tmp_path / "easy.tar.gz", archives.easy_vqa())
+    plain, named = converted(EasyVqaSource(uri=uri)), converted(EasyVqaSource(uri=uri, name="mine"))
+    assert {sample.source for sample in plain} == {"easy_vqa"}
+    assert source_name(EasyVqaSource(uri=uri, name="mine")) == "mine"
+    assert named == [
+        replace(sample, source="mine", sample_id=sample.sample_id.replace("easy_vqa/", "mine/", 1)) for sample in plain
+    ]
 
 
 def test_limits_draw_the_same_subset_in_published_order(tmp_path: Path) -> None:

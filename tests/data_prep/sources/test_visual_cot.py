@@ -59,6 +59,18 @@ def test_metadata_keeps_question_answer_and_boxes(tmp_path: Path) -> None:
     assert [region.box for region in second.regions] == [(13, 3, 29, 29), (0, 0, 50, 40)]
 
 
+def test_two_forms_of_one_folder_go_by_names_of_their_own(tmp_path: Path) -> None:
+    files = metadata(line()) | {"viscot_363k.json": json.dumps([item()]).encode(), "cot_image_data/vsr/0001.jpg": JPEG}
+    uri = as_folder(tmp_path / "v", files)
+    samples = converted(VisualCotSource(uri=uri)) + converted(
+        VisualCotSource(uri=uri, annotations="metadata", name="visual_cot_plain")
+    )
+    assert [(sample.sample_id, sample.source) for sample in samples] == [
+        ("visual_cot/viscot_363k/0000000", "visual_cot"),
+        ("visual_cot_plain/cub_cot_train/0000001", "visual_cot_plain"),
+    ]
+
+
 def test_images_are_read_out_of_the_published_tar_in_pieces(tmp_path: Path) -> None:
     files = {f"cot_image_data/cub/{BIRD}": JPEG, "cot_image_data/cub/other.jpg": encode(noise(90, 90), "JPEG")}
     whole = Path(as_tar(tmp_path / "whole.tar", files, "w")).read_bytes()
