@@ -119,9 +119,13 @@ def _check_size(width: int, height: int) -> Drop | None:
 
 def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
     source_size, is_jpeg = image.size, image.format in _JPEG
+    said = exif_orientation(image)
     if not is_jpeg:
-        image.load()  # a PNG may say behind its pixels how it is to be turned
-    orientation = exif_orientation(image)
+        image.load()  # a PNG may say behind its pixels how it is to be turned; Pillow turns a TIFF when it loads it
+    left = exif_orientation(image)
+    orientation = left if said == 1 else said
+    if left != orientation:
+        source_size = _turn_size(*image.size, orientation)
     width, height = _turn_size(*source_size, orientation)
     size = budget_size(width, height, budget)
     keeps_bytes = size == (width, height) and _is_plain(image) and orientation == 1
@@ -134,7 +138,7 @@ def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
         digest = _digest(data if is_jpeg else to_rgb(image).tobytes())
         return StoredImage(data, width, height, source_size, 1, digest, _thumb(image))
     pixels = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)  # grey stays grey
-    upright = turned(_resized(pixels, _turn_size(*size, orientation)), orientation)
+    upright = turned(_resized(pixels, _turn_size(*size, left)), left)
     digest = _digest(data if is_jpeg else to_rgb(upright).tobytes())
     return StoredImage(_encode(upright, is_jpeg), *size, source_size, orientation, digest, _thumb(upright))
 

@@ -100,7 +100,7 @@ def test_transparent_pixels_show_white(mode: str) -> None:
     assert np.asarray(decode(stored(encode(clear)).data)).min() == 255
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
 def test_exif_orientation_is_applied_once(form: str) -> None:
     image = Image.new("RGB", (32, 16), "white")
     image.paste((0, 0, 0), (0, 0, 16, 16))
@@ -142,7 +142,7 @@ def test_an_image_within_the_budget_keeps_its_bytes(form: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
 def test_boxes_turn_and_shrink_with_the_image(form: str, orientation: int) -> None:
     box = (40, 20, 160, 60)
     image = Image.new("RGB", (400, 200), "white")
