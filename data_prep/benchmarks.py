@@ -26,7 +26,7 @@ from data_prep.identity import content_identity
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
 
 STAGE = "benchmark"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:

@@ -28,7 +28,7 @@ from data_prep.streaming import stream
 FOLDER = "benchmarks"
 """The folder beside the datasets that holds the keys."""
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same benchmark gives other keys than before."""
 
 BATCH_QUESTIONS = 64
@@ -149,6 +149,6 @@ def _run(budget: PixelBudget, uris: Sequence[str], batch: _Batch) -> _Batch:
         for question in batch.questions:
             found = [standardise(data, budget) for data in question.images]
             images = [image for image in found if isinstance(image, StoredImage)]
-            keys.add(question.item_id, question.prompt, question.answer, images)
+            keys.add(question.item_id, question.asked or question.prompt, question.answer, images)
         keys.write(where)
     return _Batch(batch.source, batch.number, batch.size, batch.dropped, ())

@@ -34,7 +34,7 @@ from data_prep.streaming import stream
 from data_prep.work import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 """Raised whenever the same configuration gives other shards than before."""
 
 SOURCES = "sources"
@@ -45,6 +45,7 @@ COPIES_AT_ONCE = 8
 _HOW: dict[Match, str] = {
     "image": "shows an image of",
     "near image": "shows nearly an image of",
+    "question": "asks the same as",
     "sample": "the same as",
     "near": "nearly the same as",
 }
