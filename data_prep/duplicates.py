@@ -41,7 +41,7 @@ FLAT = 6
 photographs that were scaled to a half or compressed again (JPEG, quality 30 and up) none exceeds them, and all of 1,770
 pairs of different drawings do, with lines of one pixel on 1000 x 1000 (docs/data-preparation.md)."""
 
-FEW = 3
+FEW = 2
 """Images that a question may be asked of, in training and in the benchmarks, to be evidence; measured there too."""
 
 GRID_STEP = 8.0
@@ -317,7 +317,8 @@ def _rare(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
     """The questions that the `chosen` rows ask of at most `FEW` different images."""
     different = np.unique(np.stack([rows.question_N[chosen], rows.exact_N[chosen]]), axis=1)
     questions, images = np.unique(different[0], return_counts=True)
-    return questions[images <= FEW]
+    rare: np.ndarray = questions[images <= FEW]
+    return rare
 
 
 def _same_text(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
@@ -376,10 +377,9 @@ def _pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.
     if not found:
         return np.empty((0, 2), np.int64)
     pairs_P2 = np.unique(np.concatenate(found), axis=0)
-    same_P: np.ndarray = (
-        rows.text_N[pairs_P2[:, 0]] == rows.text_N[pairs_P2[:, 1]]
-    )  # hashes of different cells may collide
-    return pairs_P2[same_P]
+    text_P2 = rows.text_N[pairs_P2]
+    same: np.ndarray = pairs_P2[text_P2[:, 0] == text_P2[:, 1]]  # hashes of different cells may collide
+    return same
 
 
 def _features_of(files: Sequence[KeyFile], rows: _Rows, wanted: np.ndarray) -> np.ndarray:
