@@ -2,10 +2,12 @@
 
 False positives: rows of data sets without copies that are taken for near copies of another row with the same text. All
 of microworld, easy-VQA, NLVR and the VSP mazes is compared, and 16 crops of each natural photograph as if the same had
-been asked about each. `near_images` is the same for benchmarks, where the question does not count: training rows that
-nearly show an image of the test split, as if that were a published benchmark, or crops of other photographs;
-`near_images_of_train` are those in one half of the training shards that nearly show an image of the other half. Misses:
-photographs that were scaled or compressed again and are not found. The last line is one JSON object; a data set that is
+been asked about each. `near_images` is the same for test images, where the question does not count: training rows that
+nearly show an image of the test split, or crops of other photographs; `near_images_of_train` are those in one half of
+the training shards that nearly show an image of the other half. `questions` are training rows that ask a question of
+the test split, as if that were a published benchmark, by how many images it may be asked of in either. `drawings` are
+pairs of different ones that are nearly equal. Misses: photographs and drawings that were scaled or compressed again and
+are not found. The last line is one JSON object; a data set that is
 not there is null.
 """
 
@@ -21,12 +23,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 from PIL import Image
 
 from amvl_core.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
 from amvl_core.data.encode import TokenCounter
 from amvl_core.presets import demo
+from benchmarks.drawings import DRAWINGS
 from data_prep import duplicates, listing
 from data_prep.duplicates import Repeat
 from data_prep.images import PixelBudget, StoredImage, standardise
@@ -34,7 +39,16 @@ from data_prep.keys import KeyFile, Keys
 from data_prep.work import Work
 
 BUDGET = PixelBudget(256, 512 * 512, 28)
+DRAWN = PixelBudget(256, 1024 * 1024, 28)
 CROPS = 4
+
+CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
+    "half size": lambda image: _encoded(_half(image), "PNG"),
+    "JPEG 90": lambda image: _encoded(image, "JPEG", quality=90),
+    "JPEG 60": lambda image: _encoded(image, "JPEG", quality=60),
+    "JPEG 30": lambda image: _encoded(image, "JPEG", quality=30),
+    "half size, JPEG 75": lambda image: _encoded(_half(image), "JPEG", quality=75),
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -51,6 +65,8 @@ def main(arguments: list[str]) -> None:
         path = folder / f"{name}.tar.gz"
         found[name] = _false_positives(source(str(path))) if path.exists() else None
         print(name, found[name], flush=True)
+    found["drawings"] = {name: _drawings(list(draw())) for name, draw in DRAWINGS.items()}
+    print("drawings", found["drawings"], flush=True)
     photos = folder / "natural-photos.tar.gz"
     found["photos"] = _photos(list(_open(photos))) if photos.exists() else None
     print("photos", found["photos"], flush=True)
@@ -69,19 +85,32 @@ def _false_positives(source: Source) -> dict[str, Any]:
         repeats = duplicates.find(files, duplicates=True, contaminated=True)
         seconds = time.perf_counter() - started
         distances = duplicates.distances(files)
+        everything = [replace(file, split="train") for file in files]
+        near = sum(r.match == "near" for r in duplicates.find(everything, duplicates=True, contaminated=False))
         train, test = ([file for file in files if file.split == split] for split in ("train", "test"))
+        questions = _questions(test, train)
         near_images = _near_images(test, train)
         near_images_of_train = _near_images(train[::2], train[1::2])
     rows = sum(unit.report.kept for unit in done)
-    near = sum(repeat.match == "near" for repeat in repeats)
     by_reason = {
-        f"exact_{reason}": sum(repeat.match != "near" and repeat.reason == reason for repeat in repeats)
+        f"exact_{reason}": sum("near" not in repeat.match and repeat.reason == reason for repeat in repeats)
         for reason in ("duplicate", "contaminated")
     }
     compared = {"compared": len(distances), "smallest_difference": int(distances.min(initial=256))}
-    images = {"near_images": near_images, "near_images_of_train": near_images_of_train}
+    images = {"near_images": near_images, "near_images_of_train": near_images_of_train, **questions}
     found = {"rows": rows, **by_reason, "near": near, "rate": near / rows, **images}
     return {**found, **compared, "seconds": round(seconds, 2)}
+
+
+def _questions(benchmark: list[KeyFile], training: list[KeyFile]) -> dict[str, Any]:
+    """Rows of `training` that ask a question of `benchmark` which has enough words, and is asked of few images too."""
+    asked = [replace(file, benchmark="benchmark") for file in benchmark]
+    few: dict[str, int] = {}
+    for limit in (1, duplicates.FEW, 10**9):
+        with patch.object(duplicates, "FEW", limit):
+            repeats = duplicates.find([*asked, *training], duplicates=False, contaminated=True)
+        few[str(limit) if limit < 10**9 else "any"] = sum(repeat.match == "question" for repeat in repeats)
+    return {"questions": few}
 
 
 def _near_images(benchmark: list[KeyFile], training: list[KeyFile]) -> int:
@@ -105,22 +134,30 @@ def _photos(photos: list[Image.Image]) -> dict[str, Any]:
     false = len(_repeats(stored))
     half = len(photos) // 2 * CROPS**2  # crops of other photographs
     near_images = _shown(stored[:half], stored[half:])
-    changes: dict[str, Callable[[Image.Image], bytes]] = {
-        "half size": lambda photo: _encoded(photo.resize((photo.width // 2, photo.height // 2)), "PNG"),
-        "JPEG 90": lambda photo: _encoded(photo, "JPEG", quality=90),
-        "JPEG 60": lambda photo: _encoded(photo, "JPEG", quality=60),
-        "JPEG 30": lambda photo: _encoded(photo, "JPEG", quality=30),
-        "half size, JPEG 75": lambda photo: _encoded(
-            photo.resize((photo.width // 2, photo.height // 2)), "JPEG", quality=75
-        ),
-    }
     missed, missed_images = {}, {}
-    for name, change in changes.items():
+    for name, change in CHANGES.items():
         pairs = [(_stored(_encoded(photo, "PNG")), _stored(change(photo))) for photo in photos]
         missed[name] = sum(not _repeats(list(pair)) for pair in pairs)
         missed_images[name] = sum(not _shown([original], [copy]) for original, copy in pairs)
     found = {"photos": len(photos), "crops": len(crops), "near": false, "rate": false / len(crops), "missed": missed}
     return {**found, "near_images": near_images, "missed_images": missed_images}
+
+
+def _drawings(drawings: list[Image.Image]) -> dict[str, Any]:
+    """Pairs of different drawings that are nearly equal, and changed copies that are not, of all that there are."""
+    thumbs_ND = _thumbs([_encoded(drawing, "PNG") for drawing in drawings])
+    one, other = np.triu_indices(len(drawings), 1)
+    near = int(duplicates.nearly_equal(thumbs_ND[one], thumbs_ND[other]).sum())
+    missed = {
+        name: int((~duplicates.nearly_equal(thumbs_ND, _thumbs([change(drawing) for drawing in drawings]))).sum())
+        for name, change in CHANGES.items()
+    }
+    return {"pairs": len(one), "near": near, "drawings": len(drawings), "missed": missed}
+
+
+def _thumbs(encoded: list[bytes]) -> np.ndarray:
+    """uint8 [N, D]"""
+    return np.stack([np.frombuffer(_stored(data, DRAWN).thumb, np.uint8) for data in encoded])
 
 
 def _crops(photo: Image.Image) -> Iterator[Image.Image]:
@@ -131,14 +168,18 @@ def _crops(photo: Image.Image) -> Iterator[Image.Image]:
             yield photo.crop((left, top, left + width, top + height))
 
 
+def _half(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2))
+
+
 def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def _stored(data: bytes) -> StoredImage:
-    image = standardise(data, BUDGET)
+def _stored(data: bytes, budget: PixelBudget = BUDGET) -> StoredImage:
+    image = standardise(data, budget)
     assert isinstance(image, StoredImage), image
     return image
 

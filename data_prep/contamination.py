@@ -149,6 +149,6 @@ def _run(budget: PixelBudget, uris: Sequence[str], batch: _Batch) -> _Batch:
         for question in batch.questions:
             found = [standardise(data, budget) for data in question.images]
             images = [image for image in found if isinstance(image, StoredImage)]
-            keys.add(question.item_id, question.prompt, question.answer, images)
+            keys.add(question.item_id, question.asked or question.prompt, question.answer, images)
         keys.write(where)
     return _Batch(batch.source, batch.number, batch.size, batch.dropped, ())

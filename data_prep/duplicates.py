@@ -2,16 +2,20 @@
 
 Three rules, whose false-positive rates `python -m benchmarks.duplicates` measures:
 
-- the **same image**, exactly: a training sample that shows an image of the test split is contaminated;
-- an image of a **benchmark**, exactly or nearly: a training sample that shows one is contaminated;
-- the **same sample**: equal question and answer (`keys.normalise`), and images that are equal or nearly so. It is
-  contaminated if the other one is a test sample, else a duplicate: the first in the order of the sources is kept.
+- the **same image**, exactly or nearly: a training sample that shows an image of the test split or of a benchmark is
+  contaminated;
+- the **same question**: a training sample that asks a question of a benchmark is contaminated, if the question has
+  `keys.MIN_WORDS` words and is asked of at most `FEW` images in training and as many in the benchmarks. Else it is a
+  template that is filled in again and again, and says nothing;
+- the **same sample**: equal texts (`keys.normalise`), and images that are equal or nearly so. A training sample whose
+  question, laid-out steps and answer are those of another training sample is a duplicate: the first in the order of
+  the sources is kept. Of a sample without images, question and answer of a test sample make it contaminated.
 
-Nearly equal means that no value of the `THUMB_SIDE`-squared RGB thumbnails differs by more than `NEAR` levels. A copy
-that was scaled or compressed again stays below that; an object that moved by a pixel, or has another colour, does not.
-Coarse perceptual hashes get that wrong on drawn images. Pairs to compare are found by hashing: the same text, and mean
-brightness and colour in the same cell of one of four shifted grids. Test samples are never dropped: scores would no
-longer compare with published ones.
+Nearly equal (`nearly_equal`) is decided by the `THUMB_SIDE`-squared RGB thumbnails. A copy that was scaled or
+compressed again differs little, and where its original has contrast; another object, line or letter differs much, or
+where the surroundings are even. Coarse perceptual hashes get that wrong on drawn images. Pairs to compare are
+found by hashing: the same text, and mean brightness and colour in the same cell of one of four shifted grids. Test
+samples are never dropped: scores would no longer compare with published ones.
 
 Shape suffixes: N rows, F features, P pairs, M images of all rows, D values of a thumbnail, HWC its pixels.
 """
@@ -28,12 +32,17 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.filters import CONTAMINATED, DUPLICATE
-from data_prep.images import DIGEST_BYTES
-from data_prep.keys import FEATURES, THUMB_BYTES, KeyFile, hash64, image_features, read
+from data_prep.images import DIGEST_BYTES, THUMB_SIDE
+from data_prep.keys import FEATURES, NO_KEY, THUMB_BYTES, KeyFile, hash64, image_features, read
 
-NEAR = 10
-"""Levels of 255. Measured: a photograph that was scaled to a half or a third, or compressed again (JPEG, quality 30 and
-up), differs by at most 10; two different images of a drawn data set by at least 41 (docs/data-preparation.md)."""
+NEAR = 20
+FLAT = 6
+"""Levels of 255: `nearly_equal` allows `NEAR` where there is contrast and `FLAT` where there is none. Measured: of 90
+photographs that were scaled to a half or compressed again (JPEG, quality 30 and up) none exceeds them, and all of 1,770
+pairs of different drawings do, with lines of one pixel on 1000 x 1000 (docs/data-preparation.md)."""
+
+FEW = 2
+"""Images that a question may be asked of, in training and in the benchmarks, to be evidence; measured there too."""
 
 GRID_STEP = 8.0
 GRIDS = 4
@@ -45,18 +54,18 @@ WINDOW = 64
 """Rows of one cell are compared with so many next in brightness; a crowded cell would cost its square otherwise."""
 
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
-_PAIRS_AT_ONCE = 4096
+_PAIRS_AT_ONCE = 1024
 
 
-Match = Literal["image", "near image", "sample", "near"]
+Match = Literal["image", "near image", "question", "sample", "near"]
 
 
 @dataclass(frozen=True)
 class Repeat:
     """Row `row` of key file `file` is dropped for `reason`, because of row `of_row` of key file `of_file`.
 
-    `match` says what they share: an image (`image`) or nearly so (`near image`), everything (`sample`) or nearly so
-    (`near`).
+    `match` says what they share: an image (`image`) or nearly so (`near image`), the question, everything (`sample`) or
+    nearly so (`near`).
     """
 
     file: int
@@ -74,7 +83,11 @@ class _Rows:
     file_N: np.ndarray
     row_N: np.ndarray
     is_test_N: np.ndarray
+    is_asked_N: np.ndarray
+    """By a benchmark."""
     text_N: np.ndarray
+    asked_N: np.ndarray
+    question_N: np.ndarray
     images_N: np.ndarray
     exact_N: np.ndarray
     digest_M: np.ndarray
@@ -85,7 +98,7 @@ def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> l
     """The training rows that are duplicates or contaminated, by file and row; the order of `files` is that of sources.
 
     The result is a pure function of the files' contents. Memory: at most 160 bytes for each row, what is compared of
-    rows that share their text with another, and the thumbnails of all images of benchmarks.
+    rows that share their text with another, and the thumbnails of all images of the test split and of benchmarks.
     """
     used = [number for number, file in enumerate(files) if contaminated or file.split == "train"]
     used.sort(key=lambda number: files[number].split != "test")
@@ -94,17 +107,10 @@ def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> l
     _same_image(rows, because)
     if contaminated:
         _near_image(files, rows, because)
-    first_N = _same_sample(rows)
-    pairs_P2 = _near_pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N))))
-    for one, other in pairs_P2.tolist():
-        # In order of `other`, so that everything before it is decided.
-        if other not in because and one not in because and (rows.is_test_N[one] or duplicates):
-            because[other] = (one, "near")
-    for other in np.flatnonzero((first_N != np.arange(len(first_N))) & ~rows.is_test_N).tolist():
-        # A copy of a dropped row is dropped for the same reason.
-        one, match = because.get(int(first_N[other]), (int(first_N[other]), "sample"))
-        if rows.is_test_N[one] or duplicates:
-            because.setdefault(other, (one, match))
+        _same_question(rows, because)
+        _same_text(rows, because)
+    if duplicates:
+        _same_sample(files, rows, because)
     return sorted(
         (
             Repeat(
@@ -124,12 +130,13 @@ def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> l
 def distances(files: Sequence[KeyFile]) -> np.ndarray:
     """[P]: how much the thumbnails of each pair of different rows that is compared differ, in levels of 255."""
     rows = _load(files, range(len(files)))
-    first_N = _same_sample(rows)
-    return _distances(files, rows, _pairs(files, rows, np.flatnonzero(first_N == np.arange(len(first_N)))))
+    pairs_P2 = _pairs(files, rows, np.unique(_first(rows, np.arange(len(rows.text_N)))))
+    found = [_difference(one, other) for _, one, other in _compared(files, rows, pairs_P2)]
+    return np.concatenate([np.empty(0, np.int32), *found])
 
 
 def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
-    columns = ["text", "images", "digests"]
+    columns = ["text", "asked", "question", "images", "digests"]
     with ThreadPoolExecutor(8) as pool:  # reading from an object store is mostly waiting
         tables = list(pool.map(lambda number: _arrays(read(files[number], columns)), used))
     lengths = [len(table["text"]) for table in tables]
@@ -138,7 +145,10 @@ def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
         file_N=np.repeat(np.array(used, np.int32), lengths),
         row_N=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths] or [np.empty(0, np.int32)]),
         is_test_N=np.repeat(np.array([files[number].split == "test" for number in used], bool), lengths),
+        is_asked_N=np.repeat(np.array([files[number].benchmark is not None for number in used], bool), lengths),
         text_N=_concat(tables, "text", np.uint64),
+        asked_N=_concat(tables, "asked", np.uint64),
+        question_N=_concat(tables, "question", np.uint64),
         images_N=images_N,
         exact_N=_concat(tables, "exact", np.uint64),
         digest_M=_concat(tables, "digests", np.uint64),
@@ -150,7 +160,7 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
     digests = table["digests"].to_pylist()
     joined = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, DIGEST_BYTES // 8)
     return {
-        "text": table["text"].to_numpy(),
+        **{name: table[name].to_numpy() for name in ("text", "asked", "question")},
         "images": table["images"].to_numpy(),
         "digests": joined[:, 0].copy(),
         "exact": np.array([hash64(digest) for digest in digests], np.uint64),
@@ -173,7 +183,7 @@ def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
 
 
 def _near_image(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
-    """Training rows that nearly show an image of a benchmark; the thumbnails of one file at a time are in memory."""
+    """Training rows that nearly show an image of a test row; the thumbnails of one file at a time are in memory."""
     shown = _Shown.of(files, rows)
     if not len(shown.owner_M):
         return
@@ -189,7 +199,7 @@ def _near_image(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[
 
 @dataclass(frozen=True)
 class _Shown:
-    """The different images of all benchmarks, by the cell of their quadrants' brightness: its key, thumbnails,
+    """The different images of all test rows, by the cell of their quadrants' brightness: its key, thumbnails,
     features, and the first row that shows each.
     """
 
@@ -201,12 +211,11 @@ class _Shown:
     @classmethod
     def of(cls, files: Sequence[KeyFile], rows: _Rows) -> _Shown:
         thumbs, owners = [np.empty((0, THUMB_BYTES), np.uint8)], [np.empty(0, np.int64)]
-        for number in np.unique(rows.file_N).tolist():
-            if files[number].benchmark is not None:
-                here_N = np.flatnonzero(rows.file_N == number)
-                thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
-                thumbs.append(thumbs_MD)
-                owners.append(here_N[owner_M])
+        for number in np.unique(rows.file_N[rows.is_test_N]).tolist():
+            here_N = np.flatnonzero(rows.file_N == number)
+            thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
+            thumbs.append(thumbs_MD)
+            owners.append(here_N[owner_M])
         thumbs_MD, first_M = np.unique(np.concatenate(thumbs), axis=0, return_index=True)
         features_MF = image_features(thumbs_MD)
         key_M = _cell_key(features_MF[:, :4])
@@ -214,7 +223,7 @@ class _Shown:
         return cls(key_M[order], thumbs_MD[order], features_MF[order], np.concatenate(owners)[first_M[order]])
 
     def near(self, thumbs_MD: np.ndarray) -> dict[int, int]:
-        """By the number of one of `thumbs_MD`: the first row of a benchmark that nearly shows it."""
+        """By the number of one of `thumbs_MD`: the first test row that nearly shows it."""
         features_MF = image_features(thumbs_MD)
         best: dict[int, int] = {}
         image_P, shown_P = self._candidates(features_MF)
@@ -222,7 +231,7 @@ class _Shown:
             image, shown = (pairs[start : start + _PAIRS_AT_ONCE] for pairs in (image_P, shown_P))
             close = np.abs(features_MF[image] - self.features_MF[shown]).max(1) <= CLOSE
             image, shown = image[close], shown[close]
-            near = _difference(thumbs_MD[image], self.thumbs_MD[shown]) <= NEAR
+            near = nearly_equal(thumbs_MD[image], self.thumbs_MD[shown])
             for number, owner in zip(image[near].tolist(), self.owner_M[shown[near]].tolist(), strict=True):
                 best[number] = min(owner, best.get(number, owner))
         return best
@@ -256,45 +265,121 @@ def _thumbs(file: KeyFile, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.frombuffer(joined, np.uint8).reshape(-1, THUMB_BYTES), np.repeat(np.arange(len(images_N)), images_N)
 
 
+def nearly_equal(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
+    """bool [P]: whether one image may be a copy of the other, by their thumbnails; of several images side by side, all.
+
+    No value differs by more than `NEAR` levels, and none by more than both `FLAT` and the contrast around it, in either
+    image.
+    """
+    near_P = _difference(one_PD, other_PD) <= NEAR
+    one_PD, other_PD = one_PD[near_P], other_PD[near_P]
+    allowed_PHW1 = np.maximum(np.minimum(_contrast(one_PD), _contrast(other_PD)), FLAT)
+    differ_PHWC = _pixels(np.maximum(one_PD, other_PD) - np.minimum(one_PD, other_PD))
+    near_P[near_P] = (differ_PHWC <= allowed_PHW1).all((1, 2, 3, 4))
+    return near_P
+
+
 def _difference(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
     """[P]: the largest difference of any value of two thumbnails, in levels of 255."""
     largest: np.ndarray = (np.maximum(one_PD, other_PD) - np.minimum(one_PD, other_PD)).max(1, initial=0)
     return largest
 
 
-def _same_sample(rows: _Rows) -> np.ndarray:
-    """[N]: the first row with the same text and the same images (itself, if there is none before it)."""
-    order = np.lexsort((rows.exact_N, rows.text_N))  # stable: the rows of a group stay in their order
-    text_N, exact_N = rows.text_N[order], rows.exact_N[order]
-    begins_N = np.ones(len(order), bool)
-    begins_N[1:] = (text_N[1:] != text_N[:-1]) | (exact_N[1:] != exact_N[:-1])
-    first_N = np.empty(len(order), np.int64)
-    first_N[order] = order[begins_N][np.cumsum(begins_N) - 1]
-    return first_N
+def _pixels(thumbs_PD: np.ndarray) -> np.ndarray:
+    """[P, images, H, W, C]."""
+    return thumbs_PD.reshape(len(thumbs_PD), thumbs_PD.shape[1] // THUMB_BYTES, THUMB_SIDE, THUMB_SIDE, 3)
+
+
+def _contrast(thumbs_PD: np.ndarray) -> np.ndarray:
+    """[P, images, H, W, 1]: highest less lowest level of a value and its eight neighbours, of the colour with most."""
+    padded = np.pad(_pixels(thumbs_PD), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    across = [padded[:, :, :, x : x + THUMB_SIDE] for x in range(3)]
+    high, low = np.maximum.reduce(across), np.minimum.reduce(across)
+    high = np.maximum.reduce([high[:, :, y : y + THUMB_SIDE] for y in range(3)])
+    low = np.minimum.reduce([low[:, :, y : y + THUMB_SIDE] for y in range(3)])
+    contrast: np.ndarray = (high - low).max(-1, keepdims=True)
+    return contrast
+
+
+def _same_question(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+    """Training rows that ask a question of a benchmark which is asked of few images."""
+    asked, train = np.flatnonzero(rows.is_asked_N), np.flatnonzero(~rows.is_test_N)
+    shared = np.intersect1d(rows.question_N[asked], rows.question_N[train])
+    shared = shared[shared != NO_KEY]
+    asked, train = (index[np.isin(rows.question_N[index], shared)] for index in (asked, train))
+    rare = np.intersect1d(_rare(rows, asked), _rare(rows, train))
+    first = {int(rows.question_N[row]): row for row in reversed(asked.tolist())}
+    for row in train[np.isin(rows.question_N[train], rare)].tolist():
+        because.setdefault(row, (first[int(rows.question_N[row])], "question"))
+
+
+def _rare(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
+    """The questions that the `chosen` rows ask of at most `FEW` different images."""
+    different = np.unique(np.stack([rows.question_N[chosen], rows.exact_N[chosen]]), axis=1)
+    questions, images = np.unique(different[0], return_counts=True)
+    rare: np.ndarray = questions[images <= FEW]
+    return rare
+
+
+def _same_text(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+    """Training rows without an image that ask and answer what a test row does; images have been compared before."""
+    test, train = (np.flatnonzero((rows.is_test_N == is_test) & (rows.images_N == 0)) for is_test in (True, False))
+    first = {int(rows.asked_N[row]): row for row in reversed(test.tolist())}
+    for row in train[np.isin(rows.asked_N[train], rows.asked_N[test])].tolist():
+        because.setdefault(row, (first[int(rows.asked_N[row])], "sample"))
+
+
+def _same_sample(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+    """Training rows with the text and the images, or nearly, of a training row before them."""
+    chosen = np.flatnonzero(~rows.is_test_N)
+    first = _first(rows, chosen)
+    is_first = first == chosen
+    for one, other in _near_pairs(files, rows, chosen[is_first]).tolist():
+        # In order of `other`, so that everything before it is decided.
+        if other not in because and one not in because:
+            because[other] = (one, "near")
+    for one, other in zip(first[~is_first].tolist(), chosen[~is_first].tolist(), strict=True):
+        # A copy of a dropped row is dropped for the same reason.
+        because.setdefault(other, because.get(one, (one, "sample")))
+
+
+def _first(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
+    """For each of the `chosen` rows the first with the same text and images (itself, if there is none before it)."""
+    text, exact = rows.text_N[chosen], rows.exact_N[chosen]
+    order = np.lexsort((exact, text))  # stable: the rows of a group stay in their order
+    text, exact = text[order], exact[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = (text[1:] != text[:-1]) | (exact[1:] != exact[:-1])
+    first = np.empty(len(order), np.int64)
+    first[order] = chosen[order[begins][np.cumsum(begins) - 1]]
+    return first
 
 
 def _near_pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
     """[P, 2]: pairs (earlier, later) of different rows that are nearly the same, ordered by the later one."""
     pairs_P2 = _pairs(files, rows, candidates)
-    pairs_P2 = pairs_P2[~rows.is_test_N[pairs_P2[:, 1]]]
-    pairs_P2 = pairs_P2[_distances(files, rows, pairs_P2) <= NEAR]
+    found = [pairs[nearly_equal(one, other)] for pairs, one, other in _compared(files, rows, pairs_P2)]
+    pairs_P2 = np.concatenate([pairs_P2[:0], *found])
     ordered: np.ndarray = pairs_P2[np.lexsort((pairs_P2[:, 0], pairs_P2[:, 1]))]
     return ordered
 
 
 def _pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
     """[P, 2]: every pair (earlier, later) that shares its text, its number of images, and a cell of some grid."""
-    text_N = rows.text_N[candidates] ^ (rows.images_N[candidates].astype(np.uint64) * _MIX[1])
-    ordered_N = np.sort(text_N)
-    shared_N = np.isin(text_N, ordered_N[1:][ordered_N[1:] == ordered_N[:-1]])  # few: most questions are asked once
-    candidates, text_N = candidates[shared_N], text_N[shared_N]
+    key_N = rows.text_N[candidates] ^ (rows.images_N[candidates].astype(np.uint64) * _MIX[1])
+    ordered_N = np.sort(key_N)
+    shared_N = np.isin(key_N, ordered_N[1:][ordered_N[1:] == ordered_N[:-1]])  # few: most questions are asked once
+    candidates, key_N = candidates[shared_N], key_N[shared_N]
     features_NF = _features_of(files, rows, candidates)
     found = [
-        pair for grid in range(GRIDS) for pair in _same_cell(candidates, text_N, features_NF, grid * GRID_STEP / GRIDS)
+        pair for grid in range(GRIDS) for pair in _same_cell(candidates, key_N, features_NF, grid * GRID_STEP / GRIDS)
     ]
     if not found:
         return np.empty((0, 2), np.int64)
-    return np.unique(np.concatenate(found), axis=0)
+    pairs_P2 = np.unique(np.concatenate(found), axis=0)
+    text_P2 = rows.text_N[pairs_P2]
+    same: np.ndarray = pairs_P2[text_P2[:, 0] == text_P2[:, 1]]  # hashes of different cells may collide
+    return same
 
 
 def _features_of(files: Sequence[KeyFile], rows: _Rows, wanted: np.ndarray) -> np.ndarray:
@@ -325,22 +410,19 @@ def _same_cell(
         yield np.sort(np.stack([ordered[same[close]], ordered[same[close] + distance]], 1), axis=1)
 
 
-def _distances(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> np.ndarray:
-    """[P]: the largest difference of the thumbnails; 256 where the text or the number of images is not the same."""
+def _compared(
+    files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Some pairs at a time, with the thumbnails of either side, all of a row's one after the other."""
     wanted = np.unique(pairs_P2)
     thumbs: dict[int, np.ndarray] = {}
     for number in np.unique(rows.file_N[wanted]).tolist():
         column = read(files[number], ["thumbs"])["thumbs"]
         for index in wanted[rows.file_N[wanted] == number].tolist():
             thumbs[index] = np.frombuffer(column[int(rows.row_N[index])].as_py(), np.uint8)
-    distance_P = np.full(len(pairs_P2), 256, np.int32)
-    same_P = (rows.text_N[pairs_P2[:, 0]] == rows.text_N[pairs_P2[:, 1]]) & (
-        rows.images_N[pairs_P2[:, 0]] == rows.images_N[pairs_P2[:, 1]]
-    )
     for count in np.unique(rows.images_N[wanted]).tolist():
-        chosen = np.flatnonzero(same_P & (rows.images_N[pairs_P2[:, 0]] == count))
+        chosen = pairs_P2[(rows.images_N[pairs_P2] == count).all(1)]
         for start in range(0, len(chosen), _PAIRS_AT_ONCE):
             part = chosen[start : start + _PAIRS_AT_ONCE]
-            one, other = (np.stack([thumbs[i] for i in pairs_P2[part, side].tolist()]) for side in (0, 1))
-            distance_P[part] = _difference(one, other)
-    return distance_P
+            one, other = (np.stack([thumbs[i] for i in part[:, side].tolist()]) for side in (0, 1))
+            yield part, one, other

@@ -27,7 +27,7 @@ MAX_ASPECT = 100
 
 JPEG_QUALITY = 95
 
-THUMB_SIDE = 16
+THUMB_SIDE = 32
 """Width and height of the thumbnail that near duplicates are compared by."""
 
 DIGEST_BYTES = 16

@@ -23,10 +23,18 @@ from data_prep.shards import parquet_writer
 THUMB_BYTES = 3 * THUMB_SIDE**2
 FEATURES = 6
 
+MIN_WORDS = 8
+"""A shorter question is asked of too many images for its words alone to be a key."""
+
+NO_KEY = 0
+"""In the column `question`: the question is too short."""
+
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("text", pa.uint64()),
+        ("asked", pa.uint64()),
+        ("question", pa.uint64()),
         ("images", pa.int32()),
         ("digests", pa.binary()),
         ("features", pa.binary(4 * FEATURES)),
@@ -47,12 +55,25 @@ class Keys:
 
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, sample_id: str, question: str, answer: str, images: Sequence[StoredImage]) -> None:
-        """The keys of the next row."""
+    def add(
+        self,
+        sample_id: str,
+        question: str,
+        answer: str,
+        images: Sequence[StoredImage],
+        steps: Sequence[str] = (),
+    ) -> None:
+        """The keys of the next row; `steps` are those that it is laid out with.
+
+        `asked` is of the question and the answer, `text` of the steps too, `question` of the question alone.
+        """
+        plain, right = normalise(question), normalise(answer)
         self._rows.append(
             {
                 "sample_id": sample_id,
-                "text": hash64(f"{normalise(question)}\0{normalise(answer)}".encode()),
+                "text": hash64("\0".join([plain, right, *map(normalise, steps)]).encode()),
+                "asked": hash64(f"{plain}\0{right}".encode()),
+                "question": hash64(plain.encode()) if len(plain.split()) >= MIN_WORDS else NO_KEY,
                 "images": len(images),
                 "digests": b"".join(image.digest for image in images),
                 "thumbs": b"".join(image.thumb for image in images),

@@ -46,6 +46,7 @@ COPIES_AT_ONCE = 8
 _HOW: dict[Match, str] = {
     "image": "shows an image of",
     "near image": "shows nearly an image of",
+    "question": "asks the same as",
     "sample": "the same as",
     "near": "nearly the same as",
 }

@@ -177,7 +177,8 @@ class Work:
         drop = check_length(num_tokens, self.data)
         if drop:
             return drop
-        keys.add(conversation.sample_id, conversation.question, conversation.answer, images)
+        steps = [segment.text for segment in segments if segment.kind == "step"]
+        keys.add(conversation.sample_id, conversation.question, conversation.answer, images, steps)
         return ShardRow(
             sample_id=conversation.sample_id,
             source=conversation.source,

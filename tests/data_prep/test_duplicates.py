@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from data_prep import duplicates
 from data_prep.images import PixelBudget, StoredImage, standardise
@@ -22,12 +23,15 @@ def stored(image: Image.Image, form: str = "PNG", **options: int) -> StoredImage
     return result
 
 
-def key_file(path: Path, split: str, *rows: tuple[str, str, list[StoredImage]]) -> KeyFile:
+def key_file(
+    path: Path, split: str, *rows: tuple[str, str, list[StoredImage]], steps: str = "", benchmark: str | None = None
+) -> KeyFile:
+    """One letter of `steps` is the step of each row."""
     keys = Keys()
     for number, (question, answer, images) in enumerate(rows):
-        keys.add(f"{path.name}/{number}", question, answer, images)
+        keys.add(f"{path.name}/{number}", question, answer, images, list(steps[number : number + 1]))
     keys.write(str(path))
-    return KeyFile(str(path), split)  # type: ignore[arg-type]
+    return KeyFile(str(path), split, benchmark)  # type: ignore[arg-type]
 
 
 def find(*files: KeyFile) -> list[tuple[int, int, str, int, int, str]]:
@@ -92,7 +96,68 @@ def test_a_near_copy_of_a_test_sample_contaminates_and_takes_its_own_copies_alon
     near = stored(PHOTO, "JPEG", quality=60)
     train = key_file(tmp_path / "a", "train", ("Q", "A", [near]), ("Q", "A", [near]))
     test = key_file(tmp_path / "b", "test", ("Q", "A", [stored(PHOTO)]))
-    assert find(train, test) == [(0, 0, "contaminated", 1, 0, "near"), (0, 1, "contaminated", 1, 0, "near")]
+    assert find(train, test) == [(0, row, "contaminated", 1, 0, "near image") for row in (0, 1)]
+
+
+def test_a_resaved_image_of_the_test_split_contaminates_whatever_is_asked(tmp_path: Path) -> None:
+    train = key_file(tmp_path / "a", "train", ("Q", "A", [COPIES["half jpeg 75"]()]))
+    test = key_file(tmp_path / "b", "test", ("R", "B", [stored(PHOTO)]))
+    assert find(train, test) == [(0, 0, "contaminated", 1, 0, "near image")]
+    assert duplicates.find([train, test], duplicates=True, contaminated=False) == []
+
+
+def test_steps_make_training_samples_different_and_are_no_way_around_the_test_split(tmp_path: Path) -> None:
+    image = stored(PHOTO)
+    same = [("Q", "A", [image])] * 4
+    train = key_file(tmp_path / "a", "train", *same, steps="xyxX")
+    assert find(train) == [(0, 2, "duplicate", 0, 0, "sample"), (0, 3, "duplicate", 0, 0, "sample")]
+    near = key_file(tmp_path / "n", "train", *[("Q", "A", [COPIES["jpeg 60"]()])] * 2, steps="xz")
+    assert find(train, near)[2:] == [(1, 0, "duplicate", 0, 0, "near")]
+    words = key_file(tmp_path / "w", "train", ("Q", "A", []), ("Q", "B", []), steps="xx")
+    test = key_file(tmp_path / "t", "test", ("q?", "A.", []), steps="y")
+    assert find(words, test) == [(0, 0, "contaminated", 1, 0, "sample")]
+
+
+LONG = "What is the small dog under the red table doing?"
+
+
+def asking(*questions: str, first: int) -> list[tuple[str, str, list[StoredImage]]]:
+    return [(question, "A", [stored(noise(40, 40, seed=first + i))]) for i, question in enumerate(questions)]
+
+
+def test_a_question_of_a_benchmark_contaminates_if_it_is_long_and_asked_of_few_images(tmp_path: Path) -> None:
+    template = "Which of the two things is closer to the camera?"
+    short = "What colour is the small dog?"
+    often = "How many of the people on the left are sitting?"
+    rows = asking("<image>" + LONG.upper(), template, short, *[often] * (duplicates.FEW + 1), LONG[:-1], first=0)
+    train = key_file(tmp_path / "a", "train", *rows)
+    asked = asking(short, often, LONG, LONG, *[template] * (duplicates.FEW + 1), first=100)
+    benchmark = key_file(tmp_path / "b", "test", *asked, benchmark="b")
+    assert find(train, benchmark) == [(0, row, "contaminated", 1, 2, "question") for row in (0, len(rows) - 1)]
+    assert duplicates.find([train, benchmark], duplicates=True, contaminated=False) == []
+    # The questions of the run's own test split come from the same hand as those it trains on.
+    assert find(train, KeyFile(benchmark.uri, "test")) == []
+
+
+def test_a_question_asked_again_of_one_image_is_still_asked_of_few(tmp_path: Path) -> None:
+    rows = [(LONG, str(number), [stored(PHOTO)]) for number in range(duplicates.FEW + 2)]
+    benchmark = key_file(tmp_path / "b", "test", *asking(LONG, first=9), benchmark="b")
+    assert len(find(key_file(tmp_path / "a", "train", *rows), benchmark)) == len(rows)
+
+
+def outline(side: int, *points: tuple[int, int]) -> Image.Image:
+    image = Image.new("RGB", (side, side), "white")
+    ImageDraw.Draw(image).line([*points, points[0]], fill="black")
+    return image
+
+
+def test_thin_lines_elsewhere_are_another_drawing_and_the_same_line_is_not(tmp_path: Path) -> None:
+    one = outline(800, (100, 700), (400, 90), (650, 600))
+    other = outline(800, (120, 640), (500, 120), (700, 650))
+    copies = [one.resize((400, 400)), Image.open(io.BytesIO(encode(one, "JPEG", quality=30)))]
+    test = key_file(tmp_path / "t", "test", ("Q", "A", [stored(one)]))
+    train = key_file(tmp_path / "a", "train", *[("R", "B", [stored(image)]) for image in (other, *copies)])
+    assert [row for _, row, *_ in find(train, test)] == [1, 2]
 
 
 def test_the_first_in_source_order_is_kept_however_many_there_are(tmp_path: Path) -> None:

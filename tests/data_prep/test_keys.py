@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data_prep.images import THUMB_SIDE
 from data_prep.keys import THUMB_BYTES, features, normalise
 
 
@@ -25,8 +26,8 @@ def test_features_are_those_of_the_mean_thumbnail_of_each_row() -> None:
     features_NF = features(thumbs.tobytes(), np.array([0, 2, 0, 1, 2, 0]))
     means = {1: thumbs[:2].mean(0), 3: thumbs[2], 4: thumbs[3:].mean(0)}
     for row in range(6):
-        image = means.get(row, np.zeros(THUMB_BYTES)).reshape(16, 16, 3)
+        image = means.get(row, np.zeros(THUMB_BYTES)).reshape(THUMB_SIDE, THUMB_SIDE, 3)
         grey, (red, green, blue) = image.mean(2), image.mean((0, 1))
-        quadrants = [grey[:8, :8].mean(), grey[:8, 8:].mean(), grey[8:, :8].mean(), grey[8:, 8:].mean()]
+        quadrants = [grey[:16, :16].mean(), grey[:16, 16:].mean(), grey[16:, :16].mean(), grey[16:, 16:].mean()]
         # float32: half a unit in the last place of values up to 255
         assert features_NF[row] == pytest.approx([*quadrants, (red - green) / 2, (blue - green) / 2], abs=2e-5)

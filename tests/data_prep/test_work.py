@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 from amvl_core.config import ChatJsonlSource, DataConfig, EasyVqaSource
 from amvl_core.errors import StorageError
 from amvl_core.sample import Segment
-from data_prep import filters, listing
+from data_prep import duplicates, filters, listing
+from data_prep.keys import KeyFile
 from data_prep.work import Work
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, chat_row
 from tests.data_prep.pictures import png
+
+
+def repeats(folder: Path, rows: list[dict[str, object]], **data: Any) -> list[int]:
+    """The rows that are dropped as duplicates."""
+    source = ChatJsonlSource(uri=as_folder(folder / "chat", archives.chat(*rows)))
+    done = finish(work(source, folder / "out", **data))
+    files = [KeyFile(str(folder / "out" / f"{unit.split}-{unit.number:05d}.keys.parquet"), unit.split) for unit in done]
+    return [repeat.row for repeat in duplicates.find(files, duplicates=True, contaminated=True)]
 
 
 class Counter:
@@ -75,6 +84,16 @@ def test_every_row_is_kept_or_dropped_for_its_reason(tmp_path: Path, kinds: list
         assert sum(unit.report.dropped.get(reason, 0) for unit in done) == kinds.count(reason)
         for unit in done:
             assert len(unit.report.examples.get(reason, [])) == min(3, unit.report.dropped.get(reason, 0))
+
+
+def test_the_chains_of_one_question_are_all_kept_where_their_steps_are_laid_out(tmp_path: Path) -> None:
+    rows = [chat_row(steps=steps) for steps in (["Go left.", "Read."], ["Go right.", "Read."], ["Go left.", "Read."])]
+    both = {"target": "steps_and_answer"}
+    assert repeats(tmp_path / "steps", rows, **both) == [2]
+    assert repeats(tmp_path / "answer", rows, target="answer") == [1, 2]
+    # Steps that slots replace are not laid out: only their number and the steps behind them are.
+    replaced = {"kind": "replace_steps", "steps": 1, "slots_per_step": 2}
+    assert repeats(tmp_path / "replaced", rows, **both, layout=replaced) == [1, 2]
 
 
 def test_a_unit_that_is_finished_is_not_done_again(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ class Question:
 
     `task` is its column in the published table; `part` is what an average is taken over beside it (the rotation, the
     source). Questions of one `group` are not independent; empty: it stands alone. Without `options` the answer is
-    free text.
+    free text. `asked` is the question alone, without options and instructions, as a training set would ask it; empty:
+    it is the prompt.
     """
 
     item_id: str
@@ -36,6 +37,7 @@ class Question:
     options: Mapping[str, str] = field(default_factory=dict)
     part: str = ""
     group: str = ""
+    asked: str = ""
 
     def row(self, benchmark: str) -> dict[str, str]:
         """The columns of a stored prediction that are known before there is one."""

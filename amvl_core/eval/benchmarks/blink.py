@@ -68,6 +68,7 @@ def _question(file: str, row: dict[str, Any]) -> Question:
         prompt=short_answer(options) + row["prompt"],
         answer=letter(row["answer"]),
         options=options,
+        asked=row.get("question") or row["prompt"],
     )
 
 

@@ -38,6 +38,7 @@ def _question(file: str, row: dict[str, Any]) -> Question:
         answer=letter(row["answer"]),
         options=options,
         part=row["source"],
+        asked=row.get("question") or row["prompt"],
     )
 
 

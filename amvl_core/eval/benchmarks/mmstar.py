@@ -41,6 +41,7 @@ def _question(file: str, row: dict[str, Any]) -> Question:
         prompt=question + INSTRUCTION,
         answer=letter(row["answer"]),
         options=options_in(question),
+        asked=question.partition("Options:")[0].strip(),
     )
 
 

@@ -43,6 +43,7 @@ def _question(file: str, row: dict[str, Any]) -> Question:
         answer=CORRECTED.get(index) or letter(row["Correct Answer"]),
         options=options,
         group=f"pair {(index + 1) // 2}",  # (1, 2), (3, 4) ...
+        asked=row["Question"],
     )
 
 

@@ -46,12 +46,13 @@ def question(row: Mapping[str, Any]) -> Question:
         part=extra["part"] if published else "",
         # Many questions about one image are not independent.
         group=extra["group"] if published else digest(*images) if images else "",
+        asked=extra["asked"] if published else "",
     )
 
 
 def extra(asked: Question) -> str:
     """The `extra` column of a published question: what `question` needs to give it back."""
-    fields = {name: getattr(asked, name) for name in ("task", "answer", "part", "group")}
+    fields = {name: getattr(asked, name) for name in ("task", "answer", "part", "group", "asked")}
     return json.dumps({**fields, "options": dict(asked.options)}, ensure_ascii=False)
 
 

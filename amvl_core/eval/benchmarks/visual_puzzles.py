@@ -32,14 +32,16 @@ def _question(file: str, row: dict[str, Any]) -> Question:
     texts = row["options"]
     options = lettered(texts) if texts else dict.fromkeys("ABCD", "")
     listed = "\nOptions:" + "".join(f"\n({name}) {text}" for name, text in options.items()) if texts else IN_THE_IMAGE
+    # "<image1>" stands in some questions for the one image, which comes first in any case.
+    asked = row["question"].replace("<image1>", "").strip()
     return Question(
         item_id=f"visual_puzzles/{row['id']}",
         task=row["category"].lower(),
         images=(files.image(row["image"]),),
-        # "<image1>" stands in some questions for the one image, which comes first in any case.
-        prompt=f"Question: {row['question'].replace('<image1>', '').strip()}{listed}\n{INSTRUCTION}",
+        prompt=f"Question: {asked}{listed}\n{INSTRUCTION}",
         answer=letter(row["answer"]),
         options=options,
+        asked=asked,
     )
 
 

@@ -38,6 +38,7 @@ def _question(file: str, row: dict[str, Any]) -> Question:
         prompt=row["text"],
         answer=letter(row["label"]),
         options={name: text.strip() for name, text in _OPTION.findall(row["text"])},
+        asked=_OPTION.split(row["text"], maxsplit=1)[0].strip(),
     )
 
 

@@ -55,6 +55,27 @@ def prepared_prompts(samples: Iterable[Conversation]) -> dict[str, str]:
     }
 
 
+ASKED = {
+    "hrbench_4k": "What colour is sign 0?",
+    "blink": "Which fits?",
+    "visual_puzzles": "Which comes next?",
+    "mmvp": "Is the door open?",
+    "cv_bench": "How many?",
+    "mmstar": "Which is shown?",
+    "vstar": published.VSTAR_TEXT.partition("\n(A)")[0],
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_question_alone_is_kept_without_options_and_instruction(tmp_path: Path, name: str) -> None:
+    if name == "hrbench_4k":
+        published.parquet(tmp_path / "hr_bench_4k.parquet", published.hrbench_rows())
+    else:
+        getattr(published, name)(tmp_path)
+    first = questions(name, tmp_path)[0]
+    assert first.asked == ASKED[name] != first.prompt
+
+
 def test_vstar(tmp_path: Path) -> None:
     published.vstar(tmp_path)
     first, second = questions("vstar", tmp_path)
