@@ -51,13 +51,18 @@ def s3_bucket() -> Iterator[str]:
         server.stop()
 
 
-@pytest.fixture(scope="session")
-def ray_cluster(s3_bucket: str) -> Iterator[None]:
-    """One local Ray for all tests that need it. After `s3_bucket`, so that its workers inherit the endpoint."""
+@pytest.fixture(scope="module")
+def ray_cluster(s3_bucket: str) -> None:
+    """One local Ray for all tests that need it; a flow that ran in this process has left it, and it is started again.
+
+    After `s3_bucket`, so that its workers inherit the endpoint.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     import ray
 
+    if ray.is_initialized():
+        return
     ray.init(
         address="local",
         num_cpus=3,
@@ -66,5 +71,3 @@ def ray_cluster(s3_bucket: str) -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    yield
-    ray.shutdown()

@@ -265,7 +265,7 @@ def test_a_benchmark_that_is_added_later_is_in_the_report_that_is_linked(
     monkeypatch.setattr(tasks, "create_link_artifact", lambda link, **_: links.append(link))
     monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("report"))
     before, after = evaluated("sft", set(range(6))), evaluated("amvl", set(range(4, 12)))
-    rows = report.score_rows(before, after, {})
+    rows = report.score_rows(before, after, {}, tracked.seed)
 
     def show(*benchmarks: str, working: bool = False) -> tuple[str, str | None]:
         tables = {name: [{"metric": "overall", "AMVL": "40.0%"}] for name in benchmarks}

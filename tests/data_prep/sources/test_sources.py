@@ -36,9 +36,9 @@ def test_easy_vqa_rows_that_are_wrong(tmp_path: Path) -> None:
     rows = listed(EasyVqaSource(uri=as_folder(tmp_path / "a", files)))
     assert rows[0].drop is not None and rows[0].drop.reason == MALFORMED_ROW
     assert rows[1].drop is None
-    files["easy/data/train/questions.json"] = b'[["q", "no", 0], ["\xff", "no", 0], ["q", "no", 0], ["q'
+    files["easy/data/train/questions.json"] = b'[["q", "no", 0], ["\xff", "no", 0], ["q", "no", 0]]'
     rows = listed(EasyVqaSource(uri=as_folder(tmp_path / "b", files)))
-    assert [row.drop is None for row in rows if row.split == "train"] == [True, False, True, False]
+    assert [row.drop is None for row in rows if row.split == "train"] == [True, False, True]
 
 
 def test_easy_vqa_steps_are_what_the_training_questions_of_an_image_give_away(tmp_path: Path) -> None:
