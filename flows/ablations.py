@@ -39,6 +39,7 @@ from amvl_core.records import (
 )
 from flows import ablation_report, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
+from flows.reporter import Reporter, progress_page
 from infra import cluster as ray_cluster
 from infra.fingerprints import (
     ablation_fingerprint,
@@ -158,7 +159,7 @@ def run_rows(
     ray_cluster.connect(config.cluster)
     jobs = ray_cluster.jobs_at_once(config.cluster)
     log = get_run_logger()
-    report = tasks.Reporter(tracker, log, tasks.progress_page("rows", log))
+    report = Reporter(tracker, log, progress_page("rows", log))
     parent = tracker.start()
     found: Found = {label: {} for label in plan}
     todo = [(label, seed, row) for label, by_seed in plan.items() for seed, row in by_seed.items()]

@@ -2,26 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
 from prefect import get_run_logger, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from amvl_core import ablations, storage
 from amvl_core.config import RunConfig
-from amvl_core.errors import AmvlError, ConfigError
-from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.progress import Progress
+from amvl_core.errors import AmvlError
 from amvl_core.records import (
     AnalysisRecord,
     CheckpointRecord,
@@ -34,59 +25,11 @@ from amvl_core.records import (
     remove_resume_state,
     save_record,
 )
-from flows import report
+from flows import checks, report
+from flows.reporter import Reporter, progress_page
 from infra import cluster, fingerprints, registry
-from infra.mlflow_client import check_reachable, tracking_uri
+from infra.mlflow_client import tracking_uri
 from infra.tracking import Tracker
-
-LOG_EVERY_S = 3.0
-
-
-class Reporter:
-    """Progress to the log and to the run's page at most every few seconds; metrics and warnings each time.
-
-    `page` shows a share of 100 and a text. Safe to call from another thread than the task's.
-    """
-
-    def __init__(self, tracker: Tracker, log: report.Log, page: Callable[[float, str], None]) -> None:
-        self.tracker, self.log, self.page = tracker, log, page
-        self.prefix = f"{tracker.label}: " if tracker.label else ""
-        self.last = 0.0
-        self.warnings: list[str] = []
-
-    def __call__(self, progress: Progress) -> None:
-        """Takes one event."""
-        if progress.metrics:
-            self.tracker.metrics(progress.stage, progress.done, progress.metrics)
-        for advice in progress.warnings:
-            self.log.warning("%s: %s", progress.stage, advice.text)
-            self.tracker.tag({f"amvl.warning.{progress.stage}.{advice.kind}": f"step {progress.done}: {advice.text}"})
-            self.tracker.metrics(progress.stage, progress.done, {f"warning_{advice.kind}": 1.0})
-            if advice.samples:
-                where = f"warnings/{progress.stage}-{progress.done}-{advice.kind}.txt"
-                self.tracker.text(where, "\n".join(advice.samples) + "\n")
-            self.warnings.append(f"step {progress.done}: {advice.text}")
-        quiet = time.monotonic() - self.last < LOG_EVERY_S and progress.done < progress.total
-        if quiet and not progress.warnings:
-            return
-        self.last = time.monotonic()
-        if progress.metrics or not progress.warnings:
-            self.log.info(self.prefix + progress.line())
-        share = 100.0 * progress.done / max(progress.total, 1)
-        self.page(share, report.page_text(progress.line(), self.warnings))
-
-
-def progress_page(key: str, log: report.Log) -> Callable[[float, str], None]:
-    """A progress artifact of the task that calls this, and what shows progress there."""
-    artifact = create_progress_artifact(0.0, key=key.lower().replace("_", "-"), description=key)
-
-    def show(share: float, text: str) -> None:
-        try:
-            update_progress_artifact(artifact, share, description=text)
-        except httpx.HTTPError as error:  # the page lags behind; the stage must not suffer for it
-            log.debug("the progress artifact was not updated: %s", error)
-
-    return show
 
 
 @contextmanager
@@ -109,12 +52,8 @@ def stage_uri(config: RunConfig, stage: str, fingerprint: str) -> str:
 
 @task(cache_policy=NO_CACHE)
 def preflight(config: RunConfig) -> None:
-    """Refuses what cannot work before anything is computed: storage, tracking, base model."""
-    storage.check_writable(storage.absolute(config.storage))
-    check_reachable(config)
-    check_base(config.model.base)
-    check_benchmarks(config)
-    ablations.controls(config)
+    """Refuses what cannot work before anything is computed."""
+    checks.check_run(config)
 
 
 @task(cache_policy=NO_CACHE)
@@ -449,35 +388,6 @@ def mlflow_page(config: RunConfig, run_id: str) -> str:
     uri = tracking_uri(config)
     server = uri if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
     return server.rstrip("/") + registry.run_fragment(config, run_id)
-
-
-def check_base(base: str) -> None:
-    """The base model is `tiny`, a folder, or a model of the Hugging Face Hub that is cached or can be reached."""
-    if base == "tiny" or os.path.isfile(os.path.join(base, "config.json")):  # noqa: PTH113, PTH118
-        return
-    if os.path.isdir(base):  # noqa: PTH112
-        raise ConfigError(f"model.base: the folder {base} holds no config.json; give the folder of a model")
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
-
-    try:
-        if isinstance(try_to_load_from_cache(base, "config.json"), str):
-            return
-        HfApi().model_info(base, timeout=15)
-    except (HFValidationError, OfflineModeIsEnabled, OSError, httpx.HTTPError) as error:
-        raise ConfigError(
-            f"model.base: {base!r} is no folder, is not in the Hugging Face cache and cannot be found on the Hub "
-            f"({type(error).__name__}); download it first, or give a folder or `tiny`"
-        ) from error
-
-
-def check_benchmarks(config: RunConfig) -> None:
-    """The files of every published benchmark are there; they are listed, not read."""
-    for number, source in enumerate(config.evaluation.benchmarks):
-        try:
-            BENCHMARKS[source.name].check(source.uri)
-        except AmvlError as error:
-            raise ConfigError(f"evaluation.benchmarks.{number} ({source.name}): {error}") from error
 
 
 def _log_rows(tracker: Tracker, name: str, rows: list[dict[str, str]], notes: str = "") -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import io
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -28,8 +30,9 @@ LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
 
 @lru_cache(maxsize=1)
 def stock_folder() -> str:
-    """A stock Qwen2.5-VL checkpoint folder with random weights."""
+    """A stock Qwen2.5-VL checkpoint folder with random weights, removed when this process ends."""
     folder = mkdtemp(prefix="amvl-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     save_tiny_base(TINY, Path(folder))
     return folder
 

@@ -95,12 +95,13 @@ class Run(threading.Thread):
 
     def lost(self) -> list[int]:
         """Steps done again after each new start, which first reports, times and all, the steps it goes on from."""
-        starts = [i for i in range(1, len(self.events)) if self.events[i].done == 1]
+        logged = [(event.done, event.metrics) for event in self.events if event.metrics]
+        starts = [i for i in range(1, len(logged)) if logged[i][0] == 1]
         found = []
         for i in starts:
-            before = {event.done: event for event in self.events[:i]}
-            kept = list(takewhile(lambda event, known=before: known.get(event.done) == event, self.events[i:]))
-            found.append(self.events[i - 1].done - len(kept))
+            before = dict(logged[:i])
+            kept = list(takewhile(lambda event, known=before: known.get(event[0]) == event[1], logged[i:]))
+            found.append(logged[i - 1][0] - len(kept))
         return found
 
 

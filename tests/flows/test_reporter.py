@@ -4,7 +4,7 @@ import pytest
 
 from amvl_core.presets import demo
 from amvl_core.progress import Advice, Progress
-from flows.tasks import Reporter
+from flows.reporter import Reporter
 from infra.tracking import Tracker
 
 

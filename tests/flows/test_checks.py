@@ -6,7 +6,7 @@ import pytest
 
 from amvl_core.config import BenchmarkSource, EvaluationConfig, RunConfig
 from amvl_core.errors import ConfigError
-from flows.tasks import check_benchmarks
+from flows.checks import check_benchmarks
 from tests.amvl_core.eval.benchmarks import published
 
 
