@@ -420,12 +420,15 @@ class EvaluationConfig(Frozen):
         "the base model do; the test split keeps data.max_pixels",
     )
     batch_size: int = Field(16, ge=1, description="questions that a worker answers at once, at most")
-    batch_tokens: int = Field(32768, ge=1, description="their prompt tokens with padding, at most")
+    batch_tokens: int = Field(32768, ge=1, description="their tokens with padding, at most")
     max_new_tokens: int = Field(512, ge=1)
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
     seed: int = 0
     faithfulness_items: int = Field(
-        256, ge=0, description="test samples asked again with changed latents (docs/faithfulness.md); 0: none"
+        256,
+        ge=0,
+        description="questions of the test split, and of each published benchmark, that are asked again with changed "
+        "latents (docs/faithfulness.md); 0: none",
     )
     controls: tuple[Literal["sft", "pause"], ...] = Field(
         ("sft", "pause"),

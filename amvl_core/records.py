@@ -246,12 +246,14 @@ class VariantScore(BaseModel):
 
 
 class FaithfulnessRecord(Record):
-    """What the latents of one checkpoint do: one row per variant, the unchanged model first; `verdict` is a sentence.
+    """What the latents of one checkpoint do on questions of `benchmark`, a published one or TEST_SPLIT.
 
-    `items.parquet` below `uri` holds every output and log-likelihood the rows were computed from.
+    One row per variant, the unchanged model first; `verdict` is a sentence. `items.parquet` below `uri`
+    holds every output and log-likelihood the rows were computed from.
     """
 
     kind: Literal["faithfulness"] = "faithfulness"
+    benchmark: str
     checkpoint: str
     stage: str
     dataset: str

@@ -219,7 +219,7 @@ def run_row(
         if checkpoint.method == "amvl":
             if config.evaluation.faithfulness_items:
                 with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
-                    faithfulness = tasks.faithfulness(config, dataset, checkpoint, [], tracker)
+                    (faithfulness,) = tasks.faithfulness(config, [dataset], checkpoint, [], tracker)
             if config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)

@@ -68,12 +68,12 @@ def full_pipeline(
                 tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
                 published = [*before_on, *after_on]
 
-            faithfulness = analysis = None
+            suites, analysis = [], None
             if final.method == "amvl":  # what has latents must show that they matter
                 if config.evaluation.faithfulness_items:
                     controls = tasks.train_controls(config, dataset, checkpoints, tracker)
                     controls += [(f"without latents ({base.stage})", base)] if base else []
-                    faithfulness = tasks.faithfulness(config, dataset, final, controls, tracker)
+                    suites = tasks.faithfulness(config, [dataset, *benchmarks], final, controls, tracker)
                 if config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)
 
@@ -90,7 +90,7 @@ def full_pipeline(
                 tracker,
                 tables,
                 published,
-                faithfulness,
+                suites,
                 analysis,
             )
     finally:

@@ -14,6 +14,7 @@ from amvl_core import ablations, storage
 from amvl_core.config import RunConfig
 from amvl_core.errors import AmvlError
 from amvl_core.records import (
+    TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,
@@ -191,33 +192,46 @@ def evaluate_benchmarks(
 @task(task_run_name="faithfulness-{model.stage}", cache_policy=NO_CACHE)
 def faithfulness(
     config: RunConfig,
-    dataset: DatasetRecord,
+    asked: list[DatasetRecord],
     model: CheckpointRecord,
     controls: list[tuple[str, CheckpointRecord]],
     tracker: Tracker,
-) -> FaithfulnessRecord:
-    """A latent model with its latents changed, and models without latents, on the same test samples."""
-    fingerprint = fingerprints.faithfulness_fingerprint(config, dataset, model, controls)
-    uri = stage_uri(config, "faithfulness", fingerprint)
-    record = load_record(uri, FaithfulnessRecord)
-    if record is not None:
-        _say_reused(f"faithfulness {model.stage}", fingerprint)
-    else:
-        with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
-            from infra import ray_analysis
+) -> list[FaithfulnessRecord]:
+    """A latent model with its latents changed, and models without latents, on the same questions.
 
-            record = ray_analysis.faithfulness(config, dataset, model, controls, uri, fingerprint, on_progress)
-    get_run_logger().info("%s", record.verdict)
-    rows = report.faithfulness_rows(record, config.seed)
-    create_table_artifact(rows, key=f"faithfulness-{model.stage}".lower().replace("_", "-"), description=record.verdict)
+    `asked` are a prepared dataset, of which the test split is asked, and questions of published benchmarks.
+    """
+    records = []
+    for questions in asked:
+        fingerprint = fingerprints.faithfulness_fingerprint(config, questions, model, controls)
+        uri = stage_uri(config, "faithfulness", fingerprint)
+        record = load_record(uri, FaithfulnessRecord)
+        if record is not None:
+            _say_reused(f"faithfulness {model.stage} on {record.benchmark}", fingerprint)
+        else:
+            with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
+                from infra import ray_analysis
+
+                record = ray_analysis.faithfulness(config, questions, model, controls, uri, fingerprint, on_progress)
+        _show_faithfulness(record, tracker)
+        records.append(record)
+    return records
+
+
+def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
+    """Verdict, table and figure of one suite, on the run's page and on the tracking page."""
+    own = record.benchmark == TEST_SPLIT
+    get_run_logger().info("%s%s", "" if own else f"{record.benchmark}: ", record.verdict)
+    rows = report.faithfulness_rows(record, tracker.config.seed)
+    key = f"faithfulness-{record.stage}" if own else f"faithfulness-{record.stage}-{record.benchmark}"
+    create_table_artifact(rows, key=key.lower().replace("_", "-"), description=record.verdict)
     if tracker.run_id is not None:
         from infra import figures
 
+        name = "faithfulness" if own else f"faithfulness_{record.benchmark}"
         tracker.faithfulness(record)
-        tracker.table("faithfulness", {key: [row[key] for row in rows] for key in rows[0]})
-        tracker.text("tables/faithfulness.md", f"{report.markdown_table(rows)}\n\n{record.verdict}\n")
-        tracker.figure("figures/faithfulness.png", figures.faithfulness_chart(record.rows, record.verdict))
-    return record
+        _log_rows(tracker, name, rows, record.verdict)
+        tracker.figure(f"figures/{name}.png", figures.faithfulness_chart(record.rows, record.verdict))
 
 
 @task(task_run_name="analyse-{model.stage}", cache_policy=NO_CACHE)
@@ -350,7 +364,7 @@ def show_report(
     tracker: Tracker,
     benchmarks: dict[str, list[dict[str, str]]] | None = None,
     published: Sequence[EvalRecord] = (),
-    faithfulness: FaithfulnessRecord | None = None,
+    faithfulness: Sequence[FaithfulnessRecord] = (),
     analysis: AnalysisRecord | None = None,
 ) -> str:
     """The run as one HTML page: below the storage root and with the tracking run; linked from the run's page.
@@ -359,7 +373,7 @@ def show_report(
     """
     from infra import run_report
 
-    fingerprint = run_report.report_fingerprint(model, *published, faithfulness, analysis)
+    fingerprint = run_report.report_fingerprint(model, *published, *faithfulness, analysis)
     uri = stage_uri(config, "report", fingerprint)
     page_uri = storage.join(uri, run_report.NAME)
     record = load_record(uri, ReportRecord)

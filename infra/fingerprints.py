@@ -10,7 +10,7 @@ from amvl_core.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 4
-FAITHFULNESS_VERSION = 1
+FAITHFULNESS_VERSION = 2
 ANALYSE_VERSION = 1
 ABLATION_VERSION = 2
 
@@ -53,7 +53,7 @@ def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Check
 def faithfulness_fingerprint(
     config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, controls: Controls
 ) -> str:
-    """Of the answers of `model` under changed latents, and of the controls, on the same test samples."""
+    """Of the answers of `model` under changed latents, and of the controls, on the same questions."""
     return fingerprint(
         "faithfulness",
         FAITHFULNESS_VERSION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
@@ -16,16 +17,24 @@ import ray
 from ray.util.annotations import RayDeprecationWarning
 
 from amvl_core import storage
-from amvl_core.base import model_folder
+from amvl_core.base import model_folder, set_pixel_budget
 from amvl_core.config import RunConfig
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
-from amvl_core.eval.benchmarks.prepared import question
-from amvl_core.eval.extract import last_line
+from amvl_core.eval.benchmarks import benchmark_of
+from amvl_core.eval.benchmarks.base import Question
+from amvl_core.eval.benchmarks.prepared import benchmark_name, laid_out, question
+from amvl_core.eval.benchmarks.scoring import outcomes, readers
 from amvl_core.eval.faithfulness import score_variants, verdict
-from amvl_core.eval.score import is_correct
 from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import AnalysisRecord, CheckpointRecord, DatasetRecord, FaithfulnessRecord, save_record
+from amvl_core.records import (
+    TEST_SPLIT,
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    FaithfulnessRecord,
+    save_record,
+)
 from infra import analysis_files
 from infra.cluster import resources
 from infra.fingerprints import Controls
@@ -59,17 +68,24 @@ class Worker:
         hf_logging.set_verbosity_error()
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
-        self.settings = RunConfig.model_validate(config).evaluation
+        run = RunConfig.model_validate(config)
+        self.settings = run.evaluation
         self.reader = ShardReader(DatasetRecord.model_validate(dataset), "test")
+        self.benchmark = benchmark_name(self.reader[0])
         self.label = label
         record = CheckpointRecord.model_validate(model)
         with model_folder(record.model_uri) as folder:
             answerer = Answerer.from_pretrained(folder)
+        if self.benchmark != TEST_SPLIT:  # its images are larger than those that the model was trained on
+            budget = run.data.model_copy(update={"max_pixels": self.settings.max_pixels})
+            set_pixel_budget(answerer.processor, budget)
         if label:
             self.control = Control(answerer)
+            self.slots = len(self.control.encoder.slots)
         else:
             positions = record.config["stages"][record.stage]["method"]["posterior_positions"]
             self.prober = Prober(answerer.model, answerer.processor, positions)
+            self.slots = len(self.prober.encoder.slots)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Jobs with the place of their part -> the same places, when the parts are written."""
@@ -81,20 +97,26 @@ class Worker:
             storage.write_bytes(str(uri), buffer.getvalue())
         return {"uri": batch["uri"]}
 
+    def _item(self, row: dict[str, Any]) -> Any:
+        from amvl_core.eval.variants import Item
+
+        return Item(row["sample_id"], laid_out(row, self.slots), row["images"])
+
     def _answers(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
         """Every variant on every item."""
-        settings, items = self.settings, [_item(row) for row in rows]
+        settings, items = self.settings, [self._item(row) for row in rows]
         if self.label:
             answers = self.control(items, self.label, settings.max_new_tokens)
         else:
-            other = _item(self.reader[donor])
+            other = self._item(self.reader[donor])
             answers = self.prober(items, other, settings.max_new_tokens, settings.seed)
         asked = {row["sample_id"]: question(row) for row in rows}
         following = [*rows[1:], self.reader[donor]]
         donors = {row["sample_id"]: other["sample_id"] for row, other in zip(rows, following, strict=True)}
         stored = []
         for answer in answers:
-            about, prediction = asked[answer.sample_id], last_line(answer.raw_output)
+            about = asked[answer.sample_id]
+            prediction, correct = self._read(about, answer.raw_output)
             stored.append(
                 {
                     **answer._asdict(),
@@ -102,11 +124,19 @@ class Worker:
                     "group": about.group,
                     "answer": about.answer,
                     "prediction": prediction,
-                    "correct": is_correct(prediction, about.answer),
+                    "correct": correct,
                     "donor": donors[answer.sample_id],
                 }
             )
         return stored
+
+    def _read(self, about: Question, raw_output: str) -> tuple[str, bool]:
+        """What the headline reading of the evaluation reads, and whether it is right."""
+        benchmark = benchmark_of(self.benchmark, [about.task])
+        reader = readers(benchmark)[benchmark.headline]
+        row = {**about.row(self.benchmark), "raw_output": raw_output}
+        found, ((outcome,), _, _) = reader(row), outcomes(reader, [row])
+        return (found.answer if found else None) or "", outcome.correct
 
     def _latents(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
         """Prior and posterior of every item, and how far the prior moves when image or words are permuted."""
@@ -114,7 +144,7 @@ class Worker:
 
         from amvl_core.analysis.sensitivity import permutation_shifts
 
-        items = [_item(row) for row in rows]
+        items = [self._item(row) for row in rows]
         with torch.inference_mode():
             _, reading = self.prober.read(items)
         shifts = permutation_shifts(self.prober, items, self.settings.seed)
@@ -139,7 +169,7 @@ class Worker:
         from amvl_core.analysis.information import cross_posteriors, information_bounds
         from amvl_core.gaussian import Gaussian
 
-        items = [_item(row) for row in rows]
+        items = [self._item(row) for row in rows]
         with torch.inference_mode():
             _, reading = self.prober.read(items)
             crossed = cross_posteriors(self.prober.model, reading, self.prober.method.config.posterior_positions)
@@ -163,7 +193,7 @@ class Worker:
 
         stored = []
         for row in rows:
-            map_HWK = occlusion_map(self.prober, _item(row), min(CHUNK, self.settings.batch_size))
+            map_HWK = occlusion_map(self.prober, self._item(row), min(CHUNK, self.settings.batch_size))
             about = question(row)
             stored.append(
                 {
@@ -187,24 +217,26 @@ def faithfulness(
     fingerprint: str,
     on_progress: ProgressFn,
 ) -> FaithfulnessRecord:
-    """Asks `model` and the `controls` the same test samples, `model` under every change of its latents.
+    """Asks `model` and the `controls` the same questions, `model` under every change of its latents.
 
+    `dataset` is a prepared one, of which the test split is asked, or holds the questions of a published benchmark.
     Items lie on one random cycle: the next one is the donor of the swap, so none is swapped with itself.
     """
-    chosen = _chosen(config.evaluation.faithfulness_items, config.evaluation.seed, dataset)
+    settings = config.evaluation
+    chosen = _chosen(settings.faithfulness_items, settings.seed, dataset)
     if len(chosen) < 2:
         raise DataError(
             f"{len(chosen)} test samples; the faithfulness suite swaps latents between at least 2: prepare more test "
             "samples, or set evaluation.faithfulness_items = 0"
         )
-    size = min(config.evaluation.batch_size, -(-len(chosen) // resources(config.cluster).num_workers))
-    following = [*chosen[1:], chosen[0]]
-    jobs = [
-        Job("answers", part := chosen[i : i + size], following[i + len(part) - 1]) for i in range(0, len(chosen), size)
-    ]
+    size = min(settings.batch_size, -(-len(chosen) // resources(config.cluster).num_workers))
+    groups = _runs(chosen, _column(dataset, "num_tokens", chosen), size, settings.batch_tokens)
+    jobs = [Job("answers", part, after[0]) for part, after in zip(groups, [*groups[1:], groups[0]], strict=True)]
+    benchmark = benchmark_name(ShardReader(dataset, "test")[0])
+    where = "" if benchmark == TEST_SPLIT else f" on {benchmark}"
     tables = []
     for label, asked in [("", model), *controls]:
-        name = f"faithfulness {label or model.stage}"
+        name = f"faithfulness {label or model.stage}{where}"
         tables.append(_parts(config, dataset, asked, label, jobs, uri, name, on_progress)["answers"])
     items = pa.concat_tables(tables)
     # Variants in the order of the suite, items by name: the same file however the parts were placed.
@@ -216,6 +248,7 @@ def faithfulness(
     record = FaithfulnessRecord(
         uri=uri,
         fingerprint=fingerprint,
+        benchmark=benchmark,
         checkpoint=model.fingerprint,
         stage=model.stage,
         dataset=dataset.fingerprint,
@@ -269,6 +302,20 @@ def _chosen(wanted: int, seed: int, dataset: DatasetRecord) -> list[int]:
     return [int(i) for i in order[:wanted]]
 
 
+def _runs(items: Sequence[int], lengths: Sequence[int], max_items: int, max_tokens: int) -> list[list[int]]:
+    """`items` in order, in runs of at most `max_items` and `max_tokens` tokens with padding; a longer one is alone."""
+    runs: list[list[int]] = []
+    longest = 0
+    for item, length in zip(items, lengths, strict=True):
+        longest = max(longest, length)
+        if runs and len(runs[-1]) < max_items and (len(runs[-1]) + 1) * longest <= max_tokens:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+            longest = length
+    return runs
+
+
 def _column(dataset: DatasetRecord, name: str, rows: Sequence[int]) -> list[Any]:
     values = ShardReader(dataset, "test").column(name)
     return [values[i] for i in rows]
@@ -299,11 +346,9 @@ def _parts(
     on_progress: ProgressFn,
 ) -> dict[str, pa.Table]:
     """All jobs through one actor pool, those that have no part yet; the parts of each kind as one table, in order."""
-    # The size of a part stands in its folder's name: with another batch size the parts start anew.
-    sizes = {job.kind: len(job.items) for job in reversed(jobs)}
-    folders = {kind: storage.join(uri, "parts", f"{kind}-{size}-{model.fingerprint}") for kind, size in sizes.items()}
-    parts = [storage.join(folders[job.kind], f"{number:05d}.parquet") for number, job in enumerate(jobs)]
-    there = {storage.join(folder, name) for folder in folders.values() for name in storage.list_names(folder)}
+    folder = storage.join(uri, "parts", model.fingerprint)
+    parts = [storage.join(folder, _part(number, job)) for number, job in enumerate(jobs)]
+    there = {storage.join(folder, name) for name in storage.list_names(folder)}
     todo = [{"uri": part, **job._asdict()} for part, job in zip(parts, jobs, strict=True) if part not in there]
     workers = resources(config.cluster)
     if todo:
@@ -329,7 +374,7 @@ def _parts(
     return {kind: pa.concat_tables(found) for kind, found in tables.items()}
 
 
-def _item(row: dict[str, Any]) -> Any:
-    from amvl_core.eval.variants import Item
-
-    return Item(row["sample_id"], row["segments"], row["images"])
+def _part(number: int, job: Job) -> str:
+    """The file of a part; its name says what is in it, so that another cut never finds it."""
+    digest = hashlib.sha256(json.dumps(job).encode()).hexdigest()[:12]
+    return f"{job.kind}-{number:05d}-{digest}.parquet"

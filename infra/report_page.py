@@ -9,7 +9,14 @@ from html import escape
 from amvl_core.analysis.geometry import TABLE_7
 from amvl_core.eval.faithfulness import nats
 from amvl_core.pages import page
-from amvl_core.records import AnalysisRecord, DatasetRecord, FaithfulnessRecord, ModelRecord, VariantScore
+from amvl_core.records import (
+    TEST_SPLIT,
+    AnalysisRecord,
+    DatasetRecord,
+    FaithfulnessRecord,
+    ModelRecord,
+    VariantScore,
+)
 
 RAW_CHARACTERS = 400
 """Of a raw output; `predictions.parquet` holds all of it."""
@@ -90,7 +97,7 @@ class Run:
     samples: Sequence[Sample] = ()
     benchmarks: Mapping[str, Table] = field(default_factory=dict)
     charts: Mapping[str, str] = field(default_factory=dict)
-    faithfulness: FaithfulnessRecord | None = None
+    faithfulness: Sequence[FaithfulnessRecord] = ()
     analysis: AnalysisRecord | None = None
     analysis_pictures: Mapping[str, str] = field(default_factory=dict)
     left_out: Sequence[str] = ()
@@ -142,9 +149,18 @@ def _scores(run: Run) -> str:
 
 
 def _faithfulness(run: Run) -> str:
-    record = run.faithfulness
-    if record is None:
+    if not run.faithfulness:
         return _absent(run, "there is nothing to take away or to exchange", "evaluation.faithfulness_items")
+    return (
+        "".join(map(_suite, run.faithfulness))
+        + "<p class='note'>Differences are to the first row, the prior's means (tau = 0), on the same questions, with "
+        "95 % intervals; p and test are those of the accuracies. "
+        f"Seed of the trainings: {escape(run.config['seed'])}.</p>"
+    )
+
+
+def _suite(record: FaithfulnessRecord) -> str:
+    asked = "the test split" if record.benchmark == TEST_SPLIT else record.benchmark
     rows = [
         {
             "latents": row.variant,
@@ -159,12 +175,10 @@ def _faithfulness(run: Run) -> str:
         for i, row in enumerate(record.rows)
     ]
     return (
-        f"<div class='card plot'><h3>Accuracy with the latents changed, 95 % intervals; dashed: unchanged</h3>"
+        f"<div class='card plot'><h3>Accuracy on {escape(asked)} with the latents changed, 95 % intervals; "
+        "dashed: unchanged</h3>"
         f"{_forest(record.rows)}<p class='note'>{escape(record.verdict)}</p></div>"
         f"<div class='card wide'>{_table(rows)}</div>"
-        "<p class='note'>Differences are to the first row, the prior's means (tau = 0), on the same questions, with "
-        "95 % intervals; p and test are those of the accuracies. "
-        f"Seed of the trainings: {escape(run.config['seed'])}.</p>"
     )
 
 

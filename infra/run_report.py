@@ -29,7 +29,7 @@ from infra.provenance import provenance
 from infra.registry import change
 from infra.report_page import Sample, Table
 
-VERSION = 2
+VERSION = 3
 NAME = "report.html"
 SHOWN_ANSWERS = 12
 IMAGE_PIXELS = 400
@@ -55,7 +55,7 @@ def build(
     scores: Table,
     history: figures.History,
     benchmarks: Mapping[str, Table] | None = None,
-    faithfulness: FaithfulnessRecord | None = None,
+    faithfulness: Sequence[FaithfulnessRecord] = (),
     analysis: AnalysisRecord | None = None,
 ) -> str:
     """The page as text. `evaluations` are the base's and the final model's by label, `scores` the score table's rows,

@@ -200,10 +200,12 @@ class Tracker:
 
         The name of the test is no number; it stands in the table.
         """
+        own = record.benchmark == TEST_SPLIT
+        where, tag = ("faithfulness", "") if own else (f"faithfulness_{record.benchmark}", f".{record.benchmark}")
         for row in record.rows:
             values = row.model_dump(exclude={"variant", "test"})
-            self._values(f"faithfulness/{row.variant.replace(' ', '_')}", values)
-        self.tag({"amvl.faithfulness": record.verdict})
+            self._values(f"{where}/{row.variant.replace(' ', '_')}", values)
+        self.tag({f"amvl.faithfulness{tag}": record.verdict})
 
     def analysis(self, record: AnalysisRecord) -> None:
         """Logs Table 7's quantities, KL, information, active units and sensitivity."""

@@ -99,8 +99,8 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
-    once = ["analyse", "benchmark", "faithfulness", "prepare", "register", "report"]
-    assert stages == sorted([*once, *["evaluate"] * 4, *["train"] * 3])
+    once = ["analyse", "benchmark", "prepare", "register", "report"]
+    assert stages == sorted([*once, *["evaluate"] * 4, *["faithfulness"] * 2, *["train"] * 3])
     for text in (
         "Published benchmarks",
         "blink",
@@ -146,6 +146,7 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
         f"figures/{name}.png"
         for name in (
             "faithfulness",
+            "faithfulness_blink",
             "geometry",
             "information",
             "occlusion",
@@ -161,7 +162,11 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
         assert f"difference_blink/unwrapped/overall{what}" in run.data.metrics
         assert f"difference_test/exact match/all{what}" in run.data.metrics
     assert run.data.tags["amvl.faithfulness"].startswith("Swapping the latents between items changes accuracy by ")
+    assert run.data.tags["amvl.faithfulness.blink"].startswith("Swapping the latents between items changes accuracy")
     assert run.data.metrics["faithfulness/prior/difference"] == 0
+    # The suite's unchanged model and the evaluation answer and read the same questions.
+    accuracy = run.data.metrics["eval_amvl_blink/overall"]
+    assert run.data.metrics["faithfulness_blink/prior/accuracy"] == accuracy
     assert "report.html" in {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 
@@ -187,7 +192,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     second = checkout.command("flows", "demo", *checkout.small)
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
-    assert second.stderr.count("reused") == 13
+    assert second.stderr.count("reused") == 14
     assert "models:/amvl/1 (champion" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 

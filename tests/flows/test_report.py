@@ -189,6 +189,7 @@ def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:
     record = FaithfulnessRecord(
         uri="/f",
         fingerprint="f",
+        benchmark="test",
         checkpoint="c",
         stage="amvl",
         dataset="d",

@@ -72,7 +72,8 @@ def measured(swapped: float) -> tuple[FaithfulnessRecord, AnalysisRecord]:
         "active_units": 3,
     }
     found: dict[str, Any] = {"geometry": {}, "similarity": [], "sensitivity": {}, "files": []}
-    return FaithfulnessRecord(rows=rows, verdict="", **about), AnalysisRecord(**about, **numbers, **found)
+    suite = FaithfulnessRecord(benchmark="test", rows=rows, verdict="", **about)
+    return suite, AnalysisRecord(**about, **numbers, **found)
 
 
 def test_contamination_without_a_checkpoint_is_the_linear_gaussian_problem() -> None:

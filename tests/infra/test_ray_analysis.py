@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.config import RunConfig
+from amvl_core.config import BenchmarkSource, RunConfig, override
 from amvl_core.errors import DataError
 from amvl_core.eval.faithfulness import score_variants, verdict
 from amvl_core.progress import Progress
@@ -22,11 +22,15 @@ from amvl_core.records import (
     load_record,
     save_record,
 )
+from data_prep import benchmarks
 from infra import analysis, analysis_files, ray_analysis
+from infra.ray_eval import Pool
+from tests.amvl_core.eval.benchmarks import published
 from tests.distributed.trial import configuration, row
 from tests.tiny import LATENT, amvl_model, stock_folder
 
 ROWS = 9
+COMMON = ("raw_output", "prediction", "correct", "task", "group", "answer")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,45 @@ def test_an_interrupted_suite_goes_on_and_gives_the_same_file(
         cycle.append(here)
         here = donors[here]
     assert len(cycle) == ROWS  # one cycle: nobody is its own donor
+
+
+@pytest.mark.parametrize("name", ["vstar", "blink"])
+def test_a_published_benchmark_is_asked_and_read_as_in_its_evaluation(
+    ray_cluster: None, config, amvl, sft, tmp_path, name: str
+) -> None:
+    """The suite's unchanged model gives the evaluation's answers: same prompt, same pixels, same reading."""
+    getattr(published, name)(tmp_path)
+    source = BenchmarkSource.model_validate({"name": name, "uri": str(tmp_path)})
+    config = override(config, {"evaluation": {"max_pixels": 40 * 40, "batch_tokens": 1, "max_new_tokens": 6}})
+    assert config.data.max_pixels != config.evaluation.max_pixels
+    questions = benchmarks.read(config, source, str(tmp_path / "questions"), lambda _: None)
+    asked: list[Progress] = []
+    suite = ray_analysis.faithfulness(
+        config, questions, amvl, [("plain", sft)], str(tmp_path / "suite"), "f", asked.append
+    )
+    assert suite.benchmark == name
+    assert asked[0].stage == f"faithfulness amvl on {name}"
+    assert asked[0].total == questions.kept == 2  # batch_tokens: one question a part
+    items = pq.read_table(suite.items_uri).to_pylist()
+    for variant, model in (("prior", amvl), ("plain", sft)):
+        with Pool(config, model) as pool:
+            uri = str(tmp_path / model.stage)
+            evaluation = pool.evaluate(questions, name, uri, "e", lambda _: None)
+        expected = pq.read_table(evaluation.predictions_uri).to_pylist()
+        found = {item["sample_id"]: item for item in items if item["variant"] == variant}
+        assert len(found) == len(expected)
+        for stored in expected:
+            item = found[stored["sample_id"]]
+            assert {key: item[key] for key in COMMON} == {key: stored[key] for key in COMMON}
+            assert item["log_likelihood"] < 0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "runs"),
+    [([5, 5, 5, 5], [[0, 1], [2, 3]]), ([5, 9, 1, 1, 1], [[0], [1], [2, 3], [4]]), ([99, 1, 1], [[0], [1, 2]])],
+)
+def test_parts_keep_the_order_and_the_bounds(lengths: list[int], runs: list[list[int]]) -> None:
+    assert ray_analysis._runs(range(len(lengths)), lengths, max_items=2, max_tokens=10) == runs
 
 
 def test_an_analysis_holds_what_its_tables_say(ray_cluster: None, config, dataset, amvl, root) -> None:

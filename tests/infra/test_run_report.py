@@ -105,11 +105,18 @@ def variant(name: str, accuracy: float, p: float) -> VariantScore:
     )
 
 
-def faithfulness_record() -> FaithfulnessRecord:
+def faithfulness_record(benchmark: str = "test") -> FaithfulnessRecord:
     names = ("prior", "zero", "noise", "swap", "shuffle", "no slot 1", "posterior", "tau = 1", "no block", NASTY)
     rows = [variant(name, 0.6 - 0.01 * i, 1.0 if i < 3 else 0.01) for i, name in enumerate(names)]
     return FaithfulnessRecord(
-        uri="u", fingerprint="f1", checkpoint="c", stage="amvl", dataset="d", rows=rows, verdict=f"They matter. {NASTY}"
+        uri="u",
+        fingerprint=f"f-{benchmark}",
+        benchmark=benchmark,
+        checkpoint="c",
+        stage="amvl",
+        dataset="d",
+        rows=rows,
+        verdict=f"They matter. {NASTY}",
     )
 
 
@@ -164,7 +171,7 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
     tables = {"MMVP": [{"metric": "pair", "n": "150", "AMVL": "40.0%"}]}
     page = build(
         history=history,
-        faithfulness=faithfulness_record(),
+        faithfulness=[faithfulness_record(), faithfulness_record("vstar")],
         analysis=analysis_record(tmp_path),
         benchmarks=tables,
     )
@@ -176,6 +183,8 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
         "6 gained, 4 lost, McNemar exact p = 0.7539",
         "<h3>MMVP</h3>",
         "They matter.",
+        "Accuracy on the test split with the latents changed",
+        "Accuracy on vstar with the latents changed",
         "<th class='right'>difference, nats</th>",
         "<td class='right'>-0.250 (-0.500 to -0.125)</td>",
         "p and test are those of the accuracies. Seed of the trainings: 0.",
@@ -191,12 +200,12 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
     images = [attributes["src"] or "" for tag, attributes in tags(page) if tag == "img"]
     # Two charts, one heat map, and 12 answers of which one has two images and one none.
     assert len(images) == 2 + 1 + 12
-    assert page.count("<circle") == 10
+    assert page.count("<circle") == 2 * 10
     assert len(page) < 2_000_000
 
 
 def test_nothing_is_loaded_and_no_text_is_markup(build: Callable[..., str], tmp_path: Path) -> None:
-    page = build(faithfulness=faithfulness_record(), analysis=analysis_record(tmp_path))
+    page = build(faithfulness=[faithfulness_record()], analysis=analysis_record(tmp_path))
     assert "<script" not in page
     assert "&lt;script&gt;alert(" in page
     for tag, attributes in tags(page):

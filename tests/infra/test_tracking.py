@@ -94,15 +94,22 @@ def test_a_run_holds_parameters_metrics_data_and_tables(
 def test_a_variant_is_logged_with_its_n_and_every_bound(tracked: RunConfig) -> None:
     numbers = {name: 0.25 for name, field in VariantScore.model_fields.items() if field.annotation is float}
     rows = [VariantScore(variant=name, n=256, test="McNemar exact", **numbers) for name in ("prior", "no block")]
-    record = FaithfulnessRecord(
-        uri="u", fingerprint="f", checkpoint="c", stage="amvl", dataset="d", rows=rows, verdict="said"
-    )
+    about = {"uri": "u", "fingerprint": "f", "checkpoint": "c", "stage": "amvl", "dataset": "d"}
     with Tracker(other(tracked, 8)) as tracker:
         run_id = tracker.start()
-        tracker.faithfulness(record)
-    logged = client(tracked).get_run(run_id).data.metrics
-    assert logged["faithfulness/no_block/n"] == 256
-    assert logged.keys() == {f"faithfulness/{row}/{name}" for row in ("prior", "no_block") for name in ("n", *numbers)}
+        for benchmark in ("test", "vstar"):
+            record = FaithfulnessRecord(benchmark=benchmark, rows=rows, verdict=f"said of {benchmark}", **about)
+            tracker.faithfulness(record)
+    logged = client(tracked).get_run(run_id).data
+    assert logged.metrics["faithfulness/no_block/n"] == 256
+    assert logged.metrics.keys() == {
+        f"{suite}/{row}/{name}"
+        for suite in ("faithfulness", "faithfulness_vstar")
+        for row in ("prior", "no_block")
+        for name in ("n", *numbers)
+    }
+    assert logged.tags["amvl.faithfulness"] == "said of test"
+    assert logged.tags["amvl.faithfulness.vstar"] == "said of vstar"
 
 
 def test_an_error_and_an_interrupt_end_the_run(tracked: RunConfig) -> None:
