@@ -222,7 +222,7 @@ class VariantScore(BaseModel):
 
     Shares of 1; `log_likelihood` is the mean over items of log p(y | question, latents) in nats, y being all tokens
     that the model is trained to write. Intervals are 95 %; differences are to the unchanged model, paired by item;
-    `p_value` is that of `test` on the accuracies.
+    `p_value` is that of `test` on the accuracies, `log_likelihood_p` that of random sign flips on the log-likelihoods.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -243,6 +243,7 @@ class VariantScore(BaseModel):
     log_likelihood_difference: float
     log_likelihood_difference_low: float
     log_likelihood_difference_high: float
+    log_likelihood_p: float
 
 
 class FaithfulnessRecord(Record):

@@ -8,6 +8,7 @@ from amvl_core.ablations import PAPER_COLUMNS, TABLES, Table
 from amvl_core.analysis.geometry import TABLE_7
 from amvl_core.config import RunConfig
 from amvl_core.eval.faithfulness import effect, nats, points
+from amvl_core.eval.statistics import p_text
 from amvl_core.records import AblationRecord, AblationRow, DatasetRecord, SeedScores
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
@@ -55,10 +56,11 @@ def swap_rows(record: AblationRecord) -> list[dict[str, str]]:
             "row": _name(row, record),
             "n": f"{row.swap.n:,}",
             "accuracy, points": points(row.swap),
-            "p": _p(row.swap.p_value),
+            "p": p_text(row.swap.p_value),
             "test": row.swap.test,
             "each seed, points": " ".join(f"{100 * one.difference:+.1f}" for one in row.swaps.values()),
             "log-likelihood, nats": nats(row.swap),
+            "p, nats": p_text(row.swap.log_likelihood_p),
             "each seed, nats": " ".join(f"{one.log_likelihood_difference:+.3f}" for one in row.swaps.values()),
             "on these items": effect(row.swap),
         }
@@ -109,7 +111,8 @@ def markdown(config: RunConfig, table: Table, record: AblationRecord, dataset: D
         parts += [
             "Do the latents matter? Each question was answered again with the latents of another one (`swapped` of "
             "`docs/faithfulness.md`, latents at tau = 0): what that changes, with 95 % bootstrap "
-            "intervals, the answers to a question together. `n`: answers of all seeds; p is that of the accuracies.",
+            "intervals, the answers to a question together. `n`: answers of all seeds; `p` is that of the accuracies, "
+            "`p, nats` that of random sign flips.",
             markdown_table(swaps),
         ]
     if geometry := geometry_rows(record):
@@ -174,7 +177,7 @@ def _scores(scores: SeedScores, row: AblationRow) -> dict[str, str]:
         "over items": _range(scores.over_items) if scores.n else "-",
         "seeds": " ".join(each + [f"({len(row.failed)} failed)"] * bool(row.failed)) or "-",
         "against headline": _difference(scores),
-        "p": "-" if scores.p_value is None else _p(scores.p_value),
+        "p": "-" if scores.p_value is None else p_text(scores.p_value),
         "test": scores.test or "-",
     }
 
@@ -185,10 +188,6 @@ def _percent(share: float) -> str:
 
 def _printed(score: float | None) -> str:
     return "-" if score is None else f"{score:.2f}"
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
 def _range(bounds: tuple[float, float] | None) -> str:

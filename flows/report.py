@@ -7,7 +7,7 @@ from typing import Any
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.paper import PAPER
 from amvl_core.eval.faithfulness import PRIOR, nats, points
-from amvl_core.eval.statistics import Comparison
+from amvl_core.eval.statistics import Comparison, p_text
 from amvl_core.records import (
     CheckpointRecord,
     DatasetRecord,
@@ -123,7 +123,7 @@ def difference(found: Comparison | None) -> dict[str, str]:
     if found is None:
         return {"difference": "-", "p": "-", "test": "-"}
     shown = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    return {"difference": shown, "p": f"{found.p:.4f}" if found.p >= 0.0001 else "< 0.0001", "test": found.test}
+    return {"difference": shown, "p": p_text(found.p), "test": found.test}
 
 
 def interval(score: TaskScore | MetricScore) -> str:
@@ -135,12 +135,11 @@ def interval(score: TaskScore | MetricScore) -> str:
 def faithfulness_rows(record: FaithfulnessRecord, seed: int) -> list[dict[str, str]]:
     """One row per variant: n, accuracy and log-likelihood, each with its paired difference to the unchanged model.
 
-    p and test are those of the accuracies; `seed` is that of the trainings.
+    `p` and `test` are those of the accuracies, `p, nats` of sign flips; `seed` is that of the trainings.
     """
     rows = []
     for score in record.rows:
         changed = score.variant != PRIOR
-        p = f"{score.p_value:.4f}" if score.p_value >= 0.0001 else "< 0.0001"
         likelihood = f"{score.log_likelihood:.2f} ({score.log_likelihood_low:.2f} to {score.log_likelihood_high:.2f})"
         rows.append(
             {
@@ -148,10 +147,11 @@ def faithfulness_rows(record: FaithfulnessRecord, seed: int) -> list[dict[str, s
                 "n": f"{score.n:,}",
                 "accuracy": f"{score.accuracy:.1%} ({100 * score.low:.1f}-{100 * score.high:.1f})",
                 "difference, points": points(score) if changed else "",
-                "p": p if changed else "",
+                "p": p_text(score.p_value) if changed else "",
                 "test": score.test if changed else "",
                 "log-likelihood, nats": likelihood,
                 "difference, nats": nats(score) if changed else "",
+                "p, nats": p_text(score.log_likelihood_p) if changed else "",
                 "seed": str(seed),
             }
         )

@@ -8,6 +8,7 @@ from html import escape
 
 from amvl_core.analysis.geometry import TABLE_7
 from amvl_core.eval.faithfulness import nats
+from amvl_core.eval.statistics import p_text
 from amvl_core.pages import page
 from amvl_core.records import (
     TEST_SPLIT,
@@ -154,23 +155,24 @@ def _faithfulness(run: Run) -> str:
     return (
         "".join(map(_suite, run.faithfulness))
         + "<p class='note'>Differences are to the first row, the prior's means (tau = 0), on the same questions, with "
-        "95 % intervals; p and test are those of the accuracies. "
+        "95 % intervals; p and test are those of the accuracies, `p, nats` is that of random sign flips. "
         f"Seed of the trainings: {escape(run.config['seed'])}.</p>"
     )
 
 
 def _suite(record: FaithfulnessRecord) -> str:
-    asked = "the test split" if record.benchmark == TEST_SPLIT else record.benchmark
+    asked = f"the {TEST_SPLIT}" if record.benchmark == TEST_SPLIT else record.benchmark
     rows = [
         {
             "latents": row.variant,
             "n": f"{row.n:,}",
             "accuracy": _percent(row.accuracy, row.low, row.high),
             "difference": _points(row.difference, row.difference_low, row.difference_high) if i else "-",
-            "p": _p(row.p_value) if i else "-",
+            "p": p_text(row.p_value) if i else "-",
             "test": row.test if i else "-",
             "log p(answer), nats": _interval(row.log_likelihood, row.log_likelihood_low, row.log_likelihood_high),
             "difference, nats": nats(row) if i else "-",
+            "p, nats": p_text(row.log_likelihood_p) if i else "-",
         }
         for i, row in enumerate(record.rows)
     ]
@@ -208,7 +210,7 @@ def _forest(rows: Sequence[VariantScore]) -> str:
             f"<line x1='{x(row.low):.1f}' x2='{x(row.high):.1f}' y1='{y:.1f}' y2='{y:.1f}' stroke='{colour}' "
             f"stroke-width='2'/><circle cx='{x(row.accuracy):.1f}' cy='{y:.1f}' r='4.5' fill='{colour}'/>"
             f"<text x='{left + width + 12}' y='{y + 4:.1f}'>{100 * row.accuracy:.1f} %"
-            f"{'' if i == 0 else f', p {_p(row.p_value)}'}</text>"
+            f"{'' if i == 0 else f', p {p_text(row.p_value)}'}</text>"
         )
     return f"<svg viewBox='0 0 {left + width + right:.0f} {bottom + 22:.0f}' role='img'>{''.join(parts)}</svg>"
 
@@ -349,7 +351,3 @@ def _points(value: float, low: float, high: float) -> str:
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amvl_core.errors import DataError
-from amvl_core.eval.statistics import Unit, bootstrap_mean, compare, weighted_mean
+from amvl_core.eval.statistics import Unit, bootstrap_mean, compare, sign_flip_p, weighted_mean
 from amvl_core.records import VariantScore
 
 PRIOR = "prior"
@@ -61,6 +61,7 @@ def _row(
         log_likelihood_difference=weighted_mean(changes),
         log_likelihood_difference_low=change_low,
         log_likelihood_difference_high=change_high,
+        log_likelihood_p=sign_flip_p(changes, seed),
     )
 
 
@@ -69,16 +70,16 @@ def _units(items: Sequence[Mapping[str, Any]], value: str) -> list[Unit]:
 
 
 def verdict(rows: Sequence[VariantScore]) -> str:
-    """One sentence on what swapping the latents between items does, from the intervals alone.
+    """One sentence on what swapping the latents between items does, from intervals and p alone.
 
     Swapping keeps the latents what the model was trained on, and takes from them only what they say about their own
     item: a model that ignores them does not notice.
     """
     row = next(row for row in rows if row.variant == SWAPPED)
-    p = f"p = {row.p_value:.3f}" if row.p_value >= 0.001 else "p < 0.001"
+    accuracy, likelihood = (f"p = {p:.3f}" if p >= 0.001 else "p < 0.001" for p in (row.p_value, row.log_likelihood_p))
     return (
-        f"Swapping the latents between items changes accuracy by {points(row)} points ({p}, n = {row.n:,}) and the "
-        f"answer's log-likelihood by {nats(row)} nats: on these items {effect(row)}."
+        f"Swapping the latents between items changes accuracy by {points(row)} points ({accuracy}, n = {row.n:,}) and "
+        f"the answer's log-likelihood by {nats(row)} nats ({likelihood}): on these items {effect(row)}."
     )
 
 
@@ -86,7 +87,8 @@ def effect(row: VariantScore) -> str:
     """What follows from the swap's intervals, in a few words."""
     if excludes_zero(row.difference_low, row.difference_high) and row.p_value < 0.05:
         return "the latents matter" if row.difference < 0 else "other items' latents serve better than their own"
-    if excludes_zero(row.log_likelihood_difference_low, row.log_likelihood_difference_high):
+    low, high = row.log_likelihood_difference_low, row.log_likelihood_difference_high
+    if excludes_zero(low, high) and row.log_likelihood_p < 0.05:
         return "the latents are read, but no effect on accuracy is shown"
     return "no effect of the latents is shown"
 

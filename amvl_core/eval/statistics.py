@@ -139,6 +139,11 @@ def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Com
     )
 
 
+def sign_flip_p(changes: Sequence[Unit], seed: int = 0) -> float:
+    """Two-sided p of paired differences on any scale: each group's sign is flipped at random."""
+    return _sign_flips(changes, [unit.value for unit in changes], seed)
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact two-sided p: how likely a fair coin divides the changed items at least this unevenly."""
     changed = gained + lost
@@ -155,10 +160,14 @@ def table(rows: Iterable[tuple[str, Comparison]], first: str, second: str, seed:
     lines = [head, ["---"] * len(head)]
     for name, c in rows:
         change = f"{100 * c.difference:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})"
-        p = f"{c.p:.4f}" if c.p >= 0.0001 else "< 0.0001"
         counts = f"{c.gained} / {c.lost}"
-        lines.append([name, f"{c.n:,}", percent(c.first), percent(c.second), change, counts, p, c.test, seed])
+        lines.append([name, f"{c.n:,}", percent(c.first), percent(c.second), change, counts, p_text(c.p), c.test, seed])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def p_text(p: float) -> str:
+    """`0.0312`, or `< 0.0001`."""
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
 
 
 def percent(score: Estimate) -> str:

@@ -104,7 +104,7 @@ def suite(folder: Path, name: str, swapped: int) -> FaithfulnessRecord:
     return FaithfulnessRecord(
         uri=str(folder / f"suite-{name}"),
         fingerprint=name,
-        benchmark="test",
+        benchmark=TEST_SPLIT,
         checkpoint="c",
         stage="amvl",
         dataset="d1",

@@ -1,5 +1,6 @@
 from amvl_core.eval.statistics import Comparison, Unit, compare
 from amvl_core.records import (
+    TEST_SPLIT,
     DatasetRecord,
     DroppedExample,
     EvalRecord,
@@ -184,12 +185,13 @@ def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:
             log_likelihood_difference=0.0,
             log_likelihood_difference_low=-0.05,
             log_likelihood_difference_high=0.05,
+            log_likelihood_p=0.25,
         )
 
     record = FaithfulnessRecord(
         uri="/f",
         fingerprint="f",
-        benchmark="test",
+        benchmark=TEST_SPLIT,
         checkpoint="c",
         stage="amvl",
         dataset="d",
@@ -207,5 +209,6 @@ def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:
         "test": "McNemar exact",
         "log-likelihood, nats": "-3.00 (-3.10 to -2.90)",
         "difference, nats": "+0.000 (-0.050 to +0.050)",
+        "p, nats": "0.2500",
         "seed": "3",
     }

@@ -10,6 +10,7 @@ from amvl_core.config import RunConfig
 from amvl_core.errors import DataError
 from amvl_core.presets import demo
 from amvl_core.records import (
+    TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,
@@ -57,6 +58,7 @@ def variant(name: str, shift: float) -> VariantScore:
         log_likelihood_difference=shift,
         log_likelihood_difference_low=shift - 0.5,
         log_likelihood_difference_high=shift + 0.25,
+        log_likelihood_p=0.25,
     )
 
 
@@ -72,7 +74,7 @@ def measured(swapped: float) -> tuple[FaithfulnessRecord, AnalysisRecord]:
         "active_units": 3,
     }
     found: dict[str, Any] = {"geometry": {}, "similarity": [], "sensitivity": {}, "files": []}
-    suite = FaithfulnessRecord(benchmark="test", rows=rows, verdict="", **about)
+    suite = FaithfulnessRecord(benchmark=TEST_SPLIT, rows=rows, verdict="", **about)
     return suite, AnalysisRecord(**about, **numbers, **found)
 
 

@@ -72,6 +72,7 @@ def variant(name: str, accuracy: float, width: float, likelihood: float) -> Vari
         log_likelihood_difference=likelihood,
         log_likelihood_difference_low=likelihood - 0.1,
         log_likelihood_difference_high=likelihood + 0.1,
+        log_likelihood_p=0.01,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from amvl_core.config import RunConfig
 from amvl_core.records import (
+    TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,
@@ -101,11 +102,19 @@ def variant(name: str, accuracy: float, p: float) -> VariantScore:
     likelihood = {"log_likelihood": -1.2, "log_likelihood_low": -1.3, "log_likelihood_high": -1.1}
     changes = {f"log_likelihood_difference{end}": v for end, v in (("", -0.25), ("_low", -0.5), ("_high", -0.125))}
     return VariantScore(
-        variant=name, n=800, p_value=p, test="McNemar exact", **around, **change, **likelihood, **changes
+        variant=name,
+        n=800,
+        p_value=p,
+        log_likelihood_p=0.375,
+        test="McNemar exact",
+        **around,
+        **change,
+        **likelihood,
+        **changes,
     )
 
 
-def faithfulness_record(benchmark: str = "test") -> FaithfulnessRecord:
+def faithfulness_record(benchmark: str = TEST_SPLIT) -> FaithfulnessRecord:
     names = ("prior", "zero", "noise", "swap", "shuffle", "no slot 1", "posterior", "tau = 1", "no block", NASTY)
     rows = [variant(name, 0.6 - 0.01 * i, 1.0 if i < 3 else 0.01) for i, name in enumerate(names)]
     return FaithfulnessRecord(
@@ -187,7 +196,7 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
         "Accuracy on vstar with the latents changed",
         "<th class='right'>difference, nats</th>",
         "<td class='right'>-0.250 (-0.500 to -0.125)</td>",
-        "p and test are those of the accuracies. Seed of the trainings: 0.",
+        "`p, nats` is that of random sign flips. Seed of the trainings: 0.",
         "odd one out",
         "paper, AMVL (7B)",
         "active units",

@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from amvl_core.config import ModelConfig, RunConfig, TrackingConfig, flatten
 from amvl_core.errors import ConfigError
 from amvl_core.presets import demo, paper
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, FaithfulnessRecord, VariantScore
+from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, FaithfulnessRecord, VariantScore
 from infra import figures
 from infra.mlflow_client import check_reachable, client, metric_name, tracking_uri
 from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint
@@ -97,7 +97,7 @@ def test_a_variant_is_logged_with_its_n_and_every_bound(tracked: RunConfig) -> N
     about = {"uri": "u", "fingerprint": "f", "checkpoint": "c", "stage": "amvl", "dataset": "d"}
     with Tracker(other(tracked, 8)) as tracker:
         run_id = tracker.start()
-        for benchmark in ("test", "vstar"):
+        for benchmark in (TEST_SPLIT, "vstar"):
             record = FaithfulnessRecord(benchmark=benchmark, rows=rows, verdict=f"said of {benchmark}", **about)
             tracker.faithfulness(record)
     logged = client(tracked).get_run(run_id).data
@@ -108,7 +108,7 @@ def test_a_variant_is_logged_with_its_n_and_every_bound(tracked: RunConfig) -> N
         for row in ("prior", "no_block")
         for name in ("n", *numbers)
     }
-    assert logged.tags["amvl.faithfulness"] == "said of test"
+    assert logged.tags["amvl.faithfulness"] == f"said of {TEST_SPLIT}"
     assert logged.tags["amvl.faithfulness.vstar"] == "said of vstar"
 
 

@@ -49,6 +49,8 @@ def test_rows_hold_the_counts_and_intervals_of_the_items() -> None:
     assert swapped.test == "McNemar exact"
     # The bootstrap's interval is the normal one of a mean of 400 differences, to 5 % of its width.
     changes = np.array([i["log_likelihood"] for i in items[:N]]) - np.array([i["log_likelihood"] for i in items[N:]])
+    assert prior.log_likelihood_p == 1.0
+    assert swapped.log_likelihood_p == pytest.approx(1 / 10_001)  # no draw is as far out: t = 9
     half = 1.96 * changes.std() / math.sqrt(N)
     assert swapped.log_likelihood_difference == pytest.approx(changes.mean())
     assert swapped.log_likelihood_difference_low == pytest.approx(changes.mean() - half, abs=0.1 * half)
@@ -73,6 +75,7 @@ def test_the_verdict_gives_its_numbers() -> None:
     sentence = verdict(score_variants(data(lost=40, gained=10, shift=-0.5, noise=1.0)))
     assert "changes accuracy by -7.5 (-10.8 to -4.0) points" in sentence
     assert "(p < 0.001, n = 400)" in sentence
+    assert sentence.count("p < 0.001") == 2
 
 
 def test_where_no_item_changed_the_interval_is_not_a_point() -> None:
