@@ -438,7 +438,9 @@ class EvaluationConfig(Frozen):
     analysis_items: int = Field(256, ge=0, description="test samples whose latents are analysed (docs/analysis.md)")
 
     @model_validator(mode="after")
-    def _each_once(self) -> EvaluationConfig:
+    def _possible(self) -> EvaluationConfig:
+        if self.faithfulness_items == 1:
+            raise ValueError("faithfulness_items must be 0 or at least 2: latents are swapped between questions")
         names = [source.name for source in self.benchmarks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"benchmarks names {twice[0]} more than once")

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from amvl_core import storage
-from amvl_core.errors import StorageError
+from amvl_core.errors import DataError, StorageError
 from amvl_core.sample import Split
 
 RECORD_NAME = "record.json"
@@ -112,6 +112,11 @@ class DatasetRecord(Record):
     def rows(self, split: Split) -> int:
         """Samples in one split."""
         return sum(shard.rows for shard in self.files(split))
+
+    def check_test_split(self) -> None:
+        """Raises DataError where there is nothing to evaluate on."""
+        if not self.rows("test"):
+            raise DataError("the dataset has no test split to evaluate on; give a source with one (data.sources)")
 
 
 class BestModel(BaseModel):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from amvl_core.errors import DataError
+
 Split = Literal["train", "test"]
 SegmentKind = Literal["prompt", "latent", "step", "answer"]
 
@@ -47,3 +49,11 @@ class Segment:
     kind: SegmentKind
     text: str = ""
     num_slots: int = 0
+
+
+def placed(question: str, num_images: int) -> str:
+    """`question` with a place for each of its images: in front, where the text has none. Raises DataError."""
+    found = question.count(IMAGE_PLACEHOLDER)
+    if found not in (0, num_images):
+        raise DataError(f"the question has {found} {IMAGE_PLACEHOLDER} placeholders for {num_images} images")
+    return question if found else IMAGE_PLACEHOLDER * num_images + question

@@ -1,7 +1,7 @@
 """The ablation tables: prepare -> the stages that all rows share -> every row with every seed -> one table.
 
 A row is evaluated as the pipeline's final model is: test split, published benchmarks, and for a latent one the
-faithfulness suite (without controls) and the analysis.
+faithfulness suite (on the test split, without controls) and the analysis.
 """
 
 import threading
@@ -219,7 +219,7 @@ def run_row(
         if checkpoint.method == "amvl":
             if config.evaluation.faithfulness_items:
                 with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
-                    (faithfulness,) = tasks.faithfulness(config, [dataset], checkpoint, [], tracker)
+                    faithfulness = next(iter(tasks.faithfulness(config, [dataset], checkpoint, [], tracker)), None)
             if config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)

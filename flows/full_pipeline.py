@@ -68,6 +68,9 @@ def full_pipeline(
                 tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
                 published = [*before_on, *after_on]
 
+            registered = tasks.register(config, dataset, final, [before, after], tracker)
+            page = tasks.show_summary(config, dataset, final, rows, registered)
+
             suites, analysis = [], None
             if final.method == "amvl":  # what has latents must show that they matter
                 if config.evaluation.faithfulness_items:
@@ -77,8 +80,6 @@ def full_pipeline(
                 if config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)
 
-            registered = tasks.register(config, dataset, final, [before, after], tracker)
-            page = tasks.show_summary(config, dataset, final, rows, registered)
             report = tasks.show_report(
                 config,
                 dataset,

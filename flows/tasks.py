@@ -75,6 +75,7 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     tracker.text("tables/drop_reasons.md", report.markdown_table(rows))
     for name in ("report.html", "report.json"):
         tracker.text(f"data/{name}", storage.read_bytes(storage.join(record.uri, name)).decode())
+    record.check_test_split()  # now, not after all training
     return record
 
 
@@ -199,39 +200,51 @@ def faithfulness(
 ) -> list[FaithfulnessRecord]:
     """A latent model with its latents changed, and models without latents, on the same questions.
 
-    `asked` are a prepared dataset, of which the test split is asked, and questions of published benchmarks.
+    `asked` are a prepared dataset, of which the test split is asked, and questions of published benchmarks; one with
+    too few questions for a swap is left out.
     """
-    records = []
+    found: dict[str, FaithfulnessRecord] = {}
+    todo: list[tuple[DatasetRecord, str, str]] = []
     for questions in asked:
         fingerprint = fingerprints.faithfulness_fingerprint(config, questions, model, controls)
         uri = stage_uri(config, "faithfulness", fingerprint)
         record = load_record(uri, FaithfulnessRecord)
         if record is not None:
             _say_reused(f"faithfulness {model.stage} on {record.benchmark}", fingerprint)
+            found[questions.uri] = record
+        elif questions.rows("test") < 2:
+            log = get_run_logger()
+            log.warning("faithfulness: %s has 1 question, there is nothing to swap it with", questions.uri)
         else:
-            with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
-                from infra import ray_analysis
+            todo.append((questions, uri, fingerprint))
+    if todo:
+        with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
+            from infra import ray_analysis
 
-                record = ray_analysis.faithfulness(config, questions, model, controls, uri, fingerprint, on_progress)
+            made = ray_analysis.faithfulness(config, todo, model, controls, on_progress)
+            found |= {questions.uri: record for (questions, _, _), record in zip(todo, made, strict=True)}
+    records = [found[questions.uri] for questions in asked if questions.uri in found]
+    for record in records:
         _show_faithfulness(record, tracker)
-        records.append(record)
     return records
 
 
 def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
     """Verdict, table and figure of one suite, on the run's page and on the tracking page."""
     own = record.benchmark == TEST_SPLIT
-    get_run_logger().info("%s%s", "" if own else f"{record.benchmark}: ", record.verdict)
+    name = "faithfulness" if own else f"faithfulness_{record.benchmark}"
+    said = record.verdict if own else f"{record.benchmark}: {record.verdict}"
+    get_run_logger().info("%s", said)
     rows = report.faithfulness_rows(record, tracker.config.seed)
-    key = f"faithfulness-{record.stage}" if own else f"faithfulness-{record.stage}-{record.benchmark}"
-    create_table_artifact(rows, key=key.lower().replace("_", "-"), description=record.verdict)
+    # The progress of the stage has the stage's own name as its key.
+    key = f"{name}-table-{record.stage}".lower().replace("_", "-")
+    create_table_artifact(rows, key=key, description=said)
     if tracker.run_id is not None:
         from infra import figures
 
-        name = "faithfulness" if own else f"faithfulness_{record.benchmark}"
         tracker.faithfulness(record)
-        _log_rows(tracker, name, rows, record.verdict)
-        tracker.figure(f"figures/{name}.png", figures.faithfulness_chart(record.rows, record.verdict))
+        _log_rows(tracker, name, rows, said)
+        tracker.figure(f"figures/{name}.png", figures.faithfulness_chart(record.rows, said))
 
 
 @task(task_run_name="analyse-{model.stage}", cache_policy=NO_CACHE)

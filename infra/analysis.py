@@ -21,6 +21,7 @@ from amvl_core.eval.faithfulness import PRIOR
 from amvl_core.presets import demo
 from amvl_core.progress import Progress
 from amvl_core.records import (
+    TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,
@@ -84,6 +85,8 @@ def run(
         check_one_sweep(models)
     config = configuration(models[0], items)
     data = load(dataset or storage.join(config.storage, "prepare", models[0].dataset), DatasetRecord)
+    if (published := ray_analysis.Questions.of(data).benchmark) != TEST_SPLIT:
+        raise DataError(f"{data.uri} holds questions of {published}; a run asks them (evaluation.benchmarks)")
     others = [(label, load(uri, CheckpointRecord)) for label, uri in controls]
     tags = {"amvl.checkpoint": models[0].fingerprint, "amvl.dataset": data.fingerprint}
     if name == "contamination":
@@ -174,7 +177,8 @@ def faithfulness(
     if (record := load_record(uri, FaithfulnessRecord)) is not None:
         return record
     cluster.connect(config.cluster)
-    return ray_analysis.faithfulness(config, data, model, controls, uri, fingerprint, _show)
+    (made,) = ray_analysis.faithfulness(config, [(data, uri, fingerprint)], model, controls, _show)
+    return made
 
 
 def analysis(config: RunConfig, data: DatasetRecord, model: CheckpointRecord) -> AnalysisRecord:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+import threading
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.util.annotations import RayDeprecationWarning
 
 from amvl_core import storage
 from amvl_core.base import model_folder, set_pixel_budget
 from amvl_core.config import RunConfig
 from amvl_core.data.reader import ShardReader
 from amvl_core.errors import DataError
+from amvl_core.eval.batches import in_order
 from amvl_core.eval.benchmarks import benchmark_of
-from amvl_core.eval.benchmarks.base import Question
 from amvl_core.eval.benchmarks.prepared import benchmark_name, laid_out, question
-from amvl_core.eval.benchmarks.scoring import outcomes, readers
+from amvl_core.eval.benchmarks.scoring import headline
 from amvl_core.eval.faithfulness import score_variants, verdict
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import (
@@ -36,6 +35,7 @@ from amvl_core.records import (
     save_record,
 )
 from infra import analysis_files
+from infra.actors import Actors, part_name
 from infra.cluster import resources
 from infra.fingerprints import Controls
 
@@ -54,10 +54,29 @@ class Job(NamedTuple):
     donor: int = -1
 
 
-class Worker:
-    """One actor: a model, the test split, and the parts it writes."""
+@dataclass(frozen=True)
+class Questions:
+    """The test split of a prepared dataset, or the questions of a published benchmark."""
 
-    def __init__(self, config: dict[str, Any], dataset: dict[str, Any], model: dict[str, Any], label: str) -> None:
+    dataset: DatasetRecord
+    benchmark: str
+
+    @classmethod
+    def of(cls, dataset: DatasetRecord) -> Questions:
+        """Finds out which, without reading an image."""
+        shards = ShardReader(dataset, "test")
+        first = {name: shards.column(name)[0] for name in ("source", "extra")} if len(shards) else None
+        return cls(dataset, benchmark_name(first) if first else TEST_SPLIT)
+
+    def name(self, work: str) -> str:
+        """What progress calls `work` on them."""
+        return work if self.benchmark == TEST_SPLIT else f"{work} on {self.benchmark}"
+
+
+class Worker:
+    """One actor: a model, and the parts it writes. `label` names a control; the latent model has none."""
+
+    def __init__(self, config: RunConfig, model: CheckpointRecord, label: str) -> None:
         import torch
         from transformers.utils import logging as hf_logging
 
@@ -68,34 +87,33 @@ class Worker:
         hf_logging.set_verbosity_error()
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
-        run = RunConfig.model_validate(config)
-        self.settings = run.evaluation
-        self.reader = ShardReader(DatasetRecord.model_validate(dataset), "test")
-        self.benchmark = benchmark_name(self.reader[0])
-        self.label = label
-        record = CheckpointRecord.model_validate(model)
-        with model_folder(record.model_uri) as folder:
+        self.data, self.settings, self.label = config.data, config.evaluation, label
+        with model_folder(model.model_uri) as folder:
             answerer = Answerer.from_pretrained(folder)
-        if self.benchmark != TEST_SPLIT:  # its images are larger than those that the model was trained on
-            budget = run.data.model_copy(update={"max_pixels": self.settings.max_pixels})
-            set_pixel_budget(answerer.processor, budget)
+        self.processor = answerer.processor
         if label:
             self.control = Control(answerer)
             self.slots = len(self.control.encoder.slots)
         else:
-            positions = record.config["stages"][record.stage]["method"]["posterior_positions"]
+            positions = model.config["stages"][model.stage]["method"]["posterior_positions"]
             self.prober = Prober(answerer.model, answerer.processor, positions)
             self.slots = len(self.prober.encoder.slots)
+        self.readers: dict[str, ShardReader] = {}
+        self.working = threading.Lock()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Jobs with the place of their part -> the same places, when the parts are written."""
-        for uri, kind, items, donor in zip(batch["uri"], batch["kind"], batch["items"], batch["donor"], strict=True):
-            rows = [self.reader[int(i)] for i in items]
-            columns = getattr(self, f"_{kind}")(rows, int(donor))
+    def write(self, asked: Questions, number: int, job: Job, uri: str) -> int:
+        """Writes the part of `job` to `uri`; the job's own `number`."""
+        with self.working:
+            self.asked = asked
+            self.reader = self.readers.setdefault(asked.dataset.uri, ShardReader(asked.dataset, "test"))
+            # As in the evaluation: a published image keeps more pixels than those that the model was trained on.
+            most = self.data.max_pixels if asked.benchmark == TEST_SPLIT else self.settings.max_pixels
+            set_pixel_budget(self.processor, self.data.model_copy(update={"max_pixels": most}))
+            columns = getattr(self, f"_{job.kind}")([self.reader[i] for i in job.items], job.donor)
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(columns), buffer)
-            storage.write_bytes(str(uri), buffer.getvalue())
-        return {"uri": batch["uri"]}
+            storage.write_bytes(uri, buffer.getvalue())
+        return number
 
     def _item(self, row: dict[str, Any]) -> Any:
         from amvl_core.eval.variants import Item
@@ -103,7 +121,7 @@ class Worker:
         return Item(row["sample_id"], laid_out(row, self.slots), row["images"])
 
     def _answers(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
-        """Every variant on every item."""
+        """Every variant on every item, read as the evaluation reads answers."""
         settings, items = self.settings, [self._item(row) for row in rows]
         if self.label:
             answers = self.control(items, self.label, settings.max_new_tokens)
@@ -113,30 +131,20 @@ class Worker:
         asked = {row["sample_id"]: question(row) for row in rows}
         following = [*rows[1:], self.reader[donor]]
         donors = {row["sample_id"]: other["sample_id"] for row, other in zip(rows, following, strict=True)}
-        stored = []
-        for answer in answers:
-            about = asked[answer.sample_id]
-            prediction, correct = self._read(about, answer.raw_output)
-            stored.append(
-                {
-                    **answer._asdict(),
-                    "task": about.task,
-                    "group": about.group,
-                    "answer": about.answer,
-                    "prediction": prediction,
-                    "correct": correct,
-                    "donor": donors[answer.sample_id],
-                }
-            )
-        return stored
-
-    def _read(self, about: Question, raw_output: str) -> tuple[str, bool]:
-        """What the headline reading of the evaluation reads, and whether it is right."""
-        benchmark = benchmark_of(self.benchmark, [about.task])
-        reader = readers(benchmark)[benchmark.headline]
-        row = {**about.row(self.benchmark), "raw_output": raw_output}
-        found, ((outcome,), _, _) = reader(row), outcomes(reader, [row])
-        return (found.answer if found else None) or "", outcome.correct
+        stored = [
+            {**asked[answer.sample_id].row(self.asked.benchmark), "raw_output": answer.raw_output} for answer in answers
+        ]
+        benchmark = benchmark_of(self.asked.benchmark, (row["task"] for row in stored))
+        return [
+            {
+                **answer._asdict(),
+                **{name: row[name] for name in ("task", "group", "answer")},
+                "prediction": prediction,
+                "correct": correct,
+                "donor": donors[answer.sample_id],
+            }
+            for answer, row, (prediction, correct) in zip(answers, stored, headline(benchmark, stored), strict=True)
+        ]
 
     def _latents(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
         """Prior and posterior of every item, and how far the prior moves when image or words are permuted."""
@@ -210,55 +218,68 @@ class Worker:
 
 def faithfulness(
     config: RunConfig,
-    dataset: DatasetRecord,
+    asked: Sequence[tuple[DatasetRecord, str, str]],
     model: CheckpointRecord,
     controls: Controls,
-    uri: str,
-    fingerprint: str,
     on_progress: ProgressFn,
-) -> FaithfulnessRecord:
+) -> list[FaithfulnessRecord]:
     """Asks `model` and the `controls` the same questions, `model` under every change of its latents.
 
-    `dataset` is a prepared one, of which the test split is asked, or holds the questions of a published benchmark.
-    Items lie on one random cycle: the next one is the donor of the swap, so none is swapped with itself.
+    `asked` holds datasets, each with the uri and fingerprint of its record: prepared ones, of which the test split is
+    asked, and the questions of published benchmarks. A model is loaded once for all. Items lie on one random cycle: the
+    next one is the donor of the swap, so none is swapped with itself.
     """
+    suites = [(Questions.of(dataset), uri, fingerprint) for dataset, uri, fingerprint in asked]
+    jobs = {uri: _suite_jobs(config, questions) for questions, uri, _ in suites}
+    tables: dict[str, list[pa.Table]] = {uri: [] for uri in jobs}
+    for label, one in [("", model), *controls]:
+        with Actors(config, Worker, config, one, label) as actors:
+            for questions, uri, _ in suites:
+                name = questions.name(f"faithfulness {label or model.stage}")
+                tables[uri].append(_parts(actors, questions, one, jobs[uri], uri, name, on_progress)["answers"])
+    records = []
+    for questions, uri, fingerprint in suites:
+        items = _in_order_of_variants(tables[uri])
+        rows = score_variants(items.to_pylist(), config.evaluation.seed)
+        record = FaithfulnessRecord(
+            uri=uri,
+            fingerprint=fingerprint,
+            benchmark=questions.benchmark,
+            checkpoint=model.fingerprint,
+            stage=model.stage,
+            dataset=questions.dataset.fingerprint,
+            rows=rows,
+            verdict=verdict(rows),
+        )
+        analysis_files.write_table(record.items_uri, items)
+        save_record(record)
+        storage.remove(storage.join(uri, "parts"))
+        records.append(record)
+    return records
+
+
+def _suite_jobs(config: RunConfig, asked: Questions) -> list[Job]:
+    """Runs of the cycle, each with the one behind it as the donor of its last. Raises DataError below two questions."""
     settings = config.evaluation
-    chosen = _chosen(settings.faithfulness_items, settings.seed, dataset)
+    chosen = _chosen(settings.faithfulness_items, settings.seed, asked.dataset)
     if len(chosen) < 2:
         raise DataError(
-            f"{len(chosen)} test samples; the faithfulness suite swaps latents between at least 2: prepare more test "
-            "samples, or set evaluation.faithfulness_items = 0"
+            f"the {asked.benchmark} has {len(chosen)} questions; the faithfulness suite swaps latents between at "
+            "least 2: give more, or set evaluation.faithfulness_items = 0"
         )
     size = min(settings.batch_size, -(-len(chosen) // resources(config.cluster).num_workers))
-    groups = _runs(chosen, _column(dataset, "num_tokens", chosen), size, settings.batch_tokens)
-    jobs = [Job("answers", part, after[0]) for part, after in zip(groups, [*groups[1:], groups[0]], strict=True)]
-    benchmark = benchmark_name(ShardReader(dataset, "test")[0])
-    where = "" if benchmark == TEST_SPLIT else f" on {benchmark}"
-    tables = []
-    for label, asked in [("", model), *controls]:
-        name = f"faithfulness {label or model.stage}{where}"
-        tables.append(_parts(config, dataset, asked, label, jobs, uri, name, on_progress)["answers"])
+    lengths = _column(asked.dataset, "num_tokens", chosen)
+    batches = [[chosen[i] for i in batch] for batch in in_order(lengths, size, settings.batch_tokens)]
+    return [Job("answers", batch, after[0]) for batch, after in zip(batches, [*batches[1:], batches[0]], strict=True)]
+
+
+def _in_order_of_variants(tables: Iterable[pa.Table]) -> pa.Table:
+    """Variants in the order of the suite, items by name: the same file however the parts were placed."""
     items = pa.concat_tables(tables)
-    # Variants in the order of the suite, items by name: the same file however the parts were placed.
     names = list(dict.fromkeys(items["variant"].to_pylist()))
     place = pa.array([names.index(name) for name in items["variant"].to_pylist()])
     items = items.append_column("place", place).sort_by([("place", "ascending"), ("sample_id", "ascending")])
-    items = items.drop_columns(["place"])
-    rows = score_variants(items.to_pylist(), config.evaluation.seed)
-    record = FaithfulnessRecord(
-        uri=uri,
-        fingerprint=fingerprint,
-        benchmark=benchmark,
-        checkpoint=model.fingerprint,
-        stage=model.stage,
-        dataset=dataset.fingerprint,
-        rows=rows,
-        verdict=verdict(rows),
-    )
-    analysis_files.write_table(storage.join(record.uri, "items.parquet"), items)
-    save_record(record)
-    storage.remove(storage.join(uri, "parts"))
-    return record
+    return items.drop_columns(["place"])
 
 
 def analyse(
@@ -278,7 +299,8 @@ def analyse(
     jobs = [Job("latents", chosen[i : i + CHUNK]) for i in range(0, len(chosen), CHUNK)]
     jobs += [Job("information", group) for group in _groups(dataset, chosen)[:INFORMATION_CHUNKS]]
     jobs += [Job("occlusion", [item]) for item in with_images[:HEAT_MAPS]]
-    tables = _parts(config, dataset, model, "", jobs, uri, f"analyse {model.stage}", on_progress)
+    with Actors(config, Worker, config, model, "") as actors:
+        tables = _parts(actors, Questions.of(dataset), model, jobs, uri, f"analyse {model.stage}", on_progress)
     for kind, table in tables.items():
         analysis_files.write_table(storage.join(uri, f"{kind}.parquet"), table.sort_by("sample_id"))
     record = AnalysisRecord(
@@ -302,20 +324,6 @@ def _chosen(wanted: int, seed: int, dataset: DatasetRecord) -> list[int]:
     return [int(i) for i in order[:wanted]]
 
 
-def _runs(items: Sequence[int], lengths: Sequence[int], max_items: int, max_tokens: int) -> list[list[int]]:
-    """`items` in order, in runs of at most `max_items` and `max_tokens` tokens with padding; a longer one is alone."""
-    runs: list[list[int]] = []
-    longest = 0
-    for item, length in zip(items, lengths, strict=True):
-        longest = max(longest, length)
-        if runs and len(runs[-1]) < max_items and (len(runs[-1]) + 1) * longest <= max_tokens:
-            runs[-1].append(item)
-        else:
-            runs.append([item])
-            longest = length
-    return runs
-
-
 def _column(dataset: DatasetRecord, name: str, rows: Sequence[int]) -> list[Any]:
     values = ShardReader(dataset, "test").column(name)
     return [values[i] for i in rows]
@@ -336,45 +344,30 @@ def _groups(dataset: DatasetRecord, chosen: Sequence[int]) -> list[list[int]]:
 
 
 def _parts(
-    config: RunConfig,
-    dataset: DatasetRecord,
+    actors: Actors,
+    asked: Questions,
     model: CheckpointRecord,
-    label: str,
     jobs: Sequence[Job],
     uri: str,
     name: str,
     on_progress: ProgressFn,
 ) -> dict[str, pa.Table]:
-    """All jobs through one actor pool, those that have no part yet; the parts of each kind as one table, in order."""
+    """All jobs, those that have no part yet; the parts of each kind as one table, in order."""
     folder = storage.join(uri, "parts", model.fingerprint)
-    parts = [storage.join(folder, _part(number, job)) for number, job in enumerate(jobs)]
-    there = {storage.join(folder, name) for name in storage.list_names(folder)}
-    todo = [{"uri": part, **job._asdict()} for part, job in zip(parts, jobs, strict=True) if part not in there]
-    workers = resources(config.cluster)
-    if todo:
-        with warnings.catch_warnings():
-            # As in ray_eval: Ray Data has no other name yet for max_restarts.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            results = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
-                Worker,
-                fn_constructor_args=(*(part.model_dump(mode="json") for part in (config, dataset, model)), label),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(todo))),
-                max_restarts=0,
-                num_gpus=workers.resources.get("GPU", 0),
-                num_cpus=workers.resources["CPU"],
-            )
-        started = time.perf_counter()
-        for done, _ in enumerate(results.iter_batches(batch_size=1), 1):
-            left = (time.perf_counter() - started) / done * (len(todo) - done)
-            on_progress(Progress(name, len(jobs) - len(todo) + done, len(jobs), "parts", left))
+    parts = [part_name(number, job) for number, job in enumerate(jobs)]
+    there = set(storage.list_names(folder))
+    shared = ray.put(asked)
+    todo = [
+        (shared, number, job, storage.join(folder, part))
+        for number, (job, part) in enumerate(zip(jobs, parts, strict=True))
+        if part not in there
+    ]
+    started = time.perf_counter()
+    for done, _ in enumerate(actors.run("write", todo, name), 1):
+        left = (time.perf_counter() - started) / done * (len(todo) - done)
+        on_progress(Progress(name, len(jobs) - len(todo) + done, len(jobs), "parts", left))
     tables: dict[str, list[pa.Table]] = {}
     for part, job in zip(parts, jobs, strict=True):
-        tables.setdefault(job.kind, []).append(pq.read_table(io.BytesIO(storage.read_bytes(part))))
+        content = storage.read_bytes(storage.join(folder, part))
+        tables.setdefault(job.kind, []).append(pq.read_table(io.BytesIO(content)))
     return {kind: pa.concat_tables(found) for kind, found in tables.items()}
-
-
-def _part(number: int, job: Job) -> str:
-    """The file of a part; its name says what is in it, so that another cut never finds it."""
-    digest = hashlib.sha256(json.dumps(job).encode()).hexdigest()[:12]
-    return f"{job.kind}-{number:05d}-{digest}.parquet"

@@ -6,42 +6,34 @@ one, and writes each batch to a file of its own: an evaluation that was killed g
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util import ActorPool
 
 from amvl_core import storage
 from amvl_core.base import base_folder, model_folder
 from amvl_core.config import RunConfig
 from amvl_core.data.reader import ShardReader
-from amvl_core.errors import AmvlError, ClusterError, DataError
 from amvl_core.eval.batches import longest_first
 from amvl_core.eval.benchmarks import benchmark_of
 from amvl_core.eval.benchmarks.base import Benchmark
 from amvl_core.eval.benchmarks.prepared import question
-from amvl_core.eval.benchmarks.scoring import outcomes, readers
+from amvl_core.eval.benchmarks.scoring import headline
 from amvl_core.eval.benchmarks.summary import summarise
 from amvl_core.eval.score import closed_answers, majority_answers
 from amvl_core.progress import Progress, ProgressFn
 from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, save_record
-from infra.cluster import resources
+from infra.actors import Actors, part_name
 
 BASE = "base"
-RESTARTS = 3
-IN_FLIGHT = 2
-"""Batches that a worker has at once: one is answered, the next one's images are decoded."""
 
 
 @dataclass(frozen=True)
@@ -109,23 +101,16 @@ class Predictor:
             }
             for row, asked, given, answer in zip(rows, questions, candidates, answers, strict=True)
         ]
-        _write(pa.Table.from_pylist(stored), part)
+        _write(pa.Table.from_pylist(stored), storage.join(job.uri, part))
         return number
 
 
-class Pool:
-    """Workers that hold one model (None: the untrained base), started when first needed: `with Pool(...) as pool`."""
+class Pool(Actors):
+    """Actors that hold one model (None: the untrained base): `with Pool(...) as pool`."""
 
     def __init__(self, config: RunConfig, model: CheckpointRecord | None) -> None:
-        self.config, self.model = config, model
-        self.workers: list[Any] = []
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for worker in self.workers:
-            ray.kill(worker)
+        super().__init__(config, Predictor, config, model.model_uri if model else None)
+        self.model = model
 
     def evaluate(
         self, dataset: DatasetRecord, benchmark: str, uri: str, fingerprint: str, on_progress: ProgressFn
@@ -134,8 +119,7 @@ class Pool:
 
         `dataset` is a prepared one (`benchmark` is TEST_SPLIT) or holds the questions of a published benchmark.
         """
-        if dataset.rows("test") == 0:
-            raise DataError("the dataset has no test split to evaluate on; give a source with one (data.sources)")
+        dataset.check_test_split()
         stage = self.model.stage if self.model else BASE
         checkpoint = self.model.fingerprint if self.model else self.config.model.base
         own, data, settings = benchmark == TEST_SPLIT, self.config.data, self.config.evaluation
@@ -173,56 +157,21 @@ class Pool:
         lengths = ShardReader(job.dataset, "test").column("num_tokens")
         settings = self.config.evaluation
         batches = longest_first(lengths, settings.batch_size, settings.batch_tokens)
-        parts = [_part(job.uri, number, batch) for number, batch in enumerate(batches)]
+        parts = [part_name(number, batch) for number, batch in enumerate(batches)]
         there = set(storage.list_names(job.uri))
-        waiting = [pair for pair in zip(batches, parts, strict=True) if pair[1].rpartition("/")[2] not in there]
+        waiting = [pair for pair in zip(batches, parts, strict=True) if pair[1] not in there]
         tokens = [int(lengths[batch].sum()) for batch, _ in waiting]
         left, total = sum(tokens), len(lengths)
         done = total - sum(len(batch) for batch, _ in waiting)
         started, at_start = time.monotonic(), left
         on_progress(Progress(name, done, total, "questions"))
-        for number in self._answered(job, waiting):
+        shared = ray.put(job)
+        for number in self.run("predict", [(shared, number, *task) for number, task in enumerate(waiting)], name):
             done += len(waiting[number][0])
             left -= tokens[number]
             seconds = (time.monotonic() - started) / (at_start - left) * left
             on_progress(Progress(name, done, total, "questions", seconds))
-        return pa.concat_tables(_read(part) for part in parts).sort_by("sample_id")
-
-    def _answered(self, job: Job, waiting: Sequence[tuple[list[int], str]]) -> Iterator[int]:
-        """Runs the batches, in order; the place of each in `waiting` as soon as its file is there."""
-        if not waiting:
-            return
-        shared = ray.put(job)
-        pool = ActorPool(self._start(len(waiting)) * IN_FLIGHT)
-        try:
-            yield from pool.map_unordered(
-                lambda worker, task: worker.predict.remote(shared, *task),
-                [(number, batch, part) for number, (batch, part) in enumerate(waiting)],
-            )
-        except RayTaskError as error:
-            if isinstance(error.cause, AmvlError):
-                raise error.cause from None
-            raise
-        except RayActorError as error:
-            raise ClusterError(
-                f"an evaluation worker died {RESTARTS + 1} times ({error}); if it was out of memory, lower "
-                "evaluation.batch_tokens; the answers so far are kept, and a second run goes on from them"
-            ) from error
-
-    def _start(self, batches: int) -> list[Any]:
-        workers = resources(self.config.cluster)
-        options = {
-            "num_cpus": workers.resources["CPU"],
-            "num_gpus": workers.resources.get("GPU", 0),
-            "max_concurrency": IN_FLIGHT,
-            "max_restarts": RESTARTS,
-            "max_task_retries": RESTARTS,
-        }
-        kind = ray.remote(Predictor).options(**options)
-        uri = self.model.model_uri if self.model else None
-        while len(self.workers) < min(workers.num_workers, batches):
-            self.workers.append(kind.remote(self.config, uri))
-        return self.workers
+        return pa.concat_tables(_read(storage.join(job.uri, part)) for part in parts).sort_by("sample_id")
 
 
 def evaluate(
@@ -240,10 +189,7 @@ def evaluate(
 
 def _with_predictions(table: pa.Table, rows: Sequence[dict[str, Any]], benchmark: Benchmark) -> pa.Table:
     """With what the headline reading read, and whether it is right: for people; scores are computed from the rest."""
-    reader = readers(benchmark)[benchmark.headline]
-    read = [reader(row) for row in rows]
-    right = [outcome.correct for outcome in outcomes(reader, rows)[0]]
-    predictions = [(found.answer if found else None) or "" for found in read]
+    predictions, right = zip(*headline(benchmark, rows), strict=True)
     return table.append_column("prediction", pa.array(predictions)).append_column("correct", pa.array(right))
 
 
@@ -260,12 +206,6 @@ def _training_answers(dataset: DatasetRecord) -> list[tuple[str, str]]:
 def _has_steps(row: dict[str, Any]) -> bool:
     """Whether the model was taught to reason in words first: its answer is then not what comes next."""
     return any(segment.kind == "step" for segment in row["segments"])
-
-
-def _part(folder: str, number: int, batch: Sequence[int]) -> str:
-    """The file of a batch; its name says which questions are in it, so that another cut never finds it."""
-    digest = hashlib.sha256(json.dumps(list(batch)).encode()).hexdigest()[:12]
-    return storage.join(folder, f"{number:06d}-{digest}.parquet")
 
 
 def _write(table: pa.Table, uri: str) -> None:

@@ -1,4 +1,7 @@
-"""Which questions are answered together: a pure function of their lengths, so that a run that goes on cuts the same."""
+"""Which questions are answered together: a pure function of their lengths, so that a run that goes on cuts the same.
+
+A batch has at most `max_rows` questions and at most `max_tokens` tokens with padding; a longer question is alone.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,7 @@ import numpy as np
 
 
 def longest_first(lengths: Sequence[int] | np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
-    """Numbers of questions, each batch of at most `max_rows` and at most `max_tokens` tokens with padding.
-
-    Questions of like length stand together, and the long ones first: the last batches to finish are short ones. A
-    question that is longer than `max_tokens` is a batch of its own.
-    """
+    """Numbers of questions: those of like length stand together, the long ones first, so that the last are short."""
     batches: list[list[int]] = []
     for number in np.argsort(-np.asarray(lengths), kind="stable"):
         batch = batches[-1] if batches else []
@@ -20,4 +19,18 @@ def longest_first(lengths: Sequence[int] | np.ndarray, max_rows: int, max_tokens
             batch.append(int(number))
         else:
             batches.append([int(number)])
+    return batches
+
+
+def in_order(lengths: Sequence[int] | np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Numbers of questions in their order."""
+    batches: list[list[int]] = []
+    longest = 0
+    for number, length in enumerate(lengths):
+        longest = max(longest, int(length))
+        if batches and len(batches[-1]) < max_rows and (len(batches[-1]) + 1) * longest <= max_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+            longest = int(length)
     return batches

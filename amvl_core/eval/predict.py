@@ -17,7 +17,7 @@ from amvl_core.errors import DataError
 from amvl_core.eval.decode import greedy, log_likelihoods, prefill
 from amvl_core.modeling import AMVLForConditionalGeneration
 from amvl_core.processor import load_processor
-from amvl_core.sample import IMAGE_PLACEHOLDER
+from amvl_core.sample import placed
 
 
 class Answer(NamedTuple):
@@ -132,12 +132,8 @@ class Answerer:
 
     def prompt(self, question: str, num_images: int) -> str:
         """The chat prompt that the model sees."""
-        found = question.count(IMAGE_PLACEHOLDER)
-        if found == 0:
-            question = IMAGE_PLACEHOLDER * num_images + question
-        elif found != num_images:
-            raise DataError(f"the question has {found} {IMAGE_PLACEHOLDER} placeholders for {num_images} images")
-        text: str = self.processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
+        turns = chat(placed(question, num_images))
+        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return text
 
 

@@ -80,8 +80,8 @@ class Prober:
         `seed` and the item, so nothing depends on what is asked together.
         """
         batch, reading = self.read(items)
-        _, other = self.read([donor])
-        donors_BKZ = torch.cat([reading.prior.mean[1:], other.prior.mean])
+        donor_1KZ = self.read([donor])[1].prior.mean  # and nothing else of it: its keys and values are large
+        donors_BKZ = torch.cat([reading.prior.mean[1:], donor_1KZ])
         chosen = variants(reading, donors_BKZ, [item.sample_id for item in items], seed)
         first, *others = [variant for variant in chosen if not only or variant.name in only]
         answers, drafts = self._answers(items, batch, reading, [first], max_new_tokens, ())

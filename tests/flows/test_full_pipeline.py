@@ -164,9 +164,6 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
     assert run.data.tags["amvl.faithfulness"].startswith("Swapping the latents between items changes accuracy by ")
     assert run.data.tags["amvl.faithfulness.blink"].startswith("Swapping the latents between items changes accuracy")
     assert run.data.metrics["faithfulness/prior/difference"] == 0
-    # The suite's unchanged model and the evaluation answer and read the same questions.
-    accuracy = run.data.metrics["eval_amvl_blink/overall"]
-    assert run.data.metrics["faithfulness_blink/prior/accuracy"] == accuracy
     assert "report.html" in {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 

@@ -38,7 +38,7 @@ def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys:
     pixels = (config.data.min_pixels, 2 * config.data.min_pixels)
     job = Job(dataset, str(tmp_path), "base", pixels, {"easy_vqa/color": ["blue", "red"]})
     path = tmp_path / "predictions.parquet"
-    assert Predictor(config, None).predict(job, 7, [0, 1], str(path)) == 7
+    assert Predictor(config, None).predict(job, 7, [0, 1], path.name) == 7
     rows = predictions(str(path), "easy_vqa")
     assert [(row["sample_id"], row["task"], row["answer"]) for row in rows] == [
         (f"easy_vqa/{i}", "easy_vqa/color", "red") for i in range(2)

@@ -14,7 +14,7 @@ from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks.base import Benchmark, Drop, Metric, Question, digest, mean
 from amvl_core.eval.extract import NOTHING, Extraction, last_line
 from amvl_core.records import TEST_SPLIT, DatasetRecord, load_record
-from amvl_core.sample import IMAGE_PLACEHOLDER, Segment
+from amvl_core.sample import Segment, placed
 
 
 def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:
@@ -52,22 +52,21 @@ def question(row: Mapping[str, Any]) -> Question:
 
 
 def benchmark_name(row: Mapping[str, Any]) -> str:
-    """What a row of a `ShardReader` was read from: a published benchmark, or TEST_SPLIT."""
+    """What a row of a `ShardReader` (`source` and `extra` do) was read from: a published benchmark, or TEST_SPLIT."""
     return str(row["source"]) if "options" in json.loads(row["extra"]) else TEST_SPLIT
 
 
 def laid_out(row: Mapping[str, Any], slots: int) -> list[Segment]:
     """A row of a `ShardReader` as a sequence with its answer.
 
-    A prepared sample has been laid out. A published question is stored as its prompt alone: its images come first where
-    the text does not place them, as in `Answerer.prompt`; a block of `slots` follows and the answer.
+    A prepared sample has been laid out. A published question is stored as its prompt alone; a block of `slots` follows
+    it, and the answer.
     """
     if benchmark_name(row) == TEST_SPLIT:
         return list(row["segments"])
     asked = question(row)
-    places = "" if IMAGE_PLACEHOLDER in asked.prompt else IMAGE_PLACEHOLDER * len(asked.images)
     block = [Segment("latent", num_slots=slots)] if slots else []
-    return [Segment("prompt", places + asked.prompt), *block, Segment("answer", asked.answer)]
+    return [Segment("prompt", placed(asked.prompt, len(asked.images))), *block, Segment("answer", asked.answer)]
 
 
 def extra(asked: Question) -> str:

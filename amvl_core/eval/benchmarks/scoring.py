@@ -123,6 +123,14 @@ def score_table(benchmark: Benchmark, found: Mapping[str, Reading]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def headline(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    """What the headline reading reads in each stored row (empty: nothing), and whether that is right."""
+    reader = readers(benchmark)[benchmark.headline]
+    read, (scored, _, _) = [reader(row) for row in rows], outcomes(reader, rows)
+    texts = [(found.answer if found else None) or "" for found in read]
+    return [(text, outcome.correct) for text, outcome in zip(texts, scored, strict=True)]
+
+
 def draw(item_id: str, options: Iterable[str]) -> str:
     """The option that stands in for a harness's random one: uniform over items, and the same for every model."""
     letters = sorted(options) or list("ABCD")
