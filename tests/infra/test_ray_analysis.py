@@ -13,6 +13,7 @@ import pytest
 
 from amvl_core.config import BenchmarkSource, RunConfig, override
 from amvl_core.errors import DataError
+from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.faithfulness import score_variants, verdict
 from amvl_core.progress import Progress
 from amvl_core.records import (
@@ -27,7 +28,9 @@ from amvl_core.records import (
 )
 from data_prep import benchmarks
 from infra import analysis, analysis_files, ray_analysis
-from infra.ray_eval import Pool
+from infra.ray_analysis import Job, Questions, Worker
+from infra.ray_eval import Job as EvaluationJob
+from infra.ray_eval import Predictor, _with_predictions
 from tests.amvl_core.eval.benchmarks import published
 from tests.distributed.trial import configuration, row
 from tests.tiny import LATENT, amvl_model, picture, stock_folder
@@ -104,10 +107,15 @@ class Stopped(Exception):  # noqa: N818
     """Stands in for a kill of the driver."""
 
 
-def test_an_interrupted_suite_goes_on_and_gives_the_same_file(
-    ray_cluster: None, config, dataset, amvl, sft, root
+def test_interrupted_suites_go_on_and_give_the_same_files(
+    ray_cluster: None, config, dataset, amvl, sft, root, tmp_path
 ) -> None:
+    """Of the test split, and of a benchmark besides."""
     controls = [("plain", sft)]
+    questions, config = published_questions(config, "vstar", tmp_path)
+
+    def asked(folder: Path) -> list[tuple[DatasetRecord, str, str]]:
+        return [(dataset, str(folder / "test"), "t"), (questions, str(folder / "vstar"), "v")]
 
     def stop(progress: Progress) -> None:
         if progress.done == 2:
@@ -115,9 +123,9 @@ def test_an_interrupted_suite_goes_on_and_gives_the_same_file(
 
     interrupted, whole = root / "interrupted", root / "whole"
     with pytest.raises(Stopped):
-        ray_analysis.faithfulness(config, [(dataset, str(interrupted), "f")], amvl, controls, stop)
-    assert load_record(str(interrupted), FaithfulnessRecord) is None
-    left = sorted(interrupted.glob("parts/*/*.parquet"))
+        ray_analysis.faithfulness(config, asked(interrupted), amvl, controls, stop)
+    assert load_record(str(interrupted / "test"), FaithfulnessRecord) is None
+    left = sorted(interrupted.glob("test/parts/*/*.parquet"))
     assert len(left) >= 2
     before = {path: path.stat().st_mtime_ns for path in left}
     seen: list[Progress] = []
@@ -126,13 +134,16 @@ def test_an_interrupted_suite_goes_on_and_gives_the_same_file(
         seen.append(progress)
         assert {path: path.stat().st_mtime_ns for path in left} == before
 
-    (record,) = ray_analysis.faithfulness(config, [(dataset, str(interrupted), "f")], amvl, controls, watch)
-    assert seen[-1].stage == "faithfulness plain"
-    assert not (interrupted / "parts").exists()
-    ray_analysis.faithfulness(config, [(dataset, str(whole), "f")], amvl, controls, lambda _: None)
-    assert (interrupted / "items.parquet").read_bytes() == (whole / "items.parquet").read_bytes()
+    record, of_vstar = ray_analysis.faithfulness(config, asked(interrupted), amvl, controls, watch)
+    stages = [f"faithfulness {who}{where}" for who in ("amvl", "plain") for where in ("", " on vstar")]
+    assert list(dict.fromkeys(event.stage for event in seen)) == stages
+    assert (record.benchmark, of_vstar.benchmark, of_vstar.rows[0].n) == (TEST_SPLIT, "vstar", 2)
+    assert not any(interrupted.glob("*/parts"))
+    ray_analysis.faithfulness(config, asked(whole), amvl, controls, lambda _: None)
+    for name in ("test/items.parquet", "vstar/items.parquet"):
+        assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
 
-    items = pq.read_table(whole / "items.parquet").to_pylist()
+    items = pq.read_table(whole / "test" / "items.parquet").to_pylist()
     assert len(items) == (14 + 1) * ROWS
     assert record.rows == score_variants(items)  # without a model
     assert record.verdict == verdict(record.rows)
@@ -147,45 +158,47 @@ def test_an_interrupted_suite_goes_on_and_gives_the_same_file(
 
 
 @pytest.mark.parametrize("name", ["vstar", "blink"])
-def test_a_published_benchmark_is_asked_and_read_as_in_its_evaluation(
-    ray_cluster: None, config, dataset, amvl, sft, tmp_path, name: str
-) -> None:
+def test_a_published_benchmark_is_asked_and_read_as_in_its_evaluation(config, amvl, sft, tmp_path, name: str) -> None:
     """The suite's unchanged model says what the evaluation's says, with the same log p: same prompt, pixels, layout."""
-    getattr(published, name)(tmp_path)
-    for file in tmp_path.glob("direct_attributes/*.png"):
-        file.write_bytes(picture(0, 320, 320))
-    source = BenchmarkSource.model_validate({"name": name, "uri": str(tmp_path)})
-    most, fewer = 200 * 200, config.data.max_pixels
-    config = override(config, {"evaluation": {"max_pixels": most, "batch_tokens": 1, "max_new_tokens": 6}})
-    questions = benchmarks.read(config, source, str(tmp_path / "questions"), lambda _: None)
-    seen: list[Progress] = []
-    both = [(dataset, str(tmp_path / "test"), "t"), (questions, str(tmp_path / "suite"), "f")]
-    own, suite = ray_analysis.faithfulness(config, both, amvl, [("plain", sft)], seen.append)
-    assert (own.benchmark, suite.benchmark) == (TEST_SPLIT, name)
-    parts = [event.total for event in seen if event.stage == f"faithfulness amvl on {name}"]
-    assert parts == [2, 2] == [questions.kept] * 2  # batch_tokens: a question each
-    items = pq.read_table(suite.items_uri).to_pylist()
+    questions, config = published_questions(config, name, tmp_path)
+    asked, most = Questions.of(questions), config.evaluation.max_pixels
+    assert asked.benchmark == name
     for variant, model in (("prior", amvl), ("plain", sft)):
+        worker = Worker(config, model, "" if variant == "prior" else variant)
+        assert worker.write(asked, 7, Job("answers", [0, 1], 0), str(tmp_path / f"{variant}.parquet")) == 7
+        items = pq.read_table(tmp_path / f"{variant}.parquet").to_pylist()
         found = {item["sample_id"]: item for item in items if item["variant"] == variant}
-        stored = predictions(config, questions, name, model, tmp_path / model.stage)
+        stored = predictions(config, questions, name, model, most, tmp_path)
         assert found.keys() == {prediction["sample_id"] for prediction in stored}
         for prediction in stored:
             item = found[prediction["sample_id"]]
             assert {key: item[key] for key in COMMON} == {key: prediction[key] for key in COMMON}
             assert item["log_likelihood"] == pytest.approx(of_answer(prediction), abs=TOLERANCE)
     if name == "vstar":  # its picture is larger than either budget: what was compared above depends on the pixels
-        small = override(config, {"evaluation": {"max_pixels": fewer}})
-        shrunk = predictions(small, questions, name, sft, tmp_path / "shrunk")
+        shrunk = predictions(config, questions, name, sft, config.data.max_pixels, tmp_path)
         assert abs(of_answer(shrunk[0]) - of_answer(stored[0])) > 10 * TOLERANCE
 
 
+def published_questions(config: RunConfig, name: str, folder: Path) -> tuple[DatasetRecord, RunConfig]:
+    """Two questions of a benchmark, V* with a picture of 320 x 320, and a configuration with a pixel budget for it."""
+    files = folder / name
+    files.mkdir()
+    getattr(published, name)(files)
+    for file in files.glob("direct_attributes/*.png"):
+        file.write_bytes(picture(0, 320, 320))
+    config = override(config, {"evaluation": {"max_pixels": 200 * 200, "max_new_tokens": 6}})
+    source = BenchmarkSource.model_validate({"name": name, "uri": str(files)})
+    return benchmarks.read(config, source, str(folder / f"{name}-questions"), lambda _: None), config
+
+
 def predictions(
-    config: RunConfig, questions: DatasetRecord, name: str, model: CheckpointRecord, folder: Path
+    config: RunConfig, questions: DatasetRecord, name: str, model: CheckpointRecord, most: int, folder: Path
 ) -> list[dict[str, Any]]:
-    with Pool(config, model) as pool:
-        record = pool.evaluate(questions, name, str(folder), "e", lambda _: None)
-    rows: list[dict[str, Any]] = pq.read_table(record.predictions_uri).to_pylist()
-    return rows
+    """What the evaluation stores, without Ray."""
+    job = EvaluationJob(questions, str(folder), model.fingerprint, (config.data.min_pixels, most), {})
+    Predictor(config, model.model_uri).predict(job, 0, [0, 1], "part.parquet")
+    table = pq.read_table(folder / "part.parquet")
+    return _with_predictions(table, table.to_pylist(), BENCHMARKS[name]).to_pylist()
 
 
 def of_answer(prediction: dict[str, Any]) -> float:
