@@ -43,6 +43,10 @@ def test_a_preset_survives_json(name: str) -> None:
             "amvl.global_batch (32) is no multiple of the workers that cluster.min_workers allows (3), so a worker may",
         ),
         ({"cluster": {"min_workers": 99}}, "cluster: Value error, min_workers (99) must be at most num_workers (2)"),
+        (
+            {"evaluation": {"faithfulness_items": 1}},
+            "evaluation: Value error, faithfulness_items must be 0 or at least 2",
+        ),
         ({"data": {"sources": []}}, "data.sources is empty"),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
         (

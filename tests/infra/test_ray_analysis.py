@@ -244,6 +244,15 @@ def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None
         ray_analysis.faithfulness(config, [(small, str(root / "x"), "x")], amvl, [], lambda _: None)
 
 
+def test_the_command_leaves_published_benchmarks_to_a_run(
+    capsys: pytest.CaptureFixture[str], config, amvl, tmp_path: Path
+) -> None:
+    """Their pixel budget is a run's own, and names its result."""
+    questions, _ = published_questions(config, "vstar", tmp_path)
+    assert analysis.main(["faithfulness", "--checkpoint", amvl.uri, "--dataset", questions.uri]) == 1
+    assert "holds questions of vstar; a run asks them" in capsys.readouterr().err
+
+
 def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], sft, tmp_path: Path) -> None:
     assert analysis.main(["geometry"]) == 1
     assert "give --checkpoint" in capsys.readouterr().err
