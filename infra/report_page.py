@@ -155,32 +155,39 @@ def _faithfulness(run: Run) -> str:
     return (
         "".join(map(_suite, run.faithfulness))
         + "<p class='note'>Differences are to the first row, the prior's means (tau = 0), on the same questions, with "
-        "95 % intervals; p and test are those of the accuracies, `p, nats` is that of random sign flips. "
+        "95 % intervals. "
         f"Seed of the trainings: {escape(run.config['seed'])}.</p>"
     )
 
 
 def _suite(record: FaithfulnessRecord) -> str:
     asked = f"the {TEST_SPLIT}" if record.benchmark == TEST_SPLIT else record.benchmark
-    rows = [
-        {
-            "latents": row.variant,
-            "n": f"{row.n:,}",
-            "accuracy": _percent(row.accuracy, row.low, row.high),
-            "difference": _points(row.difference, row.difference_low, row.difference_high) if i else "-",
-            "p": p_text(row.p_value) if i else "-",
-            "test": row.test if i else "-",
-            "log p(answer), nats": _interval(row.log_likelihood, row.log_likelihood_low, row.log_likelihood_high),
-            "difference, nats": nats(row) if i else "-",
-            "p, nats": p_text(row.log_likelihood_p) if i else "-",
-        }
-        for i, row in enumerate(record.rows)
-    ]
+    accuracy, likelihood = [], []
+    for i, row in enumerate(record.rows):
+        about = {"latents": row.variant, "n": f"{row.n:,}"}
+        accuracy.append(
+            {
+                **about,
+                "accuracy": _percent(row.accuracy, row.low, row.high),
+                "difference": _points(row.difference, row.difference_low, row.difference_high) if i else "-",
+                "p": p_text(row.p_value) if i else "-",
+                "test": row.test if i else "-",
+            }
+        )
+        likelihood.append(
+            {
+                **about,
+                "log p(answer), nats": _interval(row.log_likelihood, row.log_likelihood_low, row.log_likelihood_high),
+                "difference, nats": nats(row) if i else "-",
+                "p": p_text(row.log_likelihood_p) if i else "-",
+                "test": "sign flips" if i else "-",
+            }
+        )
     return (
         f"<div class='card plot'><h3>Accuracy on {escape(asked)} with the latents changed, 95 % intervals; "
         "dashed: unchanged</h3>"
         f"{_forest(record.rows)}<p class='note'>{escape(record.verdict)}</p></div>"
-        f"<div class='card wide'>{_table(rows)}</div>"
+        f"<div class='card wide'>{_table(accuracy)}</div><div class='card wide'>{_table(likelihood)}</div>"
     )
 
 
