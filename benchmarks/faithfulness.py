@@ -3,8 +3,9 @@
 The demo's tiny model (random weights, or `--model`: a trained checkpoint's `model` folder) on microworld's test items,
 in two settings: `demo`, where a prompt of some 85 tokens has an answer with its steps, and `image`, where the picture
 is 784 tokens and the answer a word, as in the benchmarks of the paper. A plain evaluation is `Answerer.answer` on the
-same items and batches; a group is its variants' generation and log-likelihoods with the questions they share, as the
-stage runs them. The last line is one JSON object; ratios are of medians over interleaved rounds.
+same items and batches; a group alone is its variants' generation and log-likelihoods with the questions they share.
+`suite` is all groups at once, as the stage runs them, and `suite_per_group` its share of a group. The last line is one
+JSON object; ratios are of medians over interleaved rounds.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def measure(answerer: Answerer, asked: list[Item], tokens: int, repeats: int) -> dict[str, float]:
-    """Every group of variants, and all at once, in plain evaluations of the same items."""
+    """Every group of variants alone, and all at once, in plain evaluations of the same items."""
     answerer.processor.image_processor.size = {"shortest_edge": 1, "longest_edge": 448 * 448}
     slots = answerer.model.config.num_slots
     groups = {
@@ -70,7 +71,8 @@ def measure(answerer: Answerer, asked: list[Item], tokens: int, repeats: int) ->
         return answerer.answer([item.images for item in asked], questions, tokens)
 
     steps: dict[str, Step] = {"plain": plain, **{name: probing(names) for name, names in groups.items()}}
-    seconds = interleaved({**steps, f"all {len(everything)}": probing(everything)}, repeats)
+    seconds = interleaved({**steps, "suite": probing(everything)}, repeats)
+    seconds["suite_per_group"] = seconds["suite"] / len(groups)
     return {name: round(value / seconds["plain"], 3) for name, value in seconds.items() if name != "plain"}
 
 
