@@ -14,7 +14,7 @@ import amvl_core
 from amvl_core import storage
 from amvl_core.config import CHALLENGER, RunConfig
 from amvl_core.errors import StorageError
-from amvl_core.eval.statistics import Comparison
+from amvl_core.eval.statistics import Comparison, p_text
 from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record, save_record
 from amvl_core.records import fingerprint as canonical_fingerprint
 from infra.fingerprints import EVALUATED
@@ -125,9 +125,10 @@ def decide(
 
 def change(found: Comparison) -> str:
     """`+1.2 points (-0.4 to +2.8), n = 800, 21 gained, 11 lost, McNemar exact p = 0.1102`."""
+    p = p_text(found.p)
     return (
         f"{100 * found.difference:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), n = {found.n:,}, "
-        f"{found.gained} gained, {found.lost} lost, {found.test} p = {found.p:.4f}"
+        f"{found.gained} gained, {found.lost} lost, {found.test} p {p if p.startswith('<') else f'= {p}'}"
     )
 
 
