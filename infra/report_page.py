@@ -193,7 +193,7 @@ def _suite(record: FaithfulnessRecord) -> str:
 
 def _forest(rows: Sequence[VariantScore]) -> str:
     """A dot and an interval for each variant, as SVG; variants that differ from the first with p < 0.05 stand out."""
-    left, width, line, right = 210.0, 520.0, 22.0, 110.0
+    left, width, line, right = 210.0, 520.0, 22.0, 130.0
     low, high = min(row.low for row in rows), max(row.high for row in rows)
     low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
     bottom = 8 + line * len(rows)
