@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import io
+import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from amvl_core.processor import AMVLProcessor, load_processor
 from amvl_core.sample import Segment
 from amvl_core.tiny import save_tiny_base
 from amvl_core.tokens import slot_tokens
+from tests.shared import FOLDER
 
 TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)
 LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
@@ -30,11 +31,17 @@ LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
 
 @lru_cache(maxsize=1)
 def stock_folder() -> str:
-    """A stock Qwen2.5-VL checkpoint folder with random weights, removed when this process ends."""
-    folder = mkdtemp(prefix="amvl-test-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    save_tiny_base(TINY, Path(folder))
-    return folder
+    """A stock Qwen2.5-VL checkpoint folder with random weights, which the first process that asks makes."""
+    shared = Path(os.environ[FOLDER])
+    stock = shared / "stock"
+    if not stock.exists():
+        made = mkdtemp(dir=shared)
+        save_tiny_base(TINY, Path(made))
+        try:
+            Path(made).rename(stock)
+        except OSError:  # another process was first
+            shutil.rmtree(made)
+    return str(stock)
 
 
 def tied_folder(folder: Path) -> str:
