@@ -101,8 +101,8 @@ class Worker:
         self.readers: dict[str, ShardReader] = {}
         self.working = threading.Lock()
 
-    def write(self, asked: Questions, number: int, job: Job, uri: str) -> int:
-        """Writes the part of `job` to `uri`; the job's own `number`."""
+    def write(self, asked: Questions, job: Job, uri: str) -> None:
+        """Writes the part of `job` to `uri`."""
         with self.working:
             self.asked = asked
             self.reader = self.readers.setdefault(asked.dataset.uri, ShardReader(asked.dataset, "test"))
@@ -113,7 +113,6 @@ class Worker:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(columns), buffer)
             storage.write_bytes(uri, buffer.getvalue())
-        return number
 
     def _item(self, row: dict[str, Any]) -> Any:
         from amvl_core.eval.variants import Item
@@ -358,9 +357,7 @@ def _parts(
     there = set(storage.list_names(folder))
     shared = ray.put(asked)
     todo = [
-        (shared, number, job, storage.join(folder, part))
-        for number, (job, part) in enumerate(zip(jobs, parts, strict=True))
-        if part not in there
+        (shared, job, storage.join(folder, part)) for job, part in zip(jobs, parts, strict=True) if part not in there
     ]
     started = time.perf_counter()
     for done, _ in enumerate(actors.run("write", todo, name), 1):

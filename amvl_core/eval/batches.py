@@ -12,14 +12,8 @@ import numpy as np
 
 def longest_first(lengths: Sequence[int] | np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
     """Numbers of questions: those of like length stand together, the long ones first, so that the last are short."""
-    batches: list[list[int]] = []
-    for number in np.argsort(-np.asarray(lengths), kind="stable"):
-        batch = batches[-1] if batches else []
-        if batch and len(batch) < max_rows and (len(batch) + 1) * int(lengths[batch[0]]) <= max_tokens:
-            batch.append(int(number))
-        else:
-            batches.append([int(number)])
-    return batches
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return [[int(order[i]) for i in batch] for batch in in_order(np.asarray(lengths)[order], max_rows, max_tokens)]
 
 
 def in_order(lengths: Sequence[int] | np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
