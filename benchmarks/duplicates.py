@@ -28,15 +28,15 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from amvl_core.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
+from amvl_core.contracts.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
+from amvl_core.contracts.presets import demo
 from amvl_core.data.encode import TokenCounter
-from amvl_core.presets import demo
 from benchmarks.drawings import DRAWINGS
 from data_prep import duplicates, listing
+from data_prep.duplicate_keys import KeyFile, Keys
 from data_prep.duplicates import Repeat
 from data_prep.images import PixelBudget, StoredImage, standardise
-from data_prep.keys import KeyFile, Keys
-from data_prep.work import Work
+from data_prep.units import Work
 
 BUDGET = PixelBudget(256, 512 * 512, 28)
 DRAWN = PixelBudget(256, 1024 * 1024, 28)

@@ -20,13 +20,13 @@ from typing import Literal
 import torch
 from PIL import Image
 
+from amvl_core.backbones.processor import load_processor
+from amvl_core.backbones.tiny import save_tiny_base
+from amvl_core.contracts.presets import demo
 from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, TAUS
 from amvl_core.eval.predict import Answerer
 from amvl_core.eval.variants import Item, Prober
-from amvl_core.modeling import load_amvl
-from amvl_core.presets import demo
-from amvl_core.processor import load_processor
-from amvl_core.tiny import save_tiny_base
+from amvl_core.methods.amvl.modeling import load_amvl
 from benchmarks.measure import Step, device_name, interleaved
 from data_prep.layouts import lay_out
 from data_prep.microworld import generate

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.flops import decode_flops, prefill_flops
-from amvl_core.modeling import AMVLForConditionalGeneration
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
+from amvl_core.rows.flops import decode_flops, prefill_flops
 from benchmarks.measure import Step, device_name, interleaved
 from benchmarks.shapes import SPECIAL, build, latent_config
 

@@ -31,19 +31,19 @@ import torch.distributed as dist
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from amvl_core import storage
-from amvl_core.base import base_folder
-from amvl_core.config import RunConfig, override
+from amvl_core.backbones.loading import base_folder
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.presets import demo, paper
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import DatasetRecord
 from amvl_core.data.batch import Batch
 from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
-from amvl_core.flops import sft_rows, shared_prefix_rows
-from amvl_core.methods import Method
-from amvl_core.methods.amvl import Amvl
-from amvl_core.prefix import find_blocks
-from amvl_core.presets import demo, paper
-from amvl_core.progress import Progress
-from amvl_core.records import DatasetRecord
+from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.amvl.prefix import find_blocks
+from amvl_core.methods.method import Method
+from amvl_core.rows.flops import sft_rows, shared_prefix_rows
 
 STAGES = ("sft", "amvl")
 ROWS = 450_000

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from amvl_core import storage
+from amvl_core.contracts import storage
 
 PHOTO = (1600, 1200)
 DIFFERENT = 200

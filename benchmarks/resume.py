@@ -17,7 +17,7 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from amvl_core import storage
+from amvl_core.contracts import storage
 from tests.distributed import local
 from tests.distributed.trial import Trial
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.config import LatentConfig
+from amvl_core.contracts.config import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.modeling import AMVLConfig, AMVLForConditionalGeneration
+from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration
 
 SPECIAL = 16
 """Token ids below are special tokens; 0 to k - 1 are the slots."""

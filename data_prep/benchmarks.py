@@ -12,19 +12,19 @@ from collections import Counter, defaultdict
 
 from PIL import Image
 
-from amvl_core import records, storage
-from amvl_core.config import BenchmarkSource, RunConfig
+from amvl_core.contracts import records, storage
+from amvl_core.contracts.config import BenchmarkSource, RunConfig
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment
 from amvl_core.data.encode import MAX_ASPECT, TokenCounter
-from amvl_core.errors import DataError
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.base import Drop, Question
+from amvl_core.eval.benchmarks.benchmark import Drop, Question
 from amvl_core.eval.benchmarks.prepared import extra
-from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
-from amvl_core.sample import IMAGE_PLACEHOLDER, Segment
-from amvl_core.tokens import control_token
+from amvl_core.methods.tokens import control_token
+from data_prep.content_identity import content_identity
 from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT
-from data_prep.identity import content_identity
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
 
 STAGE = "benchmark"

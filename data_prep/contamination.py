@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from amvl_core import records, storage
-from amvl_core.config import BenchmarkSource
+from amvl_core.contracts import records, storage
+from amvl_core.contracts.config import BenchmarkSource
+from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.contracts.records import Record
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.base import Question
-from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import Record
-from data_prep.identity import content_identity
+from amvl_core.eval.benchmarks.benchmark import Question
+from data_prep.content_identity import content_identity
+from data_prep.duplicate_keys import KeyFile, Keys, count_images
 from data_prep.images import PixelBudget, StoredImage, standardise
-from data_prep.keys import KeyFile, Keys, count_images
 from data_prep.streaming import stream
 
 FOLDER = "benchmarks"

@@ -31,9 +31,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from data_prep.duplicate_keys import FEATURES, NO_KEY, THUMB_BYTES, KeyFile, hash64, image_features, read
 from data_prep.filters import CONTAMINATED, DUPLICATE
 from data_prep.images import DIGEST_BYTES, THUMB_SIDE
-from data_prep.keys import FEATURES, NO_KEY, THUMB_BYTES, KeyFile, hash64, image_features, read
 
 NEAR = 20
 FLAT = 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from amvl_core.config import AfterPrompt, BeforeSteps, DataConfig
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Segment
+from amvl_core.contracts.config import AfterPrompt, BeforeSteps, DataConfig
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Segment
 
 STEP_END = "\n"
 """Ends every step, so that steps and answer are lines: where steps are a target, the answer is the last line."""

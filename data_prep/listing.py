@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from amvl_core import storage
-from amvl_core.config import ArchiveSource, DataConfig, MicroworldSource
-from amvl_core.sample import Split
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import ArchiveSource, DataConfig, MicroworldSource
+from amvl_core.contracts.sample import Split
 from data_prep import microworld
 from data_prep.sources import list_rows
 from data_prep.sources.archive import open_archive
-from data_prep.sources.members import Archive
-from data_prep.sources.row import RawRow, read_images
-from data_prep.work import Unit, unit_name
+from data_prep.sources.archive_members import Archive
+from data_prep.sources.raw_row import RawRow, read_images
+from data_prep.units import Unit, unit_name
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 

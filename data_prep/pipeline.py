@@ -18,21 +18,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from amvl_core import records, storage
-from amvl_core.config import BenchmarkSource, MicroworldSource, ModelConfig, RunConfig, Source
-from amvl_core.errors import ConfigError, DataError
-from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
-from amvl_core.sample import Split
+from amvl_core.contracts import records, storage
+from amvl_core.contracts.config import BenchmarkSource, MicroworldSource, ModelConfig, RunConfig, Source
+from amvl_core.contracts.errors import ConfigError, DataError
+from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
+from amvl_core.contracts.sample import Split
 from data_prep import contamination, duplicates, listing, report
+from data_prep.content_identity import content_identity
+from data_prep.duplicate_keys import KeyFile, sample_id
 from data_prep.duplicates import Match, Repeat
-from data_prep.identity import content_identity
-from data_prep.keys import KeyFile, sample_id
 from data_prep.shards import SCHEMA_VERSION, copy_without, shard_name
 from data_prep.shards import check as check_shard
 from data_prep.sources import source_name
 from data_prep.streaming import stream
-from data_prep.work import Unit, UnitRecord, Work, unit_name
+from data_prep.units import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
 STAGE_VERSION = 4

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from amvl_core import storage
+from amvl_core.contracts import storage
+from amvl_core.contracts.records import DatasetRecord
+from amvl_core.contracts.sample import Split
 from amvl_core.pages import thumbnail
-from amvl_core.records import DatasetRecord
-from amvl_core.sample import Split
 from data_prep import report_page
 from data_prep.contamination import BenchmarkRecord
 

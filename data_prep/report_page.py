@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
 from amvl_core.pages import page
-from amvl_core.sample import IMAGE_PLACEHOLDER
 
 KEPT_COLOUR = "#2f7d6b"
 # Okabe and Ito's palette, which the colour-blind can tell apart, for the reasons in order of their number.

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from amvl_core import storage
-from amvl_core.errors import StorageError
-from amvl_core.sample import Region, Segment, Split
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.sample import Region, Segment, Split
 
 SCHEMA_VERSION = 1
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amvl_core.errors import AmvlError, ClusterError
+from amvl_core.contracts.errors import AmvlError, ClusterError
 
 if TYPE_CHECKING:
     import pyarrow as pa

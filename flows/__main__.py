@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from amvl_core.errors import AmvlError
+from amvl_core.contracts.errors import AmvlError
 from flows.environment import set_up
 from flows.run import run_here
 from flows.servers import serve

@@ -4,12 +4,12 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from amvl_core.ablations import PAPER_COLUMNS, TABLES, Table
-from amvl_core.analysis.geometry import TABLE_7
-from amvl_core.config import RunConfig
+from amvl_core.contracts.ablations import PAPER_COLUMNS, TABLES, Table
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.records import AblationRecord, AblationRow, DatasetRecord, SeedScores
 from amvl_core.eval.faithfulness import effect, nats, points
-from amvl_core.eval.statistics import p_text
-from amvl_core.records import AblationRecord, AblationRow, DatasetRecord, SeedScores
+from amvl_core.eval.significance import p_text
+from amvl_core.methods.amvl.analysis.geometry import TABLE_7
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
 from infra.tracking import Tracker

@@ -17,14 +17,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from amvl_core.ablations import BASE_SCORES, TABLES, Row, TableName, difference, shared_stages, with_seed
-from amvl_core.config import RunConfig
-from amvl_core.errors import AmvlError
-from amvl_core.eval.faithfulness import SWAPPED
-from amvl_core.eval.seeds import base_scores, score_row, swap_row
-from amvl_core.eval.statistics import Unit
-from amvl_core.progress import Progress
-from amvl_core.records import (
+from amvl_core.contracts.ablations import BASE_SCORES, TABLES, Row, TableName, difference, shared_stages, with_seed
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.fingerprints import (
+    ablation_fingerprint,
+    analyse_fingerprint,
+    faithfulness_fingerprint,
+    train_fingerprint,
+)
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AblationRecord,
     AblationRow,
@@ -37,17 +40,14 @@ from amvl_core.records import (
     load_record,
     save_record,
 )
+from amvl_core.eval.faithfulness import SWAPPED
+from amvl_core.eval.pairing import outcomes, variant_items
+from amvl_core.eval.seeds import base_scores, score_row, swap_row
+from amvl_core.eval.significance import Unit
 from flows import ablation_report, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
 from flows.reporter import Reporter, progress_page
 from infra import cluster as ray_cluster
-from infra.fingerprints import (
-    ablation_fingerprint,
-    analyse_fingerprint,
-    faithfulness_fingerprint,
-    train_fingerprint,
-)
-from infra.paired import outcomes, variant_items
 from infra.tracking import Tracker
 
 

@@ -4,9 +4,9 @@ import os
 
 import httpx
 
-from amvl_core import ablations, storage
-from amvl_core.config import RunConfig
-from amvl_core.errors import AmvlError, ConfigError
+from amvl_core.contracts import ablations, storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import AmvlError, ConfigError
 from amvl_core.eval.benchmarks import BENCHMARKS
 from infra.mlflow_client import check_reachable
 

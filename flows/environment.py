@@ -5,8 +5,8 @@ import socket
 import urllib.request
 from pathlib import Path
 
-from amvl_core import storage
-from amvl_core.presets import LOCAL_STORAGE
+from amvl_core.contracts import storage
+from amvl_core.contracts.presets import LOCAL_STORAGE
 
 STATE = Path(".amvl")
 HOST = "127.0.0.1"

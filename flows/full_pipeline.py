@@ -5,7 +5,7 @@ from typing import Any, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
-from amvl_core.records import CheckpointRecord
+from amvl_core.contracts.records import CheckpointRecord
 from flows import tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
 from infra import cluster as ray_cluster

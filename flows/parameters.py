@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args, ge
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from amvl_core.config import (
+from amvl_core.contracts.config import (
     ClusterConfig,
     DataConfig,
     EvaluationConfig,
@@ -18,8 +18,8 @@ from amvl_core.config import (
     TrainerConfig,
     override,
 )
-from amvl_core.errors import ConfigError
-from amvl_core.presets import PRESETS
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.presets import PRESETS
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 

@@ -4,11 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.paper import PAPER
-from amvl_core.eval.faithfulness import PRIOR, nats, points
-from amvl_core.eval.statistics import Comparison, p_text
-from amvl_core.records import (
+from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
     EvalRecord,
@@ -17,6 +13,10 @@ from amvl_core.records import (
     ModelRecord,
     TaskScore,
 )
+from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.benchmarks.paper import PAPER
+from amvl_core.eval.faithfulness import PRIOR, nats, points
+from amvl_core.eval.significance import Comparison, p_text
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 """What Prefect's `get_run_logger` returns."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from amvl_core.progress import Progress
+from amvl_core.contracts.progress import Progress
 from flows import report
 from infra.tracking import Tracker
 

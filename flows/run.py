@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from amvl_core import overrides
+from amvl_core.contracts import overrides
 from data_prep.sources import detect
 from flows.environment import MLFLOW_URL, PREFECT_URL, healthy
 from flows.parameters import resolve
@@ -32,7 +32,7 @@ def run_here(preset: str, data: list[str], params: list[str]) -> int:
 
 
 def parse(params: list[str], data: list[str]) -> dict[str, Any]:
-    """`FIELD=VALUE` texts (`amvl_core/overrides.py`) -> flow parameters.
+    """`FIELD=VALUE` texts (`amvl_core/contracts/overrides.py`) -> flow parameters.
 
     `data` names folders and archives that replace the sources. Raises ConfigError or DataError.
     """

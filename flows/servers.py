@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from amvl_core.errors import AmvlError
+from amvl_core.contracts.errors import AmvlError
 from flows.environment import (
     HOST,
     MLFLOW_PORT,

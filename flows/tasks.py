@@ -10,10 +10,10 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from amvl_core import ablations, storage
-from amvl_core.config import RunConfig
-from amvl_core.errors import AmvlError
-from amvl_core.records import (
+from amvl_core.contracts import ablations, fingerprints, storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
@@ -28,7 +28,7 @@ from amvl_core.records import (
 )
 from flows import checks, report
 from flows.reporter import Reporter, progress_page
-from infra import cluster, fingerprints, registry
+from infra import cluster, registry
 from infra.mlflow_client import tracking_uri
 from infra.tracking import Tracker
 
@@ -240,7 +240,7 @@ def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
     key = f"{name}-table-{record.stage}".lower().replace("_", "-")
     create_table_artifact(rows, key=key, description=said)
     if tracker.run_id is not None:
-        from infra import figures
+        from infra.reports import figures
 
         tracker.faithfulness(record)
         _log_rows(tracker, name, rows, said)
@@ -273,7 +273,7 @@ def analyse(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, 
 @task(cache_policy=NO_CACHE)
 def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker: Tracker) -> list[dict[str, str]]:
     """Score table on the run's page; tables, figures and sample predictions on the tracking page."""
-    from infra.predictions import comparisons, sample
+    from amvl_core.eval.predictions import comparisons, sample
 
     compared = comparisons(base, final)
     rows = report.score_rows(base, final, compared, config.seed)
@@ -281,7 +281,7 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
         rows, key="scores", description="Accuracy on the test split with 95 % intervals, and the paired difference"
     )
     if tracker.run_id is not None:  # else the finished run of the first time has them
-        from infra import figures
+        from infra.reports import figures
 
         _log_rows(tracker, "scores", rows)
         for reading, metrics in compared.items():
@@ -299,7 +299,7 @@ def show_benchmarks(
     questions: list[DatasetRecord], base: list[EvalRecord], final: list[EvalRecord], tracker: Tracker
 ) -> dict[str, list[dict[str, str]]]:
     """A table per published benchmark, on the run's page and on the tracking page; benchmark -> its rows."""
-    from infra.predictions import comparisons, sample
+    from amvl_core.eval.predictions import comparisons, sample
 
     tables = {}
     for asked, before, after in zip(questions, base, final, strict=True):
@@ -384,7 +384,7 @@ def show_report(
 
     `benchmarks` are the tables of the evaluations `published`.
     """
-    from infra import run_report
+    from infra.reports import run_report
 
     fingerprint = run_report.report_fingerprint(model, *published, *faithfulness, analysis)
     uri = stage_uri(config, "report", fingerprint)

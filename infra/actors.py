@@ -15,8 +15,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util import ActorPool
 
-from amvl_core.config import RunConfig
-from amvl_core.errors import AmvlError, ClusterError
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import AmvlError, ClusterError
 from infra.cluster import resources
 
 RESTARTS = 3

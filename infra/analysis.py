@@ -14,13 +14,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from amvl_core import storage
-from amvl_core.config import RunConfig, flatten, override, validate
-from amvl_core.errors import AmvlError, DataError
-from amvl_core.eval.faithfulness import PRIOR
-from amvl_core.presets import demo
-from amvl_core.progress import Progress
-from amvl_core.records import (
+from amvl_core.contracts import fingerprints, storage
+from amvl_core.contracts.config import RunConfig, flatten, override, validate
+from amvl_core.contracts.errors import AmvlError, DataError
+from amvl_core.contracts.presets import demo
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
@@ -29,8 +28,10 @@ from amvl_core.records import (
     VariantScore,
     load_record,
 )
-from infra import analysis_files, cluster, figures, fingerprints, ray_analysis
+from amvl_core.eval.faithfulness import PRIOR
+from infra import analysis_files, cluster, ray_analysis
 from infra.mlflow_client import client, experiment, tracking_uri
+from infra.reports import figures
 
 Columns = dict[str, list[Any]]
 FIGURES = {
@@ -193,7 +194,7 @@ def analysis(config: RunConfig, data: DatasetRecord, model: CheckpointRecord) ->
 
 def linear_gaussian() -> tuple[Figure, Columns]:
     """Prop. C.1 and C.4 where they can be solved by hand: the closed form, and descent on our own objectives."""
-    from amvl_core.analysis.leakage import Problem, closed_form, optimised
+    from amvl_core.methods.amvl.analysis.leakage import Problem, closed_form, optimised
 
     problem, sharp = Problem(), Problem(sigma=Problem().sigma / 2)
     closed = [closed_form(problem, gamma) for gamma in GAMMAS]

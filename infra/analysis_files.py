@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from PIL import Image
 
-from amvl_core import storage
-from amvl_core.analysis.geometry import (
+from amvl_core.contracts import storage
+from amvl_core.contracts.records import AnalysisRecord
+from amvl_core.methods.amvl.analysis.geometry import (
     TABLE_7,
     Latents,
     active_units,
@@ -21,8 +22,7 @@ from amvl_core.analysis.geometry import (
     slot_similarity,
     spread,
 )
-from amvl_core.records import AnalysisRecord
-from infra import figures
+from infra.reports import figures
 
 Tables = dict[str, pa.Table]
 KINDS = ("latents", "information", "occlusion")

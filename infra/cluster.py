@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from amvl_core.config import ClusterConfig
-from amvl_core.errors import ClusterError
+from amvl_core.contracts.config import ClusterConfig
+from amvl_core.contracts.errors import ClusterError
 
 CPUS_PER_WORKER = 0.5
 """What a CPU worker asks of Ray: with a whole CPU each, two workers on two cores leave none for anything else."""

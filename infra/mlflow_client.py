@@ -9,9 +9,9 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from amvl_core import storage
-from amvl_core.config import RunConfig
-from amvl_core.errors import ConfigError
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import ConfigError
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

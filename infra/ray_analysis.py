@@ -15,18 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from amvl_core import storage
-from amvl_core.base import model_folder, set_pixel_budget
-from amvl_core.config import RunConfig
-from amvl_core.data.reader import ShardReader
-from amvl_core.errors import DataError
-from amvl_core.eval.batches import in_order
-from amvl_core.eval.benchmarks import benchmark_of
-from amvl_core.eval.benchmarks.prepared import benchmark_name, laid_out, question
-from amvl_core.eval.benchmarks.scoring import headline
-from amvl_core.eval.faithfulness import score_variants, verdict
-from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import (
+from amvl_core.backbones.loading import model_folder, set_pixel_budget
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.fingerprints import Controls
+from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
@@ -34,10 +29,15 @@ from amvl_core.records import (
     FaithfulnessRecord,
     save_record,
 )
+from amvl_core.data.reader import ShardReader
+from amvl_core.eval.batches import in_order
+from amvl_core.eval.benchmarks import benchmark_of
+from amvl_core.eval.benchmarks.prepared import benchmark_name, laid_out, question
+from amvl_core.eval.benchmarks.scoring import headline
+from amvl_core.eval.faithfulness import score_variants, verdict
 from infra import analysis_files
 from infra.actors import Actors, part_name
 from infra.cluster import resources
-from infra.fingerprints import Controls
 
 CHUNK = 16
 """Items of one part of an analysis."""
@@ -149,7 +149,7 @@ class Worker:
         """Prior and posterior of every item, and how far the prior moves when image or words are permuted."""
         import torch
 
-        from amvl_core.analysis.sensitivity import permutation_shifts
+        from amvl_core.methods.amvl.analysis.sensitivity import permutation_shifts
 
         items = [self._item(row) for row in rows]
         with torch.inference_mode():
@@ -173,8 +173,8 @@ class Worker:
         """The bounds of I_q(Z; Y | X) for every question, over the targets of all of these items."""
         import torch
 
-        from amvl_core.analysis.information import cross_posteriors, information_bounds
-        from amvl_core.gaussian import Gaussian
+        from amvl_core.methods.amvl.analysis.information import cross_posteriors, information_bounds
+        from amvl_core.methods.amvl.gaussian import Gaussian
 
         items = [self._item(row) for row in rows]
         with torch.inference_mode():
@@ -196,7 +196,7 @@ class Worker:
 
     def _occlusion(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
         """The heat map of every item, with its image."""
-        from amvl_core.analysis.occlusion import occlusion_map
+        from amvl_core.methods.amvl.analysis.occlusion import occlusion_map
 
         stored = []
         for row in rows:

@@ -18,19 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from amvl_core import storage
-from amvl_core.base import base_folder, model_folder
-from amvl_core.config import RunConfig
+from amvl_core.backbones.loading import base_folder, model_folder
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.contracts.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, save_record
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.batches import longest_first
 from amvl_core.eval.benchmarks import benchmark_of
-from amvl_core.eval.benchmarks.base import Benchmark
+from amvl_core.eval.benchmarks.benchmark import Benchmark
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.eval.benchmarks.scoring import headline
 from amvl_core.eval.benchmarks.summary import summarise
 from amvl_core.eval.score import closed_answers, majority_answers
-from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, save_record
 from infra.actors import Actors, part_name
 
 BASE = "base"

@@ -22,12 +22,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from amvl_core import storage
-from amvl_core.base import TINY, base_folder
-from amvl_core.config import RunConfig
-from amvl_core.errors import AmvlError, ClusterError, StorageError
-from amvl_core.progress import Progress, ProgressFn
-from amvl_core.records import BASE, CheckpointRecord, DatasetRecord, load_record
+from amvl_core.backbones.loading import TINY, base_folder
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import AmvlError, ClusterError, StorageError
+from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.contracts.records import BASE, CheckpointRecord, DatasetRecord, load_record
 from amvl_core.train.preemption import Sigterm
 from infra.cluster import Workers, resources, room
 

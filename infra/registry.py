@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import amvl_core
-from amvl_core import storage
-from amvl_core.config import CHALLENGER, RunConfig
-from amvl_core.errors import StorageError
-from amvl_core.eval.statistics import Comparison, p_text
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record, save_record
-from amvl_core.records import fingerprint as canonical_fingerprint
-from infra.fingerprints import EVALUATED
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import CHALLENGER, RunConfig
+from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.fingerprints import EVALUATED
+from amvl_core.contracts.records import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    ModelRecord,
+    load_record,
+    save_record,
+)
+from amvl_core.contracts.records import fingerprint as canonical_fingerprint
+from amvl_core.eval.pairing import compare_evaluations
+from amvl_core.eval.significance import Comparison, p_text
 from infra.mlflow_client import client, metric_name, tracking_uri
-from infra.paired import compare_evaluations
 from infra.provenance import UNKNOWN, installed, provenance
 
 VERSION = 3

@@ -18,10 +18,9 @@ from typing import Any
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnectionError
 
-from amvl_core.config import RunConfig, flatten
-from amvl_core.errors import ConfigError
-from amvl_core.eval.statistics import Comparison
-from amvl_core.records import (
+from amvl_core.contracts.config import RunConfig, flatten
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
@@ -30,6 +29,7 @@ from amvl_core.records import (
     FaithfulnessRecord,
     fingerprint,
 )
+from amvl_core.eval.significance import Comparison
 from infra.mlflow_client import client, experiment, metric_name, tracking_uri
 from infra.provenance import provenance
 

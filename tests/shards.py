@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from amvl_core import storage
-from amvl_core.records import DatasetRecord, Shard
-from amvl_core.sample import Segment
+from amvl_core.contracts import storage
+from amvl_core.contracts.records import DatasetRecord, Shard
+from amvl_core.contracts.sample import Segment
 from data_prep.shards import ShardRow, ShardWriter, sha256, shard_name
 from tests.tiny import picture
 

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.config import LatentConfig, TinyConfig
+from amvl_core.backbones.processor import AMVLProcessor, load_processor
+from amvl_core.backbones.tiny import save_tiny_base
+from amvl_core.contracts.config import LatentConfig, TinyConfig
+from amvl_core.contracts.sample import Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
-from amvl_core.modeling import AMVLForConditionalGeneration, load_amvl
-from amvl_core.processor import AMVLProcessor, load_processor
-from amvl_core.sample import Segment
-from amvl_core.tiny import save_tiny_base
-from amvl_core.tokens import slot_tokens
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
+from amvl_core.methods.tokens import slot_tokens
 from tests.shared import FOLDER
 
 TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)

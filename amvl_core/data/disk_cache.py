@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from amvl_core.errors import StorageError
+from amvl_core.contracts.errors import StorageError
 
 
 class DiskCache:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from amvl_core.config import LatentConfig, ModelConfig
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Segment
-from amvl_core.tokens import base_template, block_text
+from amvl_core.contracts.config import LatentConfig, ModelConfig
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment
+from amvl_core.methods.tokens import base_template, block_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -129,7 +129,7 @@ class TokenCounter:
     @classmethod
     def from_model(cls, model: ModelConfig, latent: LatentConfig) -> TokenCounter:
         """For the processor of `model.base`."""
-        from amvl_core.base import base_processor
+        from amvl_core.backbones.loading import base_processor
 
         processor = base_processor(model)
         tokenizer = processor.tokenizer

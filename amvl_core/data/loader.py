@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch.utils.data import DataLoader, Dataset
 
-from amvl_core.config import StageConfig
+from amvl_core.contracts.config import StageConfig
+from amvl_core.contracts.errors import AmvlError
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
 from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
-from amvl_core.errors import AmvlError
 
 
 class StepDataset(Dataset[list[Batch]]):

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from amvl_core.errors import ConfigError
+from amvl_core.contracts.errors import ConfigError
 
 WINDOW_BLOCKS = 512
 """Blocks whose rows are mixed with each other: what an epoch reads from at a time, 16,384 samples in blocks of 32."""

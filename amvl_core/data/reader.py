@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from amvl_core import storage
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import DataError, StorageError
+from amvl_core.contracts.records import DatasetRecord
+from amvl_core.contracts.sample import Segment, Split
 from amvl_core.data.disk_cache import DiskCache
 from amvl_core.data.order import Sizes
-from amvl_core.errors import DataError, StorageError
-from amvl_core.records import DatasetRecord
-from amvl_core.sample import Segment, Split
 
 CACHE_BYTES = 256 * 2**20
 DISK_CACHE_BYTES = 8 * 2**30

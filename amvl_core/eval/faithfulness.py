@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amvl_core.errors import DataError
-from amvl_core.eval.statistics import Unit, bootstrap_mean, compare, sign_flip_p, weighted_mean
-from amvl_core.records import VariantScore
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.records import VariantScore
+from amvl_core.eval.significance import Unit, bootstrap_mean, compare, sign_flip_p, weighted_mean
 
 PRIOR = "prior"
 """The unchanged model: latents are the prior's means."""

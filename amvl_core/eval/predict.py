@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
+from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import placed
 from amvl_core.data.encode import chat
-from amvl_core.errors import DataError
-from amvl_core.eval.decode import greedy, log_likelihoods, prefill
-from amvl_core.modeling import AMVLForConditionalGeneration
-from amvl_core.processor import load_processor
-from amvl_core.sample import placed
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
+from amvl_core.rows.decode import greedy, log_likelihoods, prefill
 
 
 class Answer(NamedTuple):

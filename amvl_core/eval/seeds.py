@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from amvl_core.contracts.records import SeedScores, VariantScore
 from amvl_core.eval.faithfulness import PRIOR, SWAPPED, score_variants
-from amvl_core.eval.statistics import Unit, compare, estimate, weighted_mean
-from amvl_core.records import SeedScores, VariantScore
+from amvl_core.eval.significance import Unit, compare, estimate, weighted_mean
 
 Answers = Sequence[Unit]
 """Each item of one evaluation, 1 where it was answered rightly."""

@@ -1,6 +1,6 @@
 """A latent model asked the same questions with its latents changed: the model's side of the faithfulness suite.
 
-The context row of training (`amvl_core/prefix.py`) runs a question once. Every variant continues it: the answer's
+The context row of training (`methods/amvl/prefix.py`) runs a question once. Every variant continues it: the answer's
 log-likelihood as a decoder row, generation from copies of the question's keys and values. A variant costs its block and
 its answer, and no question is ever run again.
 
@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from amvl_core.config import AmvlMethod, LatentConfig, SftMethod
+from amvl_core.contracts.config import AmvlMethod, LatentConfig, SftMethod
+from amvl_core.contracts.sample import Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import IGNORED, Encoder
-from amvl_core.eval.decode import Prefilled, greedy, prefilled
 from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, SWAPPED, TAUS
-from amvl_core.methods.amvl import Amvl
-from amvl_core.methods.sft import Sft
-from amvl_core.objectives import token_losses
-from amvl_core.prefix import PosteriorPositions, Reading, decode, decode_without_block, read
-from amvl_core.sample import Segment
-from amvl_core.tokens import slot_tokens
+from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.amvl.objectives import token_losses
+from amvl_core.methods.amvl.prefix import PosteriorPositions, Reading, decode, decode_without_block, read
+from amvl_core.methods.sft.method import Sft
+from amvl_core.methods.tokens import slot_tokens
+from amvl_core.rows.decode import Prefilled, greedy, prefilled
 
 AT_ONCE = 4
 """Variants that are generated together: so many copies of the questions' keys and values are held."""

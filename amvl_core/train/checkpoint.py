@@ -26,11 +26,11 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import torch as safetensors
 
-from amvl_core import storage
-from amvl_core.errors import CheckpointError, StorageError
-from amvl_core.progress import Progress
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import CheckpointError, StorageError
+from amvl_core.contracts.progress import Progress
 from amvl_core.train.engine import Engine
-from amvl_core.train.masters import Piece
+from amvl_core.train.optimizer_state import Piece
 
 MARKER, HISTORY = "complete.json", "history.json"
 FILE_BYTES = 256 * 2**20

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from amvl_core.config import StageConfig, TrainerConfig
+from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
-from amvl_core.methods import Clock, Method, StepOutput
-from amvl_core.modeling import NEW_PARTS
-from amvl_core.train import masters
+from amvl_core.methods.amvl.modeling import NEW_PARTS
+from amvl_core.methods.method import Clock, Method, StepOutput
+from amvl_core.train import optimizer_state
 from amvl_core.train.watch import Refusal
 
 if not torch.cuda.is_available():
@@ -200,21 +200,21 @@ class Engine:
         """Norm of the last step's gradient, over all ranks, before clipping."""
         return float(self.engine.get_global_grad_norm())
 
-    def pieces(self) -> list[masters.Piece]:
+    def pieces(self) -> list[optimizer_state.Piece]:
         """What this rank holds of the float32 weights and of AdamW's state."""
-        return masters.pieces(self.method, self.engine)
+        return optimizer_state.pieces(self.method, self.engine)
 
-    def share(self, rank: int, world_size: int) -> list[masters.Piece]:
+    def share(self, rank: int, world_size: int) -> list[optimizer_state.Piece]:
         """This rank's share of them: over all ranks each element is there once."""
         held = self.pieces()
-        if not masters.replicated(self.engine):
+        if not optimizer_state.replicated(self.engine):
             return held
         cuts = [(piece.numel * rank // world_size, piece.numel * (rank + 1) // world_size) for piece in held]
         return [piece.part(*cut) for piece, cut in zip(held, cuts, strict=True) if cut[0] < cut[1]]
 
     def publish(self) -> None:
         """Makes the model's weights what `pieces` says, after these were written; every rank calls it."""
-        masters.publish(self.engine)
+        optimizer_state.publish(self.engine)
 
     def state_dict(self, rank: int) -> dict[str, torch.Tensor]:
         """All weights of the Hugging Face model on the CPU of rank 0 (empty elsewhere); every rank calls it."""

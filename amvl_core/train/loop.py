@@ -10,18 +10,12 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from amvl_core import storage
-from amvl_core.base import model_folder, set_pixel_budget
-from amvl_core.config import RunConfig
-from amvl_core.data.batch import Batch
-from amvl_core.data.encode import Encoder
-from amvl_core.data.loader import StepDataset, steps_from
-from amvl_core.data.order import Sizes, num_steps
-from amvl_core.data.reader import ShardReader
-from amvl_core.methods import METHODS, Clock, Method
-from amvl_core.processor import AMVLProcessor, load_processor
-from amvl_core.progress import Advice, Progress, ProgressFn
-from amvl_core.records import (
+from amvl_core.backbones.loading import model_folder, set_pixel_budget
+from amvl_core.backbones.processor import AMVLProcessor, load_processor
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.progress import Advice, Progress, ProgressFn
+from amvl_core.contracts.records import (
     CHECKPOINTS,
     BestModel,
     CheckpointRecord,
@@ -30,9 +24,15 @@ from amvl_core.records import (
     remove_resume_state,
     save_record,
 )
-from amvl_core.schedules import cosine_with_warmup
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import Encoder
+from amvl_core.data.loader import StepDataset, steps_from
+from amvl_core.data.order import Sizes, num_steps
+from amvl_core.data.reader import ShardReader
+from amvl_core.methods.method import Clock, Method
 from amvl_core.train.checkpoint import Checkpoints, Due, mean_loss, save_model
 from amvl_core.train.engine import DTYPES, Engine
+from amvl_core.train.schedules import cosine_with_warmup
 from amvl_core.train.steplog import Pace, StepLog
 from amvl_core.train.watch import Skips, watches
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from amvl_core.progress import Advice, Progress, ProgressFn
+from amvl_core.contracts.progress import Advice, Progress, ProgressFn
 from amvl_core.train.watch import Watch
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from amvl_core.config import AmvlMethod, LatentConfig, StageConfig
-from amvl_core.errors import AmvlError
-from amvl_core.progress import Advice
+from amvl_core.contracts.config import AmvlMethod, LatentConfig, StageConfig
+from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.progress import Advice
 
 WINDOW = 20
 """Logged steps whose mean is judged."""

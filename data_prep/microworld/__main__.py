@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from amvl_core.config import MICROWORLD_TASKS, MicroworldSource
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation
+from amvl_core.contracts.config import MICROWORLD_TASKS, MicroworldSource
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
 from data_prep.microworld import generate
 from data_prep.microworld.draw import SIZE
 from data_prep.microworld.export import FORMS, export

@@ -14,7 +14,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from amvl_core.sample import Region
+from amvl_core.contracts.sample import Region
 
 SIZE = 64
 """Width and height of every image; a multiple of 16, the stretch that one visual token of the tiny model covers."""

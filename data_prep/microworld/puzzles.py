@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from random import Random
 
-from amvl_core.sample import Region
+from amvl_core.contracts.sample import Region
 from data_prep.microworld import draw
 from data_prep.microworld.draw import CELL, COLOURS, PAPERS, SHAPES, SIZE, Placed
 from data_prep.microworld.scene import Scene, cell_name, plural

@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image
 
-from amvl_core.sample import Region
+from amvl_core.contracts.sample import Region
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from amvl_core.config import (
+from amvl_core.contracts.config import (
     ArchiveSource,
     ChatJsonlSource,
     CogcomSource,
@@ -25,8 +25,8 @@ from amvl_core.config import (
     VspMazeSource,
     ZebraCotSource,
 )
-from amvl_core.errors import DataError
-from amvl_core.sample import Conversation, Split
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import Conversation, Split
 from data_prep.filters import Drop
 from data_prep.sources import (
     chat_jsonl,
@@ -42,9 +42,9 @@ from data_prep.sources import (
     zebra_cot,
 )
 from data_prep.sources.archive import open_archive
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_items, json_lines
-from data_prep.sources.members import Archive
-from data_prep.sources.row import RawRow, Rejected, tables
+from data_prep.sources.raw_row import RawRow, Rejected, tables
 from data_prep.sources.table import Table
 
 

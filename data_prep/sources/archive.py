@@ -23,11 +23,11 @@ from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from amvl_core import storage
-from amvl_core.errors import AmvlError, DataError
-from data_prep.sources.members import Archive, DamagedMemberError, Inner, Ref, Span, member_name
-from data_prep.sources.packed import SPOOL_BYTES, IndexedTar, Tar, Zip
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import AmvlError, DataError
+from data_prep.sources.archive_members import Archive, DamagedMemberError, Inner, Ref, Span, member_name
 from data_prep.sources.table import Table
+from data_prep.sources.zip_and_tar import SPOOL_BYTES, IndexedTar, Tar, Zip
 
 _PIECE = re.compile(r"(?P<stem>.*[._-](?:part[._-]?)?)(?P<number>\d{2,3}|[a-z]{2})")
 """`cot_images_00`, `x.tar.part-001`, `x.tar.aa`: what `split` leaves."""

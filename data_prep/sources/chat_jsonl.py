@@ -1,4 +1,4 @@
-"""One's own data as chat JSON lines; the format is that of `amvl_core.config.ChatJsonlSource`."""
+"""One's own data as chat JSON lines; the format is that of `amvl_core.contracts.config.ChatJsonlSource`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field, NonNegativeInt, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from amvl_core.config import ChatJsonlSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Region, Split
+from amvl_core.contracts.config import ChatJsonlSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Region, Split
 from data_prep.filters import MALFORMED_ROW
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_lines
-from data_prep.sources.members import Archive
 from data_prep.sources.pairs import pairs
 from data_prep.sources.pictures import PublishedBox, clipped, image_size
-from data_prep.sources.row import NOTHING_ELSE, RawRow, Rejected, checked, inside, malformed
+from data_prep.sources.raw_row import NOTHING_ELSE, RawRow, Rejected, checked, inside, malformed
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 LINE = "line-"

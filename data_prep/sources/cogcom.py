@@ -18,14 +18,14 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.config import CogcomSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.config import CogcomSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_lines
-from data_prep.sources.members import Archive
 from data_prep.sources.pictures import PublishedBox, crop, image_size, regions
-from data_prep.sources.row import RawRow, Rejected, checked, inside
+from data_prep.sources.raw_row import RawRow, Rejected, checked, inside
 
 FILES: tuple[tuple[str, Split], ...] = (("com.jsonl", "train"), ("com_math.jsonl", "train"), ("com_test.jsonl", "test"))
 MAX_CHAINS = 64

@@ -13,12 +13,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from amvl_core.config import EasyVqaSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.config import EasyVqaSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_items
-from data_prep.sources.members import Archive
-from data_prep.sources.row import RawRow, malformed
+from data_prep.sources.raw_row import RawRow, malformed
 
 SHAPES = {"circle", "rectangle", "triangle"}
 COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
 from data_prep.filters import MALFORMED_ROW, Drop
-from data_prep.sources.members import DAMAGED, Archive, DamagedMemberError
+from data_prep.sources.archive_members import DAMAGED, Archive, DamagedMemberError
 
 CHUNK_BYTES = 2**20
 MAX_ITEM_CHARS = 2**26

@@ -1,4 +1,4 @@
-"""One's own data as LLaVA writes it; the format is that of `amvl_core.config.LlavaJsonSource`."""
+"""One's own data as LLaVA writes it; the format is that of `amvl_core.contracts.config.LlavaJsonSource`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from amvl_core.config import LlavaJsonSource
-from amvl_core.errors import DataError
-from amvl_core.sample import Conversation, Split
+from amvl_core.contracts.config import LlavaJsonSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import Conversation, Split
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_items
-from data_prep.sources.members import Archive
 from data_prep.sources.pairs import pairs
-from data_prep.sources.row import NOTHING_ELSE, RawRow, Rejected, checked, inside
+from data_prep.sources.raw_row import NOTHING_ELSE, RawRow, Rejected, checked, inside
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 

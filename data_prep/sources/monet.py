@@ -16,14 +16,14 @@ from typing import Any, Literal, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.config import MonetSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.config import MonetSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, NO_ANSWER
 from data_prep.sources import text
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import is_list, json_items
-from data_prep.sources.members import Archive
-from data_prep.sources.row import RawRow, Rejected, attempt, checked, near
+from data_prep.sources.raw_row import RawRow, Rejected, attempt, checked, near
 
 INSTRUCTION = "\nPut your final answer within \\boxed{}."
 _MARKERS = re.compile(r"<abs_vis_token></abs_vis_token>|</?observation>")

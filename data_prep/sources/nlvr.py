@@ -11,13 +11,13 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Sequence
 
-from amvl_core.config import NlvrSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.config import NlvrSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import TEST_OVERLAP, Drop
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_lines
-from data_prep.sources.members import Archive
-from data_prep.sources.row import RawRow, malformed
+from data_prep.sources.raw_row import RawRow, malformed
 
 FILES: tuple[tuple[Split, str], tuple[Split, str]] = (("train", "dev"), ("test", "test"))
 PERMUTATIONS = 6

@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.config import OneThinkerSource
-from amvl_core.errors import DataError
-from amvl_core.sample import Conversation, Region, Split
+from amvl_core.contracts.config import OneThinkerSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import Conversation, Region, Split
 from data_prep.filters import MALFORMED_ROW
 from data_prep.sources import text
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_items
-from data_prep.sources.members import Archive
 from data_prep.sources.pictures import PublishedBox, image_size, regions
-from data_prep.sources.row import RawRow, Rejected, attempt, checked, inside
+from data_prep.sources.raw_row import RawRow, Rejected, attempt, checked, inside
 
 FILE = "onethinker_sft_image.json"
 GRID = 1000

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amvl_core.sample import IMAGE_PLACEHOLDER
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
 from data_prep.filters import MALFORMED_ROW, PLACEHOLDER_MISMATCH
-from data_prep.sources.row import Rejected
+from data_prep.sources.raw_row import Rejected
 
 ROLES = ("user", "assistant")
 

@@ -11,10 +11,10 @@ from typing import Annotated
 from PIL import Image
 from pydantic import Field, FiniteFloat
 
-from amvl_core.sample import Region
+from amvl_core.contracts.sample import Region
 from data_prep.filters import DECOMPRESSION_BOMB, DEGENERATE_BOX, UNREADABLE_IMAGE
 from data_prep.images import JPEG_QUALITY, exif_orientation, to_rgb, turned
-from data_prep.sources.row import Rejected
+from data_prep.sources.raw_row import Rejected
 
 PublishedBox = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
 """`[x1, y1, x2, y2]` as it stands in a file: four numbers, nothing more is known."""

@@ -16,15 +16,15 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.config import RefocusSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.config import RefocusSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, Drop
 from data_prep.sources import text
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_lines
-from data_prep.sources.members import Archive
 from data_prep.sources.pictures import Box, PublishedBox, image_size, regions
-from data_prep.sources.row import Cell, ImageRef, RawRow, Rejected, attempt, checked, near, tables
+from data_prep.sources.raw_row import Cell, ImageRef, RawRow, Rejected, attempt, checked, near, tables
 from data_prep.sources.table import TableRow
 
 FOCUS = "focus"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
 
 _UNREADABLE = (pa.ArrowException, OSError)
 

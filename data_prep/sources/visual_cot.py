@@ -19,15 +19,15 @@ from typing import NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.config import VisualCotSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.config import VisualCotSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import MALFORMED_ROW
 from data_prep.sources import text
+from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_items, json_lines
-from data_prep.sources.members import Archive
 from data_prep.sources.pictures import PublishedBox, crop, image_size, regions
-from data_prep.sources.row import RawRow, Rejected, attempt, checked, inside
+from data_prep.sources.raw_row import RawRow, Rejected, attempt, checked, inside
 
 CONVERSATIONS = "viscot_363k.json"
 FOLDERS = {"metadata": "metadata", "detailed": "cot_with_detailed_reasoning_steps"}

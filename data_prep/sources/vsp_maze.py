@@ -12,11 +12,11 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 
-from amvl_core.config import VspMazeSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
-from data_prep.sources.members import Archive, DamagedMemberError
-from data_prep.sources.row import RawRow, malformed
+from amvl_core.contracts.config import VspMazeSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from data_prep.sources.archive_members import Archive, DamagedMemberError
+from data_prep.sources.raw_row import RawRow, malformed
 
 TEST_ONE_IN = 5
 TASKS = {"task1": "hole", "task4": "safe path"}

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.config import ZebraCotSource
-from amvl_core.errors import DataError
-from amvl_core.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.config import ZebraCotSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, Drop
 from data_prep.sources import text
-from data_prep.sources.members import Archive
-from data_prep.sources.row import Cell, RawRow, Rejected, attempt, checked, tables
+from data_prep.sources.archive_members import Archive
+from data_prep.sources.raw_row import Cell, RawRow, Rejected, attempt, checked, tables
 from data_prep.sources.table import TableRow
 
 QUESTION, TRACE, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 
 from rich.console import Console
 
-from amvl_core.config import override
-from amvl_core.errors import AmvlError
-from amvl_core.overrides import parse
-from amvl_core.presets import PRESETS
+from amvl_core.contracts.config import override
+from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.overrides import parse
+from amvl_core.contracts.presets import PRESETS
 from infra.plan.planner import MACHINES, UTILISATION, plan
 from infra.plan.shapes import model_shape
 from infra.plan.show import tables

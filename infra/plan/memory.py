@@ -1,6 +1,6 @@
 """Bytes that one GPU holds, by part, at the moment of a training step at which it holds most.
 
-The activations are those that `amvl_core/packed.py` leaves for backward, counted tensor by tensor; tests hold the sum
+The activations are those that `rows/packed.py` leaves for backward, counted tensor by tensor; tests hold the sum
 to measured peaks. What is not counted: activations of the heads (a few slots), of a frozen vision encoder (gone before
 the text stack runs), and the allocator's fragmentation, for which the planner keeps a reserve.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from amvl_core.flops import Rows
-from amvl_core.packed import Span
+from amvl_core.rows.flops import Rows
+from amvl_core.rows.packed import Span
 from infra.plan.shapes import TextShape, VisionShape
 
 Offload = Literal["none", "optimizer", "parameters"]

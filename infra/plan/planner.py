@@ -10,11 +10,12 @@ from functools import partial
 from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
-from amvl_core import ablations, flops
-from amvl_core.config import RunConfig, StageConfig, override
+from amvl_core.contracts import ablations
+from amvl_core.contracts.config import RunConfig, StageConfig, override
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.overrides import parse
 from amvl_core.data.order import num_steps
-from amvl_core.errors import ConfigError
-from amvl_core.overrides import parse
+from amvl_core.rows import flops
 from infra.plan import memory
 from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
 from infra.plan.shapes import ModelShape, Part, model_shape, parameters

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from amvl_core.base import TINY
-from amvl_core.config import LatentConfig, ModelConfig
-from amvl_core.errors import ConfigError
+from amvl_core.backbones.loading import TINY
+from amvl_core.contracts.config import LatentConfig, ModelConfig
+from amvl_core.contracts.errors import ConfigError
 
 Part = Literal["vision", "language", "embeddings", "heads", "injector"]
 
@@ -93,7 +93,7 @@ def model_shape(model: ModelConfig) -> ModelShape:
     Reads no weights and no network. Raises ConfigError where the shape is not known here.
     """
     if model.base == TINY:
-        from amvl_core.tiny import build_config, build_processor
+        from amvl_core.backbones.tiny import build_config, build_processor
 
         return _from_config(build_config(model.tiny, build_processor(model.tiny)).to_dict(), TINY)
     file = Path(model.base, "config.json")
@@ -148,7 +148,7 @@ def parameters(shape: ModelShape, latent: LatentConfig | None) -> dict[Part, int
 
 
 def _head(latent: LatentConfig, size: int) -> int:
-    """One variational head (`amvl_core/heads.py`): norm, trunk, output."""
+    """One variational head (`amvl_core/methods/amvl/heads.py`): norm, trunk, output."""
     hidden = latent.head_hidden
     width = size if latent.head == "linear" else hidden
     trunk = {"linear": 0, "mlp": (size + 1) * hidden, "native": 2 * size * hidden}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from amvl_core.config import DataConfig
+from amvl_core.contracts.config import DataConfig
 from infra.plan.shapes import ModelShape
 
 ROWS = 450_000

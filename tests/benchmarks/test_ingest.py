@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from amvl_core.config import SftMethod, override
-from amvl_core.methods import Clock
-from amvl_core.methods.amvl import Amvl
-from amvl_core.methods.sft import Sft
-from amvl_core.presets import demo
-from amvl_core.processor import load_processor
+from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.config import SftMethod, override
+from amvl_core.contracts.presets import demo
+from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.method import Clock
+from amvl_core.methods.sft.method import Sft
 from benchmarks.ingest import Counter, measure, waits_and_seconds
 from tests.shards import row, write
 from tests.tiny import LATENT, SAMPLES, TINY, amvl_model, batch, stock_folder

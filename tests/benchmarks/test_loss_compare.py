@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from amvl_core.methods.amvl import Amvl
+from amvl_core.methods.amvl.method import Amvl
 from benchmarks import loss_compare
 from benchmarks.loss_compare import CURVE, STAGE_CURVE, TOLERANCE, Curve
 from tests.distributed import local

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from amvl_core import storage
-from amvl_core.config import BenchmarkSource, ChatJsonlSource, MicroworldSource, RunConfig
-from amvl_core.errors import DataError
-from amvl_core.eval.benchmarks.base import Drop, Question
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import BenchmarkSource, ChatJsonlSource, MicroworldSource, RunConfig
+from amvl_core.contracts.errors import DataError
+from amvl_core.eval.benchmarks.benchmark import Drop, Question
 from data_prep import contamination, duplicates, filters
 from data_prep.contamination import BenchmarkRecord
+from data_prep.duplicate_keys import KeyFile, Keys, features
 from data_prep.images import PixelBudget, StoredImage, standardise
-from data_prep.keys import KeyFile, Keys, features
 from data_prep.pipeline import fingerprint
 from data_prep.report import JSON_NAME, PAGE_NAME
 from tests.data_prep import archives

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_prep import duplicates
+from data_prep.duplicate_keys import KeyFile, Keys, features
 from data_prep.images import PixelBudget, StoredImage, standardise
-from data_prep.keys import KeyFile, Keys, features
 from tests.data_prep.pictures import encode, noise
 
 BUDGET = PixelBudget(1, 10**6, 28)

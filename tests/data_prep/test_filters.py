@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from amvl_core.config import DataConfig
-from amvl_core.sample import Conversation
+from amvl_core.contracts.config import DataConfig
+from amvl_core.contracts.sample import Conversation
 from data_prep import filters
 from data_prep.filters import check_length, check_text, shown_images
 

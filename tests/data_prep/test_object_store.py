@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import s3fs
 
-from amvl_core import storage
-from amvl_core.config import EasyVqaSource
-from amvl_core.errors import StorageError
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import EasyVqaSource
+from amvl_core.contracts.errors import StorageError
 from data_prep import listing
-from data_prep.sources.packed import Zip
-from data_prep.sources.row import images_of
+from data_prep.sources.raw_row import images_of
+from data_prep.sources.zip_and_tar import Zip
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_zip
 from tests.data_prep.flaky import Faults, flaky
-from tests.data_prep.test_work import finish, work
+from tests.data_prep.test_units import finish, work
 
 
 @pytest.fixture()
@@ -83,12 +83,12 @@ def test_a_store_that_goes_away_in_the_middle_of_a_unit_loses_no_sample(
         faults.unavailable = 10**6 if next(calls) >= 3 else 0
         return images_of(*arguments)
 
-    monkeypatch.setattr("data_prep.work.images_of", away_after_three)
+    monkeypatch.setattr("data_prep.units.images_of", away_after_three)
     with pytest.raises(StorageError, match=f"cannot read {uri}"):
         job.run(unit)
     assert not list((tmp_path / "out").glob("train-*"))
     faults.unavailable = 0
-    monkeypatch.setattr("data_prep.work.images_of", images_of)
+    monkeypatch.setattr("data_prep.units.images_of", images_of)
     found = job.run(unit).report
     assert (found.read, found.kept) == (8, 8)
 

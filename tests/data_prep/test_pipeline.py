@@ -12,18 +12,25 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core import storage
-from amvl_core.config import ChatJsonlSource, DataConfig, EasyVqaSource, MicroworldSource, ModelConfig, RunConfig
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import (
+    ChatJsonlSource,
+    DataConfig,
+    EasyVqaSource,
+    MicroworldSource,
+    ModelConfig,
+    RunConfig,
+)
+from amvl_core.contracts.errors import ConfigError, DataError, StorageError
+from amvl_core.contracts.presets import demo
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import DatasetRecord, load_record
 from amvl_core.data.encode import TokenCounter
-from amvl_core.errors import ConfigError, DataError, StorageError
-from amvl_core.presets import demo
-from amvl_core.progress import Progress
-from amvl_core.records import DatasetRecord, load_record
 from data_prep import filters, listing
 from data_prep.microworld.export import FORMS, export
 from data_prep.pipeline import fingerprint, prepare
 from data_prep.sources import detect
-from data_prep.work import Work
+from data_prep.units import Work
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
 from tests.data_prep.pictures import decode, png

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from amvl_core.records import DatasetRecord, DroppedExample, Shard, SourceReport
-from amvl_core.sample import Segment
+from amvl_core.contracts.records import DatasetRecord, DroppedExample, Shard, SourceReport
+from amvl_core.contracts.sample import Segment
 from data_prep import report
 from data_prep.report import Statistics
 from data_prep.shards import SCHEMA, ShardRow, ShardWriter, extra_json, sha256

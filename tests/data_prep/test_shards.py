@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.errors import StorageError
-from amvl_core.sample import Region, Segment
+from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.sample import Region, Segment
 from data_prep.shards import SCHEMA, ShardRow, ShardWriter, check, copy_without, extra_json, sha256
 
 

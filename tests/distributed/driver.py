@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from amvl_core import storage
-from amvl_core.config import RunConfig
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
 from infra import cluster
 from infra.ray_train import train
 from infra.tracking import Tracker

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from amvl_core.progress import Progress
+from amvl_core.contracts.progress import Progress
 from amvl_core.train.loop import TrainJob, train_stage
 from amvl_core.train.preemption import Sigterm
 from tests.tiny import stock_folder

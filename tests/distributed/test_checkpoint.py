@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amvl_core.config import AmvlMethod, StageConfig, TrainerConfig
-from amvl_core.methods import Clock
-from amvl_core.methods.amvl import Amvl
-from amvl_core.progress import Progress
+from amvl_core.contracts.config import AmvlMethod, StageConfig, TrainerConfig
+from amvl_core.contracts.progress import Progress
+from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.method import Clock
 from amvl_core.train.checkpoint import Checkpoints
 from tests.distributed import local
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from amvl_core import storage
-from amvl_core.errors import CheckpointError, StorageError
-from amvl_core.progress import Progress
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import CheckpointError, StorageError
+from amvl_core.contracts.progress import Progress
 from amvl_core.train import checkpoint
 from amvl_core.train.checkpoint import MAX_FAILED, Checkpoints, Stored
-from amvl_core.train.masters import Piece
+from amvl_core.train.optimizer_state import Piece
 from amvl_core.train.steplog import Pace, StepLog
 from tests.data_prep.flaky import flaky
 from tests.distributed import local

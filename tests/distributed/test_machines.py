@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from amvl_core.progress import Progress
-from amvl_core.records import CheckpointRecord, load_record
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import CheckpointRecord, load_record
 from infra.mlflow_client import client
 from infra.ray_train import train
 from tests.distributed.driver import settings

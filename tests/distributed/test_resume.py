@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from amvl_core import storage
+from amvl_core.contracts import storage
 from tests.distributed import local
 from tests.distributed.trial import Trial
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amvl_core import storage
-from amvl_core.config import RunConfig
-from amvl_core.errors import DataError, StorageError
-from amvl_core.progress import Progress
-from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import DataError, StorageError
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, load_record
 from infra.ray_eval import evaluate
 from infra.ray_train import train
 from tests.distributed.trial import configuration, dataset
@@ -159,8 +159,8 @@ def run_with_refusals(config, data, root: Path, times: int):
     def worker(settings):
         import pathlib
 
+        from amvl_core.contracts.errors import StorageError
         from amvl_core.data import loader
-        from amvl_core.errors import StorageError
 
         read = loader.StepDataset.__getitem__
 

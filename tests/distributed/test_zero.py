@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from amvl_core.config import AmvlMethod, StageConfig, TrainerConfig
-from amvl_core.methods import Clock
-from amvl_core.methods.amvl import Amvl
+from amvl_core.contracts.config import AmvlMethod, StageConfig, TrainerConfig
+from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.method import Clock
 from tests.distributed.processes import in_two_processes
 from tests.reference import three_pass
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.ablations import TABLES
-from amvl_core.config import RunConfig, override
-from amvl_core.eval.faithfulness import score_variants, verdict
-from amvl_core.presets import ablation, demo
-from amvl_core.records import (
+from amvl_core.contracts.ablations import TABLES
+from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.fingerprints import ablation_fingerprint, train_fingerprint
+from amvl_core.contracts.presets import ablation, demo
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AblationRecord,
     AnalysisRecord,
@@ -24,9 +24,9 @@ from amvl_core.records import (
     SourceReport,
     TaskScore,
 )
+from amvl_core.eval.faithfulness import score_variants, verdict
 from flows import ablation_report, ablations
 from flows.ablations import AblationError, Found, Result
-from infra.fingerprints import ablation_fingerprint, train_fingerprint
 
 DATASET = DatasetRecord(
     uri="u",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.config import BenchmarkSource, EvaluationConfig, RunConfig
-from amvl_core.errors import ConfigError
+from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, RunConfig
+from amvl_core.contracts.errors import ConfigError
 from flows.checks import check_benchmarks
 from tests.amvl_core.eval.benchmarks import published
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from amvl_core.contracts.fingerprints import evaluate_fingerprint
+from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, load_record
 from amvl_core.eval.benchmarks.__main__ import main
-from amvl_core.records import CheckpointRecord, DatasetRecord, load_record
 from flows.ablations import planned
 from flows.parameters import resolve
-from infra.fingerprints import evaluate_fingerprint
 from tests.amvl_core.eval.benchmarks import published
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from amvl_core.config import EasyVqaSource, RunConfig
-from amvl_core.errors import ConfigError
-from amvl_core.presets import PRESETS, demo, paper
+from amvl_core.contracts.config import EasyVqaSource, RunConfig
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.presets import PRESETS, demo, paper
 from flows.ablations import ablations
 from flows.full_pipeline import full_pipeline
 from flows.parameters import partial, resolve

@@ -1,5 +1,4 @@
-from amvl_core.eval.statistics import Comparison, Unit, compare
-from amvl_core.records import (
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     DatasetRecord,
     DroppedExample,
@@ -11,6 +10,7 @@ from amvl_core.records import (
     TaskScore,
     VariantScore,
 )
+from amvl_core.eval.significance import Comparison, Unit, compare
 from flows import report
 
 

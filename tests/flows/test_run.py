@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
 from flows.__main__ import main
 from flows.run import FILE_WIDTH, parse, show
 

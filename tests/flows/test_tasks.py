@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from prefect.logging import disable_run_logger
 
-from amvl_core import storage
-from amvl_core.config import override
-from amvl_core.errors import DataError
-from amvl_core.presets import demo
-from amvl_core.records import CheckpointRecord, DatasetRecord, Shard, save_record
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import override
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.fingerprints import train_fingerprint
+from amvl_core.contracts.presets import demo
+from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Shard, save_record
 from data_prep import pipeline
 from flows import tasks
-from infra.fingerprints import train_fingerprint
 from infra.tracking import Tracker
 
 

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.config import RunConfig, TrackingConfig
-from amvl_core.presets import demo
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ReadingScore, Shard, SourceReport, TaskScore
+from amvl_core.contracts.config import RunConfig, TrackingConfig
+from amvl_core.contracts.presets import demo
+from amvl_core.contracts.records import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    ReadingScore,
+    Shard,
+    SourceReport,
+    TaskScore,
+)
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from amvl_core.config import RunConfig
-from amvl_core.progress import ProgressFn
-from amvl_core.records import DatasetRecord, EvalRecord, Shard, load_record, save_record
-from amvl_core.sample import Segment
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.progress import ProgressFn
+from amvl_core.contracts.records import DatasetRecord, EvalRecord, Shard, load_record, save_record
+from amvl_core.contracts.sample import Segment
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, extra_json
 from tests.tiny import picture, stock_folder
 

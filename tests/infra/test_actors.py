@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.config import RunConfig, override
-from amvl_core.errors import ClusterError
-from amvl_core.presets import demo
+from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.errors import ClusterError
+from amvl_core.contracts.presets import demo
 from infra.actors import Actors, part_name
 
 

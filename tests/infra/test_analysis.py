@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from amvl_core import storage
-from amvl_core.config import RunConfig
-from amvl_core.errors import DataError
-from amvl_core.presets import demo
-from amvl_core.records import (
+from amvl_core.contracts import fingerprints, storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.presets import demo
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
@@ -18,7 +18,7 @@ from amvl_core.records import (
     VariantScore,
     save_record,
 )
-from infra import analysis, fingerprints
+from infra import analysis
 from infra.mlflow_client import client
 
 

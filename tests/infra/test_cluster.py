@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.config import ClusterConfig
-from amvl_core.errors import ClusterError
+from amvl_core.contracts.config import ClusterConfig
+from amvl_core.contracts.errors import ClusterError
 from infra import cluster
 
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.config import RunConfig
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.records import DatasetRecord, Shard
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.scoring import predictions, score_benchmark
-from amvl_core.records import DatasetRecord, Shard
 from infra.ray_eval import Job, Predictor
 from tests.tiny import picture, stock_folder
 

@@ -11,12 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.config import BenchmarkSource, RunConfig, override
-from amvl_core.errors import DataError
-from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.faithfulness import score_variants, verdict
-from amvl_core.progress import Progress
-from amvl_core.records import (
+from amvl_core.contracts.config import BenchmarkSource, RunConfig, override
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
@@ -26,6 +24,8 @@ from amvl_core.records import (
     load_record,
     save_record,
 )
+from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.faithfulness import score_variants, verdict
 from data_prep import benchmarks
 from infra import analysis, analysis_files, ray_analysis
 from infra.ray_analysis import Job, Questions, Worker

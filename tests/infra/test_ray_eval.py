@@ -13,11 +13,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.records import DatasetRecord, EvalRecord, load_record
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.eval.predict import Answerer
-from amvl_core.progress import Progress
-from amvl_core.records import DatasetRecord, EvalRecord, load_record
 from tests.infra import evaluations
 from tests.tiny import stock_folder
 

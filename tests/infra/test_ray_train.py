@@ -2,7 +2,7 @@
 
 from ray.train import ControllerError, WorkerGroupError
 
-from amvl_core.errors import ClusterError, StorageError
+from amvl_core.contracts.errors import ClusterError, StorageError
 from infra.ray_train import _gave_up
 
 

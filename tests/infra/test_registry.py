@@ -21,9 +21,16 @@ import pytest
 import torch
 from PIL import Image
 
-from amvl_core.config import RunConfig, TinyConfig, override
-from amvl_core.errors import ConfigError, DataError
-from amvl_core.records import CheckpointRecord, DatasetRecord, EvalRecord, ModelRecord, load_record, save_record
+from amvl_core.contracts.config import RunConfig, TinyConfig, override
+from amvl_core.contracts.errors import ConfigError, DataError
+from amvl_core.contracts.records import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    ModelRecord,
+    load_record,
+    save_record,
+)
 from infra import registry
 from infra.mlflow_client import client
 from infra.tracking import Tracker
@@ -38,7 +45,7 @@ def picture(width: int = 48, height: int = 32) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from amvl_core.tiny import save_tiny_base
+    from amvl_core.backbones.tiny import save_tiny_base
 
     where = tmp_path_factory.mktemp("checkpoint")
     save_tiny_base(TinyConfig(), where / "model")

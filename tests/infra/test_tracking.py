@@ -13,12 +13,19 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
-from amvl_core.config import ModelConfig, RunConfig, TrackingConfig, flatten
-from amvl_core.errors import ConfigError
-from amvl_core.presets import demo, paper
-from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, FaithfulnessRecord, VariantScore
-from infra import figures
+from amvl_core.contracts.config import ModelConfig, RunConfig, TrackingConfig, flatten
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.presets import demo, paper
+from amvl_core.contracts.records import (
+    TEST_SPLIT,
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    VariantScore,
+)
 from infra.mlflow_client import check_reachable, client, metric_name, tracking_uri
+from infra.reports import figures
 from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.eval.decode import _run, greedy, log_likelihoods, prefill
+from amvl_core.backbones.processor import load_processor
 from amvl_core.eval.predict import Answerer
-from amvl_core.processor import load_processor
+from amvl_core.rows.decode import _run, greedy, log_likelihoods, prefill
 from tests.tiny import SAMPLES, amvl_model, picture, stock_folder
 
 CANDIDATES = [["red", "green square", "A"], ["yes"], [], ["A", "B", "zyxwv?"]]
@@ -90,7 +90,7 @@ def test_a_right_draft_costs_one_run_of_the_model(monkeypatch: pytest.MonkeyPatc
     ours = answerer("amvl")
     prompts = ours.encode(*asked())
     runs: list[int] = []
-    monkeypatch.setattr("amvl_core.eval.decode._run", lambda *a: (runs.append(a[2].shape[1]), _run(*a))[1])
+    monkeypatch.setattr("amvl_core.rows.decode._run", lambda *a: (runs.append(a[2].shape[1]), _run(*a))[1])
     with torch.inference_mode():
         expected = greedy(ours.model, prefill(ours.model, prompts.inputs), NEW)
         assert len(runs) == NEW - 1

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from amvl_core import gaussian
-from amvl_core.gaussian import Gaussian
-from amvl_core.objectives import forward_kl, reverse_kl
+from amvl_core.methods.amvl import gaussian
+from amvl_core.methods.amvl.gaussian import Gaussian
+from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
 
 
 def random_gaussian(seed: int, dtype: torch.dtype = torch.float64) -> Gaussian:

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, pipeline
 
-from amvl_core.config import AmvlMethod, LatentConfig
+from amvl_core.backbones.processor import AMVLProcessor, load_processor
+from amvl_core.contracts.config import AmvlMethod, LatentConfig
+from amvl_core.contracts.errors import CheckpointError
 from amvl_core.data.encode import chat
-from amvl_core.errors import CheckpointError
-from amvl_core.methods.amvl import Amvl
-from amvl_core.modeling import AMVLForConditionalGeneration, load_amvl
-from amvl_core.prefix import run_passes
-from amvl_core.processor import AMVLProcessor, load_processor
+from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
+from amvl_core.methods.amvl.prefix import run_passes
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch, picture, stock_folder, tied_folder
 
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from amvl_core.config import AmvlMethod, LatentConfig
+from amvl_core.contracts.config import AmvlMethod, LatentConfig
+from amvl_core.contracts.errors import CheckpointError, DataError
 from amvl_core.data.encode import IGNORED
-from amvl_core.errors import CheckpointError, DataError
-from amvl_core.methods import Clock
-from amvl_core.methods.amvl import Amvl, latent_noise
+from amvl_core.methods.amvl.method import Amvl, latent_noise
+from amvl_core.methods.method import Clock
 from tests.reference import three_pass
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch
 
@@ -238,7 +238,7 @@ def test_draws_are_averaged_and_their_variance_is_logged(monkeypatch) -> None:
     for draw in range(3):
         with monkeypatch.context() as patch:
             noise = latent_noise(clock, data.sample_ids, 3, torch.empty(1, 3, 8, dtype=torch.float64))[[draw]]
-            patch.setattr("amvl_core.methods.amvl.latent_noise", lambda *_, noise=noise: noise)
+            patch.setattr("amvl_core.methods.amvl.method.latent_noise", lambda *_, noise=noise: noise)
             terms = one_at_a_time(data, clock).terms
         assert "ntp_variance" not in terms
         losses.append(terms["ntp"])

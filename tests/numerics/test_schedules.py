@@ -2,8 +2,8 @@ from itertools import pairwise
 
 import pytest
 
-from amvl_core.config import AmvlMethod
-from amvl_core.schedules import cosine_with_warmup, ramp
+from amvl_core.contracts.config import AmvlMethod
+from amvl_core.train.schedules import cosine_with_warmup, ramp
 
 
 @pytest.mark.parametrize(

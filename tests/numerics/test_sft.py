@@ -2,12 +2,12 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.config import PauseMethod, SftMethod
-from amvl_core.errors import CheckpointError
-from amvl_core.methods import Clock
-from amvl_core.methods.pause import Pause
-from amvl_core.methods.sft import Sft
-from amvl_core.processor import load_processor
+from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.config import PauseMethod, SftMethod
+from amvl_core.contracts.errors import CheckpointError
+from amvl_core.methods.method import Clock
+from amvl_core.methods.pause.method import Pause
+from amvl_core.methods.sft.method import Sft
 from tests.reference import samples
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder
 
@@ -98,7 +98,7 @@ def test_a_pause_model_is_a_stock_checkpoint_that_amvl_can_start_from(tmp_path) 
     again = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
     assert type(again) is Qwen2_5_VLForConditionalGeneration
     assert again.generation_config.suppress_tokens == rows
-    from amvl_core.modeling import load_amvl
+    from amvl_core.methods.amvl.modeling import load_amvl
 
     latent = load_amvl(str(tmp_path), load_processor(str(tmp_path)), LATENT, dtype=torch.float32)
     assert torch.equal(latent.get_input_embeddings().weight[rows], model.get_input_embeddings().weight[rows])

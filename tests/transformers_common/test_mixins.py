@@ -24,7 +24,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import tests
-from amvl_core.modeling import AMVLConfig, AMVLForConditionalGeneration
+from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration
 
 VARIABLE = "AMVL_TRANSFORMERS_TESTS"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from amvl_core.eval.benchmarks.base import Benchmark
+from amvl_core.contracts.records import TEST_SPLIT
+from amvl_core.eval.benchmarks.benchmark import Benchmark
 from amvl_core.eval.benchmarks.blink import BLINK
 from amvl_core.eval.benchmarks.cv_bench import CV_BENCH
 from amvl_core.eval.benchmarks.hrbench import HRBENCH_4K, HRBENCH_8K
@@ -13,7 +14,6 @@ from amvl_core.eval.benchmarks.mmvp import MMVP
 from amvl_core.eval.benchmarks.prepared import benchmark, test_split
 from amvl_core.eval.benchmarks.visual_puzzles import VISUAL_PUZZLES
 from amvl_core.eval.benchmarks.vstar import VSTAR
-from amvl_core.records import TEST_SPLIT
 
 BENCHMARKS: dict[str, Benchmark] = {
     "vstar": VSTAR,

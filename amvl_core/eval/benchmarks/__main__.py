@@ -13,7 +13,8 @@ import json
 import sys
 from typing import Any
 
-from amvl_core.errors import AmvlError, DataError
+from amvl_core.contracts.errors import AmvlError, DataError
+from amvl_core.contracts.records import TEST_SPLIT
 from amvl_core.eval.benchmarks import BENCHMARKS, benchmark_of
 from amvl_core.eval.benchmarks.scoring import (
     compare_checkpoints,
@@ -22,8 +23,7 @@ from amvl_core.eval.benchmarks.scoring import (
     score_benchmark,
     score_table,
 )
-from amvl_core.eval.statistics import table
-from amvl_core.records import TEST_SPLIT
+from amvl_core.eval.significance import table
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.base import (
+from amvl_core.eval.benchmarks.benchmark import (
     Benchmark,
     Drop,
     Outcome,

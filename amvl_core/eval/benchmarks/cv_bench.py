@@ -10,7 +10,16 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.base import Benchmark, Drop, Question, convert, letter, lettered, mean, mean_of_parts
+from amvl_core.eval.benchmarks.benchmark import (
+    Benchmark,
+    Drop,
+    Question,
+    convert,
+    letter,
+    lettered,
+    mean,
+    mean_of_parts,
+)
 from amvl_core.eval.benchmarks.blink import short_answer
 
 SHARES = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from amvl_core import storage
-from amvl_core.errors import DataError
-from amvl_core.eval.benchmarks.base import BadRowError
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import DataError
+from amvl_core.eval.benchmarks.benchmark import BadRowError
 
 INDEX_LENGTH = 64
 """A TSV image cell of at most this many characters is the index of the row that holds the image."""

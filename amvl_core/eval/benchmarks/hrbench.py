@@ -13,7 +13,16 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.base import Benchmark, Drop, Question, convert, digest, letter, lettered, mean_of_parts
+from amvl_core.eval.benchmarks.benchmark import (
+    Benchmark,
+    Drop,
+    Question,
+    convert,
+    digest,
+    letter,
+    lettered,
+    mean_of_parts,
+)
 
 INSTRUCTION = "Answer the option letter directly."
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.base import Benchmark, Drop, Question, convert, letter, mean, mean_of_tasks
+from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Question, convert, letter, mean, mean_of_tasks
 
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly"
 CATEGORIES = (

@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, load_record
+from amvl_core.contracts.sample import Segment, placed
 from amvl_core.data.reader import ShardReader
-from amvl_core.errors import DataError
-from amvl_core.eval.benchmarks.base import Benchmark, Drop, Metric, Question, digest, mean
+from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Metric, Question, digest, mean
 from amvl_core.eval.extract import NOTHING, Extraction, last_line
-from amvl_core.records import TEST_SPLIT, DatasetRecord, load_record
-from amvl_core.sample import Segment, placed
 
 
 def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from amvl_core import storage
-from amvl_core.errors import DataError
-from amvl_core.eval.benchmarks.base import Benchmark, Outcome
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import DataError
+from amvl_core.eval.benchmarks.benchmark import Benchmark, Outcome
 from amvl_core.eval.benchmarks.paper import PAPER
 from amvl_core.eval.extract import Extraction, Extractor, unwrapped
 from amvl_core.eval.score import is_correct
-from amvl_core.eval.statistics import Comparison, Estimate, compare, estimate, percent
+from amvl_core.eval.significance import Comparison, Estimate, compare, estimate, percent
 
 OURS = "unwrapped"
 LIKELIHOOD = "likelihood"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amvl_core.eval.benchmarks.base import Benchmark, Outcome
+from amvl_core.contracts.records import MetricScore, ReadingScore, TaskScore
+from amvl_core.eval.benchmarks.benchmark import Benchmark, Outcome
 from amvl_core.eval.benchmarks.scoring import Reading, outcomes, readers, score_benchmark
 from amvl_core.eval.score import is_correct, majority_answers
-from amvl_core.eval.statistics import weighted_mean
-from amvl_core.records import MetricScore, ReadingScore, TaskScore
+from amvl_core.eval.significance import weighted_mean
 
 
 def summarise(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amvl_core.eval import lmms_eval, numbers, vlmevalkit
+from amvl_core.eval import lmms_eval, numerals, vlmevalkit
 from amvl_core.eval.extract import DRAWN, Extraction, final_answer, unwrapped
 
 COLOURS = {"A": "red", "B": "blue", "C": "dark green", "D": "green"}
@@ -143,12 +143,12 @@ def test_rules_of_vlmevalkit() -> None:
 
 
 def test_numbers() -> None:
-    assert (numbers.official("4 meters"), numbers.official("about 4")) == (4.0, None)
-    assert (numbers.lmms_eval("1,200"), numbers.lmms_eval("Twenty-one")) == (1.0, 21.0)
-    assert (numbers.vlmevalkit("twenty-one"), numbers.vlmevalkit("[4, 5]"), numbers.vlmevalkit("[4")) == (-1, 4, 4)
-    assert numbers.vlmevalkit("[not a list]") is None
+    assert (numerals.official("4 meters"), numerals.official("about 4")) == (4.0, None)
+    assert (numerals.lmms_eval("1,200"), numerals.lmms_eval("Twenty-one")) == (1.0, 21.0)
+    assert (numerals.vlmevalkit("twenty-one"), numerals.vlmevalkit("[4, 5]"), numerals.vlmevalkit("[4")) == (-1, 4, 4)
+    assert numerals.vlmevalkit("[not a list]") is None
 
 
 def test_relative_accuracy_of_no_answer_and_of_target_zero() -> None:
-    assert numbers.mean_relative_accuracy(None, 2.0) == 0.0
-    assert (numbers.mean_relative_accuracy(0.0, 0.0), numbers.mean_relative_accuracy(1.0, 0.0)) == (1.0, 0.0)
+    assert numerals.mean_relative_accuracy(None, 2.0) == 0.0
+    assert (numerals.mean_relative_accuracy(0.0, 0.0), numerals.mean_relative_accuracy(1.0, 0.0)) == (1.0, 0.0)

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
 from amvl_core.eval.faithfulness import score_variants, verdict
-from amvl_core.eval.statistics import mcnemar, wilson
+from amvl_core.eval.significance import mcnemar, wilson
 
 N = 400
 

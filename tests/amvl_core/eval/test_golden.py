@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from amvl_core.eval import lmms_eval, numbers, vlmevalkit
+from amvl_core.eval import lmms_eval, numerals, vlmevalkit
 from amvl_core.eval.extract import Extraction, Extractor
 from tests.conftest import real_data
 
@@ -34,9 +34,9 @@ WITH_TEXTS: dict[str, Extractor] = {
     "lmms_visualpuzzles_opts": lmms_eval.visual_puzzles,
 }
 NUMBERS: dict[str, Callable[[str], float | None]] = {
-    "official_to_float_first_token": numbers.official,
-    "lmms_extract_number": numbers.lmms_eval,
-    "vlmeval_can_match_na": numbers.vlmevalkit,
+    "official_to_float_first_token": numerals.official,
+    "lmms_extract_number": numerals.lmms_eval,
+    "vlmeval_can_match_na": numerals.vlmevalkit,
 }
 
 
@@ -93,4 +93,4 @@ def test_mean_relative_accuracy() -> None:
     rows = golden("vsibench_mra.jsonl")
     assert len(rows) == 38
     # Both are means of ten booleans; the worst case measured is 0.
-    assert [numbers.mean_relative_accuracy(row["pred"], row["target"]) for row in rows] == [row["mra"] for row in rows]
+    assert [numerals.mean_relative_accuracy(row["pred"], row["target"]) for row in rows] == [row["mra"] for row in rows]

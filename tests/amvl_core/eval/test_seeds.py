@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
 from amvl_core.eval import seeds
 from amvl_core.eval.faithfulness import score_variants
-from amvl_core.eval.statistics import Unit, wilson
+from amvl_core.eval.significance import Unit, wilson
 
 
 def answers(rights: list[int], items: int = 40, per_image: int = 1) -> dict[int, list[Unit]]:

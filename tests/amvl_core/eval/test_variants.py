@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
+from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.sample import Segment
 from amvl_core.data.encode import IGNORED, Encoder
 from amvl_core.eval.predict import Answerer
 from amvl_core.eval.variants import Control, Item, Prober, variants
-from amvl_core.methods.pause import Pause
-from amvl_core.methods.sft import Sft
-from amvl_core.modeling import load_stock
-from amvl_core.processor import load_processor
-from amvl_core.sample import Segment
-from amvl_core.tokens import slot_tokens
+from amvl_core.methods.amvl.modeling import load_stock
+from amvl_core.methods.pause.method import Pause
+from amvl_core.methods.sft.method import Sft
+from amvl_core.methods.tokens import slot_tokens
 from tests.reference import samples, stock_hidden
 from tests.tiny import LATENT, SAMPLES, amvl_model, picture, stock_folder
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from amvl_core.config import Source
-from amvl_core.sample import Conversation
+from amvl_core.contracts.config import Source
+from amvl_core.contracts.sample import Conversation
 from data_prep.filters import Drop
 from data_prep.sources import convert, list_rows
 from data_prep.sources.archive import open_archive
-from data_prep.sources.row import RawRow, images_of, read_images
+from data_prep.sources.raw_row import RawRow, images_of, read_images
 
 
 def listed(source: Source, seed: int = 0) -> list[RawRow]:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amvl_core import config
-from amvl_core.sample import Conversation
+from amvl_core.contracts import config
+from amvl_core.contracts.sample import Conversation
 from tests.data_prep.archives import Files, as_folder, chat_row, json_lines
 from tests.data_prep.pictures import png
 from tests.data_prep.sources import test_chats, test_cogcom, test_refocus, test_visual_cot

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core import storage
-from amvl_core.errors import DataError
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import DataError
 from data_prep.filters import MISSING_IMAGE, Drop
 from data_prep.sources.archive import open_archive
-from data_prep.sources.members import Inner, Span, resolve
-from data_prep.sources.row import read_image
+from data_prep.sources.archive_members import Inner, Span, resolve
+from data_prep.sources.raw_row import read_image
 from tests.data_prep.archives import Files, as_folder, as_tar, as_zip
 
 FILES: Files = {"top/a.txt": b"alpha", "top/deep/a.txt": b"beta", "top/b.bin": bytes(range(256)) * 100}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from amvl_core.config import ChatJsonlSource
-from amvl_core.sample import Conversation
+from amvl_core.contracts.config import ChatJsonlSource
+from amvl_core.contracts.sample import Conversation
 from data_prep import filters
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat, chat_row
 from tests.data_prep.pictures import png

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amvl_core.config import CogcomSource
-from amvl_core.sample import Conversation, Region
+from amvl_core.contracts.config import CogcomSource
+from amvl_core.contracts.sample import Conversation, Region
 from data_prep.filters import DEGENERATE_BOX, INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE
 from data_prep.sources import detect
 from data_prep.sources.cogcom import MAX_CHAINS, chains
-from data_prep.sources.row import Rejected
+from data_prep.sources.raw_row import Rejected
 from tests.data_prep.archives import as_folder, as_tar, as_zip, json_lines
 from tests.data_prep.pictures import decode, encode, noise, png
 from tests.data_prep.sources.reading import converted, drops

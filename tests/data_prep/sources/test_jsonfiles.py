@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
 from data_prep.filters import MALFORMED_ROW, Drop
 from data_prep.sources import jsonfiles
 from data_prep.sources.archive import open_archive

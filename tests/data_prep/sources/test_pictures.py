@@ -9,7 +9,7 @@ from PIL import Image
 from data_prep.filters import DECOMPRESSION_BOMB, DEGENERATE_BOX, UNREADABLE_IMAGE
 from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.sources.pictures import clipped, crop, image_size
-from data_prep.sources.row import Rejected
+from data_prep.sources.raw_row import Rejected
 from tests.data_prep.pictures import bomb, decode, encode, noise, png
 
 numbers = st.floats(-1e6, 1e6)

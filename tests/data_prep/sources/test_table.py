@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
 from data_prep.sources.table import Table
 from tests.data_prep.archives import cell, parquet
 from tests.data_prep.pictures import png

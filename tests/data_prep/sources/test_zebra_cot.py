@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from amvl_core import storage
-from amvl_core.config import ZebraCotSource
-from amvl_core.sample import Conversation
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import ZebraCotSource
+from amvl_core.contracts.sample import Conversation
 from data_prep.filters import (
     INCOMPLETE_REASONING,
     MALFORMED_ROW,

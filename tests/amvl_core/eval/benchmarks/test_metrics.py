@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.base import Outcome
-from amvl_core.eval.statistics import Estimate, estimate
+from amvl_core.eval.benchmarks.benchmark import Outcome
+from amvl_core.eval.significance import Estimate, estimate
 
 
 def outcomes(groups: Sequence[tuple[str, str, str]], group: str = "") -> list[Outcome]:

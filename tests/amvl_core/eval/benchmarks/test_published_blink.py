@@ -12,7 +12,7 @@ from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.blink import SEVEN, SIZES, published
 from amvl_core.eval.extract import Extractor, unwrapped
-from amvl_core.eval.statistics import weighted_mean
+from amvl_core.eval.significance import weighted_mean
 from tests.conftest import real_data
 
 # github.com/zeyofu/BLINK_Benchmark, README, "Mini-Leaderboard", column Val (1,901)

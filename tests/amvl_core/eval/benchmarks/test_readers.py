@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amvl_core.config import MICROWORLD_TASKS, DataConfig, MicroworldSource
-from amvl_core.errors import DataError
+from amvl_core.contracts.config import MICROWORLD_TASKS, DataConfig, MicroworldSource
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import Conversation
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.base import Drop, Question, lettered
+from amvl_core.eval.benchmarks.benchmark import Drop, Question, lettered
 from amvl_core.eval.benchmarks.mmstar import options_in
 from amvl_core.eval.benchmarks.prepared import question
-from amvl_core.sample import Conversation
 from data_prep import microworld
 from data_prep.layouts import lay_out
 from data_prep.shards import extra_json

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.errors import DataError
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.records import DatasetRecord, Shard, save_record
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.__main__ import main
-from amvl_core.eval.benchmarks.base import Question
+from amvl_core.eval.benchmarks.benchmark import Question
 from amvl_core.eval.benchmarks.scoring import compare_checkpoints, draw, predictions, score_benchmark, score_table
-from amvl_core.records import DatasetRecord, Shard, save_record
 from tests.amvl_core.eval.benchmarks import published
 
 VSTAR, PUZZLES = BENCHMARKS["vstar"], BENCHMARKS["visual_puzzles"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.base import Question
+from amvl_core.eval.benchmarks.benchmark import Question
 from amvl_core.eval.benchmarks.prepared import test_split as whole_split
 from amvl_core.eval.benchmarks.scoring import LIKELIHOOD, compare_checkpoints, score_benchmark, score_table
 from amvl_core.eval.benchmarks.summary import summarise

@@ -1,0 +1,51 @@
+"""The base model that the first stage starts from: a Hub id, a folder, or the tiny model built here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from amvl_core.backbones.processor import AMVLProcessor, load_processor
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import DataConfig, ModelConfig
+
+TINY = "tiny"
+
+
+def base_processor(model: ModelConfig) -> AMVLProcessor:
+    """Tokenizer, image processor and chat template of the base model."""
+    if model.base == TINY:
+        from amvl_core.backbones.tiny import build_processor
+
+        return build_processor(model.tiny)
+    return load_processor(model.base)
+
+
+def set_pixel_budget(processor: AMVLProcessor, data: DataConfig) -> None:
+    """Every image is scaled into the same budget at preparation, in training and at inference."""
+    processor.image_processor.size = {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels}
+
+
+@contextmanager
+def base_folder(model: ModelConfig) -> Iterator[str]:
+    """A folder or Hub id with the base model; the tiny one lives as long as the context."""
+    if model.base != TINY:
+        yield model.base
+        return
+    from amvl_core.backbones.tiny import save_tiny_base
+
+    with tempfile.TemporaryDirectory(prefix="amvl-tiny-") as folder:
+        save_tiny_base(model.tiny, Path(folder))
+        yield folder
+
+
+@contextmanager
+def model_folder(uri: str) -> Iterator[str]:
+    """What `from_pretrained` takes: a local folder as it is, a remote one as a copy, anything else as a Hub id."""
+    if not storage.exists(uri):
+        yield uri
+        return
+    with tempfile.TemporaryDirectory(prefix="amvl-model-") as folder:
+        yield str(storage.download(uri, Path(folder)))

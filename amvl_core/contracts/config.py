@@ -1,0 +1,573 @@
+"""The typed configuration of a run. Every default is the paper's value; imports no torch.
+
+`RunConfig` is frozen and refuses unknown fields: a typo is an error that names the path of the field.
+Equation, table and appendix numbers are those of arXiv 2607.00461.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from amvl_core.contracts.errors import ConfigError
+
+MicroworldTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
+MICROWORLD_TASKS: tuple[MicroworldTask, ...] = (
+    "colour",
+    "shape",
+    "count",
+    "compare",
+    "relation",
+    "odd_one_out",
+    "jigsaw",
+    "maze",
+)
+
+
+class Frozen(BaseModel):
+    """Base of every configuration model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MicroworldSource(Frozen):
+    """Generated images with questions, steps, regions and answers (`data_prep/microworld/`)."""
+
+    kind: Literal["microworld"] = "microworld"
+    tasks: tuple[MicroworldTask, ...] = MICROWORLD_TASKS
+    train: int = Field(8000, ge=0, description="training samples, spread evenly over the tasks")
+    test: int = Field(800, ge=0, description="test samples; no test image is a training image")
+    seed: int = 0
+
+
+class ArchiveSource(Frozen):
+    """Fields of every source that is read from an archive or a folder."""
+
+    name: str = Field(description="what sample ids begin with, and what reports and score tables call this source")
+    uri: str = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
+    train_limit: int | None = Field(None, ge=0, description="at most this many training samples, drawn by the seed")
+    test_limit: int | None = Field(None, ge=0, description="at most this many test samples, drawn by the seed")
+
+
+class EasyVqaSource(ArchiveSource):
+    """easy-VQA: 5,000 images of one shape, 48,248 questions, published train and test split."""
+
+    kind: Literal["easy_vqa"] = "easy_vqa"
+    name: str = "easy_vqa"
+
+
+class NlvrSource(ArchiveSource):
+    """NLVR v1: human sentences about three-panel images, true or false; dev trains, the public test tests."""
+
+    kind: Literal["nlvr"] = "nlvr"
+    name: str = "nlvr"
+
+
+class VspMazeSource(ArchiveSource):
+    """The maze tasks of Visual-Spatial-Planning: holes on a frozen lake and safe paths."""
+
+    kind: Literal["vsp_maze"] = "vsp_maze"
+    name: str = "vsp_maze"
+
+
+class VisualCotSource(ArchiveSource):
+    """Visual-CoT: 363k questions with the box that holds the answer."""
+
+    kind: Literal["visual_cot"] = "visual_cot"
+    name: str = "visual_cot"
+    annotations: Literal["conversations", "metadata", "detailed"] = Field(
+        "conversations",
+        description="viscot_363k.json, with a crop as the step; metadata/, without steps; or GQA's detailed steps",
+    )
+
+
+class RefocusSource(ArchiveSource):
+    """ReFocus: charts and tables with edited images as steps; Parquet or raw."""
+
+    kind: Literal["refocus"] = "refocus"
+    name: str = "refocus"
+
+
+class CogcomSource(ArchiveSource):
+    """CogCoM: trees of image manipulations, each path to the answer a sample."""
+
+    kind: Literal["cogcom"] = "cogcom"
+    name: str = "cogcom"
+
+
+class ZebraCotSource(ArchiveSource):
+    """Zebra-CoT: 18 configurations of reasoning with images between its sentences, as Parquet."""
+
+    kind: Literal["zebra_cot"] = "zebra_cot"
+    name: str = "zebra_cot"
+
+
+class MonetSource(ArchiveSource):
+    """Monet-SFT-125K: chats with images in the reply, drawn from the four sets above."""
+
+    kind: Literal["monet"] = "monet"
+    name: str = "monet"
+
+
+class OneThinkerSource(ArchiveSource):
+    """OneThinker-SFT: 340k questions with thinking, the ones about images."""
+
+    kind: Literal["onethinker"] = "onethinker"
+    name: str = "onethinker"
+
+
+class ChatJsonlSource(ArchiveSource):
+    """One's own data: a folder or archive with `train.jsonl`, `test.jsonl` and images.
+
+    A line is `{"messages": [{"role": "user", "content": "<image>..."}, {"role": "assistant", "content": "..."}],
+    "images": ["relative/path.jpg"]}`; `id`, `task`, `steps` (a list of strings) and `regions` (a list of
+    `{"label": "cup", "box": [x1, y1, x2, y2], "image": 0}` in pixels) are optional. `content` may be a list of
+    `{"type": "text", "text": "..."}` and `{"type": "image", "image": "relative/path.jpg"}`. Each question with its
+    answer is a sample.
+    """
+
+    kind: Literal["chat_jsonl"] = "chat_jsonl"
+    name: str = "chat"
+
+
+class LlavaJsonSource(ArchiveSource):
+    """One's own data as LLaVA writes it: a folder or archive with `train.json`, `test.json` and images.
+
+    A file is a list of `{"image": "relative/path.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."},
+    {"from": "gpt", "value": "..."}]}`; `image` may be a list, or be left out. Each question with its answer is a
+    sample.
+    """
+
+    kind: Literal["llava_json"] = "llava_json"
+    name: str = "llava"
+
+
+Source = Annotated[
+    MicroworldSource
+    | EasyVqaSource
+    | NlvrSource
+    | VspMazeSource
+    | VisualCotSource
+    | RefocusSource
+    | CogcomSource
+    | ZebraCotSource
+    | MonetSource
+    | OneThinkerSource
+    | ChatJsonlSource
+    | LlavaJsonSource,
+    Field(discriminator="kind"),
+]
+
+
+class AfterPrompt(Frozen):
+    """One block of `latent.num_slots` slots between prompt and answer (Eq. 5): AMVL."""
+
+    kind: Literal["after_prompt"] = "after_prompt"
+
+
+class BeforeSteps(Frozen):
+    """A block of `latent.num_slots` slots before each step: VaLR."""
+
+    kind: Literal["before_steps"] = "before_steps"
+
+
+class ReplaceSteps(Frozen):
+    """One block in the place of the first steps: Coconut. A sample with fewer steps has fewer slots."""
+
+    kind: Literal["replace_steps"] = "replace_steps"
+    steps: int = Field(1, ge=1, description="how many steps are replaced, from the first on (n)")
+    slots_per_step: int = Field(2, ge=1, description="slots of the block for each of them (c)")
+
+
+Layout = Annotated[AfterPrompt | BeforeSteps | ReplaceSteps, Field(discriminator="kind")]
+
+
+class DataConfig(Frozen):
+    """What is prepared, and how a sample is laid out (Appendix E)."""
+
+    sources: tuple[Source, ...] = (
+        VisualCotSource(uri="s3://amvl/sources/visual_cot"),
+        RefocusSource(uri="s3://amvl/sources/refocus"),
+        CogcomSource(uri="s3://amvl/sources/cogcom"),
+        ZebraCotSource(uri="s3://amvl/sources/zebra_cot"),
+    )
+    layout: Layout = Field(AfterPrompt(), description="where the latent blocks stand")
+    target: Literal["answer", "steps_and_answer"] = "steps_and_answer"
+    min_pixels: int = Field(256 * 28 * 28, ge=1, description="an image is scaled up to at least this many pixels")
+    max_pixels: int = Field(1280 * 28 * 28, ge=1, description="an image is scaled down to at most this many pixels")
+    max_tokens: int = Field(4096, ge=16, description="a longer sample is dropped and counted")
+    drop_duplicates: bool = Field(True, description="keep the first of training samples that are (nearly) the same")
+    drop_contaminated: bool = Field(True, description="drop training samples that give away a test sample")
+    rows_per_shard: int = Field(
+        1024, ge=1, description="rows of a source that become one shard, and are redone together"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _steps(self) -> DataConfig:
+        if self.layout.kind != "after_prompt" and self.target == "answer":
+            raise ValueError(f"layout {self.layout.kind} needs steps; set target = steps_and_answer")
+        return self
+
+
+class TinyConfig(Frozen):
+    """Size of the model that is built offline where `model.base` is `tiny`."""
+
+    hidden_size: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    intermediate_size: int = 256
+    vision_hidden_size: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 4
+    vision_intermediate_size: int = 192
+    patch_size: int = 8
+    seed: int = 0
+
+
+class ModelConfig(Frozen):
+    """The base model. Both ways lead through the same `from_pretrained`."""
+
+    base: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="a Hub id, a folder, or `tiny`")
+    tiny: TinyConfig = TinyConfig()
+
+
+class LatentConfig(Frozen):
+    """Latent block and variational parts (Eq. 5 to 9, Tables 4 and 8)."""
+
+    num_slots: int = Field(8, ge=1, description="k")
+    dim: int = Field(512, ge=1, description="d")
+    head: Literal["linear", "mlp", "native", "deeper"] = Field("native", description="Table 8; native is Eq. 8")
+    head_hidden: int = Field(1024, ge=1)
+    separate_heads: bool = Field(False, description="a posterior head of its own; the paper shares one")
+    slot_tokens: Literal["distinct", "shared"] = Field("distinct", description="a token per slot, or one for all")
+    injector: Literal["linear", "mlp"] = "linear"
+    logvar_min: float = -8.0
+    logvar_max: float = 4.0
+
+    @model_validator(mode="after")
+    def _bounds(self) -> LatentConfig:
+        if self.logvar_min >= self.logvar_max:
+            raise ValueError(f"logvar_min ({self.logvar_min}) must be below logvar_max ({self.logvar_max})")
+        return self
+
+
+class SftMethod(Frozen):
+    """Supervised fine-tuning of the base model, without latents."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class PauseMethod(Frozen):
+    """Learned pause tokens: the latent block stays what its tokens' embeddings are; next-token loss alone.
+
+    The control for latents: the same sequence and the same extra computation, nothing read, sampled or injected.
+    """
+
+    kind: Literal["pause"] = "pause"
+
+
+class AmvlMethod(Frozen):
+    """Asymmetric mutual variational learning (Eq. 10): L = L_NTP + beta L_fwd + gamma L_rev.
+
+    Tables 3 and 9 set weights, to 0 where a term is left out; Table 9's numbers multiply `ntp_weight`, `beta_max` and
+    `gamma_max`. "Reverse-first" (Table 3) starts gamma at 0 and beta at 1000.
+    """
+
+    kind: Literal["amvl"] = "amvl"
+    ntp_weight: float = Field(1.0, ge=0, description="weight of the next-token loss")
+    beta_max: float = Field(1.0, ge=0, description="weight of KL(sg[q] || p) after its warm-up")
+    beta_start: int = Field(0, ge=0, description="optimiser step at which beta leaves 0")
+    beta_warmup: int = Field(2000, ge=1, description="optimiser steps from 0 to beta_max (App. E)")
+    gamma_max: float = Field(0.5, ge=0, description="weight of KL(sg[p] || q) after its warm-up")
+    gamma_start: int = Field(1000, ge=0, description="optimiser step at which gamma leaves 0 (App. E)")
+    gamma_warmup: int = Field(2000, ge=1, description="optimiser steps from 0 to gamma_max (App. E)")
+    kl_reduction: Literal["sum", "mean"] = Field("sum", description="over latent dimensions; Eq. 12 sums")
+    stop_gradient_forward: bool = Field(True, description="sg on q in the forward KL (Table 10)")
+    stop_gradient_reverse: bool = Field(True, description="sg on p in the reverse KL (Table 10)")
+    posterior_positions: Literal["natural", "aligned"] = Field(
+        "natural", description="position ids of the posterior's slots: behind y, or those of the prior's slots"
+    )
+    posterior_samples: int = Field(
+        1, ge=1, description="draws of Z per sample, over which the next-token loss averages"
+    )
+
+    @model_validator(mode="after")
+    def _some_objective(self) -> AmvlMethod:
+        if self.ntp_weight == self.beta_max == self.gamma_max == 0:
+            raise ValueError("ntp_weight, beta_max and gamma_max are all 0: nothing is left to learn from")
+        return self
+
+
+Method = Annotated[SftMethod | PauseMethod | AmvlMethod, Field(discriminator="kind")]
+
+
+class LrScale(Frozen):
+    """Factors on a stage's learning rate, for parts of the model that want one of their own."""
+
+    latent: float = Field(1.0, gt=0, description="of the variational heads and the injector")
+    embeddings: float = Field(1.0, gt=0, description="of the token embeddings, new rows included, and the output layer")
+    vision: float = Field(1.0, gt=0, description="of the vision encoder")
+
+
+class StageConfig(Frozen):
+    """One training stage; it starts from the checkpoint of the stage before it."""
+
+    method: Method
+    trainable: Literal["all", "language", "new_rows"] = Field(
+        "language",
+        description="all: vision encoder too; language: everything but the vision encoder; "
+        "new_rows: only the embedding rows of the new tokens",
+    )
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    global_batch: int = Field(128, ge=1)
+    micro_tokens: int = Field(16384, ge=1, description="tokens per worker and forward pass; a longer sample runs alone")
+    lr: float = Field(1e-5, gt=0)
+    lr_scale: LrScale = LrScale()
+    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's; short runs from scratch want a shorter memory")
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _length(self) -> StageConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        if self.trainable == "new_rows" and self.method.kind == "sft":
+            raise ValueError("sft has no new token rows to train; use trainable = all or language")
+        return self
+
+    @model_validator(mode="after")
+    def _scaled(self) -> StageConfig:
+        if self.lr_scale.latent != 1 and (self.method.kind != "amvl" or self.trainable == "new_rows"):
+            raise ValueError(
+                f"lr_scale.latent: no heads and injector are trained with method {self.method.kind} and trainable = "
+                f"{self.trainable}; leave it out"
+            )
+        if self.lr_scale.vision != 1 and self.trainable != "all":
+            raise ValueError(f"lr_scale.vision: trainable = {self.trainable} keeps the vision encoder; set it to all")
+        return self
+
+
+class TrainerConfig(Frozen):
+    """How a stage runs; the DeepSpeed configuration is derived from it (`amvl_core/train/engine.py`)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="what lives in the CPU's memory: optimizer: its states, which are stepped there (ZeRO 1 to 3); "
+        "parameters: the weights as well (ZeRO 3)",
+    )
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = True
+    checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints to resume from")
+    keep_last: int = Field(2, ge=1, description="checkpoints kept while a stage runs, beside that of the lowest loss")
+    log_every: int = Field(1, ge=1, description="optimiser steps between logged metrics")
+    loader_workers: int = Field(4, ge=0, description="processes per worker that decode images ahead of the step")
+    max_failures: int = Field(3, ge=0, description="how often a failed worker group is started again")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose gradient is not finite: end the run, or go on without that step"
+    )
+
+    @model_validator(mode="after")
+    def _offload(self) -> TrainerConfig:
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(
+                f"offload = {self.offload} needs zero_stage {needed} or more (it is {self.zero_stage}); set zero_stage"
+            )
+        return self
+
+
+class ClusterConfig(Frozen):
+    """The machines: one worker per GPU, or CPU workers where there is none."""
+
+    address: str = Field("auto", description="RAY_ADDRESS if set, else a Ray of its own; or an address")
+    num_workers: int = Field(16, ge=1)
+    min_workers: int | None = Field(
+        None, ge=1, description="where machines are lost, go on with as few until they are back; else wait for them"
+    )
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+
+    @model_validator(mode="after")
+    def _fewer(self) -> ClusterConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
+        return self
+
+
+BenchmarkName = Literal["vstar", "hrbench_4k", "hrbench_8k", "blink", "visual_puzzles", "mmvp", "cv_bench", "mmstar"]
+
+
+class BenchmarkSource(Frozen):
+    """A published benchmark and where its files are (`amvl_core/eval/benchmarks/`)."""
+
+    name: BenchmarkName
+    uri: str = Field(description="the folder or file that its reader takes (docs/evaluation.md)")
+
+
+class EvaluationConfig(Frozen):
+    """Greedy generation on the test split and on published benchmarks, prior latents only (App. I)."""
+
+    benchmarks: tuple[BenchmarkSource, ...] = Field((), description="published benchmarks to evaluate beside it")
+    max_pixels: int = Field(
+        16384 * 28 * 28,
+        ge=1,
+        description="an image of a published benchmark is scaled down to at most this many pixels, as VLMEvalKit and "
+        "the base model do; the test split keeps data.max_pixels",
+    )
+    batch_size: int = Field(16, ge=1, description="questions that a worker answers at once, at most")
+    batch_tokens: int = Field(32768, ge=1, description="their tokens with padding, at most")
+    max_new_tokens: int = Field(512, ge=1)
+    tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
+    seed: int = 0
+    faithfulness_items: int = Field(
+        256,
+        ge=0,
+        description="questions of the test split, and of each published benchmark, that are asked again with changed "
+        "latents (docs/faithfulness.md); 0: none",
+    )
+    controls: tuple[Literal["sft", "pause"], ...] = Field(
+        ("sft", "pause"),
+        description="models without latents that are trained to hold a latent one against, from the same base and for "
+        "as many steps: plain fine-tuning, learned pause tokens. Each costs about as much as the latent stages",
+    )
+    analysis_items: int = Field(256, ge=0, description="test samples whose latents are analysed (docs/analysis.md)")
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluationConfig:
+        if self.faithfulness_items == 1:
+            raise ValueError("faithfulness_items must be 0 or at least 2: latents are swapped between questions")
+        names = [source.name for source in self.benchmarks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"benchmarks names {twice[0]} more than once")
+        return self
+
+
+CHALLENGER = "challenger"
+"""The alias of a registered version that did not pass the gate (`infra/registry.py`)."""
+
+
+class TrackingConfig(Frozen):
+    """Where MLflow writes. Without `uri`: MLFLOW_TRACKING_URI, else SQLite below a local storage root."""
+
+    uri: str | None = None
+    experiment: str = "amvl"
+    registered_model: str = "amvl"
+    alias: str = Field("champion", description="of a version that is not worse than the one that holds it")
+
+    @model_validator(mode="after")
+    def _gated(self) -> TrackingConfig:
+        if self.alias == CHALLENGER:
+            raise ValueError(f"alias {CHALLENGER!r} is that of versions that are worse; choose another")
+        return self
+
+
+class RunConfig(Frozen):
+    """Everything that a run is. The default is the paper's run on 16 A100s."""
+
+    storage: str = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    latent: LatentConfig = LatentConfig()
+    stages: dict[str, StageConfig] = {
+        "embedding_adaptation": StageConfig(method=AmvlMethod(), trainable="new_rows", epochs=0.15),
+        "amvl": StageConfig(method=AmvlMethod(), epochs=2.85),
+    }
+    trainer: TrainerConfig = TrainerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if not self.data.sources:
+            raise ValueError("data.sources is empty")
+        if not self.stages:
+            raise ValueError("stages is empty")
+        rank = {"sft": 0, "pause": 1, "amvl": 2}
+        before = "sft"
+        for name, stage in self.stages.items():
+            size, workers = stage.global_batch, self.cluster.num_workers
+            if size < workers:
+                raise ValueError(
+                    f"stages.{name}.global_batch ({size}) must be at least cluster.num_workers ({workers})"
+                )
+            for some in range(workers, (self.cluster.min_workers or workers) - 1, -1):
+                if size % some and stage.micro_tokens < 2 * self.data.max_tokens:
+                    which = "cluster.num_workers" if some == workers else "the workers that cluster.min_workers allows"
+                    raise ValueError(
+                        f"stages.{name}.global_batch ({size}) is no multiple of {which} ({some}), so "
+                        f"a worker may have to run two samples at once: micro_tokens ({stage.micro_tokens}) must be at "
+                        f"least twice data.max_tokens ({self.data.max_tokens})"
+                    )
+            if rank[stage.method.kind] < rank[before]:
+                raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before}; put it first")
+            before = stage.method.kind
+            if stage.method.kind != "sft" and self.data.layout.kind != "after_prompt":
+                raise ValueError(
+                    f"stages.{name}: {stage.method.kind} needs one latent block per sample; data.layout is "
+                    f"{self.data.layout.kind}, set it to after_prompt"
+                )
+        return self
+
+
+def override(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """`base` with the fields in `changes` replaced, nested fields one by one, and validated again.
+
+    Lists are replaced whole; a union whose `kind` changes starts from its own defaults. Raises ConfigError that names
+    each wrong field by its path.
+    """
+    return validate(_merge(base.model_dump(mode="json"), changes))
+
+
+def validate(fields: dict[str, Any]) -> RunConfig:
+    """A RunConfig from plain data, or a ConfigError that names each wrong field by its path."""
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"  {_path(item['loc'])}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("the configuration has an error:\n" + "\n".join(lines)) from error
+
+
+def flatten(config: BaseModel) -> dict[str, str]:
+    """Every field by its dotted path, as text: what a tracker calls parameters."""
+    return dict(_flatten(config.model_dump(mode="json"), ""))
+
+
+def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [pair for key, item in value.items() for pair in _flatten(item, f"{path}.{key}" if path else key)]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [pair for i, item in enumerate(value) for pair in _flatten(item, f"{path}.{i}")]
+    return [(path, str(value))]
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    parts = [str(part) for i, part in enumerate(location) if not (_is_union_tag(location, i) and part in _KINDS)]
+    return ".".join(parts) or "configuration"
+
+
+def _is_union_tag(location: tuple[int | str, ...], i: int) -> bool:
+    return i > 0 and (location[i - 1] in ("method", "layout") or (i > 1 and location[i - 2] == "sources"))
+
+
+_KINDS = {
+    member.model_fields["kind"].default for union in (Source, Method, Layout) for member in get_args(get_args(union)[0])
+}
+"""What pydantic puts into the path of an error beside the fields."""

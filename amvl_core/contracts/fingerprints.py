@@ -1,0 +1,116 @@
+"""Names of trained and evaluated results: what they depend on, and nothing of the machines they ran on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerprint
+
+TRAIN_VERSION = 2
+EVALUATE_VERSION = 4
+FAITHFULNESS_VERSION = 2
+ANALYSE_VERSION = 1
+ABLATION_VERSION = 2
+
+EVALUATED = {"max_new_tokens", "tau", "seed"}
+"""Fields of the evaluation's configuration that answers depend on."""
+
+Controls = Sequence[tuple[str, CheckpointRecord]]
+"""Checkpoints without latents, by the names that the rows of the faithfulness table give them."""
+
+
+def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:
+    """Of the checkpoint that `stage` leaves. The token budget and ZeRO stage only say how the same sum is taken."""
+    return fingerprint(
+        "train",
+        TRAIN_VERSION,
+        stage=config.stages[stage].model_dump(mode="json", exclude={"micro_tokens"}),
+        seed=config.seed,
+        model=_model(config),
+        latent=config.latent,
+        precision=config.trainer.precision,
+        dataset=dataset.fingerprint,
+        parent=parent.fingerprint if parent else None,
+    )
+
+
+def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord | None) -> str:
+    """Of the answers and scores of `model` (None: the untrained base) on the test split of `dataset`.
+
+    The pixel budget is in the dataset's fingerprint: a prepared one's, or that of a published benchmark's questions.
+    """
+    return fingerprint(
+        "evaluate",
+        EVALUATE_VERSION,
+        evaluation=config.evaluation.model_dump(mode="json", include=EVALUATED),
+        model=model.fingerprint if model else _model(config),
+        dataset=dataset.fingerprint,
+    )
+
+
+def faithfulness_fingerprint(
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, controls: Controls
+) -> str:
+    """Of the answers of `model` under changed latents, and of the controls, on the same questions."""
+    return fingerprint(
+        "faithfulness",
+        FAITHFULNESS_VERSION,
+        evaluation=config.evaluation.model_dump(mode="json", include={"faithfulness_items", "max_new_tokens", "seed"}),
+        model=model.fingerprint,
+        controls=[[label, control.fingerprint] for label, control in controls],
+        dataset=dataset.fingerprint,
+    )
+
+
+def analyse_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord) -> str:
+    """Of the analysis of `model`'s latents on test samples."""
+    return fingerprint(
+        "analyse",
+        ANALYSE_VERSION,
+        evaluation=config.evaluation.model_dump(mode="json", include={"analysis_items", "seed"}),
+        model=model.fingerprint,
+        dataset=dataset.fingerprint,
+    )
+
+
+def ablation_fingerprint(
+    table: str,
+    rows: dict[str, list[RunConfig]],
+    dataset: DatasetRecord,
+    base: CheckpointRecord | None,
+    benchmarks: Sequence[DatasetRecord],
+) -> str:
+    """Of an ablation table: what each row (label -> a configuration per seed) trains and how it is evaluated.
+
+    `benchmarks` are the questions of published ones.
+    """
+    return fingerprint(
+        "ablation",
+        ABLATION_VERSION,
+        code=[TRAIN_VERSION, EVALUATE_VERSION, FAITHFULNESS_VERSION, ANALYSE_VERSION],
+        table=table,
+        rows={label: [_row(config) for config in configs] for label, configs in rows.items()},
+        dataset=dataset.fingerprint,
+        base=base.fingerprint if base else None,
+        benchmarks=[questions.fingerprint for questions in benchmarks],
+    )
+
+
+def _row(config: RunConfig) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "model": _model(config),
+        "latent": config.latent.model_dump(mode="json"),
+        "precision": config.trainer.precision,
+        "stages": [stage.model_dump(mode="json", exclude={"micro_tokens"}) for stage in config.stages.values()],
+        "evaluation": config.evaluation.model_dump(
+            mode="json", include={*EVALUATED, "faithfulness_items", "analysis_items"}
+        ),
+    }
+
+
+def _model(config: RunConfig) -> dict[str, Any]:
+    fields = config.model.model_dump(mode="json")
+    return fields if config.model.base == "tiny" else {"base": fields["base"]}

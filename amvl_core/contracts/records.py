@@ -1,0 +1,423 @@
+"""The small records that stages talk through, and the fingerprints that name them.
+
+A stage writes `{root}/{stage}/{fingerprint}/` and its `record.json` last: a record that is there is a stage that
+is finished. A fingerprint covers the semantic fields of the stage's configuration, the fingerprints it builds on
+and a version of the stage's code, and nothing that depends on the machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import DataError, StorageError
+from amvl_core.contracts.sample import Split
+
+RECORD_NAME = "record.json"
+
+CHECKPOINTS, BASE = "checkpoints", "base"
+"""What lies below a training stage until its record is there."""
+
+EXAMPLES_PER_REASON = 3
+"""Dropped samples that a report names for each reason."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    fingerprint: str
+
+
+class Shard(BaseModel):
+    """One Parquet file of a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    split: Split
+    rows: int
+    sha256: str
+
+
+class DroppedExample(BaseModel):
+    """A sample that was not kept, for the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sample_id: str
+    detail: str
+
+
+class SourceReport(BaseModel):
+    """What one source gave: `read == kept + sum(dropped.values())`, always."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    split: Split
+    read: int
+    kept: int
+    dropped: dict[str, int]
+    examples: dict[str, list[DroppedExample]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> SourceReport:
+        if self.read != self.kept + sum(self.dropped.values()):
+            raise ValueError(
+                f"{self.source}, {self.split}: {self.read} samples were read, but {self.kept} are kept and "
+                f"{sum(self.dropped.values())} dropped; not one may be lost"
+            )
+        return self
+
+    def merged(self, other: SourceReport) -> SourceReport:
+        """This part of a source and a later one as one report, with the first examples of both."""
+        assert (self.source, self.split) == (other.source, other.split)
+        reasons = sorted({*self.examples, *other.examples})
+        return SourceReport(
+            source=self.source,
+            split=self.split,
+            read=self.read + other.read,
+            kept=self.kept + other.kept,
+            dropped=dict(sorted((Counter(self.dropped) + Counter(other.dropped)).items())),
+            examples={
+                reason: [*self.examples.get(reason, []), *other.examples.get(reason, [])][:EXAMPLES_PER_REASON]
+                for reason in reasons
+            },
+        )
+
+
+class DatasetRecord(Record):
+    """A prepared dataset: `shards` are files below `uri`, in order."""
+
+    kind: Literal["dataset"] = "dataset"
+    schema_version: int
+    shards: list[Shard]
+    kept: int
+    dropped: dict[str, int]
+    reports: list[SourceReport]
+
+    def files(self, split: Split) -> list[Shard]:
+        """The shards of one split, in order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def rows(self, split: Split) -> int:
+        """Samples in one split."""
+        return sum(shard.rows for shard in self.files(split))
+
+    def check_test_split(self) -> None:
+        """Raises DataError where there is nothing to evaluate on."""
+        if not self.rows("test"):
+            raise DataError("the dataset has no test split to evaluate on; give a source with one (data.sources)")
+
+
+class BestModel(BaseModel):
+    """The model as it was at the checkpoint of the lowest training loss: a Hugging Face folder at `uri`.
+
+    `loss` is the mean of the losses logged up to `step` since the checkpoint before it. It is no validation: weights
+    of the loss's terms change on the way, so it tells of a run that went wrong late, not which model answers best.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    step: int
+    loss: float
+
+
+class CheckpointRecord(Record):
+    """A trained model: a Hugging Face folder at `uri`/model; `best` is None where the end has the lowest loss."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    stage: str
+    method: str
+    step: int
+    config: dict[str, Any]
+    dataset: str
+    parent: str | None
+    num_parameters: int
+    metrics: dict[str, float]
+    best: BestModel | None = None
+
+    @property
+    def model_uri(self) -> str:
+        """Where the weights, configuration, tokenizer and processor are."""
+        return storage.join(self.uri, "model")
+
+
+class TaskScore(BaseModel):
+    """Accuracy on one task with its 95 % interval, and what always giving the commonest answer scores.
+
+    The commonest answer is that of the training split, or of a published benchmark itself, which has none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    n: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    majority: float
+
+
+class MetricScore(BaseModel):
+    """A metric of a benchmark over `n` items with its 95 % interval (`eval/statistics.py`), all shares of 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+class ReadingScore(BaseModel):
+    """Every metric under one way of reading the answers, and how many items that way did not decide.
+
+    `unanswered` items are wrong; `drawn` ones have a fixed option in the place of a harness's random one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reading: str
+    scores: list[MetricScore]
+    unanswered: int
+    drawn: int
+
+
+TEST_SPLIT = "test split"
+"""The benchmark that every prepared dataset has."""
+
+
+class EvalRecord(Record):
+    """Scores of one checkpoint on one benchmark; `predictions.parquet` below `uri` holds every raw output.
+
+    `scores` and `overall` are under the benchmark's headline reading, `readings` has all of them. `dataset` is the
+    prepared dataset, or the benchmark's questions.
+    """
+
+    kind: Literal["evaluation"] = "evaluation"
+    benchmark: str = TEST_SPLIT
+    checkpoint: str
+    stage: str
+    dataset: str
+    scores: list[TaskScore]
+    overall: TaskScore
+    readings: list[ReadingScore] = Field(min_length=1)
+
+    @property
+    def predictions_uri(self) -> str:
+        """The raw outputs the scores were computed from."""
+        return storage.join(self.uri, "predictions.parquet")
+
+
+class VariantScore(BaseModel):
+    """A model with its latents changed in one way, against the same model with its prior's means, on the same items.
+
+    Shares of 1; `log_likelihood` is the mean over items of log p(y | question, latents) in nats, y being all tokens
+    that the model is trained to write. Intervals are 95 %; differences are to the unchanged model, paired by item;
+    `p_value` is that of `test` on the accuracies, `log_likelihood_p` that of random sign flips on the log-likelihoods.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    p_value: float
+    test: str
+    log_likelihood: float
+    log_likelihood_low: float
+    log_likelihood_high: float
+    log_likelihood_difference: float
+    log_likelihood_difference_low: float
+    log_likelihood_difference_high: float
+    log_likelihood_p: float
+
+
+class FaithfulnessRecord(Record):
+    """What the latents of one checkpoint do on questions of `benchmark`, a published one or TEST_SPLIT.
+
+    One row per variant, the unchanged model first; `verdict` is a sentence. `items.parquet` below `uri`
+    holds every output and log-likelihood the rows were computed from.
+    """
+
+    kind: Literal["faithfulness"] = "faithfulness"
+    benchmark: str
+    checkpoint: str
+    stage: str
+    dataset: str
+    rows: list[VariantScore]
+    verdict: str
+
+    @property
+    def items_uri(self) -> str:
+        """Every output and log-likelihood."""
+        return storage.join(self.uri, "items.parquet")
+
+
+class AnalysisRecord(Record):
+    """Geometry and information of one checkpoint's latents on `n` test samples; `files` lie below `uri`.
+
+    `geometry` holds Table 7's quantities and their centred versions; `kl_per_slot` is KL(q||p) in nats, one per slot.
+    `mutual_information` and `mutual_information_upper` bound I_q(Z; Y | X) in nats (Prop. C.5) with the targets of
+    `candidates` samples of a task as the answers; the lower one cannot exceed log(candidates). `sensitivity` says how
+    far the latents move when `image` or `text` is permuted, in distances of a sample to the centre; NaN is left out.
+    """
+
+    kind: Literal["analysis"] = "analysis"
+    checkpoint: str
+    stage: str
+    dataset: str
+    n: int
+    geometry: dict[str, float]
+    kl_per_slot: list[float]
+    active_units: int
+    mutual_information: float
+    mutual_information_upper: float
+    candidates: float
+    similarity: list[list[float]]
+    sensitivity: dict[str, float]
+    files: list[str]
+
+
+class ModelRecord(Record):
+    """A version in the model registry, the alias that it took when it was registered, and why that one."""
+
+    kind: Literal["model"] = "model"
+    name: str
+    version: int
+    alias: str
+    reason: str
+    run_id: str
+    tracking_uri: str
+
+
+class ReportRecord(Record):
+    """The page of a run, `report.html` below `uri`, and the tracking run that it was logged to when it was made."""
+
+    kind: Literal["report"] = "report"
+    run_id: str
+
+
+class SeedScores(BaseModel):
+    """What the seeds of one row score on one benchmark of `n` items; shares of 1, intervals 95 %.
+
+    `accuracies` has one entry per seed that finished (none for the base model, which is one). `mean` is over seeds and
+    items, `over_seeds` Student's interval of the seeds' means (None below two seeds), `over_items` the bootstrap's over
+    items with the seeds of an item together. `difference` is to the headline row on the same items and seeds (None
+    where there is nothing to compare), `p_value` that of `test`, paired by item.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    accuracies: dict[int, float]
+    n: int
+    mean: float
+    over_seeds: tuple[float, float] | None
+    over_items: tuple[float, float]
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+    p_value: float | None
+    test: str | None
+
+
+class AblationRow(SeedScores):
+    """One line of an ablation table: its scores on the test split, and on each published benchmark of the run.
+
+    `checkpoints` has one entry per seed that finished, `failed` maps the others to the reason. `paper` holds the
+    paper's scores in per cent; `geometry` the seeds' means of Table 7's figures. `swaps` says for each seed of a latent
+    row what swapping the latents between items does, `swap` the same over the items of all seeds (`n` of each seed
+    added up); no entries and None where the suite was not run.
+    """
+
+    label: str
+    changes: str
+    paper: dict[str, float]
+    checkpoints: dict[int, str]
+    failed: dict[int, str]
+    benchmarks: dict[str, SeedScores]
+    swaps: dict[int, VariantScore]
+    swap: VariantScore | None
+    geometry: dict[str, float]
+
+
+class AblationRecord(Record):
+    """A whole ablation table: every row on the same dataset, from the same base checkpoint."""
+
+    kind: Literal["ablation"] = "ablation"
+    table: str
+    headline: str
+    dataset: str
+    rows: list[AblationRow]
+    run_id: str
+
+
+R = TypeVar("R", bound=Record)
+
+
+def fingerprint(stage: str, version: int, /, **parts: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `parts` in canonical JSON.
+
+    Raises TypeError on anything that has no stable form (a set, an object, NaN ...).
+    """
+    return hashlib.sha256(_canonical({"stage": stage, "version": version, "parts": parts}).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any, path: str = "") -> str:
+    if isinstance(value, BaseModel):
+        return _canonical(value.model_dump(mode="json"), path)
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{path or 'value'}: keys must be strings to have a stable form")
+        items = (f"{json.dumps(key)}:{_canonical(value[key], f'{path}.{key}')}" for key in sorted(value))
+        return "{" + ",".join(items) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_canonical(item, f"{path}[{i}]") for i, item in enumerate(value)) + "]"
+    if value is None or isinstance(value, (str, bool, int)):
+        return json.dumps(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    raise TypeError(f"{path or 'value'}: {type(value).__name__} has no stable form, so it cannot be fingerprinted")
+
+
+def save_record(record: Record) -> None:
+    """Writes `record.json` below the record's own `uri`: the last write of a stage."""
+    storage.write_bytes(storage.join(record.uri, RECORD_NAME), record.model_dump_json(indent=2).encode())
+
+
+def remove_resume_state(uri: str) -> None:
+    """Removes what a training stage needs until its record is there: checkpoints, and the base where it wrote one."""
+    for name in (CHECKPOINTS, BASE):
+        storage.remove(storage.join(uri, name))
+
+
+def load_record(uri: str, kind: type[R]) -> R | None:
+    """The record of a finished stage, or None where the stage has not finished."""
+    where = storage.join(uri, RECORD_NAME)
+    if not storage.exists(where):
+        return None
+    try:
+        record = kind.model_validate_json(storage.read_bytes(where))
+    except ValidationError as error:
+        raise StorageError(
+            f"{where} is damaged or was written by another version; remove the folder {uri} to redo that stage"
+        ) from error
+    # A storage root may be moved or reached by another path: the record is where it was found.
+    return record.model_copy(update={"uri": uri.rstrip("/")})

@@ -1,0 +1,59 @@
+"""What crosses from a data source to training: conversations, and the segments they are laid out as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from amvl_core.contracts.errors import DataError
+
+Split = Literal["train", "test"]
+SegmentKind = Literal["prompt", "latent", "step", "answer"]
+
+IMAGE_PLACEHOLDER = "<image>"
+"""Stands in a question or step where an image goes; the n-th placeholder is the n-th of `images`."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box that a reasoning step looks at: `(x1, y1, x2, y2)` in pixels of image number `image`."""
+
+    label: str
+    box: tuple[float, float, float, float]
+    image: int = 0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One question about images, its reasoning steps and its answer, as every source converts to.
+
+    `images` holds encoded bytes (PNG, JPEG ...). `question` contains one `<image>` per image that it shows;
+    steps may contain further ones. `task` groups samples in the score table.
+    """
+
+    sample_id: str
+    source: str
+    split: Split
+    task: str
+    images: tuple[bytes, ...]
+    question: str
+    steps: tuple[str, ...]
+    answer: str
+    regions: tuple[Region, ...] = ()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a training sequence. `num_slots` counts latent slots and is 0 for text."""
+
+    kind: SegmentKind
+    text: str = ""
+    num_slots: int = 0
+
+
+def placed(question: str, num_images: int) -> str:
+    """`question` with a place for each of its images: in front, where the text has none. Raises DataError."""
+    found = question.count(IMAGE_PLACEHOLDER)
+    if found not in (0, num_images):
+        raise DataError(f"the question has {found} {IMAGE_PLACEHOLDER} placeholders for {num_images} images")
+    return question if found else IMAGE_PLACEHOLDER * num_images + question

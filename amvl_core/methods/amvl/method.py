@@ -1,0 +1,139 @@
+"""Asymmetric mutual variational learning (Eq. 10): L = L_NTP + beta L_fwd + gamma L_rev."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amvl_core.backbones.processor import AMVLProcessor
+from amvl_core.contracts.config import AmvlMethod, LatentConfig
+from amvl_core.data.batch import Batch
+from amvl_core.methods.amvl.gaussian import Gaussian
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, block_ids, load_amvl
+from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl, token_losses
+from amvl_core.methods.amvl.prefix import Passes, run_passes
+from amvl_core.methods.method import Clock, Method, StepOutput
+from amvl_core.methods.tokens import slot_tokens
+from amvl_core.train.schedules import ramp
+
+ACTIVE_VARIANCE = 0.01
+"""A latent dimension is active where the variance of its posterior mean over samples is larger (Burda et al. 2016)."""
+
+
+class Amvl(Method):
+    """Prior, posterior and decoder on a shared prefix; the prior learns from the forward KL, the posterior from NTP
+    and the reverse KL. With a shared head the stop-gradient blocks a branch, not the parameters.
+    """
+
+    model: AMVLForConditionalGeneration
+    config: AmvlMethod
+
+    @classmethod
+    def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
+        """An AMVL model, from a checkpoint of its own or a stock Qwen2.5-VL one."""
+        return load_amvl(folder, processor, latent, **kwargs)
+
+    @classmethod
+    def slots(cls, latent: LatentConfig) -> list[str]:
+        """K tokens."""
+        return slot_tokens(latent)
+
+    def new_token_rows(self) -> list[int]:
+        """The slots and both markers."""
+        return block_ids(self.model)
+
+    def weights(self, step: int) -> tuple[float, float]:
+        """beta_t and gamma_t after `step` optimiser steps (App. E)."""
+        c = self.config
+        return (
+            ramp(step, c.beta_start, c.beta_warmup, c.beta_max),
+            ramp(step, c.gamma_start, c.gamma_warmup, c.gamma_max),
+        )
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        """The objective and its terms."""
+        c = self.config
+
+        def draw(posterior: Gaussian) -> Tensor:
+            return posterior.sample(latent_noise(clock, batch.sample_ids, c.posterior_samples, posterior.mean))
+
+        passes = run_passes(self.model, batch, self.embed(batch), self.positions(batch), draw, c.posterior_positions)
+        losses_MN = torch.stack([token_losses(logits_NV, passes.labels_N) for logits_NV in passes.logits_MNV])
+        ntp = losses_MN.mean(0).sum() / clock.num_tokens
+        forward_BK = forward_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_forward)
+        reverse_BK = reverse_kl(passes.posterior, passes.prior, c.kl_reduction, c.stop_gradient_reverse)
+        beta, gamma = self.weights(clock.step)
+        share = len(batch.lengths) / clock.num_samples
+        kl, kl_reverse = share * forward_BK.mean(), share * reverse_BK.mean()
+        loss = c.ntp_weight * ntp + beta * kl + gamma * kl_reverse
+        means = {
+            "kl_slots": forward_BK.detach().mean(0),
+            "beta": torch.tensor(beta),
+            "gamma": torch.tensor(gamma),
+            **_latent_terms(passes),
+        }
+        if c.posterior_samples > 1:
+            means["ntp_variance"] = _variance_over_draws(losses_MN.detach(), passes.sample_N, len(batch.lengths))
+        terms = {"loss": loss, "ntp": ntp, "kl_forward": kl, "kl_reverse": kl_reverse}
+        return StepOutput(
+            loss,
+            {name: value.detach() for name, value in terms.items()}
+            | {name: share * value for name, value in means.items()},
+            partial(_finite, losses_MN.detach(), passes.sample_N, forward_BK.detach(), reverse_BK.detach()),
+        )
+
+    def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """As the base's; the KL of each slot by its number, and the share of latent dimensions that are active."""
+        terms = dict(terms)
+        variance_KZ = terms.pop("mean_square") - terms.pop("mean").square()
+        slots = {f"kl_slot_{number}": float(kl) for number, kl in enumerate(terms.pop("kl_slots"), 1)}
+        active = float((variance_KZ > ACTIVE_VARIANCE).double().mean())
+        return {**super().scalars(terms), **slots, "active_units": active}
+
+
+def _finite(losses_MN: Tensor, sample_N: Tensor, forward_BK: Tensor, reverse_BK: Tensor) -> list[bool]:
+    """Of each sample, whether the losses of its label tokens under every draw and its KLs are finite."""
+    finite_B = (forward_BK.isfinite() & reverse_BK.isfinite()).all(1)
+    finite_B[sample_N[~losses_MN.isfinite().all(0)]] = False
+    return [bool(finite) for finite in finite_B]
+
+
+@torch.no_grad()
+def _latent_terms(passes: Passes) -> dict[str, Tensor]:
+    """Norms, widths and the agreement of prior and posterior; moments of the posterior mean, [K, Z]."""
+    prior, posterior = passes.prior, passes.posterior
+    return {
+        "cosine": functional.cosine_similarity(prior.mean, posterior.mean, dim=-1).mean(),
+        "prior_norm": prior.mean.norm(dim=-1).mean(),
+        "posterior_norm": posterior.mean.norm(dim=-1).mean(),
+        "latent_norm": passes.latent_MBKZ.norm(dim=-1).mean(),
+        "prior_sigma": torch.exp(0.5 * prior.logvar).mean(),
+        "posterior_sigma": torch.exp(0.5 * posterior.logvar).mean(),
+        "mean": posterior.mean.mean(0),
+        "mean_square": posterior.mean.square().mean(0),
+    }
+
+
+def _variance_over_draws(losses_MN: Tensor, sample_N: Tensor, num_samples: int) -> Tensor:
+    """Variance over draws of a sample's mean loss per token, averaged over samples: 0 without labels."""
+    samples, index_N, counts_B = sample_N.unique(return_inverse=True, return_counts=True)
+    sums_MB = losses_MN.new_zeros(len(losses_MN), len(samples)).index_add(1, index_N, losses_MN)
+    return (sums_MB / counts_B).var(0).sum() / num_samples
+
+
+def latent_noise(clock: Clock, sample_ids: list[str], draws: int, like_BKZ: Tensor) -> Tensor:
+    """Standard normal noise [M, B, K, Z], keyed by (seed, step, sample): the same wherever a sample is placed.
+
+    The first draw does not depend on how many follow.
+    """
+    rows = []
+    for sample_id in sample_ids:
+        key = hashlib.sha256(f"{clock.seed}/{clock.step}/{sample_id}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        rows.append(torch.stack([torch.randn(like_BKZ.shape[1:], generator=generator) for _ in range(draws)]))
+    return torch.stack(rows, 1).to(like_BKZ)

@@ -1,0 +1,255 @@
+"""The shared-prefix step of AMVL: prior, posterior and decoder for little more than the price of one pass.
+
+    context row   x <abs> | slots            reads p(Z | x)
+                    `---- | y slots          reads q(Z | x, y): under causal attention the slots see y
+    decoder row     `---- | Z </abs> y       predicts y, once for each draw of Z
+
+x, the context and question, runs once. What stands behind a bar continues it: it attends to the keys and values of x
+in every layer, with gradient, and not to the other branches. A micro-batch is two calls of every layer.
+
+Shape suffixes: B samples, K slots, M draws, N tokens, R rows, D hidden size, Z latent dimensions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amvl_core.contracts.errors import DataError
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
+from amvl_core.methods.amvl.gaussian import Gaussian
+from amvl_core.rows.packed import Context, Span, run_row
+
+PosteriorPositions = Literal["natural", "aligned"]
+
+
+@dataclass
+class Passes:
+    """What a batch gives: both distributions [B, K, Z], the draws, and logits where y is predicted.
+
+    `logits_MNV` are those of each draw; `labels_N` and `sample_N` say what is predicted and in which sample.
+    """
+
+    prior: Gaussian
+    posterior: Gaussian
+    latent_MBKZ: Tensor
+    logits_MNV: Tensor
+    labels_N: Tensor
+    sample_N: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """One sample around its latent block: tokens of x with the start marker, of y; the first predicted one of y.
+
+    `first_label` counts from the first token of y; where nothing is predicted it is the last token.
+    """
+
+    prefix: int
+    answer: int
+    first_label: int
+
+
+def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
+    """Where the one latent block of every sample stands.
+
+    A DataError names the sample that has none, two, or one out of order, nothing behind it, or a label before its end.
+    """
+    slots = torch.tensor(slot_token_ids)
+    ids, labels = batch.input_ids_N.split(batch.lengths), batch.labels_N.split(batch.lengths)
+    blocks = []
+    for name, ids_N, labels_N in zip(batch.sample_ids, ids, labels, strict=True):
+        found = torch.isin(ids_N, slots).nonzero()[:, 0].tolist()
+        if len(found) != len(slots):
+            raise DataError(f"{name}: {len(found)} latent slots, but the model needs one block of {len(slots)}")
+        start = found[0]
+        if not torch.equal(ids_N[start : start + len(slots)], slots):
+            raise DataError(
+                f"{name}: the {len(slots)} latent slots stand at tokens {found}, not in order within one block"
+            )
+        behind = start + len(slots) + 1
+        answer = len(ids_N) - behind
+        if answer < 1:
+            raise DataError(f"{name}: {max(0, answer)} answer tokens behind the latent block, at least 1 is needed")
+        labelled = (labels_N != IGNORED).nonzero()[:, 0].tolist()
+        if labelled and labelled[0] < behind:
+            raise DataError(
+                f"{name}: a label at token {labelled[0]}, but the answer begins at token {behind}; labels belong on "
+                "the answer alone"
+            )
+        blocks.append(Block(start, answer, labelled[0] - behind if labelled else answer - 1))
+    return blocks
+
+
+@dataclass
+class Reading:
+    """The context row of a batch: both distributions [B, K, Z], and what continues it.
+
+    `samples` are the batch's samples in their parts, `context` holds their keys and values: of sample i, x and the
+    prior's slots in span 2i.
+    """
+
+    prior: Gaussian
+    posterior: Gaussian
+    blocks: list[Block]
+    samples: list[Sample]
+    context: Context
+
+
+def run_passes(
+    model: Any,
+    batch: Batch,
+    embeds_ND: Tensor,
+    positions_3N: Tensor,
+    draw: Callable[[Gaussian], Tensor],
+    posterior_positions: PosteriorPositions,
+) -> Passes:
+    """Prior and posterior, `draw` on the posterior [M, B, K, Z], and the decoder on each draw.
+
+    `embeds_ND` are the embeddings of [x, <abs>, slots, </abs>, y] of all samples with image features in place,
+    `positions_3N` their M-RoPE positions.
+    """
+    reading = read(model, batch, embeds_ND, positions_3N, posterior_positions)
+    latent_MBKZ = draw(reading.posterior)
+    logits_MNV, labels_N, sample_N = decode(model, batch, reading, latent_MBKZ)
+    return Passes(reading.prior, reading.posterior, latent_MBKZ, logits_MNV, labels_N, sample_N)
+
+
+def read(
+    model: Any, batch: Batch, embeds_ND: Tensor, positions_3N: Tensor, posterior_positions: PosteriorPositions
+) -> Reading:
+    """The context row: prior and posterior of every sample. Arguments as of `run_passes`."""
+    num_slots = model.config.num_slots
+    blocks = find_blocks(batch, model.config.slot_token_ids)
+    samples = _samples(embeds_ND, positions_3N, blocks, num_slots)
+    rows = [row for sample in samples for row in sample.context_row(posterior_positions)]
+    spans = [span for i, block in enumerate(blocks) for span in _context_spans(i, block, num_slots)]
+    hidden_RD, context = run_row(model.model.language_model, *joined(rows), spans)
+    hidden_B2KD = hidden_RD.unflatten(0, (len(blocks), 2, num_slots))
+    prior, posterior = model.prior(hidden_B2KD[:, 0]), model.posterior(hidden_B2KD[:, 1])
+    return Reading(prior, posterior, blocks, samples, context)
+
+
+def decode(
+    model: Any, batch: Batch, reading: Reading, latent_MBKZ: Tensor, kept: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The decoder row on each of M latents: logits [M, N, V] where y is predicted, its labels [N], their samples [N].
+
+    With `kept` only those slots stand in the block, each at its own position: nothing behind sees the others.
+    """
+    slots = range(model.config.num_slots) if kept is None else kept
+    dtype = reading.samples[0].x.embeds_ND.dtype
+    injected_MBKD = model.injector(latent_MBKZ.to(dtype))
+    rows = [
+        row
+        for of_draw in injected_MBKD
+        for z, s in zip(of_draw, reading.samples, strict=True)
+        for row in s.decoder_row(z, slots)
+    ]
+    spans = [_decoder_span(i, block, len(slots)) for i, block in enumerate(reading.blocks)]
+    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans * len(latent_MBKZ), reading.context)
+    return _logits(model, batch, reading.blocks, hidden_RD, draws=len(latent_MBKZ))
+
+
+def decode_without_block(model: Any, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+    """As `decode`, once, with y right behind the question: no marker and no slot (M = 1)."""
+    shift = model.config.num_slots + 2
+    rows = [
+        row
+        for sample in reading.samples
+        for row in (
+            Rows(sample.x.embeds_ND[-2:-1], sample.x.positions_3N[:, -2:-1]),  # the question's last token, run again
+            Rows(sample.y.embeds_ND[:-1], sample.y.positions_3N[:, :-1] - shift),
+        )
+    ]
+    spans = [
+        Span(block.answer, read=block.answer - block.first_label, context=(2 * i, block.prefix - 2))
+        for i, block in enumerate(reading.blocks)
+    ]
+    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, reading.context)
+    return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
+
+
+def _logits(
+    model: Any, batch: Batch, blocks: list[Block], hidden_RD: Tensor, draws: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [M, N, V], labels and samples of the rows that predict a label, among those that a decoder row read."""
+    labels_R, sample_R = _predicted(batch, blocks)
+    labelled_R = labels_R != IGNORED
+    where = hidden_RD.device
+    logits_MNV = model.lm_head(hidden_RD.unflatten(0, (draws, -1))[:, labelled_R.to(where)])
+    return logits_MNV, labels_R[labelled_R].to(where), sample_R[labelled_R].to(where)
+
+
+class Rows(NamedTuple):
+    """Some rows: embeddings [N, D] and M-RoPE positions [3, N]."""
+
+    embeds_ND: Tensor
+    positions_3N: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample in its four parts."""
+
+    x: Rows
+    slots: Rows
+    end: Rows
+    y: Rows
+
+    def context_row(self, posterior_positions: PosteriorPositions) -> list[Rows]:
+        """x and the prior's slots; y and the posterior's slots.
+
+        Without the block before it y follows x. The posterior's slots follow y, or stand where the prior's do.
+        """
+        num_slots = len(self.slots.embeds_ND)
+        y_3N = self.y.positions_3N - num_slots - 1
+        slots_3K = self.slots.positions_3N
+        if posterior_positions == "natural":
+            slots_3K = (y_3N.max() + 1 + torch.arange(num_slots, device=y_3N.device)).expand(3, -1)
+        return [self.x, self.slots, Rows(self.y.embeds_ND, y_3N), Rows(self.slots.embeds_ND, slots_3K)]
+
+    def decoder_row(self, z_KD: Tensor, kept: Sequence[int]) -> list[Rows]:
+        """Z in the places of the slots that are `kept`, the end marker, and y but for its last token, which predicts
+        nothing.
+        """
+        z = Rows(z_KD, self.slots.positions_3N)
+        if len(kept) < len(z_KD):
+            z = Rows(z_KD[list(kept)], z.positions_3N[:, list(kept)])
+        return [z, self.end, Rows(self.y.embeds_ND[:-1], self.y.positions_3N[:, :-1])]
+
+
+def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[Sample]:
+    sizes = [size for block in blocks for size in (block.prefix, num_slots, 1, block.answer)]
+    parts = [Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True)]
+    return [Sample(*parts[i : i + 4]) for i in range(0, len(parts), 4)]
+
+
+def joined(rows: Sequence[Rows]) -> Rows:
+    """Rows one behind the other."""
+    return Rows(torch.cat([row.embeds_ND for row in rows]), torch.cat([row.positions_3N for row in rows], 1))
+
+
+def _context_spans(number: int, block: Block, num_slots: int) -> tuple[Span, Span]:
+    """Of sample `number`: x with the prior's slots; y with the posterior's slots, which continue x."""
+    behind = Span(block.answer + num_slots, read=num_slots, context=(2 * number, block.prefix))
+    return Span(block.prefix + num_slots, read=num_slots), behind
+
+
+def _decoder_span(number: int, block: Block, num_slots: int) -> Span:
+    """Of sample `number`: Z, end marker and y, which continue x; read from the first row that predicts a label."""
+    return Span(num_slots + block.answer, read=block.answer - block.first_label, context=(2 * number, block.prefix))
+
+
+def _predicted(batch: Batch, blocks: list[Block]) -> tuple[Tensor, Tensor]:
+    """What the rows that the decoder reads predict, and in which sample, [R] each."""
+    labels, samples = [], []
+    for i, (labels_N, b) in enumerate(zip(batch.labels_N.split(batch.lengths), blocks, strict=True)):
+        labels.append(labels_N[len(labels_N) - b.answer + b.first_label :])
+        samples.append(torch.full_like(labels[-1], i))
+    return torch.cat(labels), torch.cat(samples)

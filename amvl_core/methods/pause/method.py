@@ -1,0 +1,29 @@
+"""Learned pause tokens: the latent block with nothing in it but its tokens' own embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amvl_core.backbones.processor import AMVLProcessor
+from amvl_core.contracts.config import LatentConfig
+from amvl_core.methods.amvl.modeling import block_ids, load_stock
+from amvl_core.methods.sft.method import Sft
+from amvl_core.methods.tokens import slot_tokens
+
+
+class Pause(Sft):
+    """Fine-tuning on [x, block, y]: the base model's class, a larger vocabulary, a prompt that ends with the block."""
+
+    @classmethod
+    def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
+        """The stock Qwen2.5-VL model with rows for the block's tokens."""
+        return load_stock(folder, processor, slot_tokens(latent), **kwargs)
+
+    @classmethod
+    def slots(cls, latent: LatentConfig) -> list[str]:
+        """The tokens of the block."""
+        return slot_tokens(latent)
+
+    def new_token_rows(self) -> list[int]:
+        """The slots and both markers."""
+        return block_ids(self.model)

@@ -1,0 +1,54 @@
+"""Supervised fine-tuning: the base model itself, next-token loss on the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from amvl_core.backbones.processor import AMVLProcessor
+from amvl_core.contracts.config import LatentConfig
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
+from amvl_core.methods.amvl.modeling import load_stock
+from amvl_core.methods.amvl.objectives import token_losses
+from amvl_core.methods.method import Clock, Method, StepOutput
+from amvl_core.rows.packed import Span, run_row
+
+
+class Sft(Method):
+    """One pass over [x, y], logits on the rows that predict y."""
+
+    @classmethod
+    def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
+        """The stock Qwen2.5-VL model."""
+        return load_stock(folder, processor, [], **kwargs)
+
+    @classmethod
+    def slots(cls, latent: LatentConfig) -> list[str]:
+        """No latent block."""
+        return []
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        """Next-token loss."""
+        logits_NV, labels_N = self.logits(batch)
+        losses_N = token_losses(logits_NV, labels_N)
+        loss, parts_N = losses_N.sum() / clock.num_tokens, losses_N.detach()
+        return StepOutput(loss, {"loss": loss.detach(), "ntp": loss.detach()}, lambda: _finite(batch, parts_N))
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
+        spans = [Span(length, read=length) for length in batch.lengths]
+        model = self.model
+        hidden_ND, _ = run_row(model.model.language_model, self.embed(batch), self.positions(batch), spans)
+        labels_N = batch.labels_N.roll(-1)
+        ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
+        labels_N[ends] = IGNORED
+        predicts_N = labels_N != IGNORED
+        return model.lm_head(hidden_ND[predicts_N.to(hidden_ND.device)]), labels_N[predicts_N].to(hidden_ND.device)
+
+
+def _finite(batch: Batch, losses_N: Tensor) -> list[bool]:
+    """Of each sample, whether the losses of its label tokens are finite."""
+    counts = [int((labels_N[1:] != IGNORED).sum()) for labels_N in batch.labels_N.split(batch.lengths)]
+    return [bool(part.isfinite().all()) for part in losses_N.split(counts)]

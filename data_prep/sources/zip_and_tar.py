@@ -1,0 +1,223 @@
+"""Zips and tars: a tar that is read once into a spool, and one whose members are read where they lie."""
+
+# ruff: noqa: D102  what these methods do stands in `Archive`
+
+from __future__ import annotations
+
+import bisect
+import io
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from typing import IO, Any
+
+from amvl_core.contracts.errors import DataError
+from data_prep.sources.archive_members import DAMAGED, Archive, DamagedMemberError, Span, member_name
+from data_prep.sources.table import damaged
+
+SPOOL_BYTES = 256 * 2**20
+
+
+class Zip(Archive):
+    """A zip, each member read where it is."""
+
+    def __init__(self, uri: str, file: IO[bytes]) -> None:
+        super().__init__(uri)
+        try:
+            self._zip = zipfile.ZipFile(file)
+        except DAMAGED as error:
+            raise damaged(uri, error) from error
+        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        named = [(member_name(info.filename), info) for info in infos]
+        self._members = {name: info for name, info in named if name is not None}
+
+    def names(self) -> list[str]:
+        return sorted(self._members)
+
+    def open(self, name: str) -> IO[bytes]:
+        # A compressed member can only be read forwards; Parquet is read from its end.
+        if not name.endswith(".parquet"):
+            return self._stream(name)
+        spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115  it is the result
+        try:
+            with self._stream(name) as content:
+                shutil.copyfileobj(content, spool, 2**20)
+        except DAMAGED as error:
+            raise damaged(f"{self.uri}/{name}", error) from error
+        spool.seek(0)
+        return spool
+
+    def _stream(self, name: str) -> IO[bytes]:
+        info = self._members[name]
+        if info.flag_bits & 1:
+            raise DataError(f"{self.uri} is encrypted; pack it without a password")
+        try:
+            return self._zip.open(info)
+        except (*DAMAGED, NotImplementedError) as error:
+            raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            with self._stream(name) as content:
+                return content.read()
+        except DAMAGED as error:
+            raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
+
+
+class Tar(Archive):
+    """A tar, compressed or not, read from front to back into `spool`."""
+
+    sequential = True
+
+    def __init__(self, uri: str, file: IO[bytes], decompress: Any, spool: Any) -> None:
+        super().__init__(uri)
+        self._spool = spool
+        self._members: dict[str, tuple[int, int]] = {}
+        try:
+            stream = decompress(file) if decompress else file
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    self._take(tar, member)
+            # Past the end marker of the tar: a compressed stream that was cut there, or whose checksum is wrong, fails.
+            while stream.read(2**20):
+                pass
+        except DAMAGED as error:
+            raise damaged(uri, error) from error
+
+    def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        name = member_name(member.name)
+        content = tar.extractfile(member) if member.isreg() else None
+        if name is None or content is None:
+            return
+        offset = self._spool.tell()
+        shutil.copyfileobj(content, self._spool, 2**20)
+        self._members[name] = (offset, self._spool.tell() - offset)
+
+    def names(self) -> list[str]:
+        return sorted(self._members)
+
+    def open(self, name: str) -> IO[bytes]:
+        return io.BufferedReader(_Slice(self._spool, *self._members[name]), 2**20)
+
+    def read(self, name: str) -> bytes:
+        offset, size = self._members[name]
+        self._spool.seek(offset)
+        return bytes(self._spool.read(size))
+
+
+class _Slice(io.RawIOBase):
+    """`size` bytes of `file` from `offset` on, with a position of its own."""
+
+    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._offset + self._at)
+        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class IndexedTar(Archive):
+    """A tar that is not compressed, in one file or in `pieces` that follow each other; members are read on their own.
+
+    Who knows where a member lies (`Span`) reads it without going through the tar.
+    """
+
+    def __init__(self, uri: str, pieces: Sequence[IO[bytes]]) -> None:
+        super().__init__(uri)
+        self._file = pieces[0] if len(pieces) == 1 else io.BufferedReader(_Joined(pieces), 2**16)
+
+    @cached_property
+    def _index(self) -> dict[str, tuple[int, int]]:
+        """Offset and size of each member; only the headers are read."""
+        found: dict[str, tuple[int, int]] = {}
+        try:
+            self._file.seek(0)
+            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    name = member_name(member.name)
+                    if name is not None and member.isreg() and not member.issparse():
+                        found[name] = member.offset_data, member.size
+        except DAMAGED as error:
+            raise damaged(self.uri, error) from error
+        return found
+
+    def names(self) -> list[str]:
+        return sorted(self._index)
+
+    @cached_property
+    def members(self) -> frozenset[str]:
+        return frozenset(self._index)
+
+    def span(self, archive: str, name: str) -> Span:
+        """Where the member `name` lies in this tar, which its folder calls `archive`."""
+        return Span(archive, name, *self._index[name])
+
+    def open(self, name: str) -> IO[bytes]:
+        return io.BufferedReader(_Slice(self._file, *self._index[name]), 2**20)
+
+    def read_span(self, span: Span) -> bytes:
+        """The bytes of a member. Raises DamagedMemberError where they are not all there."""
+        try:
+            self._file.seek(span.offset)
+            data = self._file.read(span.size)
+        except OSError as error:
+            raise DamagedMemberError(str(damaged(f"{self.uri}/{span.member}", error))) from error
+        if len(data) < span.size:
+            raise DamagedMemberError(f"{self.uri}/{span.member} is cut after {len(data)} of {span.size} bytes")
+        return data
+
+
+class _Joined(io.RawIOBase):
+    """Files one after the other as one."""
+
+    def __init__(self, pieces: Sequence[IO[bytes]]) -> None:
+        self._pieces = pieces
+        self._starts = [0]
+        for piece in pieces:
+            self._starts.append(self._starts[-1] + piece.seek(0, io.SEEK_END))
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._starts[-1]}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        number = bisect.bisect_right(self._starts, self._at) - 1
+        if number == len(self._pieces):
+            return 0
+        piece = self._pieces[number]
+        piece.seek(self._at - self._starts[number])
+        data = piece.read(min(len(buffer), self._starts[number + 1] - self._at))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -1,0 +1,231 @@
+"""The unit of preparation: a range of one source's rows that becomes one shard, on whichever machine is free.
+
+Units are cut by input rows, not by kept ones, so what a shard holds does not depend on any other unit; that is what
+makes shards parallel, repeatable and byte-identical however many machines there are. A unit's record is written after
+its shard: a unit whose record is there is finished.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import DataConfig, MicroworldSource, Source
+from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.records import EXAMPLES_PER_REASON, DroppedExample, Shard, SourceReport
+from amvl_core.contracts.sample import Conversation, Region, Segment, Split
+from data_prep import microworld
+from data_prep.duplicate_keys import Keys
+from data_prep.filters import DEGENERATE_BOX, Drop, check_length, check_text, shown_images
+from data_prep.images import PixelBudget, StoredImage, standardise
+from data_prep.layouts import lay_out, without_replaced_images
+from data_prep.shards import ShardRow, ShardWriter, extra_json, sha256, shard_name
+from data_prep.sources import convert, source_name
+from data_prep.sources.archive import open_archive
+from data_prep.sources.raw_row import ImageRef, RawRow, images_of
+
+# easy-VQA asks ten questions in a row about an image; it is verified once. Few, because images may be large.
+_standardise = lru_cache(maxsize=4)(standardise)
+
+
+class Counts(Protocol):
+    """What `amvl_core.data.encode.TokenCounter` offers."""
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along a patch of the vision encoder."""
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along a visual token."""
+
+    def count(
+        self, segments: list[Segment], image_sizes: list[tuple[int, int]], min_pixels: int, max_pixels: int
+    ) -> int:
+        """Tokens of a laid-out sample."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows `start` to `stop` of a split of source number `source`, and where they go: shard `number` of that split.
+
+    `rows` is empty for generated sources. `payload` holds images where the archive is sequential, so that no
+    other process has to read it again; otherwise None. `total` is the number of rows of the source.
+    """
+
+    source: int
+    split: Split
+    number: int
+    start: int
+    stop: int
+    total: int
+    rows: tuple[RawRow, ...] = ()
+    payload: Mapping[ImageRef, bytes | Drop] | None = None
+
+    @property
+    def name(self) -> str:
+        """`train-00000`: what the unit's files are called, without their endings."""
+        return unit_name(self.split, self.number)
+
+
+def unit_name(split: Split, number: int) -> str:
+    """`train-00000`."""
+    return shard_name(split, number).removesuffix(".parquet")
+
+
+class UnitRecord(BaseModel):
+    """What became of a unit, written beside its shard. `shard` is None where no row was kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: Split
+    number: int
+    shard: Shard | None
+    report: SourceReport
+
+
+@dataclass
+class _Tally:
+    """Counts of one unit while it runs."""
+
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[DroppedExample]] = field(default_factory=dict)
+
+    def drop(self, sample_id: str, drop: Drop) -> None:
+        self.dropped[drop.reason] += 1
+        if self.dropped[drop.reason] <= EXAMPLES_PER_REASON:
+            example = DroppedExample(sample_id=sample_id, detail=drop.detail)
+            self.examples.setdefault(drop.reason, []).append(example)
+
+
+class Work:
+    """Everything that all units share. Picklable, and cheap to unpickle: no torch, no transformers.
+
+    `uris` are the folders that the units of each source go to.
+    """
+
+    def __init__(self, data: DataConfig, num_slots: int, counter: Counts, uris: tuple[str, ...]) -> None:
+        self.data = data
+        self.num_slots = num_slots
+        self.counter = counter
+        self.uris = uris
+        self.budget = PixelBudget(data.min_pixels, data.max_pixels, counter.patch_size * counter.merge_size)
+
+    def run(self, unit: Unit) -> UnitRecord:
+        """Converts, filters, lays out and stores one unit, or returns the record of it if it is finished."""
+        where = storage.join(self.uris[unit.source], unit.name)
+        finished = load_unit(where)
+        if finished is not None:
+            return finished
+        source, tally, keys = self.data.sources[unit.source], _Tally(), Keys()
+        with storage.reaching(where, "prepare"), storage.writing(f"{where}.parquet") as file:
+            shard = ShardWriter(file)
+            for sample_id, found in _conversations(source, unit):
+                tally.read += 1
+                result = self.row(found, keys) if isinstance(found, Conversation) else found
+                if isinstance(result, ShardRow):
+                    shard.write(result)
+                else:
+                    tally.drop(sample_id, result)
+            shard.close()
+            digest = sha256(file)
+        keys.write(f"{where}.keys.parquet")
+        record = UnitRecord(
+            split=unit.split,
+            number=unit.number,
+            shard=Shard(file=f"{unit.name}.parquet", split=unit.split, rows=shard.rows, sha256=digest)
+            if shard.rows
+            else None,
+            report=SourceReport(
+                source=source_name(source),
+                split=unit.split,
+                read=tally.read,
+                kept=shard.rows,
+                dropped=dict(sorted(tally.dropped.items())),
+                examples=dict(sorted(tally.examples.items())),
+            ),
+        )
+        storage.write_bytes(f"{where}.json", record.model_dump_json(indent=2).encode())
+        return record
+
+    def row(self, conversation: Conversation, keys: Keys) -> ShardRow | Drop:
+        """One sample as it is stored, its keys added to `keys`; or why it is dropped."""
+        drop = check_text(conversation, self.data)
+        if drop:
+            return drop
+        conversation = without_replaced_images(conversation, self.data)
+        images: list[StoredImage] = []
+        for number, data in enumerate(shown_images(conversation, self.data), 1):
+            image = _standardise(data, self.budget)
+            if isinstance(image, Drop):
+                return replace(image, detail=f"image {number}: {image.detail}")
+            images.append(image)
+        regions = _placed(conversation.regions, images)
+        if isinstance(regions, Drop):
+            return regions
+        segments = lay_out(conversation, self.data, self.num_slots)
+        sizes = [(image.width, image.height) for image in images]
+        num_tokens = self.counter.count(segments, sizes, self.data.min_pixels, self.data.max_pixels)
+        drop = check_length(num_tokens, self.data)
+        if drop:
+            return drop
+        steps = [segment.text for segment in segments if segment.kind == "step"]
+        keys.add(conversation.sample_id, conversation.question, conversation.answer, images, steps)
+        return ShardRow(
+            sample_id=conversation.sample_id,
+            source=conversation.source,
+            segments=segments,
+            images=[image.data for image in images],
+            image_sizes=sizes,
+            num_tokens=num_tokens,
+            extra=extra_json(conversation.task, conversation.answer, conversation.steps, regions),
+        )
+
+
+def load_unit(where: str) -> UnitRecord | None:
+    """The record of the unit whose files are called `where`, or None if it is not finished."""
+    if not storage.exists(f"{where}.json"):
+        return None
+    try:
+        return UnitRecord.model_validate_json(storage.read_bytes(f"{where}.json"))
+    except ValidationError as error:
+        raise StorageError(f"{where}.json is damaged; remove it to redo that part") from error
+
+
+def _placed(regions: tuple[Region, ...], images: list[StoredImage]) -> list[Region] | Drop:
+    """Boxes in pixels of the stored images; boxes on images that the sample does not show are left out."""
+    placed = []
+    for region in regions:
+        if region.image < len(images):
+            box = images[region.image].place(region.box)
+            if box is None:
+                width, height = images[region.image].source_size
+                where = f"box {list(region.box)} on an image of {width} x {height} pixels"
+                return Drop(DEGENERATE_BOX, f"nothing is in the {where}")
+            placed.append(replace(region, box=box))
+    return placed
+
+
+def _conversations(source: Source, unit: Unit) -> Iterator[tuple[str, Conversation | Drop]]:
+    """Every row of the unit by its sample id: converted, or why it cannot be."""
+    if isinstance(source, MicroworldSource):
+        for conversation in microworld.generate(source, unit.split, unit.start, unit.stop):
+            yield conversation.sample_id, conversation
+        return
+    # What the source's storage refuses is not to be taken for what the output's does.
+    opened = open_archive(source.uri) if unit.payload is None else nullcontext()
+    with storage.reaching(source.uri, "read"), opened as archive:
+        for row in unit.rows:
+            images = row.drop or images_of(row, unit.payload, archive)
+            if isinstance(images, Drop):
+                yield row.sample_id, images
+            else:
+                yield row.sample_id, convert(source, source.kind, row, images)

@@ -1,0 +1,136 @@
+import pytest
+
+from amvl_core.contracts.config import AmvlMethod, PauseMethod, RunConfig, StageConfig, flatten, override, validate
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.presets import PRESETS, demo, paper
+
+
+def test_the_default_is_the_papers_run() -> None:
+    config = paper()
+    assert config == RunConfig()
+    assert config.model.base == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert (config.latent.num_slots, config.latent.dim) == (8, 512)
+    assert config.cluster.num_workers == 16
+    assert list(config.stages) == ["embedding_adaptation", "amvl"]
+    assert config.stages["amvl"].method == AmvlMethod()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json(name: str) -> None:
+    config = PRESETS[name]()
+    assert validate(config.model_dump(mode="json")) == config
+    assert list(validate(config.model_dump(mode="json")).stages) == list(config.stages)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"sed": 1}, "sed: Extra inputs"),
+        ({"cluster": {"num_wokers": 1}}, "cluster.num_wokers: Extra inputs"),
+        ({"stages": {"amvl": {"method": {"nslots": 4}}}}, "stages.amvl.method.nslots: Extra inputs"),
+        ({"data": {"sources": [{"kind": "nlvr", "urii": "x"}]}}, "data.sources.0.urii: Extra inputs"),
+        ({"data": {"sources": [{"kind": "nlrv"}]}}, "data.sources.0: Input tag 'nlrv'"),
+        ({"stages": {"amvl": {"epochs": 1}}}, "stages.amvl: Value error, give either epochs or steps"),
+        ({"latent": {"logvar_min": 5}}, "latent: Value error, logvar_min (5.0) must be below logvar_max (4.0)"),
+        ({"cluster": {"num_workers": 33}}, "sft.global_batch (32) must be at least cluster.num_workers (33)"),
+        (
+            {"cluster": {"num_workers": 3}, "stages": {"amvl": {"micro_tokens": 511}}},
+            "amvl.global_batch (32) is no multiple of cluster.num_workers (3), so a worker may have to run two samples "
+            "at once: micro_tokens (511) must be at least twice data.max_tokens (256)",
+        ),
+        (
+            {"cluster": {"num_workers": 4, "min_workers": 2}, "stages": {"amvl": {"micro_tokens": 511}}},
+            "amvl.global_batch (32) is no multiple of the workers that cluster.min_workers allows (3), so a worker may",
+        ),
+        ({"cluster": {"min_workers": 99}}, "cluster: Value error, min_workers (99) must be at most num_workers (2)"),
+        (
+            {"evaluation": {"faithfulness_items": 1}},
+            "evaluation: Value error, faithfulness_items must be 0 or at least 2",
+        ),
+        ({"data": {"sources": []}}, "data.sources is empty"),
+        ({"seed": "one"}, "seed: Input should be a valid integer"),
+        (
+            {"trainer": {"offload": "optimizer", "zero_stage": 0}},
+            "trainer: Value error, offload = optimizer needs",
+        ),
+        ({"trainer": {"offload": "parameters", "zero_stage": 2}}, "needs zero_stage 3 or more (it is 2)"),
+        ({"stages": {"sft": {"lr_scale": {"latent": 2}}}}, "no heads and injector are trained with method sft"),
+        ({"stages": {"embedding_adaptation": {"lr_scale": {"latent": 2}}}}, "trainable = new_rows; leave it out"),
+        ({"stages": {"amvl": {"lr_scale": {"vision": 2}}}}, "trainable = language keeps the vision encoder"),
+        ({"stages": {"amvl": {"lr_scale": {"latent": 0}}}}, "stages.amvl.lr_scale.latent: Input should be greater"),
+    ],
+)
+def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(demo(), changes)
+    assert path in str(caught.value)
+
+
+def test_a_global_batch_need_not_be_a_multiple_of_the_workers() -> None:
+    assert override(demo(), {"cluster": {"num_workers": 3}}).cluster.num_workers == 3
+    assert override(demo(), {"cluster": {"num_workers": 4, "min_workers": 1}}).cluster.min_workers == 1
+
+
+def test_fewer_workers_that_divide_the_batch_ask_nothing_of_micro_tokens() -> None:
+    changes = {"cluster": {"num_workers": 2, "min_workers": 1}, "stages": {"amvl": {"micro_tokens": 1}}}
+    assert override(demo(), changes).stages["amvl"].micro_tokens == 1
+
+
+def test_override_merges_nested_fields_and_leaves_the_rest() -> None:
+    changed = override(demo(), {"stages": {"amvl": {"steps": 7, "method": {"gamma_max": 0.25}}}, "seed": 3})
+    assert changed.stages["amvl"].steps == 7
+    assert changed.stages["amvl"].lr == demo().stages["amvl"].lr
+    assert changed.stages["amvl"].method.gamma_max == 0.25
+    assert changed.stages["amvl"].method.beta_warmup == demo().stages["amvl"].method.beta_warmup
+    assert changed.stages["sft"] == demo().stages["sft"]
+    assert changed.data == demo().data and changed.seed == 3
+
+
+def test_override_of_a_union_starts_from_the_defaults_of_the_new_kind() -> None:
+    changed = override(demo(), {"stages": {"sft": {"method": {"kind": "amvl"}}}})
+    assert changed.stages["sft"].method == AmvlMethod()
+
+
+@pytest.mark.parametrize("kind", ["sft", "pause"])
+def test_a_simpler_method_after_a_latent_stage_is_refused(kind: str) -> None:
+    late = {"stages": {"late": {"method": {"kind": kind}, "steps": 1, "global_batch": 2}}}
+    with pytest.raises(ConfigError, match=rf"stages\.late: {kind} cannot follow amvl; put it first"):
+        override(demo(), late)
+
+
+def test_pause_tokens_may_stand_between_fine_tuning_and_amvl() -> None:
+    stages = demo().stages
+    pause = StageConfig(method=PauseMethod(), steps=1, global_batch=2)
+    config = RunConfig(stages={"sft": stages["sft"], "pause": pause, "amvl": stages["amvl"]}, cluster=demo().cluster)
+    assert list(config.stages) == ["sft", "pause", "amvl"]
+
+
+@pytest.mark.parametrize("layout", [{"kind": "before_steps"}, {"kind": "replace_steps", "steps": 1}])
+def test_a_layout_that_the_method_cannot_train_on_is_refused_before_anything_is_prepared(layout) -> None:
+    with pytest.raises(ConfigError, match="embedding_adaptation: amvl needs one latent block per sample"):
+        override(demo(), {"data": {"layout": layout}})
+
+
+def test_an_objective_without_terms_is_refused() -> None:
+    nothing = {"ntp_weight": 0, "beta_max": 0, "gamma_max": 0}
+    with pytest.raises(ConfigError, match="nothing is left to learn from"):
+        override(demo(), {"stages": {"amvl": {"method": nothing}}})
+
+
+def test_flatten_gives_every_field_by_its_path() -> None:
+    flat = flatten(demo())
+    assert flat["stages.amvl.method.kind"] == "amvl"
+    assert flat["data.sources.0.kind"] == "microworld"
+    assert flat["latent.num_slots"] == str(demo().latent.num_slots)
+
+
+def test_the_schema_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, amvl_core.contracts.presets, amvl_core.contracts.records, amvl_core.contracts.storage;"
+        "import amvl_core.data.encode;"
+        "print([m for m in ('torch', 'transformers', 'deepspeed', 'ray') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

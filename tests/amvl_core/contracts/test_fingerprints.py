@@ -1,0 +1,40 @@
+"""What names a result, and what does not."""
+
+from collections.abc import Callable
+
+from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.fingerprints import analyse_fingerprint, evaluate_fingerprint, faithfulness_fingerprint
+from amvl_core.contracts.presets import demo
+from amvl_core.contracts.records import CheckpointRecord, DatasetRecord
+
+
+def names(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, *controls: CheckpointRecord) -> list[str]:
+    labelled = [(control.stage, control) for control in controls]
+    return [
+        evaluate_fingerprint(config, dataset, model),
+        faithfulness_fingerprint(config, dataset, model, labelled),
+        analyse_fingerprint(config, dataset, model),
+    ]
+
+
+def changed(before: list[str], after: list[str]) -> list[bool]:
+    return [a != b for a, b in zip(before, after, strict=True)]
+
+
+def test_each_stage_is_named_by_its_own_settings(
+    dataset: DatasetRecord, checkpoint: Callable[..., CheckpointRecord]
+) -> None:
+    model, control = checkpoint(), checkpoint("sft", "sft", "c2")
+    before = names(demo(), dataset, model)
+
+    def after(**evaluation: object) -> list[bool]:
+        return changed(before, names(override(demo(), {"evaluation": evaluation}), dataset, model))
+
+    assert after(faithfulness_items=7) == [False, True, False]
+    assert after(analysis_items=7) == [False, False, True]
+    assert after(batch_size=7) == [False, False, False]
+    assert after(max_new_tokens=7) == [True, True, False]
+    assert after(seed=7) == [True, True, True]
+    assert after(tau=0.5) == [True, False, False]  # the suite has a sweep of its own
+    assert changed(before, names(demo(), dataset, model, control)) == [False, True, False]
+    assert changed(before, names(demo(), dataset, checkpoint(fingerprint="c3"))) == [True, True, True]

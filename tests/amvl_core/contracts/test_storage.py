@@ -1,0 +1,74 @@
+import os
+
+import pytest
+
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import StorageError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_fragment(tmp_path, monkeypatch) -> None:
+    target = str(tmp_path / "file")
+    storage.write_bytes(target, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .*file: No space left on device"):
+        storage.write_bytes(target, b"new")
+    assert storage.read_bytes(target) == b"old"
+    assert storage.list_names(str(tmp_path)) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(tmp_path) -> None:
+    old, young = tmp_path / ".shard.parquet.1.tmp", tmp_path / ".shard.parquet.2.tmp"
+    for file in (old, young, tmp_path / "shard.parquet"):
+        file.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    storage.remove_leftovers(str(tmp_path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [young.name, "shard.parquet"]
+
+
+def test_a_copy_is_whole_and_replaces_what_was_there(tmp_path) -> None:
+    storage.write_bytes(str(tmp_path / "a"), b"new")
+    storage.write_bytes(str(tmp_path / "b"), b"old")
+    storage.copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    storage.write_bytes(str(tmp_path / "a"), b"newer")
+    assert storage.read_bytes(str(tmp_path / "b")) == b"new"
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path) -> None:
+    (tmp_path / "root").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        storage.check_writable(str(tmp_path / "root"))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_paths_and_file_uris_are_the_same(tmp_path, scheme: str) -> None:
+    root = scheme + str(tmp_path)
+    storage.check_writable(root)
+    storage.write_bytes(storage.join(root, "a", "b.bin"), b"x")
+    assert storage.read_bytes(str(tmp_path / "a" / "b.bin")) == b"x"
+    assert storage.absolute(root) == str(tmp_path)
+    storage.remove(storage.join(root, "a"))
+    assert storage.list_names(root) == []
+    with pytest.raises(StorageError, match="does not exist"):
+        storage.read_bytes(storage.join(root, "a", "b.bin"))
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(StorageError, match="cannot use 'nosuch://x'"):
+        storage.filesystem("nosuch://x")
+
+
+def test_s3_behaves_like_a_folder(s3_bucket: str, tmp_path) -> None:
+    root = storage.join(s3_bucket, "storage-test")
+    storage.check_writable(root)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "f").write_bytes(b"1")
+    storage.upload(tmp_path, storage.join(root, "up"))
+    assert storage.list_names(storage.join(root, "up")) == ["deep"]
+    back = storage.download(storage.join(root, "up"), tmp_path / "down")
+    assert (back / "deep" / "f").read_bytes() == b"1"
+    storage.remove(root)
+    assert not storage.exists(storage.join(root, "up", "deep", "f"))

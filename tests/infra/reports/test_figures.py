@@ -1,0 +1,100 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from amvl_core.contracts.records import EvalRecord, VariantScore
+from amvl_core.eval.predictions import sample
+from infra.reports import figures
+
+
+def test_curves_show_terms_above_and_schedules_below() -> None:
+    history = {
+        "sft/loss": [(1, 2.0), (2, 1.0)],
+        "amvl/loss": [(1, 2.0)],
+        "amvl/kl_forward": [(1, 0.1)],
+        "amvl/beta": [(1, 0.0)],
+        "amvl/grad_norm": [(1, 9.0)],
+    }
+    axes = figures.curves(history, ["sft", "amvl"]).axes
+    assert [axis.get_title(loc="left") for axis in axes[:2]] == ["sft", "amvl"]
+    assert [line.get_label() for line in axes[1].lines] == ["loss", "kl_forward"]
+    assert [line.get_label() for line in axes[3].lines] == ["beta (max 0)"]
+
+
+def test_scores_have_a_bar_for_each_model_and_task_with_its_height(evaluation: Callable[..., EvalRecord]) -> None:
+    axis = figures.score_chart({"base": evaluation("sft", 5), "AMVL": evaluation("amvl", 8)}).axes[0]
+    assert [round(bar.get_height(), 3) for bar in axis.patches] == [0.5, 0.5, 0.5, 0.8, 0.8, 0.8]
+    assert axis.get_legend_handles_labels()[1].count("majority answer") == 1
+
+
+def test_the_sample_shows_every_task_and_prefers_mistakes(
+    tmp_path: Path, evaluation: Callable[..., EvalRecord]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "task": task,
+            "sample_id": f"{task}{i:02d}",
+            "prompt": "p",
+            "answer": "a",
+            "prediction": "a",
+            "correct": i >= 20,
+            "raw_output": "a",
+        }
+        for task in ("x", "y")
+        for i in range(30)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "predictions.parquet")
+    columns = sample(evaluation("amvl", 5).model_copy(update={"uri": str(tmp_path)}))
+    assert columns["task"] == ["x"] * 12 + ["y"] * 12
+    assert columns["correct"][:12] == [False] * 6 + [True] * 6
+
+
+def variant(name: str, accuracy: float, width: float, likelihood: float) -> VariantScore:
+    return VariantScore(
+        variant=name,
+        n=100,
+        accuracy=0.5 + accuracy,
+        low=0.4,
+        high=0.6,
+        difference=accuracy,
+        difference_low=accuracy - width,
+        difference_high=accuracy + width,
+        p_value=0.5,
+        test="McNemar exact",
+        log_likelihood=-3.0 + likelihood,
+        log_likelihood_low=-4.0,
+        log_likelihood_high=-2.0,
+        log_likelihood_difference=likelihood,
+        log_likelihood_difference_low=likelihood - 0.1,
+        log_likelihood_difference_high=likelihood + 0.1,
+        log_likelihood_p=0.01,
+    )
+
+
+def test_faithfulness_colours_what_leaves_out_zero() -> None:
+    rows = [variant("prior", 0, 0, 0), variant("swapped", -0.1, 0.05, 0.0), variant("tau 1", 0.1, 0.2, 0.5)]
+    left, right = figures.faithfulness_chart(rows, "a verdict").axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["swapped  (40.0%)", "tau 1  (60.0%)"]
+    shown = [line for line in left.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
+    assert [[round(float(x), 6) for x in line.get_xdata()] for line in shown] == [[-15, -5], [-10, 30]]
+    colours = [line.get_color() for line in shown]
+    assert colours[0] == figures.COLOURS[1]
+    assert colours[1] not in figures.COLOURS
+    shown = [line for line in right.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
+    assert [line.get_color() in figures.COLOURS for line in shown] == [False, True]
+
+
+def test_a_heat_map_lies_over_its_whole_image() -> None:
+    image = Image.new("RGB", (40, 20))
+    axes = figures.heat_maps([image], ["What? red"], [np.arange(16.0).reshape(2, 4, 2)]).axes
+    assert len(axes) == 3
+    for axis in axes[1:]:
+        picture, heat = axis.images
+        assert heat.get_extent() == picture.get_extent()
+        assert heat.get_clim() == (0, 15)
+    assert axes[2].images[1].get_array().tolist() == [[1, 3, 5, 7], [9, 11, 13, 15]]

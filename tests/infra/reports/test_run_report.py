@@ -1,0 +1,315 @@
+"""A page of records made by hand: what it shows, that it needs nothing else, and that no text of a model is markup."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.records import (
+    TEST_SPLIT,
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    ModelRecord,
+    Shard,
+    VariantScore,
+)
+from flows import report, tasks
+from infra.mlflow_client import client
+from infra.reports import run_report
+from infra.tracking import Tracker
+from tests.data_prep.pictures import png
+
+NASTY = "<script>alert('a & b')</script><img src=http://evil.example/x>"
+TASKS = ("colour", "count", "odd_one_out")
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture()
+def asked(tmp_path: Path, dataset: DatasetRecord) -> DatasetRecord:
+    """A dataset with 18 test questions; one has two images, one none."""
+    rows = [
+        {
+            "sample_id": f"s{i:02d}",
+            "source": "microworld",
+            "segments": [{"kind": "prompt", "text": f"<image>Which {i}? {NASTY}", "num_slots": 0}],
+            "images": [] if i == 1 else [png(80, 60, seed=i)] * (2 if i == 0 else 1),
+            "extra": json.dumps({"task": TASKS[i % 3], "answer": "red"}),
+        }
+        for i in range(18)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    shard = Shard(file="test.parquet", split="test", rows=18, sha256="")
+    return dataset.model_copy(update={"uri": str(tmp_path), "shards": [*dataset.shards, shard]})
+
+
+@pytest.fixture()
+def evaluated(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable[[str, set[int]], EvalRecord]:
+    """An evaluation of the 18 questions, those in `right` answered rightly."""
+
+    def make(stage: str, right: set[int]) -> EvalRecord:
+        rows = [
+            {
+                "sample_id": f"s{i:02d}",
+                "group": "",
+                "task": f"microworld/{TASKS[i % 3]}",
+                "prompt": f"<image>Which {i}? {NASTY}",
+                "answer": "red",
+                "prediction": "red" if i in right else NASTY,
+                "raw_output": f"It is there.\n{'red' if i in right else NASTY}" + " and more" * 60,
+                "correct": i in right,
+            }
+            for i in range(18)
+        ]
+        (tmp_path / stage).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / stage / "predictions.parquet")
+        return evaluation(stage, len(right) // 2).model_copy(update={"uri": str(tmp_path / stage)})
+
+    return make
+
+
+def model_record() -> ModelRecord:
+    reason = "not worse than the former champion, version 1: +1.0 points (-3.0 to +5.0)"
+    return ModelRecord(
+        uri="u", fingerprint="m1", name="amvl", version=2, alias="champion", reason=reason, run_id="r", tracking_uri="t"
+    )
+
+
+def variant(name: str, accuracy: float, p: float) -> VariantScore:
+    around = {"accuracy": accuracy, "low": accuracy - 0.03, "high": accuracy + 0.03}
+    change = {"difference": accuracy - 0.6, "difference_low": accuracy - 0.62, "difference_high": accuracy - 0.58}
+    likelihood = {"log_likelihood": -1.2, "log_likelihood_low": -1.3, "log_likelihood_high": -1.1}
+    changes = {f"log_likelihood_difference{end}": v for end, v in (("", -0.25), ("_low", -0.5), ("_high", -0.125))}
+    return VariantScore(
+        variant=name,
+        n=800,
+        p_value=p,
+        log_likelihood_p=0.375,
+        test="McNemar exact",
+        **around,
+        **change,
+        **likelihood,
+        **changes,
+    )
+
+
+def faithfulness_record(benchmark: str = TEST_SPLIT) -> FaithfulnessRecord:
+    names = ("prior", "zero", "noise", "swap", "shuffle", "no slot 1", "posterior", "tau = 1", "no block", NASTY)
+    rows = [variant(name, 0.6 - 0.01 * i, 1.0 if i < 3 else 0.01) for i, name in enumerate(names)]
+    return FaithfulnessRecord(
+        uri="u",
+        fingerprint=f"f-{benchmark}",
+        benchmark=benchmark,
+        checkpoint="c",
+        stage="amvl",
+        dataset="d",
+        rows=rows,
+        verdict=f"They matter. {NASTY}",
+    )
+
+
+def analysis_record(folder: Path) -> AnalysisRecord:
+    (folder / "occlusion_1.png").write_bytes(png(320, 240, seed=3))
+    (folder / "items.parquet").write_bytes(b"")
+    names = ("S_p", "S_q", "D_L2", "cos", "D_shift", "D_L2_centred", "cos_centred")
+    return AnalysisRecord(
+        uri=str(folder),
+        fingerprint="a1",
+        checkpoint="c",
+        stage="amvl",
+        dataset="d",
+        n=200,
+        geometry={name: 0.5 + i for i, name in enumerate(names)},
+        kl_per_slot=[0.1, 0.2, 0.3, 0.4],
+        active_units=17,
+        mutual_information=0.25,
+        mutual_information_upper=0.75,
+        candidates=8.0,
+        similarity=[[1.0 if i == j else 0.9 - 0.3 * abs(i - j) for j in range(4)] for i in range(4)],
+        sensitivity={"image": 0.4, "text": 0.6},
+        files=["occlusion_1.png", "items.parquet"],
+    )
+
+
+@pytest.fixture()
+def build(
+    tracked: RunConfig,
+    asked: DatasetRecord,
+    checkpoint: Callable[..., CheckpointRecord],
+    evaluated: Callable[[str, set[int]], EvalRecord],
+) -> Callable[..., str]:
+    def make(method: str = "amvl", history: Any = None, **records: Any) -> str:
+        before, after = evaluated("sft", set(range(6))), evaluated("amvl", set(range(4, 12)))
+        return run_report.build(
+            tracked,
+            asked,
+            checkpoint(method=method),
+            report.labels(before, after),
+            model_record(),
+            report.score_rows(before, after, {}, tracked.seed),
+            history or {},
+            **records,
+        )
+
+    return make
+
+
+def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) -> None:
+    history = {"amvl/loss": [(1, 2.0), (2, 1.0)]}
+    tables = {"MMVP": [{"metric": "pair", "n": "150", "AMVL": "40.0%"}]}
+    page = build(
+        history=history,
+        faithfulness=[faithfulness_record(), faithfulness_record("vstar")],
+        analysis=analysis_record(tmp_path),
+        benchmarks=tables,
+    )
+    for text in (
+        "models:/amvl/2</code>",
+        "not worse than the former champion, version 1",
+        # Paired on the 18 questions: 8 against 6 right, 2 in common.
+        "+11.1 points (",
+        "6 gained, 4 lost, McNemar exact p = 0.7539",
+        "<h3>MMVP</h3>",
+        "They matter.",
+        "Accuracy on the test split with the latents changed",
+        "Accuracy on vstar with the latents changed",
+        "<th class='right'>difference, nats</th>",
+        "<td class='right'>-0.250 (-0.500 to -0.125)</td>",
+        "<td class='right'>0.3750</td>",
+        "on the same questions, with 95 % intervals. Seed of the trainings: 0.",
+        "odd one out",
+        "paper, AMVL (7B)",
+        "active units",
+        "0.25 to 0.75",
+        "stages.amvl.method.beta_max",
+        "version.torch",
+        "2 no answer",
+    ):
+        assert text in page
+    images = [attributes["src"] or "" for tag, attributes in tags(page) if tag == "img"]
+    # Two charts, one heat map, and 12 answers of which one has two images and one none.
+    assert len(images) == 2 + 1 + 12
+    assert page.count("<circle") == 2 * 10
+    assert len(page) < 2_000_000
+
+
+def test_nothing_is_loaded_and_no_text_is_markup(build: Callable[..., str], tmp_path: Path) -> None:
+    page = build(faithfulness=[faithfulness_record()], analysis=analysis_record(tmp_path))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(" in page
+    for tag, attributes in tags(page):
+        assert tag not in ("script", "link", "iframe", "object", "base", "form")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href"):
+                assert value is not None
+                assert value.startswith(("data:image/", "#"))
+
+
+def test_a_part_that_is_not_there_says_why(build: Callable[..., str]) -> None:
+    assert "trained with sft: it reads no latents, so there is nothing to take away" in build(method="sft")
+
+
+def test_a_latent_model_without_its_suite_names_the_setting(build: Callable[..., str]) -> None:
+    page = build()
+    assert "Not computed in this run; see evaluation.faithfulness_items" in page
+    assert "their curves are with the run that did" in page
+
+
+def test_half_of_the_answers_are_wrong_and_all_tasks_are_there(
+    asked: DatasetRecord, evaluated: Callable[[str, set[int]], EvalRecord]
+) -> None:
+    base = evaluated("sft", set())
+    found = run_report.samples(asked, base, evaluated("amvl", set(range(4, 12))))
+    assert [sample.correct for sample in found] == [False] * 6 + [True] * 6
+    assert {sample.task for sample in found[:3]} == {sample.task for sample in found[6:9]}
+    assert len({sample.task for sample in found}) == 3
+    assert len(next(sample for sample in found if sample.sample_id == "s00").images) == 2
+    assert all(sample.before == NASTY for sample in found)
+    few = run_report.samples(asked, base, evaluated("nearly", set(range(1, 18))))
+    assert [sample.correct for sample in few] == [False] + [True] * 11
+
+
+def test_pictures_beyond_the_bound_are_named_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = analysis_record(tmp_path)
+    assert list(run_report._pictures(record)[0]) == ["occlusion_1.png"]
+    monkeypatch.setattr(run_report, "PICTURE_BYTES", 10)
+    assert run_report._pictures(record) == ({}, ["occlusion_1.png"])
+
+
+def test_a_page_is_named_by_what_it_shows(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> None:
+    model, analysis = model_record(), analysis_record(tmp_path)
+    names = {
+        run_report.report_fingerprint(model, None, None),
+        run_report.report_fingerprint(model, None, analysis),
+        run_report.report_fingerprint(model, faithfulness_record(), analysis),
+        run_report.report_fingerprint(model.model_copy(update={"fingerprint": "m2"}), None, None),
+        run_report.report_fingerprint(model, evaluation("amvl", 3, "blink"), None, None),
+        run_report.report_fingerprint(model, evaluation("amvl", 3, "mmvp"), None, None),
+    }
+    assert len(names) == 6
+
+
+def test_a_benchmark_that_is_added_later_is_in_the_report_that_is_linked(
+    tracked: RunConfig,
+    asked: DatasetRecord,
+    checkpoint: Callable[..., CheckpointRecord],
+    evaluated: Callable[[str, set[int]], EvalRecord],
+    evaluation: Callable[..., EvalRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The page is made anew, lies with the run that made it, and a later run links that one or has a copy."""
+    links: list[str] = []
+    monkeypatch.setattr(tasks, "create_link_artifact", lambda link, **_: links.append(link))
+    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("report"))
+    before, after = evaluated("sft", set(range(6))), evaluated("amvl", set(range(4, 12)))
+    rows = report.score_rows(before, after, {}, tracked.seed)
+
+    def show(*benchmarks: str, working: bool = False) -> tuple[str, str | None]:
+        tables = {name: [{"metric": "overall", "AMVL": "40.0%"}] for name in benchmarks}
+        published = [evaluation("amvl", 3, name) for name in benchmarks]
+        models = (checkpoint(), before, after, rows, model_record())
+        with Tracker(tracked) as tracker:
+            if working:
+                tracker.start()
+            return tasks.show_report.fn(tracked, asked, *models, tracker, tables, published), tracker.run_id
+
+    plain, first = show(working=True)
+    made, second = show("mmvp")
+    assert "<h3>mmvp</h3>" in Path(made).read_text()
+    assert "<h3>mmvp</h3>" not in Path(plain).read_text()
+    again, none = show("mmvp")
+    last, third = show("mmvp", working=True)
+    assert (again, last, none) == (made, made, None)
+    assert len({first, second, third, None}) == 4
+    linked = [link.split("/runs/")[1] for link in links]
+    assert linked == [f"{run}/artifacts/report.html" for run in (first, second, second, third)]
+    for run in (first, second, third):
+        assert "report.html" in [artifact.path for artifact in client(tracked).list_artifacts(run)]
+
+
+def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Tags()
+    parser.feed(page)
+    return parser.found
