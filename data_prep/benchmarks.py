@@ -15,20 +15,20 @@ from PIL import Image
 from amvl_core.contracts import records, storage
 from amvl_core.contracts.config import BenchmarkSource, RunConfig
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.method import control_token
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
 from amvl_core.data.encode import MAX_ASPECT, TokenCounter
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Drop, Question
-from amvl_core.eval.benchmarks.prepared import extra
-from amvl_core.methods.tokens import control_token
+from amvl_core.eval.benchmarks.prepared import stored
 from data_prep.content_identity import content_identity
 from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
 
 STAGE = "benchmark"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 """Raised whenever the same files give other questions than before."""
 
 
@@ -48,7 +48,7 @@ def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:
 def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: ProgressFn) -> DatasetRecord:
     """Reads all questions into one shard at `uri`, then writes the record. Raises DataError where there are none."""
     benchmark = BENCHMARKS[source.name]
-    counter = TokenCounter.from_model(config.model, config.latent)
+    counter = TokenCounter.from_model(config.model)
     dropped: dict[str, list[DroppedExample]] = defaultdict(list)
     counts: Counter[str] = Counter()
     name, started, said = shard_name("test", 0), time.monotonic(), 0.0
@@ -95,17 +95,9 @@ def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: Prog
 
 
 def _row(question: Question, config: RunConfig, source: str, counter: TokenCounter) -> ShardRow:
-    segments = [Segment("prompt", question.prompt)]
     sizes = [_size(data) for data in question.images]
-    return ShardRow(
-        sample_id=question.item_id,
-        source=source,
-        segments=segments,
-        images=question.images,
-        image_sizes=sizes,
-        num_tokens=counter.count(segments, sizes, config.data.min_pixels, config.evaluation.max_pixels),
-        extra=extra(question),
-    )
+    tokens = counter.count([question.prompt], sizes, config.data.min_pixels, config.evaluation.max_pixels)
+    return ShardRow(stored(question, source), sizes, tokens)
 
 
 def _unanswerable(question: Question) -> Drop | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amvl_core.contracts.config import DataConfig
+from amvl_core.contracts.method import control_token
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
-from amvl_core.methods.tokens import control_token
 
 MALFORMED_ROW = "malformed_row"
 TEST_OVERLAP = "test_overlap"

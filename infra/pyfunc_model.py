@@ -13,9 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from PIL import Image
 
+from amvl_core.contracts.method import control_token
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
 from amvl_core.data.encode import MAX_ASPECT
-from amvl_core.methods.tokens import control_token
 
 BATCH = 16
 

@@ -17,12 +17,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.config import LatentConfig, TinyConfig
+from amvl_core.contracts.config import TinyConfig
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
-from amvl_core.methods.tokens import slot_tokens
+from amvl_core.methods.block import slot_tokens
 from tests.shared import FOLDER
 
 TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)

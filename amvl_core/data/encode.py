@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from amvl_core.contracts.config import LatentConfig, ModelConfig
+from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment
-from amvl_core.methods.tokens import base_template, block_text
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment, StoredSample
+from amvl_core.data.template import base_template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,11 +40,10 @@ class Encoded:
 
 
 class Encoder:
-    """Lays samples out for one method: latent blocks are of the first of `slots`, or left out where there are none."""
+    """Segments and images as a model of `processor` takes them."""
 
-    def __init__(self, processor: Any, slots: Sequence[str]) -> None:
+    def __init__(self, processor: Any) -> None:
         self.processor = processor
-        self.slots = slots
         self.template = base_template(processor)
         self.end_of_turn = processor.tokenizer.eos_token
 
@@ -59,14 +60,6 @@ class Encoder:
         ids: list[int] = []
         labels: list[int] = []
         for position, segment in enumerate(segments):
-            if segment.kind == "latent":
-                if not self.slots:
-                    continue
-                if segment.num_slots > len(self.slots):
-                    raise DataError(
-                        f"{sample_id}: the sample has a block of {segment.num_slots} latent slots, "
-                        f"the model has {len(self.slots)}; prepare the data again with this latent.num_slots"
-                    )
             text = self._text(segment, last=position == len(segments) - 1)
             if text.count(self.processor.image_token) > len(counts):
                 raise DataError(f"{sample_id}: more image placeholders than its {len(images)} images")
@@ -85,8 +78,6 @@ class Encoder:
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
             return self.prompt(segment.text)
-        if segment.kind == "latent":
-            return block_text(self.slots[: segment.num_slots])
         text = segment.text.replace(IMAGE_PLACEHOLDER, f"<|vision_start|>{self.processor.image_token}<|vision_end|>")
         return text + (self.end_of_turn if last else "")
 
@@ -101,6 +92,11 @@ class Encoder:
         grids = features["image_grid_thw"]
         merge = self.processor.image_processor.merge_size**2
         return features["pixel_values"], grids, [int(grid.prod()) // merge for grid in grids]
+
+
+def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sample: StoredSample) -> Encoded:
+    """A stored sample as `method` lays it out."""
+    return encoder.encode(sample.sample_id, method.layout(sample, latent), sample.images)
 
 
 def chat(question: str) -> list[dict[str, Any]]:
@@ -127,13 +123,13 @@ class TokenCounter:
     merge_size: int
 
     @classmethod
-    def from_model(cls, model: ModelConfig, latent: LatentConfig) -> TokenCounter:
+    def from_model(cls, model: ModelConfig) -> TokenCounter:
         """For the processor of `model.base`."""
         from amvl_core.backbones.loading import base_processor
 
         processor = base_processor(model)
         tokenizer = processor.tokenizer
-        empty = Encoder(processor, []).prompt("")
+        empty = Encoder(processor).prompt("")
         return cls(
             tokenizer_json=tokenizer.backend_tokenizer.to_str(),
             overhead=len(tokenizer(empty)["input_ids"]) + 1,
@@ -142,21 +138,14 @@ class TokenCounter:
         )
 
     def count(
-        self,
-        segments: Sequence[Segment],
-        image_sizes: Sequence[tuple[int, int]],
-        min_pixels: int,
-        max_pixels: int,
+        self, texts: Sequence[str], image_sizes: Sequence[tuple[int, int]], min_pixels: int, max_pixels: int
     ) -> int:
-        """Tokens of the laid-out sample; `image_sizes` are (width, height) in pixels."""
+        """Tokens of a sample without what a method adds: its question, steps and answer, and its images in pixels."""
         tokenizer = _tokenizer(self.tokenizer_json)
         total = self.overhead
-        for segment in segments:
-            if segment.kind == "latent":
-                total += segment.num_slots + 2
-            else:
-                text = segment.text.replace(IMAGE_PLACEHOLDER, "")
-                total += len(tokenizer.encode(text, add_special_tokens=False).ids) if text else 0
+        for text in texts:
+            plain = text.replace(IMAGE_PLACEHOLDER, "")
+            total += len(tokenizer.encode(plain, add_special_tokens=False).ids) if plain else 0
         for width, height in image_sizes:
             total += self.image_tokens(width, height, min_pixels, max_pixels) + 2
         return total

@@ -8,20 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.config import (
-    AfterPrompt,
-    BeforeSteps,
-    DataConfig,
-    LatentConfig,
-    Layout,
-    ReplaceSteps,
-    override,
-)
+from amvl_core.contracts.config import AfterPrompt, BeforeSteps, DataConfig, Layout, ReplaceSteps, override
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.presets import demo
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Conversation, Region, Segment
 from amvl_core.data.encode import IGNORED, Encoder
-from amvl_core.methods.tokens import BLOCK_END, BLOCK_START, add_latent_tokens, slot_tokens
+from amvl_core.methods.amvl.presets import demo
+from amvl_core.methods.block import BLOCK_END, BLOCK_START, add_latent_tokens, slot_tokens
 from data_prep.filters import check_text, shown_images
 from data_prep.layouts import STEP_END, lay_out, without_replaced_images
 from tests.tiny import picture, stock_folder

@@ -22,10 +22,10 @@ from amvl_core.contracts.config import (
     RunConfig,
 )
 from amvl_core.contracts.errors import ConfigError, DataError, StorageError
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord, load_record
 from amvl_core.data.encode import TokenCounter
+from amvl_core.methods.amvl.presets import demo
 from data_prep import filters, listing
 from data_prep.microworld.export import FORMS, export
 from data_prep.pipeline import fingerprint, prepare

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from amvl_core.backbones.loading import base_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, override
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Shard, load_record
+from amvl_core.methods.amvl.presets import demo
 from amvl_core.train.loop import TrainJob
 from tests.distributed import local
 from tests.tiny import LATENT, TINY, picture

@@ -3,10 +3,10 @@
 import pytest
 
 from amvl_core.contracts import ablations
-from amvl_core.contracts.ablations import TABLES
 from amvl_core.contracts.config import RunConfig, flatten, override
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.presets import demo, paper
+from amvl_core.methods.amvl.presets import demo, paper
+from amvl_core.methods.amvl.tables import TABLES
 
 AMVL = ("embedding_adaptation", "amvl")
 

@@ -1,8 +1,11 @@
 import pytest
 
-from amvl_core.contracts.config import AmvlMethod, PauseMethod, RunConfig, StageConfig, flatten, override, validate
+from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, validate
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.presets import PRESETS, demo, paper
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.presets import demo, paper
+from amvl_core.methods.pause.config import PauseMethod
 
 
 def test_the_default_is_the_papers_run() -> None:

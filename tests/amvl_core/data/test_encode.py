@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import build_processor
-from amvl_core.contracts.config import LatentConfig, ModelConfig
+from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.encode import IGNORED, Encoder, TokenCounter
-from amvl_core.methods.tokens import add_latent_tokens, slot_tokens
+from amvl_core.methods.block import add_latent_tokens, slot_tokens
 from tests.tiny import TINY, picture, stock_folder
 
 SLOTS = slot_tokens(LatentConfig(num_slots=3))

@@ -8,11 +8,11 @@ from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.encode import IGNORED, Encoder
 from amvl_core.eval.predict import Answerer
-from amvl_core.eval.variants import Control, Item, Prober, variants
-from amvl_core.methods.amvl.modeling import load_stock
+from amvl_core.methods.amvl.probes import Control, Item, Prober, variants
+from amvl_core.methods.block import slot_tokens
+from amvl_core.methods.loading import load_stock
 from amvl_core.methods.pause.method import Pause
 from amvl_core.methods.sft.method import Sft
-from amvl_core.methods.tokens import slot_tokens
 from tests.reference import samples, stock_hidden
 from tests.tiny import LATENT, SAMPLES, amvl_model, picture, stock_folder
 
@@ -75,7 +75,7 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64 no log-likelihood was further off than 4e-15 of 30."""
-    monkeypatch.setattr("amvl_core.eval.variants.AT_ONCE", at_once)
+    monkeypatch.setattr("amvl_core.methods.amvl.probes.AT_ONCE", at_once)
     model, processor = amvl_model()
     prober = Prober(model, processor, "natural")
     *asked, donor = items()

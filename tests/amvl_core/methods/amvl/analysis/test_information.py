@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.analysis.information import cross_posteriors, information_bounds
 from amvl_core.methods.amvl.gaussian import Gaussian
+from amvl_core.methods.amvl.probes import Item, Prober
 from tests.amvl_core.eval.test_variants import items
 from tests.tiny import amvl_model
 

@@ -7,9 +7,9 @@ from PIL import Image, ImageDraw
 
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Segment
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.analysis import occlusion
 from amvl_core.methods.amvl.analysis.occlusion import occlusion_map
+from amvl_core.methods.amvl.probes import Item, Prober
 from tests.amvl_core.eval.test_variants import items
 from tests.tiny import LATENT, amvl_model
 

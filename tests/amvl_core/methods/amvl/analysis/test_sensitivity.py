@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from amvl_core.contracts.sample import Segment
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.analysis.sensitivity import permutation_shifts, question_columns
+from amvl_core.methods.amvl.probes import Item, Prober
 from tests.amvl_core.eval.test_variants import items
 from tests.tiny import LATENT, amvl_model
 
