@@ -178,6 +178,15 @@ class DataConfig(Frozen):
     )
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _budget(self) -> DataConfig:
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(
+                f"max_pixels ({self.max_pixels}) must be at least min_pixels ({self.min_pixels}); lower both to save "
+                "memory"
+            )
+        return self
+
 
 class TinyConfig(Frozen):
     """Size of the model that is built offline where `model.base` is `tiny`."""
@@ -390,6 +399,11 @@ class RunConfig(Frozen):
     def _consistent(self) -> RunConfig:
         if not self.data.sources:
             raise ValueError("data.sources is empty")
+        if self.evaluation.max_pixels < self.data.min_pixels:
+            raise ValueError(
+                f"evaluation.max_pixels ({self.evaluation.max_pixels}) must be at least data.min_pixels "
+                f"({self.data.min_pixels}), which images of benchmarks are scaled up to"
+            )
         before: MethodConfig | None = None
         for name, stage in self.stages.items():
             size, workers = stage.global_batch, self.cluster.num_workers
