@@ -47,8 +47,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     assert (record.kept, record.dropped) == (len(KINDS), {})
     shards = ShardReader(record, "test")
     rows = [shards[number] for number in range(len(shards))]
-    for name, stored in zip(KINDS, rows, strict=True):
-        (size,) = stored["image_sizes"]
+    for name, sizes in zip(KINDS, shards.column("image_sizes"), strict=True):
+        (size,) = sizes
         assert tuple(size.values()) == decode(KINDS[name]).size
     return {name: question(row).images[0] for name, row in zip(KINDS, rows, strict=True)}
 
@@ -61,7 +61,7 @@ def test_every_way_shows_the_same_pixels(name: str, answerer: Answerer, asked: d
     assert (prepared.width, prepared.height) == decode(data).size
     assert sorted(decode(data).size) == [HEIGHT, WIDTH]
     assert np.array_equal(decode(prepared.data), decode(data))
-    encoder, segments = Encoder(answerer.processor, []), [Segment("prompt", "<image>What?"), Segment("answer", "x")]
+    encoder, segments = Encoder(answerer.processor), [Segment("prompt", "<image>What?"), Segment("answer", "x")]
     trained = encoder.encode("sample", segments, [prepared.data]).pixel_values
     assert trained is not None and trained.std() > 0.05
     lines = base64.encodebytes(data).decode()
