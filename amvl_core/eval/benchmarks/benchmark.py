@@ -16,6 +16,9 @@ from amvl_core.data.pixels import PictureError, decode
 from amvl_core.eval.extract import Extractor
 from amvl_core.eval.significance import Unit
 
+OURS, EXACT = "unwrapped", "exact match"
+"""Our own readings: of the final answer, and of the last lines."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -86,6 +89,7 @@ Metric = Callable[[Sequence[Outcome]], list[Unit]]
 class Benchmark:
     """`read(uri)` gives the questions; `readings` are the harness-compatible extractors by the harness's name.
 
+    Without a harness the last lines of an output are compared with the gold answer.
     The first of `metrics` is the overall score.
     """
 
@@ -97,7 +101,7 @@ class Benchmark:
     """`check(uri)` raises a DataError, at once and without reading on, where the files are not there."""
     readings: Mapping[str, Extractor]
     metrics: Mapping[str, Metric]
-    headline: str = "unwrapped"
+    headline: str = OURS
     """The reading that stands for the score where there is room for one."""
 
 
