@@ -32,8 +32,10 @@ def test_every_kind_gives_the_same_members(uri: str) -> None:
     with open_archive(uri) as archive:
         assert archive.names() == sorted(FILES)
         assert {name: archive.read(name) for name in archive.names()} == FILES
-        assert archive.find("a.txt") == "top/a.txt"
-        assert archive.find("c.txt") is None
+        assert archive.only("b.bin") == "top/b.bin"
+        assert archive.only("c.txt") is None
+        with pytest.raises(DataError, match=r"holds top/a\.txt, top/deep/a\.txt, and only one of them"):
+            archive.only("a.txt")
         with pytest.raises(KeyError):
             archive.read("top/c.txt")
 
@@ -138,7 +140,7 @@ def test_zips_in_a_folder_are_part_of_it(tmp_path: Path, place: str, s3_bucket: 
             assert archive.read(name) == data
             with archive.open(name) as file:
                 assert file.read() == data
-        assert archive.find("two.txt") == "images/two.txt" and archive.find_folder("x") == "images/x"
+        assert archive.only("two.txt") == "images/two.txt" and archive.find_folder("x") == "images/x"
         located = {name: archive.located(name) for name in (*INSIDE, "a.txt", "gone.txt")}
     assert located["images/x/three.txt"] == Inner("images/in.zip", "x/three.txt")
     assert (located["a.txt"], located["gone.txt"]) == ("a.txt", "gone.txt")
