@@ -124,7 +124,10 @@ class DatasetRecord(Record):
     def check_test_split(self) -> None:
         """Raises DataError where there is nothing to evaluate on."""
         if not self.rows("test"):
-            raise DataError("the dataset has no test split to evaluate on; give a source with one (data.sources)")
+            notes = "".join(f"; {report.source}: {note}" for report in self.reports for note in list(report.notes)[:3])
+            raise DataError(
+                f"the dataset has no test split to evaluate on; give a source with one (data.sources){notes}"
+            )
 
 
 class BestModel(BaseModel):

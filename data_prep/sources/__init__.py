@@ -132,15 +132,24 @@ def detect(uri: str) -> Source:
     """
     with open_archive(uri) as archive:
         source = _by_name(uri, archive) or _by_content(uri, archive)
-        likely = own_chats.likely(archive) if source is None else []
+        there = _what_is_there(archive) if source is None else []
     if source is None:
-        there = f"\n{', '.join(likely[:4])} is there: call the file of the training rows train" if likely else ""
         raise DataError(
             f"{uri} holds no data that is understood; a folder, .tar.gz, .zip or .parquet must hold one of\n"
-            + UNDERSTOOD
-            + there
+            + "\n".join([UNDERSTOOD, *there])
         )
     return source
+
+
+def _what_is_there(archive: Archive) -> list[str]:
+    """What may have been meant: a line for each of the first files."""
+    said = [
+        f"{name} has the columns {', '.join(table.columns)}"
+        for name, table in tables(archive, bool)
+        if isinstance(table, Table)
+    ]
+    names = [name for name in own_chats.likely(archive) if not name.endswith(".parquet")]
+    return [*said, *(f"{name} is there: training rows of one's own are called train.jsonl" for name in names)][:4]
 
 
 def _by_name(uri: str, archive: Archive) -> Source | None:

@@ -111,7 +111,7 @@ def _wrong(text: str, error: Exception, start: int = 0) -> str:
         what = "a comma behind the value" if after.strip() == "," else "it goes on behind the value"
     elif after[:1] == "'":
         what = "texts stand in double quotes"
-    shown = f"{before[-SHOWN_CHARS:]} >>> {after[:SHOWN_CHARS]}".strip()
+    shown = " ".join(f"{before[-SHOWN_CHARS:]} >>> {after[:SHOWN_CHARS]}".split())
     return f"{what}, at character {len(before) + 1}: {shown}"
 
 

@@ -229,6 +229,6 @@ def _picture(value: Any, where: str) -> Picture:
     if _URL.match(value):
         raise Rejected(
             MISSING_IMAGE,
-            f"{where}: {shortened(value, 120)} is a URL, nothing is fetched; save it and give its path",
+            f"{where}: {shortened(value, 120)} is a URL, nothing is fetched; give a path in the data",
         )
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import posixpath
 import unicodedata
 from collections import defaultdict
@@ -10,7 +11,7 @@ from functools import cached_property
 
 from amvl_core.contracts.errors import shortened
 from data_prep.filters import MISSING_IMAGE
-from data_prep.sources.archive_members import Archive, resolve
+from data_prep.sources.archive_members import Archive, DeadLinkError, resolve
 from data_prep.sources.raw_row import Rejected
 
 COMPARED = 200
@@ -29,17 +30,30 @@ class Places:
         Raises Rejected if it is not there, with the nearest that is.
         """
         folder = posixpath.dirname(file)
-        for name in (posixpath.join(folder, path), resolve(folder, path)):
+        asked = resolve(folder, path)
+        # A Mac writes the letters of a name and their accents apart.
+        forms = [unicodedata.normalize(form, asked) for form in ("NFC", "NFD")] if asked is not None else []
+        for name in (posixpath.join(folder, path), asked, *forms):
             if name is not None and name in self._archive.members:
                 return name
         shown = shortened(repr(path), 100)
-        what = "leads outside of the data" if resolve(folder, path) is None else "is not there"
+        what = "leads outside of the data" if asked is None else "is not there"
+        self._check_links(asked or "", where)
         nearest = self._nearest(folder, path)
         hint = f"; {shortened(posixpath.relpath(nearest, folder or '.'), 100)} exists" if nearest else ""
         raise Rejected(
             MISSING_IMAGE,
             f"{where}: {shown} {what}; paths count from the folder of {posixpath.basename(file)}{hint}",
         )
+
+    def _check_links(self, name: str, where: str) -> None:
+        """Raises Rejected where a folder on the way to `name` is a link that leads nowhere: it is listed as a file."""
+        folders = itertools.accumulate(name.split("/"), posixpath.join)
+        for folder in (folder for folder in folders if folder in self._archive.members):
+            try:
+                self._archive.open(folder).close()
+            except DeadLinkError as error:
+                raise Rejected(MISSING_IMAGE, f"{where}: {error}") from error
 
     def _nearest(self, folder: str, path: str) -> str | None:
         """The member with the same name but for case, ending or folder; else one of a similar name in the folder."""

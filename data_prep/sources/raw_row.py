@@ -48,7 +48,7 @@ class Inline:
             return self.data
         head, _, rest = self.data.partition(",") if self.data.startswith("data:") else (";base64", "", self.data)
         if not head.endswith(";base64"):
-            raise ValueError(f"{head[:60]!r} says of another encoding")
+            raise ValueError(f"no base64 follows {head[:60]!r}")
         text = "".join(rest.split())
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
@@ -187,7 +187,7 @@ def read_image(archive: Archive | None, image: ImageRef) -> bytes | Drop:
         try:
             return image.read()
         except ValueError as error:
-            return Drop(UNREADABLE_IMAGE, f"an image is not base64: {error}")
+            return Drop(UNREADABLE_IMAGE, f"an image in the row is not base64: {error}")
     try:
         assert archive is not None
         if isinstance(image, str):
