@@ -144,9 +144,8 @@ def detect(uri: str) -> Source:
 def _what_is_there(archive: Archive) -> list[str]:
     """What may have been meant: a line for each of the first files."""
     said = [
-        f"{name} has the columns {', '.join(table.columns)}"
+        f"{name} has the columns {', '.join(table.columns)}" if isinstance(table, Table) else table.detail
         for name, table in tables(archive, bool)
-        if isinstance(table, Table)
     ]
     names = [name for name in own_chats.likely(archive) if not name.endswith(".parquet")]
     return [*said, *(f"{name} is there: training rows of one's own are called train.jsonl" for name in names)][:4]

@@ -20,7 +20,7 @@ from data_prep.sources.own_places import Places
 from data_prep.sources.pairs import pairs
 from data_prep.sources.pictures import clipped, image_size
 from data_prep.sources.raw_row import Cell, RawRow, Rejected, tables
-from data_prep.sources.table import Stored
+from data_prep.sources.table import Stored, Table
 
 OwnSource = ChatJsonlSource | LlavaJsonSource
 
@@ -47,7 +47,10 @@ def files(archive: Archive, split: Split, ending: str) -> list[str]:
     if ending != "parquet":
         name = archive.only(f"{split}.{ending}")
         return [name] if name else []
-    found = [name for name, table in tables(archive, is_table) if _split(archive, name) == split]
+    own = tables(archive, is_table)
+    # Damaged ones are of a data set that is seen by others.
+    sound = any(isinstance(table, Table) for _, table in own)
+    found = [name for name, _ in own if sound and _split(archive, name) == split]
     folders: dict[str, str] = {posixpath.dirname(name): name for name in reversed(found)}
     if len(folders) > 1:
         raise several(archive.uri, sorted(folders.values()))

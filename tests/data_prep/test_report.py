@@ -39,7 +39,13 @@ def dataset(folder: Path) -> DatasetRecord:
         shards.append(Shard(file=file.name, split="train", rows=rows, sha256=sha256(file)))
     example = DroppedExample(sample_id=NASTY, detail=NASTY)
     found = SourceReport(
-        source=NASTY, split="train", read=73, kept=70, dropped={"no_answer": 3}, examples={"no_answer": [example]}
+        source=NASTY,
+        split="train",
+        read=73,
+        kept=70,
+        dropped={"no_answer": 3},
+        examples={"no_answer": [example]},
+        notes={NASTY: 7},
     )
     empty = SourceReport(source="e", split="test", read=1, kept=0, dropped={"too_long": 1}, examples={})
     return DatasetRecord(
