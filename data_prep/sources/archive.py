@@ -104,14 +104,16 @@ def _holds_tar(file: IO[bytes], decompress: Any) -> bool:
     if decompress is None:
         return False
     try:
-        tarfile.TarInfo.frombuf(decompress(file).read(512), "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        return isinstance(error, tarfile.EOFHeaderError)  # an empty one
+        block = decompress(file).read(tarfile.BLOCKSIZE)
+        if any(block):  # one without members is of zeros
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
     except DAMAGED:
         return True
     finally:
         file.seek(0)
-    return True
+    return len(block) > 0
 
 
 class _Folder(Archive):

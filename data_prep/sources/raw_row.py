@@ -104,8 +104,8 @@ def checked(schema: TypeAdapter[T], value: Any, where: str = "") -> T:
     try:
         return schema.validate_python(value)
     except ValidationError as error:
-        path, what = _wrong(value, error)
-        path = ".".join([where, *path] if where else path)
+        parts, what = _wrong(value, error)
+        path = ".".join([where, *parts] if where else parts)
         raise Rejected(MALFORMED_ROW, f"{path}: {what}" if path else what) from error
 
 

@@ -124,9 +124,10 @@ class Table:
                 self._columns[column] = self._file.read_row_group(group, columns=self._bytes(column)).column(column)
             except _UNREADABLE as error:
                 raise damaged(self.uri, error) from error
-        value = self._columns[column][row]
-        value = value.as_py() if index is None else value.values[index].as_py()
-        return value["bytes"] if isinstance(value, dict) else value
+        cell = self._columns[column][row]
+        value = cell.as_py() if index is None else cell.values[index].as_py()
+        data: bytes | None = value["bytes"] if isinstance(value, dict) else value
+        return data
 
     def _bytes(self, column: str) -> list[str]:
         """What is read of a column of images: without the paths, where there are any."""
