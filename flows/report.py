@@ -30,7 +30,7 @@ def page_text(line: str, warnings: list[str]) -> str:
 
 
 def drop_rows(dataset: DatasetRecord) -> list[dict[str, Any]]:
-    """One row per source, split and drop reason, with its examples; the kept samples and each note in rows of their own."""
+    """One row per source, split and drop reason, with its examples; one for the kept samples, and for each note."""
     rows: list[dict[str, Any]] = []
     for report in dataset.reports:
         where = {"source": report.source, "split": report.split, "read": report.read}

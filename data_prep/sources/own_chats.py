@@ -73,11 +73,16 @@ def likely(archive: Archive) -> list[str]:
 
 def rows(source: OwnSource, archive: Archive) -> Iterator[RawRow]:
     """Every row of the training file and, if there is one, of the test file. Raises DataError without the first."""
-    found = {split: _files(source, archive, split) for split in SPLITS}
-    notes: tuple[str, ...] = ()
+    of = {split: [files(archive, split, ending) for ending in ENDINGS[source.kind]] for split in SPLITS}
+    found = {split: next(filter(None, named), []) for split, named in of.items()}
+    if not found["train"]:
+        raise _no_rows(source, archive)
+    read = {name for names in found.values() for name in names}
+    others = [name for named in of.values() for names in named for name in names if name not in read]
+    notes = tuple(f"{name} is not read: {source.kind} looks for another file first" for name in others[:3])
     if not found["test"]:
-        others = [name for name in likely(archive) if name not in found["train"]]
-        notes = tuple(f"{name} is not read; the file of the test rows is called test" for name in others[:3])
+        others = [name for name in likely(archive) if name not in (*read, *others)]
+        notes += tuple(f"{name} is not read; the file of the test rows is called test" for name in others[:3])
     places, seen = Places(archive), set[bytes]()
     for split in SPLITS:
         own = f"{source.name}/{split}/"
@@ -89,14 +94,11 @@ def rows(source: OwnSource, archive: Archive) -> Iterator[RawRow]:
             yield from made
 
 
-def _files(source: OwnSource, archive: Archive, split: Split) -> list[str]:
-    endings = ENDINGS[source.kind]
-    found = next((names for ending in endings if (names := files(archive, split, ending))), [])
-    if not found and split == "train":
-        there = ", ".join(likely(archive)[:3])
-        hint = f"; {there} is there: call what trains train.{endings[0]}, what tests test.{endings[0]}" if there else ""
-        raise DataError(f"{source.uri} has no train.{endings[0]}; write a row for each question into it{hint}")
-    return found
+def _no_rows(source: OwnSource, archive: Archive) -> DataError:
+    ending = ENDINGS[source.kind][0]
+    there = ", ".join(likely(archive)[:3])
+    hint = f"; {there} is there: call what trains train.{ending}, what tests test.{ending}" if there else ""
+    return DataError(f"{source.uri} has no train.{ending}; write a row for each question into it{hint}")
 
 
 def _values(archive: Archive, found: list[str]) -> Iterator[tuple[str, str, Any]]:

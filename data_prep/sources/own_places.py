@@ -13,6 +13,7 @@ from amvl_core.contracts.errors import shortened
 from data_prep.filters import MISSING_IMAGE
 from data_prep.sources.archive_members import Archive, DeadLinkError, resolve
 from data_prep.sources.raw_row import Rejected
+from data_prep.sources.visible import hidden
 
 COMPARED = 200
 """Names that a path is compared with to find the nearest."""
@@ -37,7 +38,7 @@ class Places:
             if name is not None and name in self._archive.members:
                 return name
         shown = shortened(repr(path), 100)
-        what = "leads outside of the data" if asked is None else "is not there"
+        what = "leads outside of the data" if asked is None else "is hidden" if hidden(asked) else "is not there"
         self._check_links(asked or "", where)
         nearest = self._nearest(folder, path)
         hint = f"; {shortened(posixpath.relpath(nearest, folder or '.'), 100)} exists" if nearest else ""

@@ -196,6 +196,10 @@ def test_a_row_that_is_no_object_is_named(tmp_path: Path) -> None:
         ("/data/set/pictures/a.png", "pictures/a.png exists"),
         ("../pictures/b.png", "pictures/b.png exists"),
         ("pictures/img_00007.png", "pictures/img_0007.png exists"),
+        (
+            ".pictures/a.png",
+            "'.pictures/a.png' is hidden; paths count from the folder of train.jsonl; pictures/a.png exists",
+        ),
         ("pictures", "'pictures' is not there; paths count from the folder of train.jsonl"),
     ],
 )
@@ -256,6 +260,20 @@ def test_a_file_that_may_hold_the_test_rows_is_named(tmp_path: Path, name: str) 
     assert unit.report.notes == {f"{name} is not read; the file of the test rows is called test": 1}
     named = detect(as_folder(tmp_path / "t", chat(chat_row(), test=(chat_row(),)) | {name: b"[]"}))
     assert all(unit.report.notes == {} for unit in finish(work(named, tmp_path / "out2")))
+
+
+def test_the_kind_says_which_of_two_files_is_read_and_the_other_is_noted(tmp_path: Path) -> None:
+    other = json.dumps([{"conversations": turns("Text?", "yes", SHAREGPT)}]).encode()
+    files = chat(chat_row(), test=(chat_row(),)) | {"train.json": other, "test.json": other}
+    uri = as_folder(tmp_path / "s", files)
+    for make, read, left in ((ChatJsonlSource, "jsonl", "json"), (LlavaJsonSource, "json", "jsonl")):
+        rows = listed(make(uri=uri))
+        assert [row.fields["question"] for row in rows] == 2 * ["<image>What?" if read == "jsonl" else "Text?"]
+        said = [
+            f"{name}.{left} is not read: {make(uri=uri).kind} looks for another file first"
+            for name in ("train", "test")
+        ]
+        assert [note for row in rows for note in row.notes] == said
 
 
 @pytest.mark.parametrize("name", ["training.jsonl", "Train.jsonl", "train_v2.json"])
