@@ -7,6 +7,7 @@ import itertools
 import posixpath
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cached_property
 
 from amvl_core.contracts.errors import shortened
@@ -32,10 +33,8 @@ class Places:
         """
         folder = posixpath.dirname(file)
         asked = resolve(folder, path)
-        # A Mac writes the letters of a name and their accents apart.
-        forms = [unicodedata.normalize(form, asked) for form in ("NFC", "NFD")] if asked is not None else []
-        for name in (posixpath.join(folder, path), asked, *forms):
-            if name is not None and name in self._archive.members:
+        for name in _forms(posixpath.join(folder, path), asked):
+            if name in self._archive.members:
                 return name
         shown = shortened(repr(path), 100)
         what = "leads outside of the data" if asked is None else "is hidden" if hidden(asked) else "is not there"
@@ -78,6 +77,15 @@ class Places:
         for name in self._archive.names():
             found[posixpath.dirname(name)].append(name)
         return dict(found)
+
+
+def _forms(written: str, asked: str | None) -> Iterator[str]:
+    yield written
+    if asked is not None:
+        # A Mac writes the letters of a name and their accents apart.
+        yield asked
+        yield unicodedata.normalize("NFC", asked)
+        yield unicodedata.normalize("NFD", asked)
 
 
 def _plain(name: str) -> str:
