@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image
 
 from amvl_core.contracts.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
-from amvl_core.contracts.presets import demo
 from amvl_core.data.encode import TokenCounter
+from amvl_core.methods.amvl.presets import demo
 from benchmarks.drawings import DRAWINGS
 from data_prep import duplicates, listing
 from data_prep.duplicate_keys import KeyFile, Keys

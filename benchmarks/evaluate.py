@@ -30,13 +30,13 @@ from transformers import GenerationConfig
 
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.config import ClusterConfig, MicroworldSource, RunConfig, TinyConfig
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, Shard
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.encode import TokenCounter
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.eval.predict import Answerer
+from amvl_core.methods.amvl.presets import demo
 from benchmarks.measure import device_name
 from data_prep.microworld import generate
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, extra_json

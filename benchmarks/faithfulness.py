@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from data_prep.layouts import lay_out
 from PIL import Image
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.presets import demo
-from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, TAUS
+from amvl_core.contracts.records import NO_BLOCK, PRIOR
 from amvl_core.eval.predict import Answerer
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.modeling import load_amvl
+from amvl_core.methods.amvl.presets import demo
+from amvl_core.methods.amvl.probes import TAUS, Item, Prober
 from benchmarks.measure import Step, device_name, interleaved
-from data_prep.layouts import lay_out
 from data_prep.microworld import generate
 
 

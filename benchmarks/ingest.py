@@ -34,7 +34,6 @@ from torch.utils.hooks import RemovableHandle
 from amvl_core.backbones.loading import base_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, override
-from amvl_core.contracts.presets import demo, paper
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord
 from amvl_core.data.batch import Batch
@@ -42,6 +41,7 @@ from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.prefix import find_blocks
+from amvl_core.methods.amvl.presets import demo, paper
 from amvl_core.methods.method import Method
 from amvl_core.rows.flops import sft_rows, shared_prefix_rows
 

@@ -31,14 +31,16 @@ from PIL import Image
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.config import AmvlMethod, LatentConfig, StageConfig, TinyConfig
+from amvl_core.contracts.config import StageConfig, TinyConfig
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.modeling import load_amvl
+from amvl_core.methods.block import slot_tokens
 from amvl_core.methods.method import Clock
-from amvl_core.methods.tokens import slot_tokens
 from amvl_core.train.checkpoint import write_model
 from amvl_core.train.engine import parameter_groups, set_trainable
 from amvl_core.train.loop import TrainJob

@@ -40,7 +40,7 @@ import psutil
 from PIL import Image
 
 from amvl_core.contracts.config import ChatJsonlSource, ClusterConfig, DataConfig, RunConfig
-from amvl_core.contracts.presets import demo
+from amvl_core.methods.amvl.presets import demo
 from benchmarks import pictures
 from data_prep.images import JPEG_QUALITY, MAX_ASPECT, MIN_SIDE, PixelBudget, StoredImage, budget_size, standardise
 

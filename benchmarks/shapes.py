@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.contracts.config import LatentConfig
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration

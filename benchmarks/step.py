@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.contracts.config import AmvlMethod, SftMethod
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.methods.method import Clock
+from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
 from amvl_core.rows.flops import PEAK_BF16_FLOPS, sft_flops, shared_prefix_flops, three_pass_flops
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes

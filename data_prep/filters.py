@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from amvl_core.contracts.config import DataConfig
 from amvl_core.contracts.errors import shortened
+from amvl_core.contracts.method import control_token
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
-from amvl_core.methods.tokens import control_token
+from amvl_core.data.pixels import DECOMPRESSION_BOMB as DECOMPRESSION_BOMB
+from amvl_core.data.pixels import UNREADABLE_IMAGE as UNREADABLE_IMAGE
 
 MALFORMED_ROW = "malformed_row"
 TEST_OVERLAP = "test_overlap"
@@ -17,8 +19,6 @@ INCOMPLETE_REASONING = "incomplete_reasoning"
 PLACEHOLDER_MISMATCH = "placeholder_mismatch"
 RESERVED_TEXT = "reserved_text"
 MISSING_IMAGE = "missing_image"
-UNREADABLE_IMAGE = "unreadable_image"
-DECOMPRESSION_BOMB = "decompression_bomb"
 SMALL_IMAGE = "small_image"
 EXTREME_ASPECT = "extreme_aspect"
 DEGENERATE_BOX = "degenerate_box"

@@ -35,7 +35,7 @@ from data_prep.streaming import stream
 from data_prep.units import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 4
+STAGE_VERSION = 6
 """Raised whenever the same configuration gives other shards than before."""
 
 SOURCES = "sources"
@@ -86,7 +86,6 @@ def _source_fingerprints(config: RunConfig) -> list[str]:
             schema=SCHEMA_VERSION,
             source=_source_identity(source),
             data=data,
-            num_slots=config.latent.num_slots,
             model=model,
         )
         for source in config.data.sources
@@ -124,8 +123,8 @@ def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetReco
     uri = storage.absolute(uri)
     identities = _source_fingerprints(config)
     folders = tuple(storage.join(uri.rpartition("/")[0], SOURCES, identity) for identity in identities)
-    counter = TokenCounter.from_model(config.model, config.latent)
-    work = Work(_absolute(config).data, config.latent.num_slots, counter, folders)
+    counter = TokenCounter.from_model(config.model)
+    work = Work(_absolute(config).data, counter, folders)
     sources = _prepare_sources(work, identities, on_progress)
     parts = _parts(sources)
     folder = storage.join(uri.rpartition("/")[0], contamination.FOLDER)

@@ -28,8 +28,9 @@ SHOWN_SAMPLES = 6
 SHOWN_ANSWERS = 9
 THUMB_PIXELS = 168
 _COUNTED_ANSWERS = 20_000
-_COUNTED = ["source", "image_sizes.list.element.width", "image_sizes.list.element.height", "num_tokens", "extra"]
-_SHOWN = ["sample_id", "segments", "images", "extra"]
+_COUNTED = ["source", "image_sizes.list.element.width", "image_sizes.list.element.height"]
+_COUNTED += ["num_tokens", "task", "answer"]
+_SHOWN = ["sample_id", "question", "answer", "images"]
 
 
 @dataclass
@@ -47,14 +48,13 @@ class Statistics:
     samples: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, rows: pa.Table) -> None:
-        """Counts rows of a shard: their columns `num_tokens`, `image_sizes` and `extra`."""
+        """Counts rows of a shard: their columns `num_tokens`, `image_sizes`, `task` and `answer`."""
         self.tokens.update(rows["num_tokens"].to_pylist())
         self.images.update(pc.list_value_length(rows["image_sizes"]).to_pylist())
         width, height = pc.list_flatten(rows["image_sizes"]).combine_chunks().flatten()
         self.sides.update(np.sqrt(np.multiply(width, height, dtype=np.float64)).round().astype(int).tolist())
-        extras = [json.loads(extra) for extra in rows["extra"].to_pylist()]
-        self.tasks.update(extra["task"] for extra in extras)
-        self.answers.update(extra["answer"].strip()[:80] for extra in extras)
+        self.tasks.update(rows["task"].to_pylist())
+        self.answers.update(answer.strip()[:80] for answer in rows["answer"].to_pylist())
         if len(self.answers) > 2 * _COUNTED_ANSWERS:
             self.answers = Counter(dict(self.answers.most_common(_COUNTED_ANSWERS)))
 
@@ -118,8 +118,8 @@ def _sample(row: dict[str, Any]) -> dict[str, str]:
     images = row["images"]
     return {
         "sample_id": row["sample_id"],
-        "question": next((segment["text"] for segment in row["segments"] if segment["kind"] == "prompt"), ""),
-        "answer": json.loads(row["extra"])["answer"],
+        "question": row["question"],
+        "answer": row["answer"],
         "image": thumbnail(images[0], 2 * THUMB_PIXELS) if images else "",
         "images": str(len(images)),
     }

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import StorageError
-from amvl_core.contracts.sample import Region, Segment, Split
+from amvl_core.contracts.sample import Split, StoredSample
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 ROW_GROUP_ROWS = 32
 """What a reader must read to get at one sample: small enough for random access over a network."""
@@ -26,42 +26,35 @@ SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("source", pa.string()),
-        ("segments", pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("num_slots", pa.int32())]))),
+        ("task", pa.string()),
+        ("question", pa.string()),
+        ("steps", pa.list_(pa.struct([("text", pa.string()), ("image", pa.int32())]))),
+        ("answer", pa.string()),
         ("images", pa.list_(pa.binary())),
         ("image_sizes", pa.list_(pa.struct([("width", pa.int32()), ("height", pa.int32())]))),
+        (
+            "regions",
+            pa.list_(pa.struct([("label", pa.string()), ("box", pa.list_(pa.float64())), ("image", pa.int32())])),
+        ),
         ("num_tokens", pa.int32()),
         ("extra", pa.string()),
     ]
 )
+"""`num_tokens` counts question, steps, answer and images; what a method adds is added at load. `extra` is JSON."""
 
 
 @dataclass(frozen=True)
 class ShardRow:
     """One sample as it is stored; `image_sizes` are (width, height) in pixels."""
 
-    sample_id: str
-    source: str
-    segments: Sequence[Segment]
-    images: Sequence[bytes]
+    sample: StoredSample
     image_sizes: Sequence[tuple[int, int]]
     num_tokens: int
-    extra: str
 
 
 def shard_name(split: Split, number: int) -> str:
     """`train-00000.parquet`."""
     return f"{split}-{number:05d}.parquet"
-
-
-def extra_json(task: str, answer: str, steps: Sequence[str], regions: Sequence[Region]) -> str:
-    """The `extra` column: canonical JSON of what scoring and analysis need beside the segments."""
-    fields = {
-        "task": task,
-        "answer": answer,
-        "steps": list(steps),
-        "regions": [asdict(region) for region in regions],
-    }
-    return json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 class ShardWriter:
@@ -160,16 +153,21 @@ def sha256(file: Path) -> str:
 
 
 def _table(rows: Sequence[ShardRow]) -> pa.Table:
-    columns = {
-        "sample_id": [row.sample_id for row in rows],
-        "source": [row.source for row in rows],
-        "segments": [
-            [{"kind": part.kind, "text": part.text, "num_slots": part.num_slots} for part in row.segments]
-            for row in rows
-        ],
-        "images": [list(row.images) for row in rows],
-        "image_sizes": [[{"width": width, "height": height} for width, height in row.image_sizes] for row in rows],
-        "num_tokens": [row.num_tokens for row in rows],
-        "extra": [row.extra for row in rows],
+    return pa.Table.from_pylist([_columns(row) for row in rows], schema=SCHEMA)
+
+
+def _columns(row: ShardRow) -> dict[str, Any]:
+    sample = row.sample
+    return {
+        "sample_id": sample.sample_id,
+        "source": sample.source,
+        "task": sample.task,
+        "question": sample.question,
+        "steps": [{"text": text, "image": image} for text, image in zip(sample.steps, sample.step_images, strict=True)],
+        "answer": sample.answer,
+        "images": list(sample.images),
+        "image_sizes": [{"width": width, "height": height} for width, height in row.image_sizes],
+        "regions": [{"label": part.label, "box": list(part.box), "image": part.image} for part in sample.regions],
+        "num_tokens": row.num_tokens,
+        "extra": json.dumps(dict(sample.extra), ensure_ascii=False, sort_keys=True, separators=(",", ":")),
     }
-    return pa.table(columns, schema=SCHEMA)

@@ -20,13 +20,12 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import DataConfig, MicroworldSource, Source
 from amvl_core.contracts.errors import StorageError, shortened
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, NOTES, DroppedExample, Shard, SourceReport
-from amvl_core.contracts.sample import Conversation, Region, Segment, Split
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Region, Split, StoredSample, reply
 from data_prep import microworld
 from data_prep.duplicate_keys import Keys
 from data_prep.filters import DEGENERATE_BOX, Drop, check_length, check_text, shown_images
 from data_prep.images import PixelBudget, StoredImage, standardise
-from data_prep.layouts import lay_out, without_replaced_images
-from data_prep.shards import ShardRow, ShardWriter, extra_json, sha256, shard_name
+from data_prep.shards import ShardRow, ShardWriter, sha256, shard_name
 from data_prep.sources import convert, source_name
 from data_prep.sources.archive import open_archive
 from data_prep.sources.raw_row import ImageRef, RawRow, images_of
@@ -46,10 +45,8 @@ class Counts(Protocol):
     def merge_size(self) -> int:
         """Patches along a visual token."""
 
-    def count(
-        self, segments: list[Segment], image_sizes: list[tuple[int, int]], min_pixels: int, max_pixels: int
-    ) -> int:
-        """Tokens of a laid-out sample."""
+    def count(self, texts: list[str], image_sizes: list[tuple[int, int]], min_pixels: int, max_pixels: int) -> int:
+        """Tokens of a sample."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +109,14 @@ class Work:
     `uris` are the folders that the units of each source go to.
     """
 
-    def __init__(self, data: DataConfig, num_slots: int, counter: Counts, uris: tuple[str, ...]) -> None:
+    def __init__(self, data: DataConfig, counter: Counts, uris: tuple[str, ...]) -> None:
         self.data = data
-        self.num_slots = num_slots
         self.counter = counter
         self.uris = uris
         self.budget = PixelBudget(data.min_pixels, data.max_pixels, counter.patch_size * counter.merge_size)
 
     def run(self, unit: Unit) -> UnitRecord:
-        """Converts, filters, lays out and stores one unit, or returns the record of it if it is finished."""
+        """Converts, filters and stores one unit, or returns the record of it if it is finished."""
         where = storage.join(self.uris[unit.source], unit.name)
         finished = load_unit(where)
         if finished is not None:
@@ -162,7 +158,6 @@ class Work:
         drop = check_text(conversation, self.data)
         if drop:
             return drop
-        conversation = without_replaced_images(conversation, self.data)
         images: list[StoredImage] = []
         for number, data in enumerate(shown_images(conversation, self.data), 1):
             image = _standardise(data, self.budget)
@@ -172,23 +167,27 @@ class Work:
         regions = _placed(conversation.regions, images)
         if isinstance(regions, Drop):
             return regions
-        segments = lay_out(conversation, self.data, self.num_slots)
+        asked_for_steps = self.data.target == "steps_and_answer"
+        steps = conversation.steps if asked_for_steps else ()
+        sample = StoredSample(
+            sample_id=conversation.sample_id,
+            source=conversation.source,
+            task=conversation.task,
+            question=conversation.question,
+            steps=steps,
+            step_images=step_images(conversation) if asked_for_steps else (),
+            answer=conversation.answer,
+            images=tuple(image.data for image in images),
+            regions=tuple(regions),
+        )
         sizes = [(image.width, image.height) for image in images]
-        num_tokens = self.counter.count(segments, sizes, self.data.min_pixels, self.data.max_pixels)
+        texts = [sample.question, *(part.text for part in reply(sample))]
+        num_tokens = self.counter.count(texts, sizes, self.data.min_pixels, self.data.max_pixels)
         drop = check_length(num_tokens, self.data)
         if drop:
             return drop
-        steps = [segment.text for segment in segments if segment.kind == "step"]
-        keys.add(conversation.sample_id, conversation.question, conversation.answer, images, steps)
-        return ShardRow(
-            sample_id=conversation.sample_id,
-            source=conversation.source,
-            segments=segments,
-            images=[image.data for image in images],
-            image_sizes=sizes,
-            num_tokens=num_tokens,
-            extra=extra_json(conversation.task, conversation.answer, conversation.steps, regions),
-        )
+        keys.add(sample.sample_id, sample.question, sample.answer, images, steps)
+        return ShardRow(sample, sizes, num_tokens)
 
 
 def load_unit(where: str) -> UnitRecord | None:
@@ -199,6 +198,19 @@ def load_unit(where: str) -> UnitRecord | None:
         return UnitRecord.model_validate_json(storage.read_bytes(f"{where}.json"))
     except ValidationError as error:
         raise StorageError(f"{where}.json is damaged; remove it to redo that part") from error
+
+
+def step_images(conversation: Conversation) -> tuple[int | None, ...]:
+    """Which image each step is about: the first that it shows; its region's, where each step has one; the only one."""
+    numbers: list[int | None] = []
+    shown = conversation.question.count(IMAGE_PLACEHOLDER)
+    paired = len(conversation.regions) == len(conversation.steps)
+    only = 0 if len(conversation.images) == 1 else None
+    for number, step in enumerate(conversation.steps):
+        count = step.count(IMAGE_PLACEHOLDER)
+        numbers.append(shown if count else conversation.regions[number].image if paired else only)
+        shown += count
+    return tuple(numbers)
 
 
 def _placed(regions: tuple[Region, ...], images: list[StoredImage]) -> list[Region] | Drop:

@@ -4,12 +4,11 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from amvl_core.contracts.ablations import PAPER_COLUMNS, TABLES, Table
+from amvl_core.contracts.ablations import PAPER_COLUMNS, Table
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import AblationRecord, AblationRow, DatasetRecord, SeedScores
 from amvl_core.eval.faithfulness import effect, nats, points
 from amvl_core.eval.significance import p_text
-from amvl_core.methods.amvl.analysis.geometry import TABLE_7
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
 from infra.tracking import Tracker
@@ -69,13 +68,14 @@ def swap_rows(record: AblationRecord) -> list[dict[str, str]]:
     ]
 
 
-def geometry_rows(record: AblationRecord) -> list[dict[str, str]]:
+def geometry_rows(table: Table, record: AblationRecord) -> list[dict[str, str]]:
     """Table 7: the latents' geometry of each row that was analysed, the paper's figures beside ours."""
     names = list(dict.fromkeys(name for row in record.rows for name in row.geometry))
+    paper = {row.label: row.geometry for row in table.rows}
     return [
         {
             "row": row.label,
-            **{name: _beside(row.geometry.get(name), _paper_geometry(row.label).get(name)) for name in names},
+            **{name: _beside(row.geometry.get(name), paper.get(row.label, {}).get(name)) for name in names},
         }
         for row in record.rows
         if row.geometry
@@ -115,7 +115,7 @@ def markdown(config: RunConfig, table: Table, record: AblationRecord, dataset: D
             "`p, nats` that of random sign flips.",
             markdown_table(swaps),
         ]
-    if geometry := geometry_rows(record):
+    if geometry := geometry_rows(table, record):
         parts += [
             "Table 7, geometry of the latents: ours, mean over seeds (paper). Scales differ with the width of the "
             "latents; `D_L2` against `D_shift`, and the cosine, can be compared.",
@@ -132,7 +132,11 @@ def show(config: RunConfig, table: Table, record: AblationRecord, dataset: Datas
     rows, text = score_rows(record), markdown(config, table, record, dataset)
     key = f"ablation-{record.table}"
     create_table_artifact(rows, key=key, description=table.title)
-    further = {"benchmarks": benchmark_rows(record), "latents": swap_rows(record), "geometry": geometry_rows(record)}
+    further = {
+        "benchmarks": benchmark_rows(record),
+        "latents": swap_rows(record),
+        "geometry": geometry_rows(table, record),
+    }
     further = {name: found for name, found in further.items() if found}
     for name, found in further.items():
         create_table_artifact(found, key=f"{key}-{name}", description=f"{table.title}: {name}")
@@ -199,10 +203,6 @@ def _difference(scores: SeedScores) -> str:
         return "-"
     low, high = scores.difference_interval
     return f"{100 * scores.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-def _paper_geometry(label: str) -> dict[str, float]:
-    return TABLE_7.get("AMVL" if label == TABLES[3].headline else label, {})
 
 
 def _beside(ours: float | None, paper: float | None) -> str:

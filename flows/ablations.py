@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from amvl_core.contracts.ablations import BASE_SCORES, TABLES, Row, TableName, difference, shared_stages, with_seed
+from amvl_core.contracts.ablations import Row, Table, difference, shared_stages, table_of, with_seed
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.fingerprints import (
@@ -28,6 +28,7 @@ from amvl_core.contracts.fingerprints import (
 )
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import (
+    SWAPPED,
     TEST_SPLIT,
     AblationRecord,
     AblationRow,
@@ -40,7 +41,6 @@ from amvl_core.contracts.records import (
     load_record,
     save_record,
 )
-from amvl_core.eval.faithfulness import SWAPPED
 from amvl_core.eval.pairing import outcomes, variant_items
 from amvl_core.eval.seeds import base_scores, score_row, swap_row
 from amvl_core.eval.significance import Unit
@@ -73,7 +73,7 @@ Found = dict[str, dict[int, Result | str]]
 
 @flow(name="amvl")
 def ablations(
-    table: TableName,
+    table: Annotated[str | int, Field(description="a table of the last stage's method: 3, 4 ... controls")],
     seeds: Annotated[int, Field(ge=1, description="trainings of each row, from `seed` on")] = 3,
     preset: Literal["paper", "demo", "ablation"] = "paper",
     storage: str | None = None,
@@ -101,7 +101,8 @@ def ablations(
         evaluation=evaluation,
         tracking=tracking,
     )
-    plan = planned(config, table, seeds)
+    chosen = table_of(config, table)
+    plan = planned(config, chosen, seeds)
     try:
         with Tracker(config, f"table {table}") as tracker:
             tasks.preflight(config)
@@ -120,31 +121,31 @@ def ablations(
                 before = evaluate(config, base.stage if base else "base", dataset, benchmarks, base, tracker)
                 found = run_rows(config, plan, dataset, benchmarks, base, tracker)
                 rows = [
-                    base_line(before, found, table),
-                    *(line(config, row, found, table) for row in TABLES[table].rows),
+                    base_line(before, found, chosen),
+                    *(line(config, row, found, chosen) for row in chosen.rows),
                 ]
                 record = AblationRecord(
                     uri=uri,
                     fingerprint=fingerprint,
                     table=str(table),
-                    headline=TABLES[table].headline,
+                    headline=chosen.headline,
                     dataset=dataset.fingerprint,
                     rows=rows,
                     run_id=run_id,
                 )
                 if not any(row.failed for row in rows):
                     save_record(record)
-            page = ablation_report.show(config, TABLES[table], record, dataset, tracker)
+            page = ablation_report.show(config, chosen, record, dataset, tracker)
             refuse_failures(record)
     finally:
         ray_cluster.disconnect()
     return {"record": record.model_dump(mode="json"), "mlflow_page": page, "flow_run_id": str(flow_run.id)}
 
 
-def planned(config: RunConfig, table: TableName, seeds: int) -> Plan:
+def planned(config: RunConfig, table: Table, seeds: int) -> Plan:
     """Every configuration of the table, checked before anything is computed."""
     numbers = range(config.seed, config.seed + seeds)
-    return {row.label: {seed: with_seed(row.change(config), seed) for seed in numbers} for row in TABLES[table].rows}
+    return {row.label: {seed: with_seed(row.change(config), seed) for seed in numbers} for row in table.rows}
 
 
 def run_rows(
@@ -216,7 +217,7 @@ def run_row(
         name = checkpoint.stage.replace("_", "-")
         evaluations = evaluate(config, name, dataset, benchmarks, checkpoint, tracker)
         faithfulness = analysis = None
-        if checkpoint.method == "amvl":
+        if config.method.has_latents:
             if config.evaluation.faithfulness_items:
                 with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
                     faithfulness = next(iter(tasks.faithfulness(config, [dataset], checkpoint, [], tracker)), None)
@@ -246,7 +247,7 @@ def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
     return names[names.index(base.stage) + 1 :] if base else names
 
 
-def line(config: RunConfig, row: Row, found: Found, table: TableName) -> AblationRow:
+def line(config: RunConfig, row: Row, found: Found, table: Table) -> AblationRow:
     """One row of the table from what its seeds gave."""
     failed = {seed: result for seed, result in sorted(found[row.label].items()) if isinstance(result, str)}
     results = _finished(found, row.label)
@@ -254,13 +255,13 @@ def line(config: RunConfig, row: Row, found: Found, table: TableName) -> Ablatio
     suites = {seed: result.faithfulness for seed, result in results.items() if result.faithfulness}
 
     def scores(benchmark: str) -> SeedScores:
-        headline = None if row.label == TABLES[table].headline else _answers(found, TABLES[table].headline, benchmark)
+        headline = None if row.label == table.headline else _answers(found, table.headline, benchmark)
         return score_row(_answers(found, row.label, benchmark), headline)
 
     return AblationRow(
         label=row.label,
         changes=difference(config, row.change(config)),
-        paper=row.paper,
+        paper=dict(row.paper),
         checkpoints={seed: result.checkpoint.uri for seed, result in results.items()},
         failed=failed,
         benchmarks={source.name: scores(source.name) for source in config.evaluation.benchmarks},
@@ -271,14 +272,14 @@ def line(config: RunConfig, row: Row, found: Found, table: TableName) -> Ablatio
     )
 
 
-def base_line(before: list[EvalRecord], found: Found, table: TableName) -> AblationRow:
+def base_line(before: list[EvalRecord], found: Found, table: Table) -> AblationRow:
     """The model that all rows start from, from its evaluations."""
-    headline = TABLES[table].headline
+    headline = table.headline
     own, *published = [base_scores(outcomes(one), _answers(found, headline, one.benchmark)) for one in before]
     return AblationRow(
         label=f"before ({before[0].stage})",
         changes="before the stages that rows change",
-        paper=BASE_SCORES,
+        paper=dict(table.base),
         checkpoints={},
         failed={},
         benchmarks={one.benchmark: scores for one, scores in zip(before[1:], published, strict=True)},

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.presets import LOCAL_STORAGE
+from amvl_core.contracts.storage import LOCAL_STORAGE
 
 STATE = Path(".amvl")
 HOST = "127.0.0.1"

@@ -54,8 +54,9 @@ def full_pipeline(
                 parent = checkpoints[-1] if checkpoints else None
                 checkpoints.append(tasks.train(config, stage, dataset, parent, tracker))
             final = checkpoints[-1]
-            # What AMVL is compared with: the last plainly fine-tuned model before it, else the untrained base.
-            base = next((c for c in reversed(checkpoints[:-1]) if c.method == "sft"), None)
+            # What the final model is compared with: the last one without latents before it, else the untrained base.
+            plain = [name for name, stage in config.stages.items() if not stage.method.has_latents]
+            base = next((c for c in reversed(checkpoints[:-1]) if c.stage in plain), None)
 
             name = base.stage if base else "base"
             before = tasks.evaluate(config, name, dataset, base, tracker)
@@ -72,7 +73,7 @@ def full_pipeline(
             page = tasks.show_summary(config, dataset, final, rows, registered)
 
             suites, analysis = [], None
-            if final.method == "amvl":  # what has latents must show that they matter
+            if config.method.has_latents:  # what has latents must show that they matter
                 if config.evaluation.faithfulness_items:
                     controls = tasks.train_controls(config, dataset, checkpoints, tracker)
                     controls += [(f"without latents ({base.stage})", base)] if base else []

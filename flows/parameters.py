@@ -10,7 +10,6 @@ from amvl_core.contracts.config import (
     ClusterConfig,
     DataConfig,
     EvaluationConfig,
-    LatentConfig,
     ModelConfig,
     RunConfig,
     StageConfig,
@@ -19,6 +18,7 @@ from amvl_core.contracts.config import (
     override,
 )
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.presets import PRESETS
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from amvl_core.contracts.method import configurations
 from amvl_core.contracts.records import (
+    PRIOR,
     CheckpointRecord,
     DatasetRecord,
     EvalRecord,
@@ -15,7 +17,7 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.paper import PAPER
-from amvl_core.eval.faithfulness import PRIOR, nats, points
+from amvl_core.eval.faithfulness import nats, points
 from amvl_core.eval.significance import Comparison, p_text
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -46,7 +48,8 @@ def drop_rows(dataset: DatasetRecord) -> list[dict[str, Any]]:
 def labels(base: EvalRecord, final: EvalRecord) -> dict[str, EvalRecord]:
     """What tables and charts call the two models, in the order they are shown."""
     first = "base model" if base.stage == "base" else f"base model ({base.stage})"
-    return {first: base, final.stage.upper() if final.stage == "amvl" else final.stage: final}
+    own = configurations().get(final.stage)
+    return {first: base, own.label if own else final.stage: final}
 
 
 def score_rows(

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from amvl_core.contracts import fingerprints, storage
 from amvl_core.contracts.config import RunConfig, flatten, override, validate
 from amvl_core.contracts.errors import AmvlError, DataError
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import (
+    PRIOR,
     TEST_SPLIT,
     AnalysisRecord,
     CheckpointRecord,
@@ -28,7 +28,7 @@ from amvl_core.contracts.records import (
     VariantScore,
     load_record,
 )
-from amvl_core.eval.faithfulness import PRIOR
+from amvl_core.methods.amvl.presets import demo
 from infra import analysis_files, cluster, ray_analysis
 from infra.mlflow_client import client, experiment, tracking_uri
 from infra.reports import figures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ import ray
 
 from amvl_core.backbones.loading import model_folder, set_pixel_budget
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import RunConfig, trained_by
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.fingerprints import Controls
 from amvl_core.contracts.progress import Progress, ProgressFn
@@ -29,10 +28,11 @@ from amvl_core.contracts.records import (
     FaithfulnessRecord,
     save_record,
 )
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.batches import in_order
 from amvl_core.eval.benchmarks import benchmark_of
-from amvl_core.eval.benchmarks.prepared import benchmark_name, laid_out, question
+from amvl_core.eval.benchmarks.prepared import benchmark_name, question, with_places
 from amvl_core.eval.benchmarks.scoring import headline
 from amvl_core.eval.faithfulness import score_variants, verdict
 from infra import analysis_files
@@ -65,8 +65,7 @@ class Questions:
     def of(cls, dataset: DatasetRecord) -> Questions:
         """Finds out which, without reading an image."""
         shards = ShardReader(dataset, "test")
-        first = {name: shards.column(name)[0] for name in ("source", "extra")} if len(shards) else None
-        return cls(dataset, benchmark_name(first) if first else TEST_SPLIT)
+        return cls(dataset, benchmark_name(shards))
 
     def name(self, work: str) -> str:
         """What progress calls `work` on them."""
@@ -80,8 +79,8 @@ class Worker:
         import torch
         from transformers.utils import logging as hf_logging
 
+        from amvl_core.eval.controls import Control
         from amvl_core.eval.predict import Answerer
-        from amvl_core.eval.variants import Control, Prober
 
         hf_logging.disable_progress_bar()
         hf_logging.set_verbosity_error()
@@ -91,13 +90,11 @@ class Worker:
         with model_folder(model.model_uri) as folder:
             answerer = Answerer.from_pretrained(folder)
         self.processor = answerer.processor
+        method, latent = trained_by(model.config, model.stage)
         if label:
-            self.control = Control(answerer)
-            self.slots = len(self.control.encoder.slots)
+            self.control = Control(answerer, method, latent)
         else:
-            positions = model.config["stages"][model.stage]["method"]["posterior_positions"]
-            self.prober = Prober(answerer.model, answerer.processor, positions)
-            self.slots = len(self.prober.encoder.slots)
+            self.prober = method.implementation().prober(answerer.model, answerer.processor, method)
         self.readers: dict[str, ShardReader] = {}
         self.working = threading.Lock()
 
@@ -109,27 +106,25 @@ class Worker:
             # As in the evaluation: a published image keeps more pixels than those that the model was trained on.
             most = self.data.max_pixels if asked.benchmark == TEST_SPLIT else self.settings.max_pixels
             set_pixel_budget(self.processor, self.data.model_copy(update={"max_pixels": most}))
-            columns = getattr(self, f"_{job.kind}")([self.reader[i] for i in job.items], job.donor)
+            samples = [with_places(self.reader[i]) for i in job.items]
+            if job.kind == "answers":
+                columns = self._answers(samples, with_places(self.reader[job.donor]))
+            else:
+                columns = self._analysed(job.kind, samples)
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(columns), buffer)
             storage.write_bytes(uri, buffer.getvalue())
 
-    def _item(self, row: dict[str, Any]) -> Any:
-        from amvl_core.eval.variants import Item
-
-        return Item(row["sample_id"], laid_out(row, self.slots), row["images"])
-
-    def _answers(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
+    def _answers(self, samples: list[StoredSample], donor: StoredSample) -> list[dict[str, Any]]:
         """Every variant on every item, read as the evaluation reads answers."""
-        settings, items = self.settings, [self._item(row) for row in rows]
+        settings = self.settings
         if self.label:
-            answers = self.control(items, self.label, settings.max_new_tokens)
+            answers = self.control(samples, self.label, settings.max_new_tokens)
         else:
-            other = self._item(self.reader[donor])
-            answers = self.prober(items, other, settings.max_new_tokens, settings.seed)
-        asked = {row["sample_id"]: question(row) for row in rows}
-        following = [*rows[1:], self.reader[donor]]
-        donors = {row["sample_id"]: other["sample_id"] for row, other in zip(rows, following, strict=True)}
+            answers = self.prober(samples, donor, settings.max_new_tokens, settings.seed)
+        asked = {sample.sample_id: question(sample) for sample in samples}
+        following = [*samples[1:], donor]
+        donors = {sample.sample_id: other.sample_id for sample, other in zip(samples, following, strict=True)}
         stored = [
             {**asked[answer.sample_id].row(self.asked.benchmark), "raw_output": answer.raw_output} for answer in answers
         ]
@@ -145,74 +140,10 @@ class Worker:
             for answer, row, (prediction, correct) in zip(answers, stored, headline(benchmark, stored), strict=True)
         ]
 
-    def _latents(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
-        """Prior and posterior of every item, and how far the prior moves when image or words are permuted."""
-        import torch
-
-        from amvl_core.methods.amvl.analysis.sensitivity import permutation_shifts
-
-        items = [self._item(row) for row in rows]
-        with torch.inference_mode():
-            _, reading = self.prober.read(items)
-        shifts = permutation_shifts(self.prober, items, self.settings.seed)
-        columns = {
-            "prior_mean": reading.prior.mean,
-            "prior_logvar": reading.prior.logvar,
-            "posterior_mean": reading.posterior.mean,
-            "posterior_logvar": reading.posterior.logvar,
-            "image_shift": shifts.image,
-            "text_shift": shifts.text,
-        }
-        flat = {name: value.float().flatten(1).cpu().tolist() for name, value in columns.items()}
-        return [
-            {"sample_id": row["sample_id"], "task": question(row).task, **{k: v[i] for k, v in flat.items()}}
-            for i, row in enumerate(rows)
-        ]
-
-    def _information(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
-        """The bounds of I_q(Z; Y | X) for every question, over the targets of all of these items."""
-        import torch
-
-        from amvl_core.methods.amvl.analysis.information import cross_posteriors, information_bounds
-        from amvl_core.methods.amvl.gaussian import Gaussian
-
-        items = [self._item(row) for row in rows]
-        with torch.inference_mode():
-            _, reading = self.prober.read(items)
-            crossed = cross_posteriors(self.prober.model, reading, self.prober.method.config.posterior_positions)
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            flat = Gaussian(crossed.mean.flatten(2), crossed.logvar.flatten(2))
-            bounds = information_bounds(flat, draws=4, generator=generator)
-        return [
-            {
-                "sample_id": row["sample_id"],
-                "task": question(row).task,
-                "lower": float(bounds.lower[i]),
-                "upper": float(bounds.upper[i]),
-                "candidates": len(rows),
-            }
-            for i, row in enumerate(rows)
-        ]
-
-    def _occlusion(self, rows: list[dict[str, Any]], donor: int) -> list[dict[str, Any]]:
-        """The heat map of every item, with its image."""
-        from amvl_core.methods.amvl.analysis.occlusion import occlusion_map
-
-        stored = []
-        for row in rows:
-            map_HWK = occlusion_map(self.prober, self._item(row), min(CHUNK, self.settings.batch_size))
-            about = question(row)
-            stored.append(
-                {
-                    "sample_id": row["sample_id"],
-                    "question": about.prompt,
-                    "answer": about.answer,
-                    "image": row["images"][0],
-                    "shape": list(map_HWK.shape),
-                    "shift": map_HWK.flatten().tolist(),
-                }
-            )
-        return stored
+    def _analysed(self, kind: str, samples: list[StoredSample]) -> list[dict[str, Any]]:
+        """One part of the method's analysis, with the task of each sample."""
+        rows = self.prober.analyse(kind, samples, self.settings.seed, min(CHUNK, self.settings.batch_size))
+        return [{**row, "task": question(sample).task} for sample, row in zip(samples, rows, strict=True)]
 
 
 def faithfulness(
@@ -331,9 +262,9 @@ def _column(dataset: DatasetRecord, name: str, rows: Sequence[int]) -> list[Any]
 def _groups(dataset: DatasetRecord, chosen: Sequence[int]) -> list[list[int]]:
     """Groups of at most CHUNK rows of one task, and of at least two; one of each task first."""
     by_task: dict[str, list[int]] = {}
-    sources, extras = _column(dataset, "source", chosen), _column(dataset, "extra", chosen)
-    for i, source, extra in zip(chosen, sources, extras, strict=True):
-        by_task.setdefault(f"{source}/{json.loads(extra)['task']}", []).append(i)
+    sources, tasks = _column(dataset, "source", chosen), _column(dataset, "task", chosen)
+    for i, source, task in zip(chosen, sources, tasks, strict=True):
+        by_task.setdefault(f"{source}/{task}", []).append(i)
     groups = [
         (start, task, rows[start : start + CHUNK])
         for task, rows in sorted(by_task.items())

@@ -78,14 +78,15 @@ class Predictor:
             images, texts = [asked.images for asked in questions], [asked.prompt for asked in questions]
             prompts = self.answerer.encode(images, texts, job.pixels, settings.seed)
         candidates = [
-            sorted(asked.options) or ([] if _has_steps(row) else job.answers.get(asked.task, []))
+            # A model that was taught to reason in words first does not answer next.
+            sorted(asked.options) or ([] if row.steps else job.answers.get(asked.task, []))
             for row, asked in zip(rows, questions, strict=True)
         ]
         with self.answering:
             answers = self.answerer.predict(prompts, settings.max_new_tokens, candidates, settings.tau)
         stored = [
             {
-                **asked.row(row["source"]),
+                **asked.row(row.source),
                 "raw_output": answer.text,
                 "candidates": json.dumps(given, ensure_ascii=False),
                 "log_likelihoods": json.dumps(answer.log_likelihoods),
@@ -196,16 +197,8 @@ def _with_predictions(table: pa.Table, rows: Sequence[dict[str, Any]], benchmark
 def _training_answers(dataset: DatasetRecord) -> list[tuple[str, str]]:
     """(task, answer) of every training sample."""
     reader = ShardReader(dataset, "train")
-    extras = [json.loads(text) for text in reader.column("extra")]
-    return [
-        (f"{source}/{extra['task']}", extra["answer"])
-        for source, extra in zip(reader.column("source"), extras, strict=True)
-    ]
-
-
-def _has_steps(row: dict[str, Any]) -> bool:
-    """Whether the model was taught to reason in words first: its answer is then not what comes next."""
-    return any(segment.kind == "step" for segment in row["segments"])
+    columns = (reader.column(name) for name in ("source", "task", "answer"))
+    return [(f"{source}/{task}", answer) for source, task, answer in zip(*columns, strict=True)]
 
 
 def _write(table: pa.Table, uri: str) -> None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from amvl_core.contracts.config import AmvlMethod
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.method import latent_noise
 from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl

@@ -7,25 +7,41 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.records import DatasetRecord, Shard
-from amvl_core.contracts.sample import Segment
-from data_prep.shards import ShardRow, ShardWriter, sha256, shard_name
+from amvl_core.contracts.sample import StoredSample
+from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, _table, sha256, shard_name
 from tests.tiny import picture
 
 
-def row(
-    number: int, image_bytes: int | None = None, question: str = "<image>What colour is it?", slots: int = 0
-) -> ShardRow:
-    """A sample with one picture, or with `image_bytes` of noise in its place; `slots` make a latent block."""
+def row(number: int, image_bytes: int | None = None, question: str = "<image>What colour is it?") -> ShardRow:
+    """A sample with one picture, or with `image_bytes` of noise in its place."""
     noise = np.random.default_rng(number).bytes(image_bytes) if image_bytes else picture(number)
-    segments = [
-        Segment("prompt", question + "?" * (number % 7)),
-        *([Segment("latent", num_slots=slots)] if slots else []),
-        Segment("answer", "red" if number % 2 else "blue"),
-    ]
-    return ShardRow(f"train-{number}", "made", segments, [noise], [(32, 32)], 30 + number % 7, "{}")
+    answer = "red" if number % 2 else "blue"
+    sample = sample_of(f"train-{number}", question + "?" * (number % 7), answer, [noise], source="made")
+    return ShardRow(sample, [(32, 32)], 30 + number % 7)
+
+
+def sample_of(
+    sample_id: str,
+    question: str,
+    answer: str,
+    images: Sequence[bytes] = (),
+    steps: Sequence[str] = (),
+    source: str = "s",
+    task: str = "t",
+) -> StoredSample:
+    """A stored sample without regions."""
+    return StoredSample(sample_id, source, task, question, tuple(steps), (None,) * len(steps), answer, tuple(images))
+
+
+def table(samples: Sequence[StoredSample]) -> pa.Table:
+    """As preparation writes them; sizes and token counts are made up."""
+    return _table(
+        [ShardRow(sample, [(32, 32)] * len(sample.images), 15 + 4 * len(sample.images)) for sample in samples]
+    )
 
 
 def write(root: str, shards: Sequence[Sequence[ShardRow]]) -> DatasetRecord:
@@ -42,5 +58,5 @@ def write(root: str, shards: Sequence[Sequence[ShardRow]]) -> DatasetRecord:
             written.append(Shard(file=file.name, split="train", rows=len(rows), sha256=sha256(file)))
     kept = sum(shard.rows for shard in written)
     return DatasetRecord(
-        uri=root, fingerprint="data", schema_version=1, shards=written, kept=kept, dropped={}, reports=[]
+        uri=root, fingerprint="data", schema_version=SCHEMA_VERSION, shards=written, kept=kept, dropped={}, reports=[]
     )

@@ -17,12 +17,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.config import LatentConfig, TinyConfig
+from amvl_core.contracts.config import TinyConfig
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
-from amvl_core.methods.tokens import slot_tokens
+from amvl_core.methods.block import block_text, slot_tokens
 from tests.shared import FOLDER
 
 TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)
@@ -89,11 +90,11 @@ def batch(processor: Any, latent: LatentConfig | None = LATENT, samples: Any = N
 
     They are numbered from `first` on: a sample's number is its id and the seed of its pictures.
     """
-    encoder = Encoder(processor, slot_tokens(latent) if latent else [])
-    num_slots = latent.num_slots if latent else 0
+    encoder = Encoder(processor)
+    block = [Segment("latent", block_text(slot_tokens(latent)))] if latent else []
     encoded = []
     for number, (question, answer, sizes) in enumerate(samples or SAMPLES, first):
-        segments = [Segment("prompt", question), Segment("latent", num_slots=num_slots), Segment("answer", answer)]
+        segments = [Segment("prompt", question), *block, Segment("answer", answer)]
         images = [picture(10 * number + i, *size) for i, size in enumerate(sizes)]
         encoded.append(encoder.encode(f"sample-{number}", segments, images))
     return collate(encoded)

@@ -6,11 +6,15 @@ Equation, table and appendix numbers are those of arXiv 2607.00461.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.frozen import Frozen
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig, configurations
 
 MicroworldTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
 MICROWORLD_TASKS: tuple[MicroworldTask, ...] = (
@@ -23,12 +27,6 @@ MICROWORLD_TASKS: tuple[MicroworldTask, ...] = (
     "jigsaw",
     "maze",
 )
-
-
-class Frozen(BaseModel):
-    """Base of every configuration model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class MicroworldSource(Frozen):
@@ -160,31 +158,8 @@ Source = Annotated[
 ]
 
 
-class AfterPrompt(Frozen):
-    """One block of `latent.num_slots` slots between prompt and answer (Eq. 5): AMVL."""
-
-    kind: Literal["after_prompt"] = "after_prompt"
-
-
-class BeforeSteps(Frozen):
-    """A block of `latent.num_slots` slots before each step: VaLR."""
-
-    kind: Literal["before_steps"] = "before_steps"
-
-
-class ReplaceSteps(Frozen):
-    """One block in the place of the first steps: Coconut. A sample with fewer steps has fewer slots."""
-
-    kind: Literal["replace_steps"] = "replace_steps"
-    steps: int = Field(1, ge=1, description="how many steps are replaced, from the first on (n)")
-    slots_per_step: int = Field(2, ge=1, description="slots of the block for each of them (c)")
-
-
-Layout = Annotated[AfterPrompt | BeforeSteps | ReplaceSteps, Field(discriminator="kind")]
-
-
 class DataConfig(Frozen):
-    """What is prepared, and how a sample is laid out (Appendix E)."""
+    """What is prepared (Appendix E)."""
 
     sources: tuple[Source, ...] = (
         VisualCotSource(uri="s3://amvl/sources/visual_cot"),
@@ -192,7 +167,6 @@ class DataConfig(Frozen):
         CogcomSource(uri="s3://amvl/sources/cogcom"),
         ZebraCotSource(uri="s3://amvl/sources/zebra_cot"),
     )
-    layout: Layout = Field(AfterPrompt(), description="where the latent blocks stand")
     target: Literal["answer", "steps_and_answer"] = "steps_and_answer"
     min_pixels: int = Field(256 * 28 * 28, ge=1, description="an image is scaled up to at least this many pixels")
     max_pixels: int = Field(1280 * 28 * 28, ge=1, description="an image is scaled down to at most this many pixels")
@@ -205,9 +179,12 @@ class DataConfig(Frozen):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _steps(self) -> DataConfig:
-        if self.layout.kind != "after_prompt" and self.target == "answer":
-            raise ValueError(f"layout {self.layout.kind} needs steps; set target = steps_and_answer")
+    def _budget(self) -> DataConfig:
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(
+                f"max_pixels ({self.max_pixels}) must be at least min_pixels ({self.min_pixels}); lower both to save "
+                "memory"
+            )
         return self
 
 
@@ -234,80 +211,16 @@ class ModelConfig(Frozen):
     tiny: TinyConfig = TinyConfig()
 
 
-class LatentConfig(Frozen):
-    """Latent block and variational parts (Eq. 5 to 9, Tables 4 and 8)."""
-
-    num_slots: int = Field(8, ge=1, description="k")
-    dim: int = Field(512, ge=1, description="d")
-    head: Literal["linear", "mlp", "native", "deeper"] = Field("native", description="Table 8; native is Eq. 8")
-    head_hidden: int = Field(1024, ge=1)
-    separate_heads: bool = Field(False, description="a posterior head of its own; the paper shares one")
-    slot_tokens: Literal["distinct", "shared"] = Field("distinct", description="a token per slot, or one for all")
-    injector: Literal["linear", "mlp"] = "linear"
-    logvar_min: float = -8.0
-    logvar_max: float = 4.0
-
-    @model_validator(mode="after")
-    def _bounds(self) -> LatentConfig:
-        if self.logvar_min >= self.logvar_max:
-            raise ValueError(f"logvar_min ({self.logvar_min}) must be below logvar_max ({self.logvar_max})")
-        return self
-
-
-class SftMethod(Frozen):
-    """Supervised fine-tuning of the base model, without latents."""
-
-    kind: Literal["sft"] = "sft"
-
-
-class PauseMethod(Frozen):
-    """Learned pause tokens: the latent block stays what its tokens' embeddings are; next-token loss alone.
-
-    The control for latents: the same sequence and the same extra computation, nothing read, sampled or injected.
-    """
-
-    kind: Literal["pause"] = "pause"
-
-
-class AmvlMethod(Frozen):
-    """Asymmetric mutual variational learning (Eq. 10): L = L_NTP + beta L_fwd + gamma L_rev.
-
-    Tables 3 and 9 set weights, to 0 where a term is left out; Table 9's numbers multiply `ntp_weight`, `beta_max` and
-    `gamma_max`. "Reverse-first" (Table 3) starts gamma at 0 and beta at 1000.
-    """
-
-    kind: Literal["amvl"] = "amvl"
-    ntp_weight: float = Field(1.0, ge=0, description="weight of the next-token loss")
-    beta_max: float = Field(1.0, ge=0, description="weight of KL(sg[q] || p) after its warm-up")
-    beta_start: int = Field(0, ge=0, description="optimiser step at which beta leaves 0")
-    beta_warmup: int = Field(2000, ge=1, description="optimiser steps from 0 to beta_max (App. E)")
-    gamma_max: float = Field(0.5, ge=0, description="weight of KL(sg[p] || q) after its warm-up")
-    gamma_start: int = Field(1000, ge=0, description="optimiser step at which gamma leaves 0 (App. E)")
-    gamma_warmup: int = Field(2000, ge=1, description="optimiser steps from 0 to gamma_max (App. E)")
-    kl_reduction: Literal["sum", "mean"] = Field("sum", description="over latent dimensions; Eq. 12 sums")
-    stop_gradient_forward: bool = Field(True, description="sg on q in the forward KL (Table 10)")
-    stop_gradient_reverse: bool = Field(True, description="sg on p in the reverse KL (Table 10)")
-    posterior_positions: Literal["natural", "aligned"] = Field(
-        "natural", description="position ids of the posterior's slots: behind y, or those of the prior's slots"
-    )
-    posterior_samples: int = Field(
-        1, ge=1, description="draws of Z per sample, over which the next-token loss averages"
-    )
-
-    @model_validator(mode="after")
-    def _some_objective(self) -> AmvlMethod:
-        if self.ntp_weight == self.beta_max == self.gamma_max == 0:
-            raise ValueError("ntp_weight, beta_max and gamma_max are all 0: nothing is left to learn from")
-        return self
-
-
-Method = Annotated[SftMethod | PauseMethod | AmvlMethod, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Method: TypeAlias = MethodConfig
+else:
+    Method = Annotated[Union[tuple(configurations().values())], Field(discriminator="kind")]  # noqa: UP007
 
 
 class LrScale(Frozen):
     """Factors on a stage's learning rate, for parts of the model that want one of their own."""
 
-    latent: float = Field(1.0, gt=0, description="of the variational heads and the injector")
+    latent: float = Field(1.0, gt=0, description="of the method's own parts (AMVL's heads and injector)")
     embeddings: float = Field(1.0, gt=0, description="of the token embeddings, new rows included, and the output layer")
     vision: float = Field(1.0, gt=0, description="of the vision encoder")
 
@@ -336,15 +249,15 @@ class StageConfig(Frozen):
     def _length(self) -> StageConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
-        if self.trainable == "new_rows" and self.method.kind == "sft":
-            raise ValueError("sft has no new token rows to train; use trainable = all or language")
+        if self.trainable == "new_rows" and not self.method.slots(LatentConfig()):
+            raise ValueError(f"{self.method.kind} has no new token rows to train; use trainable = all or language")
         return self
 
     @model_validator(mode="after")
     def _scaled(self) -> StageConfig:
-        if self.lr_scale.latent != 1 and (self.method.kind != "amvl" or self.trainable == "new_rows"):
+        if self.lr_scale.latent != 1 and (not self.method.own_parts or self.trainable == "new_rows"):
             raise ValueError(
-                f"lr_scale.latent: no heads and injector are trained with method {self.method.kind} and trainable = "
+                f"lr_scale.latent: no parts of its own are trained with method {self.method.kind} and trainable = "
                 f"{self.trainable}; leave it out"
             )
         if self.lr_scale.vision != 1 and self.trainable != "all":
@@ -430,7 +343,7 @@ class EvaluationConfig(Frozen):
         description="questions of the test split, and of each published benchmark, that are asked again with changed "
         "latents (docs/faithfulness.md); 0: none",
     )
-    controls: tuple[Literal["sft", "pause"], ...] = Field(
+    controls: tuple[str, ...] = Field(
         ("sft", "pause"),
         description="models without latents that are trained to hold a latent one against, from the same base and for "
         "as many steps: plain fine-tuning, learned pause tokens. Each costs about as much as the latent stages",
@@ -444,6 +357,8 @@ class EvaluationConfig(Frozen):
         names = [source.name for source in self.benchmarks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"benchmarks names {twice[0]} more than once")
+        if unknown := [name for name in self.controls if name not in configurations()]:
+            raise ValueError(f"controls: {unknown[0]!r} is no method; choose of {', '.join(configurations())}")
         return self
 
 
@@ -467,17 +382,14 @@ class TrackingConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """Everything that a run is. The default is the paper's run on 16 A100s."""
+    """Everything that a run is. Every default is the paper's; the preset `paper` adds its stages."""
 
     storage: str = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")
     seed: int = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     latent: LatentConfig = LatentConfig()
-    stages: dict[str, StageConfig] = {
-        "embedding_adaptation": StageConfig(method=AmvlMethod(), trainable="new_rows", epochs=0.15),
-        "amvl": StageConfig(method=AmvlMethod(), epochs=2.85),
-    }
+    stages: dict[str, StageConfig] = Field(min_length=1, description="in order; each starts where the one before ends")
     trainer: TrainerConfig = TrainerConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -487,33 +399,42 @@ class RunConfig(Frozen):
     def _consistent(self) -> RunConfig:
         if not self.data.sources:
             raise ValueError("data.sources is empty")
-        if not self.stages:
-            raise ValueError("stages is empty")
-        rank = {"sft": 0, "pause": 1, "amvl": 2}
-        before = "sft"
+        if self.evaluation.max_pixels < self.data.min_pixels:
+            raise ValueError(
+                f"evaluation.max_pixels ({self.evaluation.max_pixels}) must be at least data.min_pixels "
+                f"({self.data.min_pixels}), which images of benchmarks are scaled up to"
+            )
+        before: MethodConfig | None = None
         for name, stage in self.stages.items():
             size, workers = stage.global_batch, self.cluster.num_workers
+            longest = self.data.max_tokens + stage.method.added_tokens(self.latent)
             if size < workers:
                 raise ValueError(
                     f"stages.{name}.global_batch ({size}) must be at least cluster.num_workers ({workers})"
                 )
             for some in range(workers, (self.cluster.min_workers or workers) - 1, -1):
-                if size % some and stage.micro_tokens < 2 * self.data.max_tokens:
+                if size % some and stage.micro_tokens < 2 * longest:
                     which = "cluster.num_workers" if some == workers else "the workers that cluster.min_workers allows"
                     raise ValueError(
                         f"stages.{name}.global_batch ({size}) is no multiple of {which} ({some}), so "
                         f"a worker may have to run two samples at once: micro_tokens ({stage.micro_tokens}) must be at "
-                        f"least twice data.max_tokens ({self.data.max_tokens})"
+                        f"least twice the longest sample's {longest} (data.max_tokens and the method's own tokens)"
                     )
-            if rank[stage.method.kind] < rank[before]:
-                raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before}; put it first")
-            before = stage.method.kind
-            if stage.method.kind != "sft" and self.data.layout.kind != "after_prompt":
-                raise ValueError(
-                    f"stages.{name}: {stage.method.kind} needs one latent block per sample; data.layout is "
-                    f"{self.data.layout.kind}, set it to after_prompt"
-                )
+            if before is not None and not stage.method.follows(before):
+                raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before.kind}; put it first")
+            before = stage.method
         return self
+
+    @property
+    def method(self) -> MethodConfig:
+        """The method of the last stage: what the run is about."""
+        return list(self.stages.values())[-1].method
+
+
+def trained_by(config: Mapping[str, Any], stage: str) -> tuple[MethodConfig, LatentConfig]:
+    """The method and latent block of a stage, from a configuration as a checkpoint's record keeps it."""
+    method = TypeAdapter(Method).validate_python(config["stages"][stage]["method"])
+    return method, LatentConfig.model_validate(config["latent"])
 
 
 def override(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
@@ -564,10 +485,8 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def _is_union_tag(location: tuple[int | str, ...], i: int) -> bool:
-    return i > 0 and (location[i - 1] in ("method", "layout") or (i > 1 and location[i - 2] == "sources"))
+    return i > 0 and (location[i - 1] == "method" or (i > 1 and location[i - 2] == "sources"))
 
 
-_KINDS = {
-    member.model_fields["kind"].default for union in (Source, Method, Layout) for member in get_args(get_args(union)[0])
-}
+_KINDS = {*configurations(), *(member.model_fields["kind"].default for member in get_args(get_args(Source)[0]))}
 """What pydantic puts into the path of an error beside the fields."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -19,7 +19,7 @@ class Advice:
 class Progress:
     """`done` of `total` units of `stage`; `metrics` at training step `done` (name -> value); warnings as they arise.
 
-    `total` is 0 until it is known.
+    `columns` are those of its line: a name and the metrics that stand in it. `total` is 0 until it is known.
     """
 
     stage: str
@@ -28,11 +28,12 @@ class Progress:
     unit: str
     seconds_left: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: tuple[Advice, ...] = ()
 
     def line(self) -> str:
         """One line for a terminal or a log, under 120 columns; those of one stage stand below each other."""
-        return "  ".join([self._amount(), *_columns(self.metrics), *self._left()])
+        return "  ".join([self._amount(), *_columns(self.metrics, self.columns), *self._left()])
 
     def _amount(self) -> str:
         if not self.total:
@@ -47,11 +48,10 @@ class Progress:
 ProgressFn = Callable[[Progress], None]
 
 
-def _columns(metrics: dict[str, float]) -> list[str]:
-    """The metrics that a person watches (`kl`: forward, reverse); the tracker has them all."""
-    columns = [f"{name} {_number(metrics[name])}" for name in ("loss", "ntp") if name in metrics]
-    if kl := [_number(metrics[name]) for name in ("kl_forward", "kl_reverse") if name in metrics]:
-        columns.append(" ".join(["kl", *kl]))
+def _columns(metrics: dict[str, float], asked: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The metrics that a person watches; the tracker has them all."""
+    found = {title: [_number(metrics[name]) for name in names if name in metrics] for title, names in asked.items()}
+    columns = [" ".join([title, *values]) for title, values in found.items() if values]
     if "tokens_per_s" in metrics:
         columns.append(f"{metrics['tokens_per_s'] / 1000:>5.1f}k tok/s")
     if "data_wait" in metrics:

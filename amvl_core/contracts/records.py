@@ -233,6 +233,14 @@ class EvalRecord(Record):
         return storage.join(self.uri, "predictions.parquet")
 
 
+PRIOR = "prior"
+"""The unchanged model."""
+SWAPPED = "swapped"
+"""Each item has the latents of another one."""
+NO_BLOCK = "no block"
+"""The question without its latent block."""
+
+
 class VariantScore(BaseModel):
     """A model with its latents changed in one way, against the same model with its prior's means, on the same items.
 

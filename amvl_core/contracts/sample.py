@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from amvl_core.contracts.errors import DataError
 
@@ -43,12 +44,41 @@ class Conversation:
 
 
 @dataclass(frozen=True)
+class StoredSample:
+    """A sample as a shard holds it, and as a method lays it out. No slot and no layout is stored.
+
+    `step_images` says of each step which of `images` it is about: its own, that of its region, the only one there is;
+    None where that is not known. `extra` has what scoring needs of a published benchmark's question, and is empty for
+    a sample of a source.
+    """
+
+    sample_id: str
+    source: str
+    task: str
+    question: str
+    steps: tuple[str, ...]
+    step_images: tuple[int | None, ...]
+    answer: str
+    images: tuple[bytes, ...]
+    regions: tuple[Region, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A stretch of a training sequence. `num_slots` counts latent slots and is 0 for text."""
+    """A stretch of a training sequence. The text of a latent block is its tokens."""
 
     kind: SegmentKind
-    text: str = ""
-    num_slots: int = 0
+    text: str
+
+
+STEP_END = "\n"
+"""Ends every step, so that steps and answer are lines: where steps are a target, the answer is the last line."""
+
+
+def reply(sample: StoredSample) -> list[Segment]:
+    """What a model is to write: each step as a line, then the answer."""
+    return [*(Segment("step", step + STEP_END) for step in sample.steps), Segment("answer", sample.answer)]
 
 
 def placed(question: str, num_images: int) -> str:

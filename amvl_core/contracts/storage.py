@@ -26,6 +26,8 @@ from amvl_core.contracts.errors import StorageError
 _S3_OPTIONS = {"config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}}}
 """The default gives up within seconds; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, where they are set, decide instead."""
 
+LOCAL_STORAGE = ".amvl/storage"
+"""The storage root of runs on one machine."""
 LEFTOVER_S = 3600
 _UNFINISHED = ".tmp"
 

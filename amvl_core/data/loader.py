@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from torch.utils.data import DataLoader, Dataset
 
 from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
-from amvl_core.data.encode import Encoder
+from amvl_core.data.encode import Encoded
 from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
 
@@ -22,13 +23,13 @@ class StepDataset(Dataset[list[Batch]]):
         self,
         reader: ShardReader,
         sizes: Sizes,
-        encoder: Encoder,
+        encode: Callable[[StoredSample], Encoded],
         stage: StageConfig,
         seed: int,
         rank: int,
         world_size: int,
     ) -> None:
-        self.reader, self.sizes, self.encoder, self.stage = reader, sizes, encoder, stage
+        self.reader, self.sizes, self.encode, self.stage = reader, sizes, encode, stage
         self.seed, self.rank, self.world_size = seed, rank, world_size
 
     def __getitem__(self, step: int) -> list[Batch]:
@@ -41,9 +42,7 @@ class StepDataset(Dataset[list[Batch]]):
         return [turn[self.rank].tolist() for turn in turns]
 
     def _batch(self, indices: list[int]) -> Batch:
-        rows = [self.reader[i] for i in indices]
-        samples = [self.encoder.encode(row["sample_id"], row["segments"], row["images"]) for row in rows]
-        return collate(samples)
+        return collate([self.encode(self.reader[i]) for i in indices])
 
 
 def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> Iterator[list[Batch]]:

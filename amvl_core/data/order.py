@@ -20,9 +20,8 @@ WINDOW_BLOCKS = 512
 class Sizes:
     """What the order depends on: tokens of each sample [rows], and rows of each block [blocks], in stored order.
 
-    A block is what is read at once (a row group). A sample's tokens are those of its stored row, latent block
-    included: x, slots and y once. What a method runs of it is in proportion: AMVL runs the row and y and the slots
-    once more.
+    A block is what is read at once (a row group). A sample's tokens are those of its sequence in the stage, what the
+    method adds included. What a method runs of it is in proportion.
     """
 
     num_tokens: np.ndarray

@@ -8,10 +8,11 @@ row groups for a while (`amvl_core/data/order.py`), so a machine reads each of t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.records import DatasetRecord
-from amvl_core.contracts.sample import Segment, Split
+from amvl_core.contracts.sample import Region, Split, StoredSample
 from amvl_core.data.disk_cache import DiskCache
 from amvl_core.data.order import Sizes
 
@@ -66,24 +67,28 @@ class ShardReader:
         parts = self._of_each_file(lambda file: file.read([name]).column(name).to_numpy())
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
-    def sizes(self) -> Sizes:
-        """What the order of training depends on, from the shards' footers and one column; a DataError without rows."""
+    def sizes(self, added_tokens: int) -> Sizes:
+        """What the order of training depends on, from the shards' footers and one column; a DataError without rows.
+
+        `added_tokens` is what the stage's method adds to a sample.
+        """
         if not len(self):
             raise DataError("the prepared dataset has no rows to train on; look at its report for what was dropped")
         blocks = self._of_each_file(
             lambda file: [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         )
-        return Sizes(self.column("num_tokens"), np.concatenate([np.array(rows, dtype=np.int64) for rows in blocks]))
+        return Sizes(
+            self.column("num_tokens") + added_tokens,
+            np.concatenate([np.array(rows, dtype=np.int64) for rows in blocks]),
+        )
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Row `index` as plain values, with `segments` as a list of `Segment`."""
+    def __getitem__(self, index: int) -> StoredSample:
+        """Row `index`."""
         file = int(np.searchsorted(self.starts, index, side="right")) - 1
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         group, offset = self._locate(file, index - int(self.starts[file]))
-        row: dict[str, Any] = self._group(file, group).slice(offset, 1).to_pylist()[0]
-        row["segments"] = [Segment(**segment) for segment in row["segments"]]
-        return row
+        return stored_sample(self._group(file, group).slice(offset, 1).to_pylist()[0])
 
     def _locate(self, file: int, row: int) -> tuple[int, int]:
         metadata = self._file(file).metadata
@@ -135,3 +140,19 @@ class ShardReader:
         columns = self._file(file).metadata.row_group(group)
         self.bytes_read += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
         return table
+
+
+def stored_sample(row: Mapping[str, Any]) -> StoredSample:
+    """A row of a shard, as `to_pylist` gives it."""
+    return StoredSample(
+        sample_id=row["sample_id"],
+        source=row["source"],
+        task=row["task"],
+        question=row["question"],
+        steps=tuple(step["text"] for step in row["steps"]),
+        step_images=tuple(step["image"] for step in row["steps"]),
+        answer=row["answer"],
+        images=tuple(row["images"]),
+        regions=tuple(Region(region["label"], tuple(region["box"]), region["image"]) for region in row["regions"]),
+        extra=json.loads(row["extra"]),
+    )

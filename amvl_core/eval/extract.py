@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from amvl_core.methods.tokens import BLOCK_END
+from amvl_core.methods.block import BLOCK_END
 
 
 class Extraction(NamedTuple):

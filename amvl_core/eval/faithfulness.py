@@ -1,6 +1,6 @@
 """Whether the latents matter: from stored outputs under changed latents to rows with intervals. Needs no model.
 
-`amvl_core/eval/variants.py` makes the outputs.
+A method's `Prober` makes the outputs (`amvl_core/methods/probing.py`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.records import VariantScore
+from amvl_core.contracts.records import PRIOR, SWAPPED, VariantScore
 from amvl_core.eval.significance import Unit, bootstrap_mean, compare, sign_flip_p, weighted_mean
-
-PRIOR = "prior"
-"""The unchanged model: latents are the prior's means."""
-SWAPPED = "swapped"
-"""Each item has the latents of another one."""
-NO_BLOCK = "no block"
-TAUS = (0.2, 0.5, 0.8, 1.0)
-"""The sweep of Table 11; its tau = 0 is the unchanged model."""
 
 
 def score_variants(items: Iterable[Mapping[str, Any]], seed: int = 0) -> list[VariantScore]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import placed
-from amvl_core.data.encode import chat
-from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
+from amvl_core.data.encode import PixelBudget, chat, fitted
+from amvl_core.data.pixels import PictureError, decode
+from amvl_core.methods.loading import load_model, method_of_model
 from amvl_core.rows.decode import greedy, log_likelihoods, prefill
 
 
@@ -38,18 +37,16 @@ class Prompts:
 
 
 class Answerer:
-    """A model and its processor. A latent model's prompt ends with its block, so it always reasons first."""
+    """A model and its processor. A prompt ends with what the model's method adds, so a latent model reasons first."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model.eval(), processor
-        self.latent = isinstance(model, AMVLForConditionalGeneration)
+        self.method = method_of_model(model.config.model_type)
 
     @classmethod
     def from_pretrained(cls, folder: str) -> Answerer:
-        """From a folder (or Hub id) of an AMVL model or a stock Qwen2.5-VL one; on the GPU where there is one."""
-        latent = AutoConfig.from_pretrained(folder).model_type == "amvl"
-        kind = AMVLForConditionalGeneration if latent else Qwen2_5_VLForConditionalGeneration
-        model = kind.from_pretrained(folder, dtype="auto")
+        """From a folder (or Hub id) of a method's model or a stock one; on the GPU where there is one."""
+        model = load_model(folder, dtype="auto")
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(folder))
 
     def answer(
@@ -93,15 +90,17 @@ class Answerer:
         `pixels` is the least and the most that an image is scaled to; None: the processor's own, from training.
         """
         prompts = [self.prompt(question, len(group)) for question, group in zip(questions, images, strict=True)]
-        pictures = [[_open(data) for data in group] for group in images]
-        size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]} if pixels else None
+        budget = PixelBudget.of(self.processor.image_processor)
+        if pixels:
+            budget = replace(budget, min_pixels=pixels[0], max_pixels=pixels[1])
+        pictures = [[fitted(_open(data), budget) for data in group] for group in images]
         inputs = self.processor(
             text=prompts,
             images=pictures if any(pictures) else None,
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            **({"images_kwargs": {"size": size}} if size else {}),
+            images_kwargs={"do_resize": False},
         )
         keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
         return Prompts(inputs, keys)
@@ -114,21 +113,14 @@ class Answerer:
 
         The prompts run once for both.
         """
-        latent: dict[str, Any] = {}
-        if self.latent and tau > 0:
-            latent = {"tau": tau, "latent_noise": self._noise(prompts.keys)}
-        start = prefill(self.model, prompts.inputs.to(self.model.device), **latent)
+        drawn = self.method.implementation().drawn(self.model, prompts.keys, tau) if self.method and tau > 0 else {}
+        start = prefill(self.model, prompts.inputs.to(self.model.device), **drawn)
         tokenizer = self.processor.tokenizer
         # As in training: the answer's own tokens and the end of turn.
         continuations = [[tokenizer(text + tokenizer.eos_token)["input_ids"] for text in given] for given in candidates]
         scores = log_likelihoods(self.model, start, continuations)
         texts = tokenizer.batch_decode(greedy(self.model, start, max_new_tokens), skip_special_tokens=True)
         return [Answer(text, found) for text, found in zip(texts, scores, strict=True)]
-
-    def _noise(self, keys: Sequence[int]) -> torch.Tensor:
-        """Standard normal noise [B, K, Z], one key per row."""
-        shape = (self.model.config.num_slots, self.model.config.latent["dim"])
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(key)) for key in keys])
 
     def prompt(self, question: str, num_images: int) -> str:
         """The chat prompt that the model sees."""
@@ -146,6 +138,6 @@ def _key(seed: int, question: str, images: Sequence[bytes]) -> int:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except OSError as error:
+        return decode(data)
+    except PictureError as error:
         raise DataError(f"the image cannot be read: {error}") from error

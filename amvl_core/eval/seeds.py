@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from amvl_core.contracts.records import SeedScores, VariantScore
-from amvl_core.eval.faithfulness import PRIOR, SWAPPED, score_variants
+from amvl_core.contracts.records import PRIOR, SWAPPED, SeedScores, VariantScore
+from amvl_core.eval.faithfulness import score_variants
 from amvl_core.eval.significance import Unit, compare, estimate, weighted_mean
 
 Answers = Sequence[Unit]

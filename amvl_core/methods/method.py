@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.config import LatentConfig
 from amvl_core.contracts.errors import CheckpointError, DataError
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
 
 
@@ -43,6 +44,7 @@ class Method(nn.Module, ABC):
     """Wraps the Hugging Face model, so that one call of one module is one training step on every rank."""
 
     model: Any
+    config: MethodConfig
 
     def __init__(self, model: Any, config: Any) -> None:
         super().__init__()
@@ -55,14 +57,21 @@ class Method(nn.Module, ABC):
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """The Hugging Face model this method trains, from a checkpoint folder of this or an earlier stage."""
 
-    @classmethod
-    @abstractmethod
-    def slots(cls, latent: LatentConfig) -> list[str]:
-        """Tokens of the latent slots in this method's layout; empty where it has no latent block."""
-
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Loss and terms of one micro-batch."""
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Trained parameters that may have a learning rate of their own (`lr_scale.latent`).
+
+        What hangs on the module beside `model` is trained and kept for resuming, and never exported.
+        """
+        inside = [p for name, p in self.model.named_parameters() if name.startswith(self.config.own_parts)]
+        return inside + [p for name, p in self.named_parameters() if not name.startswith("model.")]
+
+    def frozen(self) -> list[nn.Module]:
+        """Modules that no stage trains, such as a teacher."""
+        return []
 
     def new_token_rows(self) -> list[int]:
         """Embedding rows of tokens that the base model did not have."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
-from amvl_core.methods.amvl.modeling import NEW_PARTS
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.train import optimizer_state
 from amvl_core.train.watch import Refusal
@@ -84,6 +83,8 @@ def set_trainable(method: Method, trainable: str) -> None:
     method.requires_grad_(trainable != "new_rows")
     visual = method.model.model.visual
     visual.requires_grad_(trainable == "all")
+    for module in method.frozen():
+        module.requires_grad_(False)
     if trainable == "new_rows":
         weight = method.model.get_input_embeddings().weight
         weight.requires_grad_(True)
@@ -113,12 +114,11 @@ def parameter_groups(method: Method, stage: StageConfig) -> list[dict[str, Any]]
 def _lr_scales(method: Method, stage: StageConfig) -> dict[nn.Parameter, float]:
     """The factor on the learning rate of each parameter that has one of its own."""
     model, factors = method.model, stage.lr_scale
-    latent = [parameter for name, parameter in model.named_parameters() if name.startswith(NEW_PARTS)]
     embeddings = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     return {
         **dict.fromkeys(model.model.visual.parameters(), factors.vision),
         **dict.fromkeys(embeddings, factors.embeddings),
-        **dict.fromkeys(latent, factors.latent),
+        **dict.fromkeys(method.own_parameters(), factors.latent),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from amvl_core.contracts.records import (
     save_record,
 )
 from amvl_core.data.batch import Batch
-from amvl_core.data.encode import Encoder
+from amvl_core.data.encode import Encoder, laid_out
 from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
@@ -70,12 +71,12 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     method, processor = build_method(job)
-    encoder = Encoder(processor, METHODS[stage.method.kind].slots(config.latent))
+    encode = partial(laid_out, Encoder(processor), stage.method, config.latent)
     reader = ShardReader(job.dataset, "train")
     total = num_steps(stage.epochs, stage.steps, len(reader), stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
-    sizes = _sizes(reader, rank, engine.device)
-    dataset = StepDataset(reader, sizes, encoder, stage, config.seed, rank, world_size)
+    sizes = _sizes(reader, stage.method.added_tokens(config.latent), rank, engine.device)
+    dataset = StepDataset(reader, sizes, encode, stage, config.seed, rank, world_size)
     done = 0
 
     def warn(text: str) -> None:
@@ -83,15 +84,16 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
 
     checkpoints = Checkpoints(storage.join(job.uri, CHECKPOINTS), config.trainer.keep_last, warn)
     start, history = checkpoints.resume(engine)
+    columns = stage.method.columns
     for event in history:
-        on_progress(event)
+        on_progress(replace(event, columns=columns))
 
     def send(event: Progress) -> None:
         if event.metrics:
-            history.append(replace(event, warnings=()))
+            history.append(replace(event, columns={}, warnings=()))
         on_progress(event)
 
-    log = StepLog(job.stage, total, start, send if rank == 0 else _silent, watches(stage, config.latent))
+    log = StepLog(job.stage, total, start, send if rank == 0 else _silent, watches(stage, config.latent), columns)
     skips = Skips(config.trainer.on_nonfinite)
     batches = steps_from(dataset, start, total, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
@@ -163,7 +165,7 @@ def _save_best(
 def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
     """The stage's method on the weights it starts from, and the processor that goes with them."""
     config, stage = job.config, job.config.stages[job.stage]
-    kind = METHODS[stage.method.kind]
+    kind = stage.method.implementation()
     dtype = DTYPES[config.trainer.precision]
     with model_folder(job.start_from) as folder:
         processor = load_processor(folder)
@@ -173,9 +175,9 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
     return kind(model, stage.method), processor
 
 
-def _sizes(reader: ShardReader, rank: int, device: torch.device) -> Sizes:
+def _sizes(reader: ShardReader, added_tokens: int, rank: int, device: torch.device) -> Sizes:
     """Read once, by rank 0; every rank calls it."""
-    found = [reader.sizes() if rank == 0 else None]
+    found = [reader.sizes(added_tokens) if rank == 0 else None]
     dist.broadcast_object_list(found, device=device)
     assert found[0] is not None
     return found[0]

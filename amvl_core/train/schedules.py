@@ -1,13 +1,8 @@
-"""Schedules of KL weights and learning rate: pure functions of the optimiser step."""
+"""The learning rate: a pure function of the optimiser step."""
 
 from __future__ import annotations
 
 import math
-
-
-def ramp(step: int, start: int, warmup: int, maximum: float) -> float:
-    """0 before `start`, then linearly to `maximum` within `warmup` optimiser steps (App. E: beta_t, gamma_t)."""
-    return maximum * min(1.0, max(0, step - start) / warmup)
 
 
 def cosine_with_warmup(step: int, total: int, warmup_ratio: float) -> float:

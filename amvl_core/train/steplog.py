@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from amvl_core.contracts.progress import Advice, Progress, ProgressFn
-from amvl_core.train.watch import Watch
+from amvl_core.contracts.watch import Watch
 
 
 class Pace(NamedTuple):
@@ -32,10 +32,11 @@ class StepLog:
         start: int,
         send: ProgressFn,
         watches: Sequence[Watch],
+        columns: Mapping[str, tuple[str, ...]],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.stage, self.total, self.first = stage, total, start
-        self.send, self.watches, self.clock = send, watches, clock
+        self.send, self.watches, self.columns, self.clock = send, watches, columns, clock
         self.begun = self.mark = clock()
         self._clear()
 
@@ -84,6 +85,6 @@ class StepLog:
         metrics |= {"skipped_steps": self.skipped} if self.skipped else {}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         warnings = tuple(advice for watch in self.watches for advice in watch.step(metrics))
-        self.send(Progress(self.stage, done, self.total, "steps", left, metrics, warnings))
+        self.send(Progress(self.stage, done, self.total, "steps", left, metrics, self.columns, warnings))
         self._clear()
         return metrics

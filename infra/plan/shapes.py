@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amvl_core.backbones.loading import TINY
-from amvl_core.contracts.config import LatentConfig, ModelConfig
+from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.latent import LatentConfig
 
 Part = Literal["vision", "language", "embeddings", "heads", "injector"]
 

@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from amvl_core.contracts.records import EvalRecord, VariantScore
-from amvl_core.eval.faithfulness import PRIOR, excludes_zero
+from amvl_core.contracts.records import PRIOR, EvalRecord, VariantScore
+from amvl_core.eval.faithfulness import excludes_zero
 
 if TYPE_CHECKING:
     from amvl_core.methods.amvl.analysis.leakage import Leakage

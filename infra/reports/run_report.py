@@ -113,8 +113,7 @@ def samples(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list
     places = {sample_id: i for i, sample_id in enumerate(reader.column("sample_id"))}
 
     def images(sample_id: str) -> list[bytes]:
-        found: list[bytes] = reader[places[sample_id]]["images"]
-        return found[:IMAGES_PER_ANSWER]
+        return list(reader[places[sample_id]].images[:IMAGES_PER_ANSWER])
 
     return [
         Sample(

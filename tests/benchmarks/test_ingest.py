@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.config import SftMethod, override
-from amvl_core.contracts.presets import demo
+from amvl_core.contracts.config import override
 from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.amvl.presets import demo
 from amvl_core.methods.method import Clock
+from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
 from benchmarks.ingest import Counter, measure, waits_and_seconds
 from tests.shards import row, write

@@ -12,13 +12,13 @@ from PIL import Image
 from amvl_core.backbones.loading import base_processor
 from amvl_core.contracts.config import BenchmarkSource, RunConfig
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord, load_record
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question
 from amvl_core.eval.benchmarks.prepared import question
+from amvl_core.methods.amvl.presets import demo
 from data_prep import benchmarks
 from tests.amvl_core.eval.benchmarks import published
 

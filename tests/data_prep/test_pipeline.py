@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +21,10 @@ from amvl_core.contracts.config import (
     RunConfig,
 )
 from amvl_core.contracts.errors import ConfigError, DataError, StorageError
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord, load_record
 from amvl_core.data.encode import TokenCounter
+from amvl_core.methods.amvl.presets import demo
 from data_prep import filters, listing
 from data_prep.microworld.export import FORMS, export
 from data_prep.pipeline import fingerprint, prepare
@@ -55,7 +54,7 @@ def run(config: RunConfig, uri: Path | str) -> tuple[DatasetRecord, list[Progres
 def here(data: DataConfig, folder: Path) -> Work:
     """The work of a source, without Ray."""
     config = configure(*data.sources)
-    return Work(data, config.latent.num_slots, TokenCounter.from_model(config.model, config.latent), (str(folder),))
+    return Work(data, TokenCounter.from_model(config.model), (str(folder),))
 
 
 def read(record: DatasetRecord, split: Any = "train") -> list[dict[str, Any]]:
@@ -82,10 +81,9 @@ def test_sources_become_one_dataset(ray_cluster: None, tmp_path: Path) -> None:
     assert load_record(record.uri, DatasetRecord) == record
     rows = read(record)
     assert [row["sample_id"] for row in rows[:10]] == [f"easy_vqa/train/{i:06d}" for i in range(10)]
-    assert [segment["kind"] for segment in rows[0]["segments"]] == ["prompt", "latent", "answer"]
-    assert rows[0]["segments"][1]["num_slots"] == config.latent.num_slots
+    assert rows[0]["question"].startswith("<image>") and rows[0]["answer"] and rows[0]["steps"] == []
     assert rows[0]["images"] == [archives.easy_vqa()["easy/data/train/images/0.png"]]
-    assert json.loads(rows[0]["extra"])["task"] == "shape"
+    assert rows[0]["task"] == "shape"
     assert all(row["num_tokens"] > 0 for row in rows)
     assert (events[0].done, events[-1].done, events[-1].total) == (0, 34, 34)
     assert [event.done for event in events] == sorted(event.done for event in events)
@@ -200,23 +198,24 @@ def test_images_and_regions_are_brought_to_the_pixel_budget(ray_cluster: None, t
     for before, after in zip(read(full), read(half), strict=True):
         assert decode(after["images"][0]).size == (width // 2, height // 2)
         assert after["image_sizes"] == [{"width": width // 2, "height": height // 2}]
-        old, new = (json.loads(row["extra"])["regions"] for row in (before, after))
+        old, new = (row["regions"] for row in (before, after))
         assert old and len(old) == len(new)
         for one, other in zip(old, new, strict=True):
             assert other["box"] == pytest.approx([value / 2 for value in one["box"]], abs=0.02)
 
 
-def test_steps_are_lines_before_the_answer(ray_cluster: None, tmp_path: Path) -> None:
+def test_steps_are_stored_with_the_image_that_each_is_about(ray_cluster: None, tmp_path: Path) -> None:
     row = chat_row(steps=["Look at <image>.", "It is red."], answer="red")
     row["images"] = ["pictures/a.png", "pictures/b.png"]
     source = ChatJsonlSource(uri=as_folder(tmp_path / "chat", archives.chat(row)))
     with_steps, _ = run(configure(source, target="steps_and_answer"), tmp_path / "steps")
     (stored,) = read(with_steps)
-    assert [segment["text"] for segment in stored["segments"][2:]] == ["Look at <image>.\n", "It is red.\n", "red"]
+    assert stored["steps"] == [{"text": "Look at <image>.", "image": 1}, {"text": "It is red.", "image": None}]
+    assert stored["answer"] == "red"
     assert len(stored["images"]) == 2
     without, _ = run(configure(source), tmp_path / "answer")
     (stored,) = read(without)
-    assert [segment["text"] for segment in stored["segments"][2:]] == ["red"]
+    assert (stored["steps"], stored["answer"]) == ([], "red")
     assert len(stored["images"]) == 1
 
 
@@ -233,13 +232,14 @@ def test_exported_microworld_is_prepared_as_microworld_itself(ray_cluster: None,
     assert [record.kept for record in records] == [24, 24]
 
     def content(record: DatasetRecord) -> list[Any]:
-        rows = [(row["segments"], row["images"], row["num_tokens"], json.loads(row["extra"])) for row in read(record)]
-        return sorted(rows, key=lambda row: (row[3]["task"], row[0][0]["text"], row[1]))
+        left_out = ("sample_id", "source")
+        rows = [{name: value for name, value in row.items() if name not in left_out} for row in read(record)]
+        return sorted(rows, key=lambda row: (row["task"], row["question"], row["images"]))
 
     converted, wanted = map(content, records)
     if form == "zebra_cot":  # it has no boxes
         for row in wanted:
-            row[3]["regions"] = []
+            row["regions"] = []
     assert converted == wanted
 
 

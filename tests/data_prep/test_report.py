@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from amvl_core.contracts.records import DatasetRecord, DroppedExample, Shard, SourceReport
-from amvl_core.contracts.sample import Segment
 from data_prep import report
 from data_prep.report import Statistics
-from data_prep.shards import SCHEMA, ShardRow, ShardWriter, extra_json, sha256
+from data_prep.shards import SCHEMA, ShardRow, ShardWriter, sha256
 from tests.data_prep.pictures import png
+from tests.shards import sample_of
 
 NASTY = "<script>alert('a & b')</script>"
 
@@ -26,13 +26,15 @@ def dataset(folder: Path) -> DatasetRecord:
         for i in range(rows):
             writer.write(
                 ShardRow(
-                    sample_id=f"s/{i}{NASTY}",
-                    source=NASTY,
-                    segments=[Segment("prompt", f"<image>Which {NASTY}?"), Segment("answer", NASTY)],
-                    images=[png(40, 20, seed=i), png()] if i % 2 else [],
+                    sample_of(
+                        f"s/{i}{NASTY}",
+                        f"<image>Which {NASTY}?",
+                        NASTY if i % 2 else "yes",
+                        [png(40, 20, seed=i), png()] if i % 2 else [],
+                        source=NASTY,
+                    ),
                     image_sizes=[(40, 20), (16, 16)] if i % 2 else [],
                     num_tokens=10 + i,
-                    extra=extra_json("t", NASTY if i % 2 else "yes", [], []),
                 )
             )
         writer.close()
@@ -111,10 +113,7 @@ def test_memory_of_free_form_answers_is_bounded() -> None:
     statistics = Statistics()
     for start in range(0, 45_000, 1500):
         answers = ["often" if i % 3 == 0 else str(i) for i in range(start, start + 1500)]
-        rows = [
-            {"num_tokens": 1, "image_sizes": [], "extra": json.dumps({"answer": answer, "task": "t"})}
-            for answer in answers
-        ]
+        rows = [{"num_tokens": 1, "image_sizes": [], "answer": answer, "task": "t"} for answer in answers]
         columns = pa.schema([SCHEMA.field(name) for name in rows[0]])
         statistics.add(pa.Table.from_pylist(rows, columns))
     assert len(statistics.answers) < 40_001

@@ -2,27 +2,34 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts.errors import StorageError
-from amvl_core.contracts.sample import Region, Segment
-from data_prep.shards import SCHEMA, ShardRow, ShardWriter, check, copy_without, extra_json, sha256
+from amvl_core.contracts.sample import Region, StoredSample
+from amvl_core.data.reader import stored_sample
+from data_prep.shards import SCHEMA, ShardRow, ShardWriter, check, copy_without, sha256
 
 
 def rows(count: int) -> list[ShardRow]:
     return [
         ShardRow(
-            sample_id=f"s/{i}",
-            source="s",
-            segments=[Segment("prompt", "<image>é?"), Segment("latent", num_slots=4), Segment("answer", str(i))],
-            images=[bytes([i % 256]) * 50],
+            StoredSample(
+                sample_id=f"s/{i}",
+                source="s",
+                task="t",
+                question="<image>é?",
+                steps=("One.", "Two."),
+                step_images=(0, None),
+                answer=str(i),
+                images=(bytes([i % 256]) * 50,),
+                regions=(Region("a", (1.0, 2.0, 3.5, 4.0)),),
+                extra={"part": "é"} if i % 2 else {},
+            ),
             image_sizes=[(16, 8 + i)],
             num_tokens=20 + i,
-            extra=extra_json("t", str(i), ["One."], [Region("a", (1.0, 2.0, 3.5, 4.0))]),
         )
         for i in range(count)
     ]
@@ -43,17 +50,9 @@ def test_a_shard_reads_back_with_the_schema_and_row_groups(tmp_path: Path) -> No
     assert file.schema_arrow == SCHEMA
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [32, 32, 6]
     last = file.read().to_pylist()[-1]
-    assert last["segments"][0] == {"kind": "prompt", "text": "<image>é?", "num_slots": 0}
-    assert last["segments"][1] == {"kind": "latent", "text": "", "num_slots": 4}
-    assert last["images"] == [bytes([69]) * 50]
     assert last["image_sizes"] == [{"width": 16, "height": 77}]
     assert last["num_tokens"] == 89
-    assert json.loads(last["extra"]) == {
-        "task": "t",
-        "answer": "69",
-        "steps": ["One."],
-        "regions": [{"label": "a", "box": [1.0, 2.0, 3.5, 4.0], "image": 0}],
-    }
+    assert stored_sample(last) == rows(70)[-1].sample
 
 
 def test_a_shard_that_was_changed_since_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from amvl_core.contracts.config import ChatJsonlSource, DataConfig, EasyVqaSource
 from amvl_core.contracts.errors import StorageError
-from amvl_core.contracts.sample import Segment
+from amvl_core.contracts.sample import Conversation, Region
 from data_prep import duplicates, filters, listing
 from data_prep.duplicate_keys import KeyFile
-from data_prep.units import Work
+from data_prep.units import Work, step_images
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, chat_row
 from tests.data_prep.pictures import png
@@ -36,13 +36,13 @@ class Counter:
 
     patch_size, merge_size = 14, 2
 
-    def count(self, segments: list[Segment], sizes: list[tuple[int, int]], low: int, high: int) -> int:
-        return sum(len(segment.text.split()) for segment in segments)
+    def count(self, texts: list[str], sizes: list[tuple[int, int]], low: int, high: int) -> int:
+        return sum(len(text.split()) for text in texts)
 
 
 def work(source: Any, folder: Path, **data: Any) -> Work:
     settings = {"min_pixels": 64, "max_pixels": 10**5, "max_tokens": 50, "rows_per_shard": 8, **data}
-    return Work(DataConfig(sources=(source,), **settings), 4, Counter(), (str(folder),))
+    return Work(DataConfig(sources=(source,), **settings), Counter(), (str(folder),))
 
 
 def finish(job: Work) -> list[Any]:
@@ -91,9 +91,6 @@ def test_the_chains_of_one_question_are_all_kept_where_their_steps_are_laid_out(
     both = {"target": "steps_and_answer"}
     assert repeats(tmp_path / "steps", rows, **both) == [2]
     assert repeats(tmp_path / "answer", rows, target="answer") == [1, 2]
-    # Steps that slots replace are not laid out: only their number and the steps behind them are.
-    replaced = {"kind": "replace_steps", "steps": 1, "slots_per_step": 2}
-    assert repeats(tmp_path / "replaced", rows, **both, layout=replaced) == [1, 2]
 
 
 def test_a_unit_that_is_finished_is_not_done_again(tmp_path: Path) -> None:
@@ -171,3 +168,22 @@ def test_a_file_that_cannot_grow_is_a_storage_error_and_leaves_nothing(tmp_path:
     )
     assert done.stdout.startswith("cannot write") and "too large" in done.stdout
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "steps", "images", "regions", "expected"),
+    [
+        ("<image>Q?", ("Look.", "So."), 1, (), (0, 0)),
+        ("<image><image>Q?", ("Look.", "So."), 2, (), (None, None)),
+        ("<image><image>Q?", ("Look.", "So."), 2, (1, 0), (1, 0)),
+        ("<image><image>Q?", ("Look.", "So."), 2, (1,), (None, None)),
+        ("<image>Q?", ("First.", "<image><image>See.", "<image>And."), 4, (), (None, 1, 3)),
+        ("Q?", ("First.", "Then."), 0, (), (None, None)),
+    ],
+)
+def test_a_step_is_about_its_own_image_its_regions_or_the_only_one(
+    question: str, steps: tuple[str, ...], images: int, regions: tuple[int, ...], expected: tuple[int | None, ...]
+) -> None:
+    boxes = tuple(Region("r", (0, 0, 1, 1), image) for image in regions)
+    asked = Conversation("i", "s", "train", "t", (b"",) * images, question, steps, "a", boxes)
+    assert step_images(asked) == expected

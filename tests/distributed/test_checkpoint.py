@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amvl_core.contracts.config import AmvlMethod, StageConfig, TrainerConfig
+from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.contracts.progress import Progress
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.method import Clock
 from amvl_core.train.checkpoint import Checkpoints

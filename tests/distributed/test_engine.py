@@ -19,11 +19,14 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.config import AmvlMethod, LrScale, SftMethod, StageConfig, TrainerConfig
+from amvl_core.contracts.config import LrScale, StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.modeling import NEW_PARTS, AMVLForConditionalGeneration, load_stock
+from amvl_core.methods.amvl.modeling import NEW_PARTS, AMVLForConditionalGeneration
+from amvl_core.methods.loading import load_stock
 from amvl_core.methods.method import Clock
+from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
 from amvl_core.train import checkpoint
 from amvl_core.train.engine import DTYPES, Engine

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from amvl_core.contracts.config import AmvlMethod, StageConfig, TrainerConfig
+from amvl_core.contracts.config import StageConfig, TrainerConfig
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.method import Clock
 from tests.distributed.processes import in_two_processes

@@ -7,50 +7,40 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from amvl_core.backbones.loading import base_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, override
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Shard, load_record
+from amvl_core.contracts.sample import StoredSample
+from amvl_core.methods.amvl.presets import demo
 from amvl_core.train.loop import TrainJob
+from data_prep.shards import SCHEMA_VERSION
 from tests.distributed import local
+from tests.shards import sample_of, table
 from tests.tiny import LATENT, TINY, picture
 
 ANSWERS = ("red", "blue")
 
 
-def dataset(root: str, slots: int = LATENT.num_slots) -> DatasetRecord:
+def dataset(root: str) -> DatasetRecord:
     """24 training and 6 test samples; every fifth has no image."""
     shards = []
     for split, rows in (("train", 24), ("test", 6)):
-        table = pa.Table.from_pylist([row(f"{split}-{i}", i, slots) for i in range(rows)])
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, row_group_size=8)
+        pq.write_table(table([sample(f"{split}-{i}", i) for i in range(rows)]), buffer, row_group_size=8)
         storage.write_bytes(storage.join(root, f"{split}.parquet"), buffer.getvalue())
         shards.append(Shard(file=f"{split}.parquet", split=split, rows=rows, sha256=""))
-    return DatasetRecord(uri=root, fingerprint="data", schema_version=1, shards=shards, kept=30, dropped={}, reports=[])
+    return DatasetRecord(
+        uri=root, fingerprint="data", schema_version=SCHEMA_VERSION, shards=shards, kept=30, dropped={}, reports=[]
+    )
 
 
-def row(name: str, number: int, slots: int) -> dict[str, Any]:
+def sample(name: str, number: int) -> StoredSample:
     images = [] if number % 5 == 4 else [picture(number)]
-    answer = ANSWERS[number % 2]
-    segments = [
-        {"kind": "prompt", "text": "<image>" * len(images) + "What colour is it?", "num_slots": 0},
-        {"kind": "latent", "text": "", "num_slots": slots},
-        {"kind": "answer", "text": answer, "num_slots": 0},
-    ]
-    return {
-        "sample_id": name,
-        "source": "made",
-        "segments": segments,
-        "images": images,
-        "image_sizes": [{"width": 32, "height": 32} for _ in images],
-        "num_tokens": 20 + 4 * len(images),
-        "extra": json.dumps({"task": "colour", "answer": answer, "steps": [], "regions": []}),
-    }
+    question, answer = "<image>" * len(images) + "What colour is it?", ANSWERS[number % 2]
+    return sample_of(name, question, answer, images, source="made", task="colour")
 
 
 def configuration(root: str, **changes: Any) -> RunConfig:

@@ -8,10 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.contracts.ablations import TABLES
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.fingerprints import ablation_fingerprint, train_fingerprint
-from amvl_core.contracts.presets import ablation, demo
 from amvl_core.contracts.records import (
     TEST_SPLIT,
     AblationRecord,
@@ -25,6 +23,8 @@ from amvl_core.contracts.records import (
     TaskScore,
 )
 from amvl_core.eval.faithfulness import score_variants, verdict
+from amvl_core.methods.amvl.presets import ablation, demo
+from amvl_core.methods.amvl.tables import TABLES
 from flows import ablation_report, ablations
 from flows.ablations import AblationError, Found, Result
 

@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from amvl_core.contracts.config import EasyVqaSource, RunConfig
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.presets import PRESETS, demo, paper
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.methods.amvl.presets import demo, paper
 from flows.ablations import ablations
 from flows.full_pipeline import full_pipeline
 from flows.parameters import partial, resolve

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.progress import Advice, Progress
+from amvl_core.methods.amvl.presets import demo
 from flows.reporter import Reporter
 from infra.tracking import Tracker
 

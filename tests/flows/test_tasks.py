@@ -9,8 +9,8 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import override
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.fingerprints import train_fingerprint
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Shard, save_record
+from amvl_core.methods.amvl.presets import demo
 from data_prep import pipeline
 from flows import tasks
 from infra.tracking import Tracker

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from amvl_core.contracts.config import RunConfig, TrackingConfig
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
@@ -17,6 +16,7 @@ from amvl_core.contracts.records import (
     SourceReport,
     TaskScore,
 )
+from amvl_core.methods.amvl.presets import demo
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from typing import Any
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.progress import ProgressFn
 from amvl_core.contracts.records import DatasetRecord, EvalRecord, Shard, load_record, save_record
-from amvl_core.contracts.sample import Segment
-from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, extra_json
+from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter
+from tests.shards import sample_of
 from tests.tiny import picture, stock_folder
 
 QUESTIONS = (
@@ -33,11 +33,10 @@ def rows(split: str, count: int, image: bytes | None = None) -> list[ShardRow]:
         task = ("colour", "count")[i % 2]
         answer = ANSWERS[task][i // 2 % len(ANSWERS[task])]
         size = (32, 32 + 16 * (i % 3))
-        steps = [Segment("step", "look")] if i % 3 == 2 else []
-        segments = [Segment("prompt", QUESTIONS[i % 3]), *steps, Segment("answer", answer)]
-        extra = extra_json(task, answer, ["look"] if steps else [], [])
-        name = f"made/{split}/{i:03d}"
-        found.append(ShardRow(name, "made", segments, [image or picture(i, *size)], [size], 20 + 7 * (i % 5), extra))
+        steps = ["look"] if i % 3 == 2 else []
+        name, images = f"made/{split}/{i:03d}", [image or picture(i, *size)]
+        sample = sample_of(name, QUESTIONS[i % 3], answer, images, steps, source="made", task=task)
+        found.append(ShardRow(sample, [size], 20 + 7 * (i % 5)))
     return found
 
 

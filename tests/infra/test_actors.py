@@ -9,7 +9,7 @@ import pytest
 
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ClusterError
-from amvl_core.contracts.presets import demo
+from amvl_core.methods.amvl.presets import demo
 from infra.actors import Actors, part_name
 
 

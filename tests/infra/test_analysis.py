@@ -8,7 +8,6 @@ import pytest
 from amvl_core.contracts import fingerprints, storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
@@ -18,6 +17,7 @@ from amvl_core.contracts.records import (
     VariantScore,
     save_record,
 )
+from amvl_core.methods.amvl.presets import demo
 from infra import analysis
 from infra.mlflow_client import client
 

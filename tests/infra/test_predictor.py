@@ -5,36 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import override
 from amvl_core.contracts.records import DatasetRecord, Shard
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.scoring import predictions, score_benchmark
+from amvl_core.methods.amvl.presets import paper
 from infra.ray_eval import Job, Predictor
+from tests.shards import sample_of, table
 from tests.tiny import picture, stock_folder
 
 
 def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = [
-        {
-            "sample_id": f"easy_vqa/{i}",
-            "source": "easy_vqa",
-            "segments": [{"kind": "prompt", "text": "<image>What colour is it?", "num_slots": 0}],
-            "images": [picture(i)],
-            "extra": json.dumps({"task": "color", "answer": "red"}),
-        }
+        sample_of(f"easy_vqa/{i}", "<image>What colour is it?", "red", [picture(i)], source="easy_vqa", task="color")
         for i in range(2)
     ]
-    pq.write_table(pa.Table.from_pylist(samples), tmp_path / "test.parquet")
+    pq.write_table(table(samples), tmp_path / "test.parquet")
     shard = Shard(file="test.parquet", split="test", rows=2, sha256="")
     dataset = DatasetRecord(
         uri=str(tmp_path), fingerprint="d", schema_version=1, shards=[shard], kept=2, dropped={}, reports=[]
     )
-    config = RunConfig.model_validate({"model": {"base": stock_folder()}, "evaluation": {"max_new_tokens": 2}})
+    config = override(paper(), {"model": {"base": stock_folder()}, "evaluation": {"max_new_tokens": 2}})
     pixels = (config.data.min_pixels, 2 * config.data.min_pixels)
     job = Job(dataset, str(tmp_path), "base", pixels, {"easy_vqa/color": ["blue", "red"]})
     path = tmp_path / "predictions.parquet"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from amvl_core.contracts.presets import paper
+from amvl_core.methods.amvl.presets import paper
 from infra.cluster import _ENVIRONMENT, Workers
 from infra.plan.planner import MACHINES, plan
 

@@ -15,7 +15,6 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from amvl_core.contracts.config import ModelConfig, RunConfig, TrackingConfig, flatten
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.presets import demo, paper
 from amvl_core.contracts.records import (
     TEST_SPLIT,
     CheckpointRecord,
@@ -24,6 +23,7 @@ from amvl_core.contracts.records import (
     FaithfulnessRecord,
     VariantScore,
 )
+from amvl_core.methods.amvl.presets import demo, paper
 from infra.mlflow_client import check_reachable, client, metric_name, tracking_uri
 from infra.reports import figures
 from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint

@@ -8,9 +8,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, pipeline
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
-from amvl_core.contracts.config import AmvlMethod, LatentConfig
 from amvl_core.contracts.errors import CheckpointError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.encode import chat
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.methods.amvl.prefix import run_passes

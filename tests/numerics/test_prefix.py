@@ -5,9 +5,10 @@ import torch
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from amvl_core.contracts.config import AmvlMethod, LatentConfig
 from amvl_core.contracts.errors import CheckpointError, DataError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.encode import IGNORED
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl, latent_noise
 from amvl_core.methods.method import Clock
 from tests.reference import three_pass

@@ -2,8 +2,9 @@ from itertools import pairwise
 
 import pytest
 
-from amvl_core.contracts.config import AmvlMethod
-from amvl_core.train.schedules import cosine_with_warmup, ramp
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.schedules import ramp
+from amvl_core.train.schedules import cosine_with_warmup
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,13 @@ Predictions are stored with everything that scoring needs (`row`), so scores are
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from PIL import Image
-
+from amvl_core.data.pixels import PictureError, decode
 from amvl_core.eval.extract import Extractor
 from amvl_core.eval.significance import Unit
 
@@ -199,7 +197,6 @@ def whole_groups(size: int) -> Metric:
 def _check_image(data: bytes) -> None:
     """Raises BadRowError for an image that cannot be decoded: found now, it is a drop; found later, it ends the run."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadRowError("unreadable_image", str(error)) from error
+        decode(data)
+    except PictureError as error:
+        raise BadRowError(error.reason, error.detail) from error

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, load_record
-from amvl_core.contracts.sample import Segment, placed
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, StoredSample, placed
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Metric, Question, digest, mean
 from amvl_core.eval.extract import NOTHING, Extraction, last_line
@@ -31,48 +31,54 @@ def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:
     return reader
 
 
-def question(row: Mapping[str, Any]) -> Question:
-    """A row of a `ShardReader` as a question: of a source, or of a published benchmark that has been read (`extra`)."""
-    extra = json.loads(row["extra"])
-    images = tuple(row["images"])
-    published = "options" in extra
+def question(sample: StoredSample) -> Question:
+    """A stored sample as a question: of a source, or of a published benchmark that has been read (`extra`)."""
+    extra, images = sample.extra, question_images(sample)
     return Question(
-        item_id=row["sample_id"],
+        item_id=sample.sample_id,
         # As in the score table: a source has tasks of its own, a benchmark's are known by its name.
-        task=extra["task"] if published else f"{row['source']}/{extra['task']}",
+        task=sample.task if extra else f"{sample.source}/{sample.task}",
         images=images,
-        prompt=row["segments"][0].text,
-        answer=extra["answer"],
-        options=extra["options"] if published else {},
-        part=extra["part"] if published else "",
+        prompt=sample.question,
+        answer=sample.answer,
+        options=extra.get("options", {}),
+        part=extra.get("part", ""),
         # Many questions about one image are not independent.
-        group=extra["group"] if published else digest(*images) if images else "",
-        asked=extra["asked"] if published else "",
+        group=extra["group"] if extra else digest(*images) if images else "",
+        asked=extra.get("asked", ""),
     )
 
 
-def benchmark_name(row: Mapping[str, Any]) -> str:
-    """What a row of a `ShardReader` (`source` and `extra` do) was read from: a published benchmark, or TEST_SPLIT."""
-    return str(row["source"]) if "options" in json.loads(row["extra"]) else TEST_SPLIT
+def stored(asked: Question, source: str) -> StoredSample:
+    """A published question as it is stored: what `question` needs to give it back."""
+    return StoredSample(
+        sample_id=asked.item_id,
+        source=source,
+        task=asked.task,
+        question=asked.prompt,
+        steps=(),
+        step_images=(),
+        answer=asked.answer,
+        images=tuple(asked.images),
+        extra={"options": dict(asked.options), "part": asked.part, "group": asked.group, "asked": asked.asked},
+    )
 
 
-def laid_out(row: Mapping[str, Any], slots: int) -> list[Segment]:
-    """A row of a `ShardReader` as a sequence with its answer.
-
-    A prepared sample has been laid out. A published question is stored as its prompt alone; a block of `slots` follows
-    it, and the answer.
-    """
-    if benchmark_name(row) == TEST_SPLIT:
-        return list(row["segments"])
-    asked = question(row)
-    block = [Segment("latent", num_slots=slots)] if slots else []
-    return [Segment("prompt", placed(asked.prompt, len(asked.images))), *block, Segment("answer", asked.answer)]
+def benchmark_name(shards: ShardReader) -> str:
+    """What was read: a published benchmark's name, or TEST_SPLIT. Reads no image."""
+    if not len(shards) or not json.loads(shards.column("extra")[0]):
+        return TEST_SPLIT
+    return str(shards.column("source")[0])
 
 
-def extra(asked: Question) -> str:
-    """The `extra` column of a published question: what `question` needs to give it back."""
-    fields = {name: getattr(asked, name) for name in ("task", "answer", "part", "group", "asked")}
-    return json.dumps({**fields, "options": dict(asked.options)}, ensure_ascii=False)
+def with_places(sample: StoredSample) -> StoredSample:
+    """With a place in the question for each of its images, which a published question may leave out."""
+    return replace(sample, question=placed(sample.question, len(question_images(sample))))
+
+
+def question_images(sample: StoredSample) -> tuple[bytes, ...]:
+    """The images that the question shows; those behind them belong to the steps."""
+    return sample.images[: len(sample.images) - sum(step.count(IMAGE_PLACEHOLDER) for step in sample.steps)]
 
 
 def exact_match(text: str, options: Mapping[str, str]) -> Extraction:

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from amvl_core.methods.losses import widen
+
 
 class Gaussian(NamedTuple):
     """Mean and log-variance, both [..., Z]."""
@@ -35,11 +37,6 @@ def kl_divergence(q: Gaussian, p: Gaussian, reduction: Literal["sum", "mean"] = 
     difference = logvar_q - logvar_p
     terms = 0.5 * (torch.exp(difference) + (mean_q - mean_p).square() * torch.exp(-logvar_p) - 1.0 - difference)
     return terms.sum(-1) if reduction == "sum" else terms.mean(-1)
-
-
-def widen(value: Tensor) -> Tensor:
-    """In float32, or as it is where it is wider."""
-    return value if value.dtype == torch.float64 else value.float()
 
 
 def soft_clamp(value: Tensor, low: float, high: float) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amvl_core.methods.amvl.gaussian import Gaussian, soft_clamp, widen
+from amvl_core.methods.amvl.gaussian import Gaussian, soft_clamp
+from amvl_core.methods.losses import widen
 
 LOGVAR_OFFSET = -1.0
 """Added to the head's log-variance, so that a fresh head starts with sigma below 1 and no early KL explodes."""

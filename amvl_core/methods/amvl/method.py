@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,15 +12,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.config import AmvlMethod, LatentConfig
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
-from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, block_ids, load_amvl
-from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl, token_losses
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
+from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
 from amvl_core.methods.amvl.prefix import Passes, run_passes
+from amvl_core.methods.amvl.schedules import ramp
+from amvl_core.methods.loading import block_ids
+from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
-from amvl_core.methods.tokens import slot_tokens
-from amvl_core.train.schedules import ramp
+from amvl_core.methods.probing import Prober
 
 ACTIVE_VARIANCE = 0.01
 """A latent dimension is active where the variance of its posterior mean over samples is larger (Burda et al. 2016)."""
@@ -38,10 +42,19 @@ class Amvl(Method):
         """An AMVL model, from a checkpoint of its own or a stock Qwen2.5-VL one."""
         return load_amvl(folder, processor, latent, **kwargs)
 
-    @classmethod
-    def slots(cls, latent: LatentConfig) -> list[str]:
-        """K tokens."""
-        return slot_tokens(latent)
+    @staticmethod
+    def drawn(model: AMVLForConditionalGeneration, keys: Sequence[int], tau: float) -> dict[str, Any]:
+        """What a prompt's pass takes so that its latents are drawn; one key a prompt seeds its noise."""
+        shape = (model.config.num_slots, int((model.config.latent or {})["dim"]))
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(key)) for key in keys]
+        return {"tau": tau, "latent_noise": torch.stack(noise)}
+
+    @staticmethod
+    def prober(model: AMVLForConditionalGeneration, processor: Any, method: AmvlMethod) -> Prober:
+        """Its model under every change of its latents."""
+        from amvl_core.methods.amvl import probes
+
+        return probes.Prober(model, processor, method)
 
     def new_token_rows(self) -> list[int]:
         """The slots and both markers."""
@@ -137,3 +150,6 @@ def latent_noise(clock: Clock, sample_ids: list[str], draws: int, like_BKZ: Tens
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         rows.append(torch.stack([torch.randn(like_BKZ.shape[1:], generator=generator) for _ in range(draws)]))
     return torch.stack(rows, 1).to(like_BKZ)
+
+
+METHOD = Amvl

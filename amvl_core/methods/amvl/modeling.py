@@ -6,8 +6,7 @@ injector. Shape suffixes: B samples, T tokens, K slots, D hidden size, Z latent 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,16 +29,16 @@ from transformers.conversion_mapping import (
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast as CausalLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 
 from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.config import LatentConfig
 from amvl_core.contracts.errors import CheckpointError
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.heads import LatentInjector, VariationalHead
-from amvl_core.methods.tokens import add_latent_tokens, slot_tokens, token_ids
-
-NEW_PARTS = ("prior_head.", "posterior_head.", "injector.")
+from amvl_core.methods.block import add_latent_tokens, slot_tokens, token_ids
+from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
 
 
 class AMVLConfig(Qwen2_5_VLConfig):
@@ -401,12 +400,6 @@ def _joined(reading: Any, decoding: Any, first: int) -> tuple[Tensor | None, ...
     )
 
 
-def block_ids(model: Any) -> list[int]:
-    """Token ids of the block: start marker, slots (each id once), end marker."""
-    config = model.config
-    return [config.block_start_token_id, *dict.fromkeys(config.slot_token_ids), config.block_end_token_id]
-
-
 def load_amvl(
     folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any
 ) -> AMVLForConditionalGeneration:
@@ -423,26 +416,7 @@ def load_amvl(
         raise CheckpointError(f"{folder} has {config.num_slots} latent slots, the run asks for {latent.num_slots}")
     model: AMVLForConditionalGeneration
     model, report = AMVLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
-    _check(folder, report, new_parts=())
-    return model
-
-
-def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str], **kwargs: Any) -> Any:
-    """A stock Qwen2.5-VL model; with `slots`, the block's tokens are added to it and to `processor`.
-
-    A CheckpointError names weights that do not fit.
-    """
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen2_5_vl":
-        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; this method trains a qwen2_5_vl one")
-    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
-    _check(folder, report, new_parts=())
-    if slots:
-        old_tokens = len(processor.tokenizer)
-        add_latent_tokens(processor, slots)
-        model.config.update(token_ids(processor, slots))
-        _grow(model, old_tokens, len(processor.tokenizer))
-        model.generation_config.suppress_tokens = block_ids(model)
+    check_weights(folder, report)
     return model
 
 
@@ -460,47 +434,16 @@ def _from_base(
     fields = {key: value for key, value in base.to_dict().items() if key not in skipped}
     config = AMVLConfig(**fields, latent=latent.model_dump(), **token_ids(processor, slots))
     model: AMVLForConditionalGeneration
-    with _quiet():  # the library warns about the new parts; _check says whether anything else is missing
+    with quiet():  # the library warns about the new parts; check_weights says whether anything else is missing
         model, report = AMVLForConditionalGeneration.from_pretrained(
             folder, config=config, output_loading_info=True, **kwargs
         )
-    _check(folder, report, NEW_PARTS)
-    _grow(model, old_tokens, len(processor.tokenizer))
+    check_weights(folder, report, AmvlMethod.own_parts)
+    grow(model, old_tokens, len(processor.tokenizer))
     embedding = model.get_input_embeddings().weight
     model.injector.calibrate(float(embedding[:old_tokens].detach().float().square().mean().sqrt()), latent.dim)
     model.generation_config.suppress_tokens = block_ids(model)
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the library's warnings to itself."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _check(folder: str, report: dict[str, Any], new_parts: tuple[str, ...]) -> None:
-    missing = sorted(key for key in report["missing_keys"] if not new_parts or not key.startswith(new_parts))
-    wrong = {"missing": missing, "unexpected": report["unexpected_keys"], "misshapen": report["mismatched_keys"]}
-    found = {name: sorted(keys)[:5] for name, keys in wrong.items() if keys}
-    if found:
-        raise CheckpointError(f"the weights in {folder} do not fit the model: {found}")
-
-
-def _grow(model: AMVLForConditionalGeneration, old: int, new: int) -> None:
-    """Room for tokens `old` to `new`, each row at the mean of the first `old` rows."""
-    if new == old:
-        return
-    if new > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(-(-new // 64) * 64, mean_resizing=False)
-    with torch.no_grad():
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            weight = module.weight
-            weight[old:new] = weight[:old].float().mean(0).to(weight.dtype)
 
 
 # A checkpoint's names of the base weights are those of a stock Qwen2.5-VL one, in reading and in writing.

@@ -5,20 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional
 
-from amvl_core.methods.amvl.gaussian import Gaussian, kl_divergence, widen
+from amvl_core.methods.amvl.gaussian import Gaussian, kl_divergence
 
 Reduction = Literal["sum", "mean"]
-
-
-def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """-log p of each label token, [N], in float32 or wider (Eq. 11).
-
-    A micro-batch's loss is their sum divided by the number of label tokens of the global batch, so that the sum over
-    micro-batches is the mean over all tokens wherever they were placed.
-    """
-    return functional.cross_entropy(widen(logits_NV), labels_N, reduction="none")
 
 
 def forward_kl(posterior: Gaussian, prior: Gaussian, reduction: Reduction, stop_gradient: bool = True) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.config import LatentConfig
-from amvl_core.methods.amvl.modeling import block_ids, load_stock
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.methods.block import slot_tokens
+from amvl_core.methods.loading import block_ids, load_stock
 from amvl_core.methods.sft.method import Sft
-from amvl_core.methods.tokens import slot_tokens
 
 
 class Pause(Sft):
@@ -19,11 +19,9 @@ class Pause(Sft):
         """The stock Qwen2.5-VL model with rows for the block's tokens."""
         return load_stock(folder, processor, slot_tokens(latent), **kwargs)
 
-    @classmethod
-    def slots(cls, latent: LatentConfig) -> list[str]:
-        """The tokens of the block."""
-        return slot_tokens(latent)
-
     def new_token_rows(self) -> list[int]:
         """The slots and both markers."""
         return block_ids(self.model)
+
+
+METHOD = Pause

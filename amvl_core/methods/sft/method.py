@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.config import LatentConfig
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.amvl.modeling import load_stock
-from amvl_core.methods.amvl.objectives import token_losses
+from amvl_core.methods.loading import load_stock
+from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.rows.packed import Span, run_row
 
@@ -23,11 +23,6 @@ class Sft(Method):
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """The stock Qwen2.5-VL model."""
         return load_stock(folder, processor, [], **kwargs)
-
-    @classmethod
-    def slots(cls, latent: LatentConfig) -> list[str]:
-        """No latent block."""
-        return []
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Next-token loss."""
@@ -52,3 +47,6 @@ def _finite(batch: Batch, losses_N: Tensor) -> list[bool]:
     """Of each sample, whether the losses of its label tokens are finite."""
     counts = [int((labels_N[1:] != IGNORED).sum()) for labels_N in batch.labels_N.split(batch.lengths)]
     return [bool(part.isfinite().all()) for part in losses_N.split(counts)]
+
+
+METHOD = Sft

@@ -1,13 +1,21 @@
 import pytest
 
-from amvl_core.contracts.config import AmvlMethod, PauseMethod, RunConfig, StageConfig, flatten, override, validate
+from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, validate
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.presets import PRESETS, demo, paper
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.presets import demo, paper
+from amvl_core.methods.pause.config import PauseMethod
+
+
+def test_a_run_needs_a_stage() -> None:
+    with pytest.raises(ConfigError, match="stages"):
+        validate({**demo().model_dump(mode="json"), "stages": {}})
 
 
 def test_the_default_is_the_papers_run() -> None:
     config = paper()
-    assert config == RunConfig()
+    assert config == RunConfig(stages=config.stages)
     assert config.model.base == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert (config.latent.num_slots, config.latent.dim) == (8, 512)
     assert config.cluster.num_workers == 16
@@ -36,7 +44,8 @@ def test_a_preset_survives_json(name: str) -> None:
         (
             {"cluster": {"num_workers": 3}, "stages": {"amvl": {"micro_tokens": 511}}},
             "amvl.global_batch (32) is no multiple of cluster.num_workers (3), so a worker may have to run two samples "
-            "at once: micro_tokens (511) must be at least twice data.max_tokens (256)",
+            "at once: micro_tokens (511) must be at least twice the longest sample's 262 (data.max_tokens and the "
+            "method's own tokens)",
         ),
         (
             {"cluster": {"num_workers": 4, "min_workers": 2}, "stages": {"amvl": {"micro_tokens": 511}}},
@@ -48,13 +57,22 @@ def test_a_preset_survives_json(name: str) -> None:
             "evaluation: Value error, faithfulness_items must be 0 or at least 2",
         ),
         ({"data": {"sources": []}}, "data.sources is empty"),
+        ({"evaluation": {"controls": ["sftt"]}}, "controls: 'sftt' is no method; choose of sft, pause, amvl"),
+        (
+            {"data": {"min_pixels": 4097, "max_pixels": 4096}},
+            "data: Value error, max_pixels (4096) must be at least min_pixels (4097); lower both to save memory",
+        ),
+        (
+            {"data": {"min_pixels": 4097}, "evaluation": {"max_pixels": 4096}},
+            "evaluation.max_pixels (4096) must be at least data.min_pixels (4097), which images of benchmarks",
+        ),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
         (
             {"trainer": {"offload": "optimizer", "zero_stage": 0}},
             "trainer: Value error, offload = optimizer needs",
         ),
         ({"trainer": {"offload": "parameters", "zero_stage": 2}}, "needs zero_stage 3 or more (it is 2)"),
-        ({"stages": {"sft": {"lr_scale": {"latent": 2}}}}, "no heads and injector are trained with method sft"),
+        ({"stages": {"sft": {"lr_scale": {"latent": 2}}}}, "no parts of its own are trained with method sft"),
         ({"stages": {"embedding_adaptation": {"lr_scale": {"latent": 2}}}}, "trainable = new_rows; leave it out"),
         ({"stages": {"amvl": {"lr_scale": {"vision": 2}}}}, "trainable = language keeps the vision encoder"),
         ({"stages": {"amvl": {"lr_scale": {"latent": 0}}}}, "stages.amvl.lr_scale.latent: Input should be greater"),
@@ -103,12 +121,6 @@ def test_pause_tokens_may_stand_between_fine_tuning_and_amvl() -> None:
     pause = StageConfig(method=PauseMethod(), steps=1, global_batch=2)
     config = RunConfig(stages={"sft": stages["sft"], "pause": pause, "amvl": stages["amvl"]}, cluster=demo().cluster)
     assert list(config.stages) == ["sft", "pause", "amvl"]
-
-
-@pytest.mark.parametrize("layout", [{"kind": "before_steps"}, {"kind": "replace_steps", "steps": 1}])
-def test_a_layout_that_the_method_cannot_train_on_is_refused_before_anything_is_prepared(layout) -> None:
-    with pytest.raises(ConfigError, match="embedding_adaptation: amvl needs one latent block per sample"):
-        override(demo(), {"data": {"layout": layout}})
 
 
 def test_an_objective_without_terms_is_refused() -> None:

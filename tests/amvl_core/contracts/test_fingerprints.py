@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.fingerprints import analyse_fingerprint, evaluate_fingerprint, faithfulness_fingerprint
-from amvl_core.contracts.presets import demo
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord
+from amvl_core.methods.amvl.presets import demo
 
 
 def names(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, *controls: CheckpointRecord) -> list[str]:

@@ -1,5 +1,7 @@
 from amvl_core.contracts.progress import Progress
+from amvl_core.methods.amvl.config import AmvlMethod
 
+COLUMNS = AmvlMethod.columns
 FULL = {
     "loss": 1.2345678,
     "ntp": 0.75,
@@ -13,7 +15,7 @@ FULL = {
 
 
 def test_a_line_says_how_far_how_good_how_fast_and_how_long() -> None:
-    line = Progress("amvl", 1210, 10548, "steps", 7985.0, FULL).line()
+    line = Progress("amvl", 1210, 10548, "steps", 7985.0, FULL, COLUMNS).line()
     assert line == (
         "amvl:  1,210/10,548  loss 1.235  ntp 0.750  kl 12.35 3e-05   10.9k tok/s  wait  1.2%   61.2 GiB  2:13:05 left"
     )
@@ -23,7 +25,9 @@ def test_lines_of_a_stage_stand_below_each_other() -> None:
     values = (0.0, 0.9999, 9.9996, 12.3456, 99.996, 999.96, 99_999.0, 4e-4, 123_456_789.0)
     steps = (1, 10, 100, 1000, 10_000, 2, 3, 4, 5)
     lines = [
-        Progress("amvl", done, 10_548, "steps", 7985.0, {**FULL, "loss": value, "data_wait": 0.5, "ntp": value}).line()
+        Progress(
+            "amvl", done, 10_548, "steps", 7985.0, {**FULL, "loss": value, "data_wait": 0.5, "ntp": value}, COLUMNS
+        ).line()
         for done, value in zip(steps, values, strict=True)
     ]
     assert len({len(line) for line in lines}) == 1
@@ -32,7 +36,7 @@ def test_lines_of_a_stage_stand_below_each_other() -> None:
 
 def test_the_longest_lines_of_the_paper_s_run_fit_a_terminal() -> None:
     for stage, total in (("embedding_adaptation", 528), ("amvl", 10_020)):
-        assert len(Progress(stage, total, total, "steps", 99_999.0, {**FULL, "data_wait": 0.5}).line()) <= 120
+        assert len(Progress(stage, total, total, "steps", 99_999.0, {**FULL, "data_wait": 0.5}, COLUMNS).line()) <= 120
     assert "skipped 3" in Progress("amvl", 1, 2, "steps", 1.0, {"skipped_steps": 3}).line()
 
 

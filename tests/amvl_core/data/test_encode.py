@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import build_processor
-from amvl_core.contracts.config import LatentConfig, ModelConfig
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.config import ModelConfig
+from amvl_core.contracts.errors import ConfigError, DataError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
-from amvl_core.data.encode import IGNORED, Encoder, TokenCounter
-from amvl_core.methods.tokens import add_latent_tokens, slot_tokens
+from amvl_core.data.encode import IGNORED, Encoder, PixelBudget, TokenCounter, fitted
+from amvl_core.methods.block import add_latent_tokens, block_text, slot_tokens
+from tests.data_prep.pictures import noise
 from tests.tiny import TINY, picture, stock_folder
 
 SLOTS = slot_tokens(LatentConfig(num_slots=3))
@@ -22,9 +24,9 @@ def processor():
     return loaded
 
 
-def segments(question: str, answer: str, steps: tuple[str, ...] = (), slots: int = 3) -> list[Segment]:
-    middle = [Segment("step", step) for step in steps]
-    return [Segment("prompt", question), Segment("latent", num_slots=slots), *middle, Segment("answer", answer)]
+def segments(question: str, answer: str, steps: tuple[str, ...] = ()) -> list[Segment]:
+    middle = [Segment("latent", block_text(SLOTS)), *(Segment("step", step) for step in steps)]
+    return [Segment("prompt", question), *middle, Segment("answer", answer)]
 
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="<>\0"), min_size=1, max_size=30)
@@ -33,7 +35,7 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="<>\0"), min_size
 @settings(max_examples=40, deadline=None)
 @given(question=text, steps=st.lists(text, max_size=2), answer=text)
 def test_text_out_is_text_in_with_one_block_and_labels_only_behind_it(processor, question, steps, answer) -> None:
-    encoded = Encoder(processor, SLOTS).encode("s", segments(question, answer, tuple(steps)), [])
+    encoded = Encoder(processor).encode("s", segments(question, answer, tuple(steps)), [])
     ids = encoded.input_ids.tolist()
     slots = processor.tokenizer.convert_tokens_to_ids([f"<latent_pad_{i}>" for i in (1, 2, 3)])
     start = ids.index(slots[0])
@@ -45,59 +47,92 @@ def test_text_out_is_text_in_with_one_block_and_labels_only_behind_it(processor,
     assert question in processor.tokenizer.decode(ids[:start])
 
 
-def test_without_slots_the_block_is_left_out(processor) -> None:
-    encoded = Encoder(processor, []).encode("s", segments("Is it?", "yes"), [])
-    assert "pad" not in processor.tokenizer.decode(encoded.input_ids)
-    assert "abs_token" not in processor.tokenizer.decode(encoded.input_ids)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_smaller_block_takes_the_first_slots(processor, count: int) -> None:
-    encoded = Encoder(processor, SLOTS).encode("s", segments("Is it?", "yes", slots=count), [])
-    text = processor.tokenizer.decode(encoded.input_ids)
-    assert f"<abs_token>{''.join(SLOTS[:count])}</abs_token>yes" in text
-    assert text.count("latent_pad") == count
-
-
 def test_the_training_prompt_is_the_generation_prompt(processor) -> None:
     from amvl_core.data.encode import chat
 
-    encoded = Encoder(processor, SLOTS).encode("s", segments("Is it?", "yes"), [])
+    encoded = Encoder(processor).encode("s", segments("Is it?", "yes"), [])
     prompt = processor.apply_chat_template(chat("Is it?"), add_generation_prompt=True, tokenize=False)
     ids = processor.tokenizer(prompt)["input_ids"]
     assert encoded.input_ids[: len(ids)].tolist() == ids
 
 
 @pytest.mark.parametrize(
-    ("question", "images", "slots", "message"),
+    ("question", "images", "message"),
     [
-        ("<image><image>Q?", 1, 3, "sample-9: more image placeholders than its 1 images"),
-        ("Q?", 1, 3, "sample-9: 1 of its 1 images have no placeholder"),
-        ("Q?", 0, 5, "sample-9: the sample has a block of 5 latent slots, the model has 3"),
+        ("<image><image>Q?", 1, "sample-9: more image placeholders than its 1 images"),
+        ("Q?", 1, "sample-9: 1 of its 1 images have no placeholder"),
     ],
 )
-def test_parts_that_do_not_match_name_the_sample(processor, question, images, slots, message) -> None:
+def test_parts_that_do_not_match_name_the_sample(processor, question, images, message) -> None:
     with pytest.raises(DataError, match=message):
-        Encoder(processor, SLOTS).encode("sample-9", segments(question, "yes", slots=slots), [picture(0)] * images)
+        Encoder(processor).encode("sample-9", segments(question, "yes"), [picture(0)] * images)
 
 
 def test_an_unreadable_image_names_the_sample(processor) -> None:
     with pytest.raises(DataError, match="sample-9: an image of the prepared dataset cannot be read"):
-        Encoder(processor, SLOTS).encode("sample-9", segments("<image>Q?", "yes"), [picture(0)[:60]])
+        Encoder(processor).encode("sample-9", segments("<image>Q?", "yes"), [picture(0)[:60]])
 
 
 @settings(max_examples=25, deadline=None)
 @given(width=st.integers(16, 200), height=st.integers(16, 200), question=text)
 def test_counting_agrees_with_encoding(width: int, height: int, question: str) -> None:
-    model, latent = ModelConfig(base="tiny", tiny=TINY), LatentConfig(num_slots=3)
-    counter = TokenCounter.from_model(model, latent)
+    counter = TokenCounter.from_model(ModelConfig(base="tiny", tiny=TINY))
     processor = build_processor(TINY)
     processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}
     add_latent_tokens(processor, SLOTS)
     parts = segments(f"<image>{question}", "A", ("Look.",))
-    encoded = Encoder(processor, SLOTS).encode("s", parts, [picture(0, width, height)])
-    counted = counter.count(parts, [(width, height)], 32 * 32, 128 * 128)
+    encoded = Encoder(processor).encode("s", parts, [picture(0, width, height)])
+    texts = [part.text for part in parts if part.kind != "latent"]
+    counted = counter.count(texts, [(width, height)], 32 * 32, 128 * 128) + len(SLOTS) + 2
     # The chat template ends a turn right behind the question, so a token may join across that border.
     assert abs(counted - len(encoded.input_ids)) <= 1
     assert encoded.image_grid_thw is not None and encoded.pixel_values is not None
     assert counter.image_tokens(width, height, 32 * 32, 128 * 128) == np.prod(encoded.image_grid_thw) // 4
+
+
+sides = st.integers(1, 4000)
+
+
+@settings(deadline=None)
+@given(sides, sides, st.integers(1, 10**6), st.integers(0, 10**6))
+def test_sizes_are_those_of_the_stock_image_processor_where_these_are_within_the_budget(
+    width: int, height: int, least: int, room: int
+) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    assume(max(width, height) <= 200 * min(width, height))
+    budget = PixelBudget(least, max(28 * 28, least + room), 28)
+    columns, rows = budget.units(width, height)
+    assert columns >= 1 and rows >= 1 and columns * rows * 28 * 28 <= budget.max_pixels
+    stock_height, stock_width = smart_resize(height, width, 28, budget.min_pixels, budget.max_pixels)
+    if stock_height * stock_width <= budget.max_pixels:
+        assert (columns * 28, rows * 28) == (stock_width, stock_height)
+
+
+@pytest.mark.parametrize("size", [(200, 1), (8, 160), (3, 3), (40, 41), (500, 300)])
+@pytest.mark.parametrize("pixels", [(1, 256), (1024, 1024), (256, 1100), (4096, 65536)])
+def test_no_image_is_larger_than_its_budget_and_it_is_counted_as_it_is(size, pixels) -> None:
+    counter, processor = TokenCounter("", 0, 8, 2), build_processor(TINY)
+    processor.image_processor.size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
+    encoded = Encoder(processor).encode(
+        "s", [Segment("prompt", "<image>Q?"), Segment("answer", "A")], [picture(0, *size)]
+    )
+    tokens = np.prod(encoded.image_grid_thw) // 4
+    assert tokens * 16 * 16 <= pixels[1]
+    assert counter.image_tokens(*size, *pixels) == tokens
+
+
+@pytest.mark.parametrize("size", [(48, 32), (100, 70), (20, 9), (150, 149)])
+def test_what_is_fitted_here_the_stock_image_processor_fits_alike(size) -> None:
+    stock = build_processor(TINY).image_processor
+    stock.size = {"shortest_edge": 32 * 32, "longest_edge": 96 * 96}
+    image = noise(*size)
+    ours = stock(images=[fitted(image, PixelBudget.of(stock))], do_resize=False, return_tensors="np")
+    theirs = stock(images=[image], return_tensors="np")
+    assert np.array_equal(ours["pixel_values"], theirs["pixel_values"])
+    assert np.array_equal(ours["image_grid_thw"], theirs["image_grid_thw"])
+
+
+def test_a_budget_that_holds_no_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_pixels is 783, .* 28 x 28 pixels; set it to at least 784"):
+        PixelBudget(1, 783, 28)

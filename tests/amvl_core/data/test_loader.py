@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.config import SftMethod, StageConfig
+from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.errors import DataError
 from amvl_core.data.encode import Encoder
 from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.reader import ShardReader
+from amvl_core.methods.sft.config import SftMethod
 from tests.shards import row, write
 from tests.tiny import stock_folder
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.config import AmvlMethod, SftMethod
 from amvl_core.data.batch import Batch
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.method import Clock, Method
+from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
 from tests.tiny import LATENT, amvl_model, batch, stock_folder
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from amvl_core.backbones.tiny import build_processor
-from amvl_core.contracts.config import LatentConfig, TinyConfig
-from amvl_core.methods.tokens import add_latent_tokens, control_token, slot_tokens
+from amvl_core.contracts.config import TinyConfig
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import control_token
+from amvl_core.methods.block import add_latent_tokens, slot_tokens
 
 
 @pytest.mark.parametrize("kind", ["distinct", "shared"])

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from amvl_core.contracts.config import AmvlMethod, LrScale, StageConfig, TrainerConfig
+from amvl_core.contracts.config import LrScale, StageConfig, TrainerConfig
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.train.engine import deepspeed_config, parameter_groups, set_trainable
 from tests.tiny import amvl_model

@@ -1,9 +1,12 @@
 import pytest
 
-from amvl_core.contracts.config import LatentConfig, SftMethod, StageConfig
+from amvl_core.contracts.config import StageConfig
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.progress import Advice, Progress
+from amvl_core.contracts.watch import WINDOW
+from amvl_core.methods.sft.config import SftMethod
 from amvl_core.train.steplog import Pace, StepLog
-from amvl_core.train.watch import WINDOW, watches
+from amvl_core.train.watch import watches
 
 
 class Clock:

@@ -1,9 +1,13 @@
 import re
 
-from amvl_core.contracts.config import AmvlMethod, LatentConfig, SftMethod, StageConfig
+from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.progress import Advice
-from amvl_core.train.watch import MAX_SKIPS, NAMED, WINDOW, Refusal, Skips, watches
+from amvl_core.contracts.watch import WINDOW
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.sft.config import SftMethod
+from amvl_core.train.watch import MAX_SKIPS, NAMED, Refusal, Skips, watches
 
 LATENT = LatentConfig(dim=100)
 

@@ -7,7 +7,7 @@ import pytest
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
-from amvl_core.contracts.presets import demo, paper
+from amvl_core.methods.amvl.presets import demo, paper
 from infra.plan.__main__ import main
 from infra.plan.planner import MACHINES, Plan, _Job, plan
 from infra.plan.shapes import model_shape

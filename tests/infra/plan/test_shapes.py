@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from amvl_core.contracts.config import LatentConfig, ModelConfig
+from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.presets import demo
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration
+from amvl_core.methods.amvl.presets import demo
 from infra.plan.shapes import PUBLISHED, ModelShape, model_shape, parameters
 from tests.tiny import stock_folder
 

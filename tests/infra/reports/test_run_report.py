@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -30,6 +29,7 @@ from infra.mlflow_client import client
 from infra.reports import run_report
 from infra.tracking import Tracker
 from tests.data_prep.pictures import png
+from tests.shards import sample_of, table
 
 NASTY = "<script>alert('a & b')</script><img src=http://evil.example/x>"
 TASKS = ("colour", "count", "odd_one_out")
@@ -49,17 +49,12 @@ class Tags(HTMLParser):
 @pytest.fixture()
 def asked(tmp_path: Path, dataset: DatasetRecord) -> DatasetRecord:
     """A dataset with 18 test questions; one has two images, one none."""
-    rows = [
-        {
-            "sample_id": f"s{i:02d}",
-            "source": "microworld",
-            "segments": [{"kind": "prompt", "text": f"<image>Which {i}? {NASTY}", "num_slots": 0}],
-            "images": [] if i == 1 else [png(80, 60, seed=i)] * (2 if i == 0 else 1),
-            "extra": json.dumps({"task": TASKS[i % 3], "answer": "red"}),
-        }
+    images = [[] if i == 1 else [png(80, 60, seed=i)] * (2 if i == 0 else 1) for i in range(18)]
+    samples = [
+        sample_of(f"s{i:02d}", f"<image>Which {i}? {NASTY}", "red", images[i], source="microworld", task=TASKS[i % 3])
         for i in range(18)
     ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    pq.write_table(table(samples), tmp_path / "test.parquet")
     shard = Shard(file="test.parquet", split="test", rows=18, sha256="")
     return dataset.model_copy(update={"uri": str(tmp_path), "shards": [*dataset.shards, shard]})
 

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import collate
 from amvl_core.data.encode import Encoded
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.prefix import read
+from amvl_core.methods.amvl.probes import Prober
 
 MAX_CELLS = 16
 """Cells along the longer side of a heat map; a larger grid of merged patches is covered in blocks."""
 
 
 @torch.inference_mode()
-def occlusion_map(prober: Prober, item: Item, rows: int) -> np.ndarray:
+def occlusion_map(prober: Prober, item: StoredSample, rows: int) -> np.ndarray:
     """The L2 shift of each slot's prior mean when a cell of the item's first image is masked, [height, width, K].
 
     A cell is one merged patch (four patches of the vision encoder, one image token), or a square block of them where
@@ -28,7 +29,7 @@ def occlusion_map(prober: Prober, item: Item, rows: int) -> np.ndarray:
     than the image comes in; the vision encoder runs on every masked image, `rows` of them at a time. Raises DataError
     for an item without an image.
     """
-    encoded = prober.encoder.encode(*item)
+    encoded = prober.encode(item)
     if encoded.image_grid_thw is None:
         raise DataError(f"{item.sample_id} has no image to mask")
     merge = prober.model.config.vision_config.spatial_merge_size

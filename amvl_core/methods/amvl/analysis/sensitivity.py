@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import collate
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.prefix import read
+from amvl_core.methods.amvl.probes import Prober
 
 
 class Shifts(NamedTuple):
@@ -22,13 +23,13 @@ class Shifts(NamedTuple):
 
 
 @torch.inference_mode()
-def permutation_shifts(prober: Prober, items: Sequence[Item], seed: int) -> Shifts:
+def permutation_shifts(prober: Prober, items: Sequence[StoredSample], seed: int) -> Shifts:
     """How far the latents move when the image's tokens, or the question's words, are put in a random order.
 
     What is permuted are the embeddings of a sample's image tokens (merged patches, behind the vision encoder), or of
     its question's text tokens, each kind among its own places; positions stay. The order is keyed by seed and sample.
     """
-    batch = collate([prober.encoder.encode(*item) for item in items])
+    batch = collate([prober.encode(item) for item in items])
     embeds_ND, positions_3N = prober.method.embed(batch), prober.method.positions(batch)
     starts = torch.tensor([0, *batch.lengths]).cumsum(0).tolist()
     image_id = prober.model.config.image_token_id

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amvl_core.contracts.config import MICROWORLD_TASKS, DataConfig, MicroworldSource
+from amvl_core.contracts.config import MICROWORLD_TASKS, MicroworldSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation
 from amvl_core.eval.benchmarks import BENCHMARKS
@@ -16,13 +16,12 @@ from amvl_core.eval.benchmarks.benchmark import Drop, Question, lettered
 from amvl_core.eval.benchmarks.mmstar import options_in
 from amvl_core.eval.benchmarks.prepared import question
 from data_prep import microworld
-from data_prep.layouts import lay_out
-from data_prep.shards import extra_json
 from data_prep.sources import detect
 from tests.amvl_core.eval.benchmarks import published
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder
 from tests.data_prep.sources.reading import converted
+from tests.shards import sample_of
 
 
 def questions(name: str, uri: Path) -> list[Question]:
@@ -43,13 +42,7 @@ def prepared_prompts(samples: Iterable[Conversation]) -> dict[str, str]:
         if sample.split == "test"
         for asked in [
             question(
-                {
-                    "sample_id": sample.sample_id,
-                    "source": sample.source,
-                    "images": sample.images,
-                    "segments": lay_out(sample, DataConfig(), 4),
-                    "extra": extra_json(sample.task, sample.answer, [], []),
-                }
+                sample_of("i", sample.question, sample.answer, sample.images, source=sample.source, task=sample.task)
             )
         ]
     }

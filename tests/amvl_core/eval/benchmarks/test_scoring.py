@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.benchmark import Question
 from amvl_core.eval.benchmarks.scoring import compare_checkpoints, draw, predictions, score_benchmark, score_table
 from tests.amvl_core.eval.benchmarks import published
+from tests.shards import sample_of, table
 
 VSTAR, PUZZLES = BENCHMARKS["vstar"], BENCHMARKS["visual_puzzles"]
 COLOURS = {"A": "red", "B": "blue", "C": "green", "D": "grey"}
@@ -91,18 +91,11 @@ def test_scores_come_from_the_stored_file_alone(tmp_path: Path) -> None:
 
 
 def test_prepared_test_splits_go_through_the_same_interface(tmp_path: Path) -> None:
-    segments = [{"kind": "prompt", "text": "<image>What colour?", "num_slots": 0}]
     samples = [
-        {
-            "sample_id": f"{source}/{i}",
-            "source": source,
-            "segments": segments,
-            "images": [published.picture(i // 2)],
-            "extra": json.dumps({"task": "colour", "answer": "red"}),
-        }
-        for i, source in enumerate(["easy_vqa", "easy_vqa", "nlvr"])
+        sample_of(f"{s}/{i}", "<image>What colour?", "red", [published.picture(i // 2)], source=s, task="colour")
+        for i, s in enumerate(["easy_vqa", "easy_vqa", "nlvr"])
     ]
-    pq.write_table(pa.Table.from_pylist(samples), tmp_path / "test.parquet")
+    pq.write_table(table(samples), tmp_path / "test.parquet")
     shard = Shard(file="test.parquet", split="test", rows=3, sha256="")
     fields = {"uri": str(tmp_path), "fingerprint": "0", "schema_version": 1, "kept": 3, "dropped": {}, "reports": []}
     save_record(DatasetRecord.model_validate({**fields, "shards": [shard]}))

@@ -1,12 +1,14 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.analysis.information import cross_posteriors, information_bounds
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
-from tests.amvl_core.eval.test_variants import items
+from amvl_core.methods.amvl.probes import Prober
+from tests.amvl_core.methods.amvl.test_probes import items
 from tests.tiny import amvl_model
 
 
@@ -51,16 +53,13 @@ def test_a_posterior_that_ignores_the_answer_has_no_information() -> None:
 def test_crossed_posteriors_are_those_of_samples_with_the_other_answer(positions) -> None:
     """On a CPU they are equal; the tolerance is for kernels whose sums depend on the number of rows."""
     model, processor = amvl_model()
-    prober = Prober(model, processor, positions)
+    prober = Prober(model, processor, AmvlMethod(posterior_positions=positions))
     asked = items()
     with torch.no_grad():
         _, reading = prober.read(asked)
         found = cross_posteriors(model, reading, positions)
         for i, question in enumerate(asked):
-            crossed = [
-                Item(question.sample_id, [*question.segments[:-1], other.segments[-1]], question.images)
-                for other in asked
-            ]
+            crossed = [replace(question, answer=other.answer) for other in asked]
             expected = prober.read(crossed)[1].posterior
             torch.testing.assert_close(found.mean[i], expected.mean, rtol=0, atol=1e-12)
             torch.testing.assert_close(found.logvar[i], expected.logvar, rtol=0, atol=1e-12)

@@ -6,11 +6,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.sample import Segment
-from amvl_core.eval.variants import Item, Prober
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.methods.amvl.analysis import occlusion
 from amvl_core.methods.amvl.analysis.occlusion import occlusion_map
-from tests.amvl_core.eval.test_variants import items
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.probes import Prober
+from tests.amvl_core.methods.amvl.test_probes import items
+from tests.shards import sample_of
 from tests.tiny import LATENT, amvl_model
 
 CELL = 16  # pixels of a merged patch: patch size 8, two by two
@@ -29,18 +31,17 @@ def board() -> Image.Image:
     return image
 
 
-def item(image: Image.Image) -> Item:
+def item(image: Image.Image) -> StoredSample:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    segments = [Segment("prompt", "<image>What?"), Segment("latent", num_slots=LATENT.num_slots)]
-    return Item("board", [*segments, Segment("answer", "red")], [buffer.getvalue()])
+    return sample_of("board", "<image>What?", "red", [buffer.getvalue()])
 
 
 @pytest.fixture()
 def prober() -> Prober:
     model, processor = amvl_model()
     processor.image_processor.size = {"shortest_edge": 16, "longest_edge": WIDTH * HEIGHT}
-    return Prober(model, processor, "natural")
+    return Prober(model, processor, AmvlMethod())
 
 
 def painted(prober: Prober, boxes: list[tuple[int, int, int, int]]) -> np.ndarray:

@@ -3,10 +3,11 @@ import io
 import torch
 from PIL import Image
 
-from amvl_core.contracts.sample import Segment
-from amvl_core.eval.variants import Item, Prober
 from amvl_core.methods.amvl.analysis.sensitivity import permutation_shifts, question_columns
-from tests.amvl_core.eval.test_variants import items
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.probes import Prober
+from tests.amvl_core.methods.amvl.test_probes import items
+from tests.shards import sample_of
 from tests.tiny import LATENT, amvl_model
 
 
@@ -18,7 +19,7 @@ def plain(colour: str) -> bytes:
 
 def test_the_words_of_a_question_are_found_between_the_template() -> None:
     model, processor = amvl_model()
-    encoder = Prober(model, processor, "natural").encoder
+    encoder = Prober(model, processor, AmvlMethod()).encoder
     tokenizer = processor.tokenizer
     template = tokenizer(encoder.prompt(""))["input_ids"]
     ids = tokenizer(encoder.prompt("What colour is the circle?"))["input_ids"]
@@ -30,9 +31,8 @@ def test_the_words_of_a_question_are_found_between_the_template() -> None:
 def test_what_stays_the_same_when_it_is_permuted_moves_nothing() -> None:
     """Words that are all the same, an image of one colour: the shifts are rounding; those of real ones are not."""
     model, processor = amvl_model()
-    prober = Prober(model, processor, "natural")
-    block = [Segment("latent", num_slots=LATENT.num_slots), Segment("answer", "red")]
-    same = Item("same", [Segment("prompt", "<image>" + "," * 12), *block], [plain("red")])
+    prober = Prober(model, processor, AmvlMethod())
+    same = sample_of("same", "<image>" + "," * 12, "red", [plain("red")])
     shifts = permutation_shifts(prober, [same, *items()], seed=0)
     assert shifts.image.shape == shifts.text.shape == (5, LATENT.num_slots)
     assert shifts.text[0].max() < 1e-12
@@ -44,7 +44,7 @@ def test_what_stays_the_same_when_it_is_permuted_moves_nothing() -> None:
 
 def test_the_order_is_that_of_the_seed_and_the_sample() -> None:
     model, processor = amvl_model()
-    prober = Prober(model, processor, "natural")
+    prober = Prober(model, processor, AmvlMethod())
     together = permutation_shifts(prober, items(), seed=0)
     alone = permutation_shifts(prober, items()[3:], seed=0)
     torch.testing.assert_close(together.text[3:], alone.text, rtol=1e-9, atol=1e-12)

@@ -13,44 +13,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from amvl_core.contracts.config import AmvlMethod, LatentConfig, SftMethod
-from amvl_core.contracts.sample import Segment
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.records import NO_BLOCK, PRIOR, SWAPPED
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
-from amvl_core.data.encode import IGNORED, Encoder
-from amvl_core.eval.faithfulness import NO_BLOCK, PRIOR, SWAPPED, TAUS
+from amvl_core.data.encode import Encoded, Encoder, laid_out
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.objectives import token_losses
-from amvl_core.methods.amvl.prefix import PosteriorPositions, Reading, decode, decode_without_block, read
-from amvl_core.methods.sft.method import Sft
-from amvl_core.methods.tokens import slot_tokens
+from amvl_core.methods.amvl.prefix import Reading, decode, decode_without_block, read
+from amvl_core.methods.losses import token_losses
+from amvl_core.methods.probing import ProbeAnswer, sums
 from amvl_core.rows.decode import Prefilled, greedy, prefilled
 
+TAUS = (0.2, 0.5, 0.8, 1.0)
+"""The sweep of Table 11; its tau = 0 is the unchanged model."""
 AT_ONCE = 4
 """Variants that are generated together: so many copies of the questions' keys and values are held."""
-
-
-class Item(NamedTuple):
-    """One question with its reference answer, laid out as in training, and its encoded images."""
-
-    sample_id: str
-    segments: Sequence[Segment]
-    images: Sequence[bytes]
-
-
-class Answer(NamedTuple):
-    """What one variant gives on one item: the generated text, and log p of the reference answer's tokens in nats."""
-
-    sample_id: str
-    variant: str
-    raw_output: str
-    log_likelihood: float
 
 
 @dataclass(frozen=True)
@@ -65,15 +50,24 @@ class Variant:
 class Prober:
     """A latent model under every change of its latents, greedy, at temperature 0."""
 
-    def __init__(self, model: Any, processor: Any, posterior_positions: PosteriorPositions) -> None:
+    def __init__(self, model: Any, processor: Any, method: AmvlMethod) -> None:
         self.model, self.processor = model.eval(), processor
-        self.method = Amvl(model, AmvlMethod(posterior_positions=posterior_positions))
-        self.encoder = Encoder(processor, slot_tokens(LatentConfig.model_validate(model.config.latent)))
+        self.method = Amvl(model, method)
+        self.encoder, self.latent = Encoder(processor), LatentConfig.model_validate(model.config.latent)
+
+    def encode(self, sample: StoredSample) -> Encoded:
+        """As in training."""
+        return laid_out(self.encoder, self.method.config, self.latent, sample)
 
     @torch.inference_mode()
     def __call__(
-        self, items: Sequence[Item], donor: Item, max_new_tokens: int, seed: int, only: Sequence[str] = ()
-    ) -> list[Answer]:
+        self,
+        items: Sequence[StoredSample],
+        donor: StoredSample,
+        max_new_tokens: int,
+        seed: int,
+        only: Sequence[str] = (),
+    ) -> list[ProbeAnswer]:
         """Every variant (`only` these, where given) on every item, in order of variants.
 
         Item i is given the latents of item i + 1 in the swap, and the last one those of `donor`. Noise is keyed by
@@ -90,29 +84,37 @@ class Prober:
             answers += self._answers(items, batch, reading, same, max_new_tokens, drafts)[0]
         return answers
 
-    def read(self, items: Sequence[Item]) -> tuple[Batch, Reading]:
+    def analyse(self, kind: str, items: Sequence[StoredSample], seed: int, rows: int) -> list[dict[str, Any]]:
+        """Rows of one table of the analysis (`analysis/parts.py`); masked images run `rows` at a time."""
+        from amvl_core.methods.amvl.analysis import parts
+
+        if kind == "occlusion":
+            return parts.occlusion(self, items, rows)
+        return {"latents": parts.latents, "information": parts.information}[kind](self, items, seed)
+
+    def read(self, items: Sequence[StoredSample]) -> tuple[Batch, Reading]:
         """Prior and posterior of every item, and the keys and values of its question."""
-        batch = collate([self.encoder.encode(*item) for item in items])
+        batch = collate([self.encode(item) for item in items])
         positions_3N = self.method.positions(batch)
         embeds_ND = self.method.embed(batch)
         return batch, read(self.model, batch, embeds_ND, positions_3N, self.method.config.posterior_positions)
 
     def _answers(
         self,
-        items: Sequence[Item],
+        items: Sequence[StoredSample],
         batch: Batch,
         reading: Reading,
         chosen: Sequence[Variant],
         max_new_tokens: int,
         drafts: Sequence[Sequence[int]],
-    ) -> tuple[list[Answer], list[list[int]]]:
+    ) -> tuple[list[ProbeAnswer], list[list[int]]]:
         """Answers [V x B], and their tokens; `drafts` guess those of each item, or are none."""
         start = self._start(batch, reading, chosen)
         tokens = greedy(self.model, start, max_new_tokens, [*drafts] * len(chosen))
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         scores = [score for variant in chosen for score in self._log_likelihoods(batch, reading, variant)]
         names = [(item.sample_id, variant.name) for variant in chosen for item in items]
-        return [Answer(*name, text, score) for name, text, score in zip(names, texts, scores, strict=True)], tokens
+        return [ProbeAnswer(*name, text, score) for name, text, score in zip(names, texts, scores, strict=True)], tokens
 
     def _log_likelihoods(self, batch: Batch, reading: Reading, variant: Variant) -> list[float]:
         """log p of every item's reference answer."""
@@ -214,35 +216,6 @@ def variants(reading: Reading, donors_BKZ: Tensor, sample_ids: Sequence[str], se
     found.append(Variant("posterior", reading.posterior.mean))
     found += [Variant(f"tau {tau:g}", reading.prior.sample(noise_BKZ, tau)) for tau in TAUS]
     return [*found, Variant(NO_BLOCK, None)]
-
-
-class Control:
-    """A model without latents (plain fine-tuning, learned pause tokens) on the same items."""
-
-    def __init__(self, answerer: Any) -> None:
-        self.answerer = answerer
-        ids = getattr(answerer.model.config, "slot_token_ids", None) or []
-        self.encoder = Encoder(answerer.processor, answerer.processor.tokenizer.convert_ids_to_tokens(list(ids)))
-        self.method = Sft(answerer.model, SftMethod())
-
-    @torch.inference_mode()
-    def __call__(self, items: Sequence[Item], label: str, max_new_tokens: int) -> list[Answer]:
-        """Its answers and log-likelihoods, under the name `label`."""
-        questions = [item.segments[0].text for item in items]
-        texts = self.answerer.answer([item.images for item in items], questions, max_new_tokens)
-        batch = collate([self.encoder.encode(*item) for item in items])
-        logits_NV, labels_N = self.method.logits(batch)
-        counts = torch.tensor([int((labels[1:] != IGNORED).sum()) for labels in batch.labels_N.split(batch.lengths)])
-        sample_N = torch.arange(len(items)).repeat_interleave(counts).to(labels_N.device)
-        scores = sums(-token_losses(logits_NV, labels_N), sample_N, len(items))
-        return [
-            Answer(item.sample_id, label, text, score) for item, text, score in zip(items, texts, scores, strict=True)
-        ]
-
-
-def sums(value_N: Tensor, sample_N: Tensor, samples: int) -> list[float]:
-    """The sum of each sample's values, [B]."""
-    return [float(value) for value in value_N.new_zeros(samples).index_add(0, sample_N, value_N)]
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

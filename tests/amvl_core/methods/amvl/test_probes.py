@@ -5,28 +5,25 @@ import torch
 from torch.nn import functional
 
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.sample import Segment
-from amvl_core.data.encode import IGNORED, Encoder
+from amvl_core.contracts.sample import StoredSample
+from amvl_core.data.encode import IGNORED, Encoder, laid_out
+from amvl_core.eval.controls import Control
 from amvl_core.eval.predict import Answerer
-from amvl_core.eval.variants import Control, Item, Prober, variants
-from amvl_core.methods.amvl.modeling import load_stock
-from amvl_core.methods.pause.method import Pause
-from amvl_core.methods.sft.method import Sft
-from amvl_core.methods.tokens import slot_tokens
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.probes import Prober, variants
+from amvl_core.methods.loading import load_stock
+from amvl_core.methods.pause.config import PauseMethod
+from amvl_core.methods.sft.config import SftMethod
 from tests.reference import samples, stock_hidden
+from tests.shards import sample_of
 from tests.tiny import LATENT, SAMPLES, amvl_model, picture, stock_folder
 
 TOKENS = 5
 
 
-def items(latent: bool = True) -> list[Item]:
-    block = [Segment("latent", num_slots=LATENT.num_slots)] if latent else []
+def items() -> list[StoredSample]:
     return [
-        Item(
-            f"sample-{n}",
-            [Segment("prompt", question), *block, Segment("answer", answer)],
-            [picture(10 * n + i, *size) for i, size in enumerate(sizes)],
-        )
+        sample_of(f"sample-{n}", question, answer, [picture(10 * n + i, *size) for i, size in enumerate(sizes)])
         for n, (question, answer, sizes) in enumerate(SAMPLES)
     ]
 
@@ -75,9 +72,9 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64 no log-likelihood was further off than 4e-15 of 30."""
-    monkeypatch.setattr("amvl_core.eval.variants.AT_ONCE", at_once)
+    monkeypatch.setattr("amvl_core.methods.amvl.probes.AT_ONCE", at_once)
     model, processor = amvl_model()
-    prober = Prober(model, processor, "natural")
+    prober = Prober(model, processor, AmvlMethod())
     *asked, donor = items()
     answers = prober(asked, donor, TOKENS, seed=3)
     with torch.no_grad():
@@ -105,8 +102,8 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
 def test_the_unchanged_model_writes_what_an_evaluation_writes() -> None:
     model, processor = amvl_model()
     *asked, donor = items()
-    found = Prober(model, processor, "natural")(asked, donor, 8, seed=0, only=["prior"])
-    questions = [item.segments[0].text for item in asked]
+    found = Prober(model, processor, AmvlMethod())(asked, donor, 8, seed=0, only=["prior"])
+    questions = [item.question for item in asked]
     plain = Answerer(model, processor).answer([item.images for item in asked], questions, 8)
     assert [answer.raw_output for answer in found] == plain
 
@@ -114,7 +111,7 @@ def test_the_unchanged_model_writes_what_an_evaluation_writes() -> None:
 def test_what_is_asked_together_does_not_matter() -> None:
     """Alone or three at a time; in float64 no log-likelihood was further off than 2e-15 of 30."""
     model, processor = amvl_model()
-    prober = Prober(model, processor, "natural")
+    prober = Prober(model, processor, AmvlMethod())
     asked = items()
     together = prober(asked[:3], asked[3], TOKENS, seed=1)
     alone = [answer for number in range(3) for answer in prober([asked[number]], asked[number + 1], TOKENS, seed=1)]
@@ -128,7 +125,7 @@ def test_what_is_asked_together_does_not_matter() -> None:
 
 def test_the_changes_are_what_they_are_called() -> None:
     model, processor = amvl_model()
-    prober = Prober(model, processor, "natural")
+    prober = Prober(model, processor, AmvlMethod())
     with torch.no_grad():
         _, reading = prober.read(items()[:3])
     mean = reading.prior.mean
@@ -161,23 +158,23 @@ def test_the_changes_are_what_they_are_called() -> None:
     assert not torch.equal(other_seed["noise"].latent_BKZ, noise)
 
 
-@pytest.mark.parametrize("kind", [Sft, Pause])
+@pytest.mark.parametrize("kind", [SftMethod, PauseMethod])
 def test_a_control_is_scored_as_the_stock_model_scores_itself(kind: type, tmp_path) -> None:
     """In float64; the tolerance is that of the variants."""
     processor = load_processor(stock_folder())
-    slots = kind.slots(LATENT)
+    method = kind()
+    slots = method.slots(LATENT)
     model = load_stock(stock_folder(), processor, slots, dtype=torch.float64)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     answerer = Answerer.from_pretrained(str(tmp_path))
     asked = items()
-    found = Control(answerer)(asked, "control", TOKENS)
-    plain = answerer.answer([item.images for item in asked], [item.segments[0].text for item in asked], TOKENS)
+    found = Control(answerer, method, LATENT)(asked, "control", TOKENS)
+    plain = answerer.answer([item.images for item in asked], [item.question for item in asked], TOKENS)
     assert [answer.raw_output for answer in found] == plain
     assert {answer.variant for answer in found} == {"control"}
-    encoder = Encoder(processor, slot_tokens(LATENT) if slots else [])
     for item, answer in zip(asked, found, strict=True):
-        encoded = encoder.encode(*item)
+        encoded = laid_out(Encoder(processor), method, LATENT, item)
         ids, labels = torch.from_numpy(encoded.input_ids)[None], torch.from_numpy(encoded.labels)
         given = {}
         if encoded.pixel_values is not None:

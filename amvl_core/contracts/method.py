@@ -1,0 +1,106 @@
+"""What a method says of itself without torch: its fields, its layout, and what hangs on it elsewhere.
+
+A method is a package below `amvl_core/methods/`. Its `config.py` has one class `CONFIG`, a `MethodConfig`; its
+`method.py` has one class `METHOD`, the module that is trained. No other room imports either: all of them ask the
+configuration, which loads the rest on demand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from amvl_core.contracts.frozen import Frozen
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.sample import Segment, StoredSample, reply
+from amvl_core.contracts.watch import Watch
+
+if TYPE_CHECKING:
+    from amvl_core.contracts.ablations import Table
+    from amvl_core.contracts.config import RunConfig
+
+METHODS = ("sft", "pause", "amvl")
+"""The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
+
+
+class MethodConfig(Frozen):
+    """The defaults of everything that a method may say: those of plain fine-tuning."""
+
+    kind: str
+
+    label: ClassVar[str]
+    """What tables call a model that this method trained."""
+    has_latents: ClassVar[bool] = False
+    """Whether its models are asked again with changed latents, and analysed. Such a method has a `Prober`."""
+    model_type: ClassVar[str | None] = None
+    """The Hugging Face model type of its checkpoints. None: a stock base model."""
+    own_parts: ClassVar[tuple[str, ...]] = ()
+    """What the names of those parameters of its model begin with that a stock model does not have."""
+    columns: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("loss",), "ntp": ("ntp",)}
+    """Columns of a progress line -> the logged terms that stand in each."""
+    reserved: ClassVar[str | None] = None
+    """A regular expression of its control tokens: a text that holds one would be read as structure."""
+
+    def slots(self, latent: LatentConfig) -> list[str]:
+        """The tokens of a latent block in order; empty without a block."""
+        return []
+
+    def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
+        """The training sequence of a sample: prompt, then what the model is to write. No text is changed."""
+        return [Segment("prompt", sample.question), *reply(sample)]
+
+    def added_tokens(self, latent: LatentConfig) -> int:
+        """How many tokens the layout adds to what a sample has in its shard, at most."""
+        return 0
+
+    def follows(self, before: MethodConfig) -> bool:
+        """Whether a stage may start from the checkpoint of `before`: one of the same kind, or of a stock model.
+
+        A stock model that has been given a block keeps it in its prompts, so only a method with a block may follow.
+        """
+        return before.kind == self.kind or (before.model_type is None and bool(self.reserved or not before.reserved))
+
+    def watches(self, latent: LatentConfig) -> list[Watch]:
+        """What can go wrong with its terms while it trains."""
+        return []
+
+    @classmethod
+    def presets(cls) -> dict[str, Callable[[], RunConfig]]:
+        """Whole configurations that end with this method, by name."""
+        return {}
+
+    @classmethod
+    def tables(cls) -> dict[str, Table]:
+        """Ablation tables of runs that end with this method, by name."""
+        return {}
+
+    @classmethod
+    def control(cls, config: RunConfig) -> tuple[str, RunConfig] | None:
+        """A run without latents to hold `config` against, and what tables call it. None: this method is no control."""
+        return None
+
+    @classmethod
+    def implementation(cls) -> Any:
+        """The class that trains (`amvl_core/methods/method.py`). Imports torch."""
+        return import_module(f"{cls.__module__.rpartition('.')[0]}.method").METHOD
+
+
+@cache
+def configurations() -> dict[str, type[MethodConfig]]:
+    """The configuration of every method, by its name."""
+    return {name: import_module(f"amvl_core.methods.{name}.config").CONFIG for name in METHODS}
+
+
+@cache
+def _control_tokens() -> re.Pattern[str]:
+    reserved = [method.reserved for method in configurations().values() if method.reserved]
+    return re.compile("|".join([r"<\|[a-z_]+\|>", r"\x00", *dict.fromkeys(reserved)]))
+
+
+def control_token(text: str) -> str | None:
+    """The first control token of a base model or of any method in `text`, which would be read as structure."""
+    found = _control_tokens().search(text)
+    return found.group() if found else None

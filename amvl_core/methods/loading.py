@@ -1,0 +1,85 @@
+"""Checkpoints of stock models, and what every method that adds tokens does to one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging
+
+from amvl_core.backbones.processor import AMVLProcessor
+from amvl_core.contracts.errors import CheckpointError
+from amvl_core.contracts.method import MethodConfig, configurations
+from amvl_core.methods.block import add_latent_tokens, token_ids
+
+
+def method_of_model(model_type: str) -> type[MethodConfig] | None:
+    """The method whose checkpoints are of this Hugging Face model type; None for a stock model's."""
+    return next((method for method in configurations().values() if method.model_type == model_type), None)
+
+
+def load_model(folder: str, **kwargs: Any) -> Any:
+    """The model in `folder` (or of a Hub id), a method's or a stock one."""
+    if method := method_of_model(AutoConfig.from_pretrained(folder).model_type):
+        method.implementation()  # registers its classes
+    return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
+
+
+def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str], **kwargs: Any) -> Any:
+    """A stock Qwen2.5-VL model; with `slots`, the block's tokens are added to it and to `processor`.
+
+    A CheckpointError names weights that do not fit.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "qwen2_5_vl":
+        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; this method trains a qwen2_5_vl one")
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
+    check_weights(folder, report)
+    if slots:
+        old_tokens = len(processor.tokenizer)
+        add_latent_tokens(processor, slots)
+        model.config.update(token_ids(processor, slots))
+        grow(model, old_tokens, len(processor.tokenizer))
+        model.generation_config.suppress_tokens = block_ids(model)
+    return model
+
+
+def block_ids(model: Any) -> list[int]:
+    """Token ids of the block: start marker, slots (each id once), end marker."""
+    config = model.config
+    return [config.block_start_token_id, *dict.fromkeys(config.slot_token_ids), config.block_end_token_id]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the library's warnings to itself."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def check_weights(folder: str, report: dict[str, Any], new_parts: tuple[str, ...] = ()) -> None:
+    """A CheckpointError names weights in `folder` that do not fit; those of `new_parts` may be missing."""
+    missing = sorted(key for key in report["missing_keys"] if not new_parts or not key.startswith(new_parts))
+    wrong = {"missing": missing, "unexpected": report["unexpected_keys"], "misshapen": report["mismatched_keys"]}
+    found = {name: sorted(keys)[:5] for name, keys in wrong.items() if keys}
+    if found:
+        raise CheckpointError(f"the weights in {folder} do not fit the model: {found}")
+
+
+def grow(model: Any, old: int, new: int) -> None:
+    """Room for tokens `old` to `new`, each row at the mean of the first `old` rows."""
+    if new == old:
+        return
+    if new > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(-(-new // 64) * 64, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight = module.weight
+            weight[old:new] = weight[:old].float().mean(0).to(weight.dtype)

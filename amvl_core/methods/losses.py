@@ -1,0 +1,21 @@
+"""Losses that several methods share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """-log p of each label token, [N], in float32 or wider (Eq. 11).
+
+    A micro-batch's loss is their sum divided by the number of label tokens of the global batch, so that the sum over
+    micro-batches is the mean over all tokens wherever they were placed.
+    """
+    return functional.cross_entropy(widen(logits_NV), labels_N, reduction="none")
+
+
+def widen(value: Tensor) -> Tensor:
+    """In float32, or as it is where it is wider."""
+    return value if value.dtype == torch.float64 else value.float()

@@ -1,0 +1,32 @@
+"""Learned pause tokens: what the method says of itself without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from amvl_core.methods.block import BlockMethod
+
+if TYPE_CHECKING:
+    from amvl_core.contracts.config import RunConfig
+
+
+class PauseMethod(BlockMethod):
+    """Learned pause tokens: the latent block stays what its tokens' embeddings are; next-token loss alone.
+
+    The control for latents: the same sequence and the same additional computation, nothing read, sampled or injected.
+    """
+
+    kind: Literal["pause"] = "pause"
+    label = "pause tokens"
+
+    @classmethod
+    def control(cls, config: RunConfig) -> tuple[str, RunConfig]:
+        """Learned pause tokens in the place of the latents, in the same stages."""
+        from amvl_core.contracts.ablations import method_stages, with_stages
+
+        stages = method_stages(config).items()
+        paused = {f"pause_{name}": stage.model_copy(update={"method": cls()}) for name, stage in stages}
+        return cls.label, with_stages(config, paused)
+
+
+CONFIG = PauseMethod

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig, configurations
+from amvl_core.contracts.sample import STEP_END, StoredSample
+from amvl_core.data.encode import IGNORED, Encoder, laid_out
+from amvl_core.methods.block import BLOCK_END, BLOCK_START, add_latent_tokens, slot_tokens
+from tests.tiny import picture, stock_folder
+
+MAX_SLOTS = 12
+METHODS = [method.model_validate({}) for method in configurations().values()]
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="<>\0"), min_size=1, max_size=20).filter(str.strip)
+latents = st.builds(
+    LatentConfig, num_slots=st.integers(1, MAX_SLOTS), slot_tokens=st.sampled_from(["distinct", "shared"])
+)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> StoredSample:
+    """Texts with up to two images each, every image another one."""
+
+    def shown(words: str) -> str:
+        return "<image>" * draw(st.integers(0, 2)) + words
+
+    question, steps = shown(draw(text)), tuple(shown(step) for step in draw(st.lists(text, max_size=4)))
+    count = sum(part.count("<image>") for part in (question, *steps))
+    images = tuple(picture(i) for i in range(count))
+    return StoredSample("i", "s", "t", question, steps, (None,) * len(steps), draw(text), images)
+
+
+@given(samples(), latents, st.sampled_from(METHODS))
+def test_text_out_is_text_in(sample: StoredSample, latent: LatentConfig, method: MethodConfig) -> None:
+    segments = method.layout(sample, latent)
+    block = ["latent"] if method.slots(latent) else []
+    assert [segment.kind for segment in segments] == ["prompt", *block, *["step"] * len(sample.steps), "answer"]
+    wanted = [sample.question, *(step + STEP_END for step in sample.steps), sample.answer]
+    assert [segment.text for segment in segments if segment.kind != "latent"] == wanted
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    loaded = load_processor(stock_folder())
+    for kind in ("distinct", "shared"):
+        add_latent_tokens(loaded, slot_tokens(LatentConfig(num_slots=MAX_SLOTS, slot_tokens=kind)))
+    return loaded
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples(), latents, st.sampled_from(METHODS))
+def test_a_sequence_has_one_block_in_order_no_label_on_it_and_as_many_tokens_as_its_method_says(
+    processor: Any, sample: StoredSample, latent: LatentConfig, method: MethodConfig
+) -> None:
+    encoded = laid_out(Encoder(processor), method, latent, sample)
+    plain = laid_out(Encoder(processor), configurations()["sft"].model_validate({}), latent, sample)
+    assert len(encoded.input_ids) - len(plain.input_ids) == method.added_tokens(latent)
+    convert = processor.tokenizer.convert_tokens_to_ids
+    slots = convert(method.slots(latent))
+    block = [convert(BLOCK_START), *slots, convert(BLOCK_END)] if slots else []
+    ids, labels = encoded.input_ids.tolist(), encoded.labels.tolist()
+    places = [i for i, token in enumerate(ids) if token in {convert(BLOCK_START), *slots, convert(BLOCK_END)}]
+    assert [ids[i] for i in places] == block
+    assert places == list(range(places[0], places[0] + len(block))) if block else not places
+    unlabelled = {*block, processor.image_token_id}
+    first = next(i for i, label in enumerate(labels) if label != IGNORED)
+    assert all(first > i for i in places)
+    for i, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        assert label == (token if i >= first and token not in unlabelled else IGNORED)
