@@ -258,6 +258,7 @@ def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]], files: list[K
             kept=found.kept - len(here),
             dropped=dict(sorted((Counter(found.dropped) + counts).items())),
             examples=dict(sorted({**found.examples, **examples}.items())),
+            notes=found.notes,
         )
         reports[key] = reports[key].merged(found) if key in reports else found
     return list(reports.values())
