@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Split
+from amvl_core.data.pixels import from_base64
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE, Drop
 from data_prep.sources.archive_members import Archive, DamagedMemberError, DeadLinkError, Inner, Ref, Span, resolve
 from data_prep.sources.table import Table
@@ -50,7 +50,7 @@ class Inline:
         if not head.endswith(";base64"):
             raise ValueError(f"no base64 follows {head[:60]!r}")
         text = "".join(rest.split())
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return from_base64(text + "=" * (-len(text) % 4))
 
 
 ImageRef = Ref | Cell | Inline
