@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
-from PIL import Image
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.records import AnalysisRecord
+from amvl_core.data.pixels import decode
 from amvl_core.methods.amvl.analysis.geometry import (
     TABLE_7,
     Latents,
@@ -84,22 +84,21 @@ def summary(tables: Tables, slots: int) -> dict[str, Any]:
 
 
 def draw(record: AnalysisRecord) -> dict[str, Figure]:
-    """The figures by name, from the record and the tables beside it."""
+    """The figures by name, from the record and the tables beside it; one with nothing to show is not there."""
     tables, slots = read_tables(record), len(record.kl_per_slot)
     read = latents(tables["latents"], slots)
     found = {
         "geometry": figures.geometry_chart(read.prior_mean.mean(1), read.posterior_mean.mean(1)),
         "similarity": figures.similarity_chart(record.similarity),
-        "sensitivity": figures.slots_chart(
-            {f"{kind} permuted": values for kind, values in sensitivity(tables["latents"], slots).items()},
-            "shift of the latent / its spread over samples",
-        ),
         "information": figures.slots_chart({"KL": record.kl_per_slot}, "KL(q || p), nats"),
     }
+    if shifts := sensitivity(tables["latents"], slots):
+        named = {f"{kind} permuted": values for kind, values in shifts.items()}
+        found["sensitivity"] = figures.slots_chart(named, "shift of the latent / its spread over samples")
     if "occlusion" in tables:
         rows = tables["occlusion"].to_pylist()
         found["occlusion"] = figures.heat_maps(
-            [Image.open(io.BytesIO(row["image"])).convert("RGB") for row in rows],
+            [decode(row["image"]) for row in rows],
             [f"{row['question'].replace('<image>', '').strip()} {row['answer']}" for row in rows],
             [np.array(row["shift"]).reshape(row["shape"]) for row in rows],
         )

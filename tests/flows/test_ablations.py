@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.fingerprints import ablation_fingerprint, train_fingerprint
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -267,6 +268,8 @@ def test_every_row_has_every_seed_and_an_impossible_table_is_refused_first() -> 
         "AMVL": [5, 6, 7],
     }
     assert all(config.seed == config.evaluation.seed == seed for row in plan.values() for seed, config in row.items())
+    with pytest.raises(ConfigError, match="\n  seed: Input should be less than 4294967296"):
+        ablations.planned(demo().model_copy(update={"seed": 2**32 - 1}), "controls", 2)
 
 
 @pytest.mark.parametrize("table", TABLES)
