@@ -12,12 +12,10 @@ import sys
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.rows.flops import decode_flops, prefill_flops
 from benchmarks.measure import Step, device_name, interleaved
-from benchmarks.shapes import SPECIAL, build, latent_config
+from benchmarks.shapes import METHOD, SFT, SPECIAL, build, latent_config
 
 PREFIXES = (256, 1024, 2048)
 
@@ -29,7 +27,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens generated behind the first")
     parser.add_argument("--x", type=int, nargs="+", default=PREFIXES, help="tokens of the prompt")
     arguments = parser.parse_args()
-    stock, ours = build(Qwen2_5_VLForConditionalGeneration).eval(), build(AMVLForConditionalGeneration).eval()
+    stock, ours = build(SFT).eval(), build(METHOD).eval()
     rows = []
     for x in arguments.x:
         rows.append(measure(stock, ours, x, arguments.tokens, arguments.repeats))

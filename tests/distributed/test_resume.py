@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from amvl_core.contracts import storage
-from tests.distributed import local
-from tests.distributed.trial import Trial
+from benchmarks import local
+from benchmarks.trial import Trial
 
 STEPS = 8
 
