@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -21,22 +18,13 @@ from amvl_core.data.encode import Encoder
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.methods.block import block_text, slot_tokens
 from benchmarks.tiny import LATENT, TINY, picture
-from tests.shared import FOLDER
+from tests.shared import once
 
 
 @lru_cache(maxsize=1)
 def stock_folder() -> str:
     """A stock Qwen2.5-VL checkpoint folder with random weights, which the first process that asks makes."""
-    shared = Path(os.environ[FOLDER])
-    stock = shared / "stock"
-    if not stock.exists():
-        made = mkdtemp(dir=shared)
-        save_tiny_base(TINY, Path(made))
-        try:
-            Path(made).rename(stock)
-        except OSError:  # another process was first
-            shutil.rmtree(made)
-    return str(stock)
+    return str(once("stock", lambda folder: save_tiny_base(TINY, folder)))
 
 
 def tied_folder(folder: Path) -> str:

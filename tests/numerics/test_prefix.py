@@ -1,4 +1,4 @@
-"""The shared-prefix step against three whole passes of the stock model, sample by sample (`tests/reference.py`)."""
+"""The shared-prefix step against three whole passes of the stock model, sample by sample."""
 
 import pytest
 import torch
