@@ -1,0 +1,107 @@
+"""Every benchmark, and every `python -m` that the documentation names, runs at its smallest size as a person runs it.
+
+Two run at once, as this is what takes time; no set-up of pytest reaches them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from amvl_core.eval.benchmarks.benchmark import Question
+from tests.shared import DATA, FOLDER
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BENCHMARKS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text())
+
+Run = subprocess.CompletedProcess[str]
+
+SMALLEST = {
+    "benchmarks.duplicates": f"{DATA} --rows 88 --drawings 2",
+    "benchmarks.evaluate": "--questions 4 --rounds 1",
+    "benchmarks.faithfulness": "--items 1 --repeats 1 --settings demo --tokens 1",
+    "benchmarks.generate": "--x 16 --tokens 1 --repeats 1",
+    "benchmarks.images": "none.tar.gz --repeats 1",
+    "benchmarks.ingest": "--rows 16 --steps 2",
+    # Its exit code says whether the loss has moved. If it has to: `--update`, and say why in the commit.
+    "benchmarks.loss_compare": "",
+    "benchmarks.prepare": "--rows 4 --rounds 1 --memory-rows",
+    "benchmarks.resume": "--kills 1",
+    "benchmarks.step": "--x 16 --y 8 --repeats 1",
+    "benchmarks.workers": "--rounds 1 --steps 3 --tiny",
+    "amvl_core.eval.benchmarks": "test predictions.parquet",
+    "data_prep.microworld": "--export visual_cot cot --train 8 --test 8",
+    # The whole pipeline takes minutes: `tests/flows/test_full_pipeline.py` runs it.
+    "flows": "demo --help",
+    # Of the closed form; `tests/infra/test_ray_analysis.py` has those of a checkpoint.
+    "infra.analysis": "contamination",
+    "infra.plan": "--preset paper --json",
+}
+"""The arguments of each; they run in an empty folder."""
+
+
+def documented() -> Iterator[tuple[str, str, list[str]]]:
+    """Page, module and options of every command that the pages name."""
+    for page in PAGES:
+        for found in re.finditer(r"python -m ([\w.]+)((?:\\\n|[^`\n#|])*)", page.read_text()):
+            if found[1] != "pytest":
+                yield page.name, found[1], re.findall(r"(?<![\w-])--[a-z][\w-]*", found[2])
+
+
+@pytest.fixture(scope="module")
+def started(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Run]]]:
+    """Runs of the modules whose tests were chosen."""
+    chosen = [item.callspec.params["module"] for item in request.session.items if item.originalname == "test_it_runs"]
+    with ThreadPoolExecutor(2) as pool:
+        yield {module: pool.submit(run, module, tmp_path_factory.mktemp(module)) for module in chosen}
+
+
+def run(module: str, folder: Path) -> Run:
+    asked = Question("0", "own/words", (), "?", "red").row("own") | {"raw_output": "red"}
+    pq.write_table(pa.Table.from_pylist([asked]), folder / "predictions.parquet")
+    environment = {name: value for name, value in os.environ.items() if name != FOLDER} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *SMALLEST[module].split()],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("module", SMALLEST)
+def test_it_runs(started: dict[str, Future[Run]], module: str) -> None:
+    done = started[module].result()
+    assert done.returncode == 0, done.stdout + done.stderr
+    if module.startswith("benchmarks."):
+        assert isinstance(json.loads(done.stdout.splitlines()[-1]), dict)
+
+
+def test_all_that_can_be_run_is_run() -> None:
+    commands = list(documented())
+    assert {module for _, module, _ in commands} | {f"benchmarks.{name}" for name in BENCHMARKS} == SMALLEST.keys()
+    assert len(commands) > 30
+
+
+def test_the_options_that_the_pages_name_are_there() -> None:
+    """An option that was renamed is seen without a run, in the text of what reads it."""
+    for page, module, options in documented():
+        spec = find_spec(f"{module}.__main__") if (ROOT / module.replace(".", "/")).is_dir() else find_spec(module)
+        assert spec is not None and spec.origin is not None, f"{page}: there is no {module}"
+        text = Path(spec.origin).read_text()
+        for option in options:
+            assert f'"{option}"' in text, f"{page}: {module} has no {option}"
