@@ -121,7 +121,7 @@ class Encoder:
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
             return self.prompt(segment.text)
-        text = segment.text.replace(IMAGE_PLACEHOLDER, f"<|vision_start|>{self.processor.image_token}<|vision_end|>")
+        text = segment.text.replace(IMAGE_PLACEHOLDER, self.processor.image_text)
         return text + (self.end_of_turn if last else "")
 
     def _pixels(self, sample_id: str, images: Sequence[bytes]) -> tuple[Any, Any, list[int]]:

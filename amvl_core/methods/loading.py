@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
+from amvl_core.backbones.backbone import family
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.method import MethodConfig, configurations
@@ -29,14 +30,12 @@ def load_model(folder: str, **kwargs: Any) -> Any:
 
 
 def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str] | None, **kwargs: Any) -> Any:
-    """A stock Qwen2.5-VL model. With `slots`, it and `processor` get the tokens of a block of these, or of no slot.
+    """A stock model. With `slots`, it and `processor` get the tokens of a block of these, or of no slot.
 
     A CheckpointError names weights that do not fit.
     """
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen2_5_vl":
-        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; this method trains a qwen2_5_vl one")
-    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
+    model, report = family(config.model_type).model_class.from_pretrained(folder, output_loading_info=True, **kwargs)
     check_weights(folder, report)
     if slots is not None:
         old_tokens = len(processor.tokenizer)

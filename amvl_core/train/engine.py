@@ -81,7 +81,7 @@ class PlainAdamW(torch.optim.AdamW):
 def set_trainable(method: Method, trainable: str) -> None:
     """Freezes what a stage does not train; `new_rows` lets gradient through to the new embedding rows alone."""
     method.requires_grad_(trainable != "new_rows")
-    visual = method.model.model.visual
+    visual = method.backbone.vision(method.model)
     visual.requires_grad_(trainable == "all")
     for module in method.frozen():
         module.requires_grad_(False)
@@ -116,7 +116,7 @@ def _lr_scales(method: Method, stage: StageConfig) -> dict[nn.Parameter, float]:
     model, factors = method.model, stage.lr_scale
     embeddings = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     return {
-        **dict.fromkeys(model.model.visual.parameters(), factors.vision),
+        **dict.fromkeys(method.backbone.vision(model).parameters(), factors.vision),
         **dict.fromkeys(embeddings, factors.embeddings),
         **dict.fromkeys(method.own_parameters(), factors.latent),
     }

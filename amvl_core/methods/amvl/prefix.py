@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.contracts.errors import DataError
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
@@ -131,7 +132,7 @@ def read(
     samples = _samples(embeds_ND, positions_3N, blocks, num_slots)
     rows = [row for sample in samples for row in sample.context_row(posterior_positions)]
     spans = [span for i, block in enumerate(blocks) for span in _context_spans(i, block, num_slots)]
-    hidden_RD, context = run_row(model.model.language_model, *joined(rows), spans)
+    hidden_RD, context = run_row(backbone_of(model).text(model), *joined(rows), spans)
     hidden_B2KD = hidden_RD.unflatten(0, (len(blocks), 2, num_slots))
     prior, posterior = model.prior(hidden_B2KD[:, 0]), model.posterior(hidden_B2KD[:, 1])
     return Reading(prior, posterior, blocks, samples, context)
@@ -154,7 +155,7 @@ def decode(
         for row in s.decoder_row(z, slots)
     ]
     spans = [_decoder_span(i, block, len(slots)) for i, block in enumerate(reading.blocks)]
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans * len(latent_MBKZ), [reading.context])
+    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans * len(latent_MBKZ), [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=len(latent_MBKZ))
 
 
@@ -173,7 +174,7 @@ def decode_without_block(model: Any, batch: Batch, reading: Reading) -> tuple[Te
         Span(block.answer, read=block.answer - block.first_label, context=(_x(i, block.prefix - 2),))
         for i, block in enumerate(reading.blocks)
     ]
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, [reading.context])
+    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
 
 

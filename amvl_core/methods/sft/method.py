@@ -36,7 +36,7 @@ class Sft(Method):
         """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
         spans = [Span(length, read=length) for length in batch.lengths]
         model = self.model
-        hidden_ND, _ = run_row(model.model.language_model, self.embed(batch), self.positions(batch), spans)
+        hidden_ND, _ = run_row(self.backbone.text(model), self.embed(batch), self.positions(batch), spans)
         labels_N = batch.labels_N.roll(-1)
         ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
         labels_N[ends] = IGNORED

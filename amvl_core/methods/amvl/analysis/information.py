@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.prefix import PosteriorPositions, Reading, Rows, joined
 from amvl_core.rows.packed import run_row
@@ -72,7 +73,7 @@ def cross_posteriors(model: Any, reading: Reading, positions: PosteriorPositions
             length = reading.blocks[j].answer + slots
             x = Piece(row=0, span=2 * i, start=0, stop=reading.blocks[i].prefix)
             spans.append(Span(length, read=slots, context=(x,)))
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, [reading.context])
+    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     size = len(reading.samples)
     posterior: Gaussian = model.posterior(hidden_RD.unflatten(0, (size, size, slots)))
     return posterior
