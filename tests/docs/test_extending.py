@@ -43,6 +43,25 @@ found = {"terms": {name: float(value) for name, value in output.terms.items() if
 print(json.dumps({**found, "rows": rows.tolist(), "tokens": len(batch.input_ids_N)}))
 """
 
+TUNE = """
+import sys
+from pathlib import Path
+import torch
+from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.method import configurations
+from amvl_core.methods.method import Clock
+from tests.amvl_core.backbones.qwen2_vl import save_tiny
+from tests.tiny import LATENT, batch
+
+save_tiny(Path(sys.argv[1]))
+processor = load_processor(sys.argv[1])
+config = configurations()["sft"].model_validate({})
+model = config.implementation().load(sys.argv[1], processor, LATENT, dtype=torch.float32)
+output = config.implementation()(model, config)(batch(processor, None), Clock(0, 0, 12.0, 4))
+output.loss.backward()
+print(type(model).__name__, bool(output.loss.isfinite()))
+"""
+
 READ = """
 import sys
 from amvl_core.contracts.config import TableVqaSource
@@ -129,3 +148,8 @@ def test_the_benchmark_is_scored(apply: Callable[[str], Path], tmp_path: Path) -
     rows = [{"id": i, "image": "a.png", "question": f"How many {i}?", "count": 3} for i in range(2)]
     (folder / "counting.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert float(run(apply("A benchmark"), ASK, str(folder))) == 0.5
+
+
+def test_the_base_model_trains(apply: Callable[[str], Path], tmp_path: Path) -> None:
+    found = run(apply("A base model"), TUNE, str(tmp_path / "base"))
+    assert found.split() == ["Qwen2VLForConditionalGeneration", "True"]
