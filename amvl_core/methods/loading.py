@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import logging
 
 from amvl_core.backbones.backbone import family
@@ -24,7 +24,8 @@ def method_of_model(model_type: str) -> type[MethodConfig] | None:
 
 def load_model(folder: str, **kwargs: Any) -> Any:
     """The model in `folder` (or of a Hub id), a method's or a stock one."""
-    if method := method_of_model(AutoConfig.from_pretrained(folder).model_type):
+    fields, _ = PreTrainedConfig.get_config_dict(folder)
+    if method := method_of_model(fields["model_type"]):
         method.implementation()  # registers its classes
     return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
 

@@ -23,7 +23,7 @@ from amvl_core.contracts.config import LrScale, StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.modeling import NEW_PARTS, AMVLForConditionalGeneration
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
@@ -173,7 +173,7 @@ def found(folder: Path) -> dict[str, Any]:
 
 def factor(parameter: str) -> float:
     """By name, so that the engine's own sorting is not what is compared to."""
-    if parameter.startswith(NEW_PARTS):
+    if parameter.startswith(AmvlMethod.own_parts):
         return SCALES.latent
     if parameter.startswith("model.visual."):
         return SCALES.vision

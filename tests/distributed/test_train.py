@@ -198,8 +198,8 @@ def test_a_lasting_fault_of_the_storage_is_told_when_the_failures_run_out(chain,
 
 def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> None:
     _, _, records, _ = chain
-    wrong = dataset(str(tmp_path / "data"), slots=5)
+    wrong = dataset(str(tmp_path / "data"), place="<image><image>")
     broken = configuration(str(tmp_path), trainer={"max_failures": 0})
-    with pytest.raises(DataError, match="block of 5 latent slots, the model has 3"):
+    with pytest.raises(DataError, match="more image placeholders than its 1 images"):
         run(broken, wrong, "amvl", records["sft"])
     assert load_record(storage.join(broken.storage, "amvl"), CheckpointRecord) is None

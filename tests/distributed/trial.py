@@ -24,12 +24,12 @@ from tests.tiny import LATENT, TINY, picture
 ANSWERS = ("red", "blue")
 
 
-def dataset(root: str) -> DatasetRecord:
-    """24 training and 6 test samples; every fifth has no image."""
+def dataset(root: str, place: str = "<image>") -> DatasetRecord:
+    """24 training and 6 test samples; every fifth has no image. `place` stands where an image goes."""
     shards = []
     for split, rows in (("train", 24), ("test", 6)):
         buffer = io.BytesIO()
-        pq.write_table(table([sample(f"{split}-{i}", i) for i in range(rows)]), buffer, row_group_size=8)
+        pq.write_table(table([sample(f"{split}-{i}", i, place) for i in range(rows)]), buffer, row_group_size=8)
         storage.write_bytes(storage.join(root, f"{split}.parquet"), buffer.getvalue())
         shards.append(Shard(file=f"{split}.parquet", split=split, rows=rows, sha256=""))
     return DatasetRecord(
@@ -37,9 +37,9 @@ def dataset(root: str) -> DatasetRecord:
     )
 
 
-def sample(name: str, number: int) -> StoredSample:
+def sample(name: str, number: int, place: str = "<image>") -> StoredSample:
     images = [] if number % 5 == 4 else [picture(number)]
-    question, answer = "<image>" * len(images) + "What colour is it?", ANSWERS[number % 2]
+    question, answer = place * len(images) + "What colour is it?", ANSWERS[number % 2]
     return sample_of(name, question, answer, images, source="made", task="colour")
 
 
