@@ -44,9 +44,15 @@ SCHEMA = pa.schema(
 
 
 def normalise(text: str) -> str:
-    """Text as it is compared: case, spacing and the mark at the end do not count; signs inside it do."""
-    plain = unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold()
-    return " ".join(plain.split()).rstrip(".?! ")
+    """Text as it is compared: case, spacing and the marks at the end do not count; signs inside it do.
+
+    A text of marks alone keeps them, and so does a number its factorial: `5!` is not `5`.
+    """
+    plain = " ".join(unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold().split())
+    bare = plain.rstrip(".?! ")
+    if not bare or (bare[-1].isdigit() and plain[len(bare) :].startswith("!")):
+        return plain
+    return bare
 
 
 @dataclass

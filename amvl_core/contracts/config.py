@@ -261,7 +261,7 @@ class StageConfig(Frozen):
     def _length(self) -> StageConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
-        if self.trainable == "new_rows" and not self.method.slots(LatentConfig()):
+        if self.trainable == "new_rows" and not self.method.added_tokens(LatentConfig()):
             raise ValueError(f"{self.method.kind} has no new token rows to train; use trainable = all or language")
         return self
 

@@ -28,8 +28,8 @@ def load_model(folder: str, **kwargs: Any) -> Any:
     return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
 
 
-def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str], **kwargs: Any) -> Any:
-    """A stock Qwen2.5-VL model; with `slots`, the block's tokens are added to it and to `processor`.
+def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str] | None, **kwargs: Any) -> Any:
+    """A stock Qwen2.5-VL model. With `slots`, it and `processor` get the tokens of a block of these, or of no slot.
 
     A CheckpointError names weights that do not fit.
     """
@@ -38,7 +38,7 @@ def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str], **kw
         raise CheckpointError(f"{folder} holds a {config.model_type!r} model; this method trains a qwen2_5_vl one")
     model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
     check_weights(folder, report)
-    if slots:
+    if slots is not None:
         old_tokens = len(processor.tokenizer)
         add_latent_tokens(processor, slots)
         model.config.update(token_ids(processor, slots))

@@ -137,7 +137,7 @@ def exported(rank: int, case: tuple[int, str, str], start: str, folder: Path) ->
     """Saves a stock model as a stage does, after one step from `start`; the weights as DeepSpeed holds them."""
     stage, offload, precision = case
     processor = load_processor(start)
-    model = load_stock(start, processor, [], dtype=DTYPES[precision]).train()
+    model = load_stock(start, processor, None, dtype=DTYPES[precision]).train()
     trainer = TrainerConfig(zero_stage=stage, offload=offload, precision=precision, gradient_checkpointing=False)
     plain = STAGE.model_copy(update={"method": SftMethod(), "lr_scale": LrScale()})
     engine = Engine(Sft(model, SftMethod()), plain, trainer, world_size=2)
