@@ -1,7 +1,7 @@
 """A published benchmark as a dataset with a test split alone, so that it is evaluated as any other is.
 
-Reading it once, before anything is trained, finds what is damaged while it costs nothing, counts what is no question,
-and gives every worker random access to the rest.
+It is read once, before anything is trained. So damage is found while it costs nothing, rows that are no question are
+counted, and every worker has random access to the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STAGE_VERSION = 4
 
 
 def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:
-    """Names the questions by what the files hold, not by where they are; lengths depend on the model. DataError."""
+    """Names the questions by the files' content, and by what their lengths depend on. Raises DataError."""
     return records.fingerprint(
         STAGE,
         STAGE_VERSION,
@@ -101,8 +101,8 @@ def _row(question: Question, sizes: list[Size], config: RunConfig, source: str, 
 
 
 def _unanswerable(question: Question, sizes: list[Size]) -> Drop | None:
-    """Why no model can be asked: found now, it is a drop; found by a worker, it would end the run."""
-    # A text that shows another number of images than there are cannot be asked; without places they come first.
+    """Why no model can be asked this. Found now, it is a drop. Found by a worker, it would end the run."""
+    # A text with another number of places than there are images cannot be asked. Without places the images come first.
     places = question.prompt.count(IMAGE_PLACEHOLDER)
     if places not in (0, len(question.images)):
         return Drop(question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images")

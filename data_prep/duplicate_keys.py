@@ -1,4 +1,4 @@
-"""What equal and similar samples are found by: the keys of each row of a shard, written beside it.
+"""The keys of each row of a shard, which equal and similar samples are found by. They are written beside the shard.
 
 Shape suffixes: N rows, M images of all rows, F features, D values of a thumbnail, HWC its pixels.
 """
@@ -27,7 +27,7 @@ MIN_WORDS = 8
 """A shorter question is asked of too many images for its words alone to be a key."""
 
 NO_KEY = 0
-"""In the column `question`: the question is too short."""
+"""Stands in the column `question` if the question is too short."""
 
 SCHEMA = pa.schema(
     [
@@ -57,7 +57,7 @@ def normalise(text: str) -> str:
 
 @dataclass
 class Keys:
-    """What duplicates of the rows of one shard are found by; collected row by row, written beside the shard."""
+    """The keys of the rows of one shard. They are collected row by row and written beside the shard."""
 
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -69,9 +69,9 @@ class Keys:
         images: Sequence[StoredImage],
         steps: Sequence[str] = (),
     ) -> None:
-        """The keys of the next row; `steps` are those that it is laid out with.
+        """Adds the keys of the next row; `steps` are those that its shard stores.
 
-        `asked` is of the question and the answer, `text` of the steps too, `question` of the question alone.
+        The column `question` is the hash of the question, `asked` of question and answer, `text` of the steps too.
         """
         plain, right = normalise(question), normalise(answer)
         self._rows.append(

@@ -35,7 +35,7 @@ _SHOWN = ["sample_id", "question", "answer", "images"]
 
 @dataclass
 class Statistics:
-    """What the kept samples of one source and split look like; counters, so that memory does not grow with rows.
+    """What the kept samples of one source and split look like. These are counters, so memory does not grow with rows.
 
     `sides` counts images by the square root of their area in pixels. Of free-form answers the commonest are counted.
     """
@@ -98,7 +98,7 @@ def write(record: DatasetRecord, benchmarks: Sequence[BenchmarkRecord]) -> None:
 
 
 def _statistics(record: DatasetRecord) -> dict[tuple[str, Split], Statistics]:
-    """A row group at a time, without images but those that are shown; a shard is of one source."""
+    """Reads a row group at a time, and only the images that are shown. A shard is of one source."""
     found: dict[tuple[str, Split], Statistics] = {}
     for shard in record.shards:
         with storage.opened(storage.join(record.uri, shard.file)) as stream:

@@ -182,7 +182,7 @@ class TaskScore(BaseModel):
 
 
 class MetricScore(BaseModel):
-    """A metric of a benchmark over `n` items with its 95 % interval (`eval/statistics.py`), all shares of 1."""
+    """A metric of a benchmark over `n` items with its 95 % interval (`eval/significance.py`), all shares of 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

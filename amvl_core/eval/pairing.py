@@ -1,4 +1,4 @@
-"""What is paired by item, from stored predictions: two evaluations, or the latents' variants."""
+"""Pairs stored predictions by item: two evaluations, or the variants of the latents."""
 
 from __future__ import annotations
 

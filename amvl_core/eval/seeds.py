@@ -1,9 +1,9 @@
 """One row of an ablation table from what each seed answered: two intervals, a paired test, and what a swap of the
 latents does. Needs no model.
 
-Two things vary: the seed of the training and the items asked. With three seeds no single interval covers both well, so
-each is given by itself: Student's over the seeds' means (what another training would score on these items), and the
-bootstrap's over items with the seeds of an item together (what these trainings would score on other items).
+Two things vary: the seed of the training and the items asked. With three seeds no single interval covers both well. So
+there are two. Student's interval over the seeds' means tells what another training would score on these items. The
+bootstrap's over items, with the seeds of an item together, tells what these trainings would score on other items.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _T_975 = [
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 ]
-"""Student's t at 97.5 % for 1 to 30 degrees of freedom; more degrees take the last, which errs to the wide side."""
+"""Student's t at 97.5 % for 1 to 30 degrees of freedom. More degrees take the last, which is slightly too wide."""
 
 
 def over_seeds(values: list[float]) -> tuple[float, float] | None:

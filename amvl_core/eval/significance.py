@@ -25,7 +25,7 @@ class Unit(NamedTuple):
     value: float
     weight: float = 1.0
     group: str = ""
-    """Units that are not independent share one; empty: the unit stands alone."""
+    """Units that are not independent share a group. A unit with an empty one stands alone."""
     stratum: str = ""
 
     @property
@@ -78,8 +78,8 @@ def weighted_mean(units: Sequence[Unit]) -> float:
 def estimate(units: Sequence[Unit], seed: int = 0) -> Estimate:
     """The weighted mean with its interval: Wilson's for a plain share of independent items, else the bootstrap's.
 
-    The bootstrap is the percentile one over groups within strata. It says nothing where all groups score alike (all
-    right, say): then it is Wilson's for as many items as there are groups. Without units: 0, from 0 to 1.
+    The bootstrap is the percentile one over groups within strata. If all groups score alike (all right, say), it has no
+    width. Then the interval is Wilson's for as many items as there are groups. Without units it is 0, from 0 to 1.
     """
     if not units:
         return Estimate(0, 0.0, 0.0, 1.0, "wilson")
@@ -101,10 +101,10 @@ def bootstrap_mean(units: Sequence[Unit], seed: int = 0) -> tuple[float, float]:
 def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Comparison:
     """A paired comparison. Raises DataError where the two were not scored on the same items.
 
-    McNemar's exact test where the units are right-or-wrong, independent and of equal weight; else random sign flips
-    of each group's difference, which is the same test without that structure. Where all groups change alike (not at
-    all, say) the bootstrap has no width; another difference may then be as frequent as Wilson's bound on 0 of so many
-    groups.
+    The test is McNemar's exact one if the units are right-or-wrong, independent and of equal weight. Else it is random
+    sign flips of each group's difference, which is the same test without that structure. If all groups change alike
+    (not at all, say), the bootstrap has no width. Another difference may then be as frequent as Wilson's bound on 0 of
+    so many groups.
     """
     before, after = ({unit.key: unit for unit in units} for units in (first, second))
     if len(before) != len(first) or len(after) != len(second):

@@ -1,12 +1,11 @@
 """Checkpoints to resume from, by any number of workers, and the model that a stage leaves behind.
 
-    {stage}/checkpoints/step-00000200/rank-00003-00000.safetensors    pieces of weights and moments (masters.py)
+    {stage}/checkpoints/step-00000200/rank-00003-00000.safetensors    pieces of weights and moments (optimizer_state.py)
                                       history.json                    every step logged so far
-                                      complete.json                   written last; sizes, SHA-256, what is where
+                                      complete.json                   written last; lists pieces, sizes, SHA-256
 
-A checkpoint without `complete.json` does not count; one whose files are not what it says is left for the one before.
-Nothing random is saved: the order of samples and the latent noise are functions of the step, and so is the learning
-rate.
+A checkpoint without `complete.json` does not count. If the files are not what it lists, the checkpoint before is taken.
+Nothing random is saved: the order of samples, the latent noise and the learning rate are functions of the step.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from amvl_core.train.optimizer_state import Piece
 
 MARKER, HISTORY = "complete.json", "history.json"
 FILE_BYTES = 256 * 2**20
-"""Tensors in one file: a rank serialises one at a time in memory and sends it off, so it needs no local copy."""
+"""Size of one file. A rank serialises one file at a time in memory and sends it off, so it needs no local copy."""
 BYTES_PER_ELEMENT = 12
 MAX_FAILED = 10
-"""Tries in a row to write a checkpoint that may fail: training goes on, but not for ever without a safe place.
+"""So many tries in a row to write a checkpoint may fail. Training goes on, but not for ever without a safe place.
 
 With 200 steps between checkpoints the tenth is 455 steps after the first (`Due`).
 """
 SHARD_SIZE = "5GB"
-"""Of the safetensors files that a stage leaves."""
+"""The size of the safetensors files that a stage leaves."""
 
 
 class Stored(BaseModel):
@@ -78,7 +77,7 @@ class Due:
         self.next = self._regular(start)
 
     def tried(self, done: int, written: bool) -> None:
-        """Takes what came of the try after step `done`."""
+        """Notes whether the try after step `done` was written."""
         self.pause = 0 if written else min(self.every, 2 * self.pause or 1)
         self.next = done + self.pause if self.pause else self._regular(done)
 
@@ -97,9 +96,9 @@ class Checkpoints:
     def save(self, engine: Engine, step: int, loss: float | None, history: list[Progress]) -> bool:
         """Writes the state after `step` optimiser steps; keeps the last `keep_last` and the one of the lowest loss.
 
-        `loss` and `history` are rank 0's. Where the storage fails, what was written is removed, a warning says so and
-        this returns False, on every rank: the checkpoints before are as they were. Raises StorageError at the
-        `MAX_FAILED`th time in a row.
+        `loss` and `history` are rank 0's. If the storage fails, what was written is removed, there is a warning, and
+        every rank returns False. The checkpoints before are as they were. Raises StorageError at the `MAX_FAILED`th
+        failure in a row.
         """
         folder = storage.join(self.uri, _tag(step))
         share = engine.share(self.rank, self.world_size)
@@ -120,7 +119,7 @@ class Checkpoints:
         return False
 
     def resume(self, engine: Engine) -> tuple[int, list[Progress]]:
-        """Loads the last checkpoint that is whole: its step, and on rank 0 what was logged up to it; else 0."""
+        """Loads the last whole checkpoint. Returns its step (0 without one), and on rank 0 what was logged up to it."""
         while (marker := self._from_first(self._latest)) is not None:
             damage = self._damage(marker)
             if damage is None:
@@ -145,7 +144,7 @@ class Checkpoints:
         engine.publish()
 
     def best(self, loss: float | None) -> Marker | None:
-        """The checkpoint of the lowest loss, where that is lower than `loss` (rank 0's), the end of the stage's."""
+        """The checkpoint of the lowest loss, if that is lower than `loss`, rank 0's loss at the end of the stage."""
 
         def find() -> Marker | None:
             found = _best(_markers(self.uri))
@@ -238,7 +237,7 @@ def _nothing() -> None:
 
 
 def save_model(engine: Engine, processor: Any, uri: str, rank: int) -> int:
-    """Writes the Hugging Face folder (safetensors, configuration, tokenizer, processor); the number of parameters."""
+    """Writes the Hugging Face folder (weights, configuration, processor) and returns the number of parameters."""
     state = engine.state_dict(rank)
     if rank == 0:
         folder = Path(tempfile.mkdtemp())
