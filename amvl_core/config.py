@@ -522,7 +522,7 @@ def override(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
     Lists are replaced whole; a union whose `kind` changes starts from its own defaults. Raises ConfigError that names
     each wrong field by its path.
     """
-    return validate(_merge(base.model_dump(mode="json"), changes))
+    return validate(merge(base.model_dump(mode="json"), changes))
 
 
 def validate(fields: dict[str, Any]) -> RunConfig:
@@ -547,12 +547,14 @@ def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
     return [(path, str(value))]
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `base`, field by field; an object of another `kind` replaces the one before it."""
     merged = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            merged[key] = _merge(old, value)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        if both and value.get("kind", old.get("kind")) == old.get("kind", value.get("kind")):
+            merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged
