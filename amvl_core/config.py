@@ -25,6 +25,10 @@ MICROWORLD_TASKS: tuple[MicroworldTask, ...] = (
 )
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every random generator takes: NumPy's and PyTorch's, and JSON in a browser."""
+
+
 class Frozen(BaseModel):
     """Base of every configuration model."""
 
@@ -38,7 +42,7 @@ class MicroworldSource(Frozen):
     tasks: tuple[MicroworldTask, ...] = MICROWORLD_TASKS
     train: int = Field(8000, ge=0, description="training samples, spread evenly over the tasks")
     test: int = Field(800, ge=0, description="test samples; no test image is a training image")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ArchiveSource(Frozen):
@@ -202,7 +206,7 @@ class DataConfig(Frozen):
     rows_per_shard: int = Field(
         1024, ge=1, description="rows of a source that become one shard, and are redone together"
     )
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _steps(self) -> DataConfig:
@@ -224,7 +228,7 @@ class TinyConfig(Frozen):
     vision_heads: int = 4
     vision_intermediate_size: int = 192
     patch_size: int = 8
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ModelConfig(Frozen):
@@ -423,7 +427,7 @@ class EvaluationConfig(Frozen):
     batch_tokens: int = Field(32768, ge=1, description="their tokens with padding, at most")
     max_new_tokens: int = Field(512, ge=1)
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
-    seed: int = 0
+    seed: Seed = 0
     faithfulness_items: int = Field(
         256,
         ge=0,
@@ -470,7 +474,7 @@ class RunConfig(Frozen):
     """Everything that a run is. The default is the paper's run on 16 A100s."""
 
     storage: str = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     latent: LatentConfig = LatentConfig()

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from amvl_core.ablations import BASE_SCORES, TABLES, Row, TableName, difference, shared_stages, with_seed
-from amvl_core.config import RunConfig
+from amvl_core.config import RunConfig, Seed
 from amvl_core.errors import AmvlError
 from amvl_core.eval.faithfulness import SWAPPED
 from amvl_core.eval.seeds import base_scores, score_row, swap_row
@@ -77,7 +77,7 @@ def ablations(
     seeds: Annotated[int, Field(ge=1, description="trainings of each row, from `seed` on")] = 3,
     preset: Literal["paper", "demo", "ablation"] = "paper",
     storage: str | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     data: Data | None = None,
     model: Model | None = None,
     latent: Latent | None = None,

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
+from amvl_core.config import Seed
 from amvl_core.records import CheckpointRecord
 from flows import tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
@@ -16,7 +17,7 @@ from infra.tracking import Tracker
 def full_pipeline(
     preset: Literal["paper", "demo"] = "paper",
     storage: str | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     data: Data | None = None,
     model: Model | None = None,
     latent: Latent | None = None,

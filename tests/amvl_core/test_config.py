@@ -1,4 +1,9 @@
+import re
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 
 from amvl_core.config import AmvlMethod, PauseMethod, RunConfig, StageConfig, flatten, override, validate
 from amvl_core.errors import ConfigError
@@ -64,6 +69,39 @@ def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(demo(), changes)
     assert path in str(caught.value)
+
+
+SEEDS = ("seed", "data.seed", "data.sources.0.seed", "model.tiny.seed", "evaluation.seed")
+
+
+@pytest.mark.parametrize("path", SEEDS)
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_seed_that_a_generator_may_not_take_is_refused_by_its_path(path: str, seed: float) -> None:
+    with pytest.raises(ConfigError, match=rf"\n  {re.escape(path)}: Input should be "):
+        override(demo(), seeded(path, seed))
+
+
+@pytest.mark.parametrize("path", SEEDS)
+def test_the_largest_seed_is_taken_by_the_configuration_and_every_generator(path: str) -> None:
+    largest = 2**32 - 1
+    assert flatten(override(demo(), seeded(path, largest)))[path] == str(largest)
+    np.random.default_rng(largest)
+    np.random.PCG64([largest, 0])
+    np.random.RandomState(largest)  # noqa: NPY002
+    torch.Generator().manual_seed(largest)
+
+
+def test_every_seed_of_a_configuration_is_tried_above() -> None:
+    assert {path for path in flatten(demo()) if path.endswith("seed")} == set(SEEDS)
+
+
+def seeded(path: str, seed: float) -> dict:
+    if path.startswith("data.sources"):
+        return {"data": {"sources": [{"kind": "microworld", "seed": seed}]}}
+    changes: Any = seed
+    for part in reversed(path.split(".")):
+        changes = {part: changes}
+    return dict(changes)
 
 
 def test_a_global_batch_need_not_be_a_multiple_of_the_workers() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from amvl_core.ablations import TABLES
 from amvl_core.config import RunConfig, override
+from amvl_core.errors import ConfigError
 from amvl_core.eval.faithfulness import score_variants, verdict
 from amvl_core.presets import ablation, demo
 from amvl_core.records import (
@@ -267,6 +268,8 @@ def test_every_row_has_every_seed_and_an_impossible_table_is_refused_first() -> 
         "AMVL": [5, 6, 7],
     }
     assert all(config.seed == config.evaluation.seed == seed for row in plan.values() for seed, config in row.items())
+    with pytest.raises(ConfigError, match="\n  seed: Input should be less than 4294967296"):
+        ablations.planned(demo().model_copy(update={"seed": 2**32 - 1}), "controls", 2)
 
 
 @pytest.mark.parametrize("table", TABLES)
