@@ -6,9 +6,10 @@ Equation, table and appendix numbers are those of arXiv 2607.00461.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from amvl_core.errors import ConfigError
 
@@ -52,6 +53,13 @@ class ArchiveSource(Frozen):
     uri: str = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
     train_limit: int | None = Field(None, ge=0, description="at most this many training samples, drawn by the seed")
     test_limit: int | None = Field(None, ge=0, description="at most this many test samples, drawn by the seed")
+
+    @field_validator("name")
+    @classmethod
+    def _one_part(cls, name: str) -> str:
+        if not name.strip() or "/" in name or not name.isprintable():
+            raise ValueError(f"{name!r} is no name: give text without / (sample ids and tasks are `name/...`)")
+        return name
 
 
 class EasyVqaSource(ArchiveSource):
@@ -460,7 +468,7 @@ class TrackingConfig(Frozen):
 
     uri: str | None = None
     experiment: str = "amvl"
-    registered_model: str = "amvl"
+    registered_model: str = Field("amvl", max_length=256, description="as MLflow takes it; a dot is allowed")
     alias: str = Field("champion", description="of a version that is not worse than the one that holds it")
 
     @model_validator(mode="after")
@@ -468,6 +476,10 @@ class TrackingConfig(Frozen):
         if self.alias == CHALLENGER:
             raise ValueError(f"alias {CHALLENGER!r} is that of versions that are worse; choose another")
         return self
+
+
+STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Names folders, metrics and tags in MLflow, tasks and artifacts in Prefect: what all of them take."""
 
 
 class RunConfig(Frozen):
@@ -496,6 +508,11 @@ class RunConfig(Frozen):
         rank = {"sft": 0, "pause": 1, "amvl": 2}
         before = "sft"
         for name, stage in self.stages.items():
+            if not STAGE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"stages: {name!r} is no name of a stage: give letters, digits, - and _, at most 64 (it is part of "
+                    "metrics' names and pages' addresses)"
+                )
             size, workers = stage.global_batch, self.cluster.num_workers
             if size < workers:
                 raise ValueError(

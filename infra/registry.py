@@ -23,6 +23,8 @@ from infra.paired import compare_evaluations
 from infra.provenance import UNKNOWN, installed, provenance
 
 VERSION = 3
+LOGGED_MODEL = "model"
+"""The run's own name for what it logs: MLflow refuses a dot there, which a registered model may have."""
 REQUIREMENTS = ("torch", "transformers", "mlflow", "pillow", "pydantic", "safetensors", "numpy", "fsspec", "pyarrow")
 """What `amvl_core` needs to load a model and answer; the versions are those that trained it."""
 
@@ -194,7 +196,7 @@ def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord) -> str:
     with tempfile.TemporaryDirectory() as temporary, _quiet(), mlflow.start_run(run_id=run_id):
         folder = storage.download(checkpoint.model_uri, Path(temporary))
         info = mlflow.pyfunc.log_model(
-            name=config.tracking.registered_model,
+            name=LOGGED_MODEL,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(folder)},
             model_config=config.evaluation.model_dump(mode="json", include=EVALUATED),

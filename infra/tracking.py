@@ -111,7 +111,7 @@ class Tracker:
     def tag(self, tags: dict[str, str]) -> None:
         """Sets tags of the run."""
         for name, value in tags.items():
-            self.call(f"tag {name}", "set_tag", key=name, value=value)
+            self.call(f"tag {name}", "set_tag", key=metric_name(name), value=value)
 
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Logs `values` as `{stage}/{name}` at optimiser step `step`, once: a step done again is the same step."""
@@ -277,7 +277,7 @@ class Tracker:
         from mlflow.entities import Param
 
         pairs = flatten(self.config).items()
-        params = [Param(metric_name(key)[:250], value[:MAX_PARAM_LENGTH]) for key, value in pairs]
+        params = [Param(metric_name(key), value[:MAX_PARAM_LENGTH]) for key, value in pairs]
         for start in range(0, len(params), PARAMS_PER_BATCH):
             batch = params[start : start + PARAMS_PER_BATCH]
             self.call("parameters", "log_batch", params=batch)

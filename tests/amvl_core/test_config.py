@@ -104,6 +104,18 @@ def seeded(path: str, seed: float) -> dict:
     return dict(changes)
 
 
+@pytest.mark.parametrize("name", ["a/b", "a b", "v1.5", "..", "", "a%", "\u9636", "a\n", 65 * "a", "-a"])
+def test_a_stage_name_that_a_page_a_folder_or_a_metric_may_not_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name of a stage: give letters, digits, - and _, at most 64"):
+        override(demo(), {"stages": {name: {"method": {"kind": "amvl"}, "steps": 1, "global_batch": 2}}})
+
+
+@pytest.mark.parametrize("name", ["a/b", "", " ", "a\nb"])
+def test_a_source_whose_name_would_tear_ids_apart_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.name: Value error, .* is no name: give text without /"):
+        override(demo(), {"data": {"sources": [{"kind": "nlvr", "uri": "x", "name": name}]}})
+
+
 def test_a_global_batch_need_not_be_a_multiple_of_the_workers() -> None:
     assert override(demo(), {"cluster": {"num_workers": 3}}).cluster.num_workers == 3
     assert override(demo(), {"cluster": {"num_workers": 4, "min_workers": 1}}).cluster.min_workers == 1

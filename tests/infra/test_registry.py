@@ -138,14 +138,14 @@ def test_the_served_model_answers_with_the_settings_it_was_evaluated_with(
     saved.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     given = {"max_new_tokens": 70, "tau": 1.0, "seed": 3}
-    config = override(tracked, {"evaluation": given, "tracking": {"registered_model": "settings"}})
+    config = override(tracked, {"evaluation": given, "tracking": {"registered_model": "qwen2.5-vl-amvl"}})
     with Tracker(config) as tracker:
         run_id, model = tracker.start(), checkpoint(uri=str(tmp_path))
         scores, uri = [evaluation("amvl", 8)], f"{config.storage}/register/r2"
         registry.register(config, run_id, dataset, model, scores, registry.decide(config, scores[0], None, None), uri)
-    served = mlflow.pyfunc.load_model("models:/settings@champion")
+    served = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion")
     assert served.model_config == given
-    changed = mlflow.pyfunc.load_model("models:/settings@champion", model_config={"max_new_tokens": 64})
+    changed = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion", model_config={"max_new_tokens": 64})
     assert changed.model_config == {**given, "max_new_tokens": 64}
     answers = served.predict(pd.DataFrame({"image": [picture()], "question": ["What colour?"]}))
 

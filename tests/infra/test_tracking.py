@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
 
-from amvl_core.config import ModelConfig, RunConfig, TrackingConfig, flatten
+from amvl_core.config import ModelConfig, RunConfig, TrackingConfig, flatten, override
 from amvl_core.errors import ConfigError
 from amvl_core.presets import demo, paper
 from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, FaithfulnessRecord, VariantScore
+from flows.checks import check_run
 from infra import figures
-from infra.mlflow_client import check_reachable, client, metric_name, tracking_uri
+from infra.mlflow_client import check_names, check_reachable, client, metric_name, tracking_uri
 from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint
 
 
@@ -363,8 +365,70 @@ def test_a_server_that_is_killed_for_some_seconds_costs_no_entry(
     assert sum("takes metrics again" in message for message in caplog.messages) == 1
 
 
-def test_metric_names_are_made_acceptable() -> None:
-    assert metric_name("eval@1", "a(b)/c") == "eval_1/a_b_/c"
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("eval@1", "a(b)/c"), "eval_1/a_b_/c"),
+        (("accuracy.chat/odd one out",), "accuracy.chat/odd one out"),
+        (("eval", "chat//x"), "eval/chat/_/x"),
+        (("eval", "../../x/."), "eval/__/__/x/_"),
+        (("/x/",), "_/x/_"),
+        (("..x",), "_..x"),
+        (("eval", "chat/\u989c\u8272?"), "eval/chat/\u989c\u8272_"),
+        (("eval", 300 * "x"), f"eval/{236 * 'x'}-b7190c59"),
+        ((250 * "x",), 250 * "x"),
+    ],
+)
+def test_a_name_is_made_what_mlflow_takes(parts: tuple[str, ...], name: str) -> None:
+    assert metric_name(*parts) == name
+    _validate_metric_name(name)
+    _validate_model_version_tag(name, "")
+
+
+def test_long_names_that_begin_alike_stay_apart() -> None:
+    assert len({metric_name("eval", 300 * "x" + end) for end in "abc"}) == 3
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-amvl", "AMVL v2", "\u89c6\u89c9", "a@b", "team%20x"])
+def test_a_model_name_that_mlflow_registers_passes(name: str) -> None:
+    check_names(override(demo(), {"tracking": {"registered_model": name, "alias": "best-1", "experiment": "a.b/c"}}))
+
+
+@pytest.mark.parametrize(
+    ("tracking", "message"),
+    [
+        ({"registered_model": "org/model"}, r"tracking\.registered_model: 'org/model' is refused .*cannot contain '/'"),
+        ({"registered_model": "a:b"}, r"tracking\.registered_model: 'a:b' is refused"),
+        ({"registered_model": " "}, r"tracking\.registered_model: ' ' is refused"),
+        ({"registered_model": ".."}, r"tracking\.registered_model: '\.\.' is refused"),
+        ({"registered_model": "what?"}, r"tracking\.registered_model: 'models:/what\?@champion' is no address"),
+        ({"alias": "v3"}, r"tracking\.alias: 'v3' is refused .*reserved"),
+        ({"alias": "Latest"}, r"tracking\.alias: 'Latest' is refused .*reserved"),
+        ({"alias": "a b"}, r"tracking\.alias: 'a b' is refused"),
+        ({"alias": "champion\n"}, r"is no address that a model can be loaded from"),
+        ({"alias": ""}, r"tracking\.alias: '' is refused"),
+        ({"alias": 256 * "x"}, r"tracking\.alias: 'x*' is refused .*length"),
+        ({"experiment": ""}, r"tracking\.experiment: '' is refused"),
+        ({"experiment": 501 * "x"}, r"tracking\.experiment: 'x*' is refused .*length"),
+    ],
+)
+def test_a_name_that_mlflow_refuses_is_refused_before_anything_is_computed(
+    tracking: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_run(override(demo(), {"storage": str(tmp_path), "tracking": tracking}))
+
+
+def test_a_task_of_any_name_costs_no_other_metric(tracked: RunConfig, evaluation: Callable[..., EvalRecord]) -> None:
+    record = evaluation("sft", 5)
+    odd = [record.scores[0].model_copy(update={"task": f"chat/{task}"}) for task in ("..", "", "a//b?", 300 * "y")]
+    with Tracker(tracked) as tracker:
+        run_id = tracker.start()
+        tracker.evaluation(record.model_copy(update={"scores": [*record.scores, *odd]}))
+        tracker.tag({f"amvl.{300 * 'z'}": "t"})
+    assert tracker.refused == []
+    metrics = client(tracked).get_run(run_id).data.metrics
+    assert {metric_name("eval_sft", score.task) for score in odd} | {"eval_sft/all"} <= metrics.keys()
 
 
 def test_a_nested_run_lies_under_its_parent_and_does_not_end_it(tracked: RunConfig) -> None:
