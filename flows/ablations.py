@@ -217,9 +217,9 @@ def run_row(
         evaluations = evaluate(config, name, dataset, benchmarks, checkpoint, tracker)
         faithfulness = analysis = None
         if checkpoint.method == "amvl":
-            if config.evaluation.faithfulness_items:
+            if asked := tasks.swappable(config, [dataset]):
                 with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
-                    faithfulness = next(iter(tasks.faithfulness(config, [dataset], checkpoint, [], tracker)), None)
+                    (faithfulness,) = tasks.faithfulness(config, asked, checkpoint, [], tracker)
             if config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)

@@ -74,10 +74,10 @@ def full_pipeline(
 
             suites, analysis = [], None
             if final.method == "amvl":  # what has latents must show that they matter
-                if config.evaluation.faithfulness_items:
+                if asked := tasks.swappable(config, [dataset, *benchmarks]):
                     controls = tasks.train_controls(config, dataset, checkpoints, tracker)
                     controls += [(f"without latents ({base.stage})", base)] if base else []
-                    suites = tasks.faithfulness(config, [dataset, *benchmarks], final, controls, tracker)
+                    suites = tasks.faithfulness(config, asked, final, controls, tracker)
                 if config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)
 

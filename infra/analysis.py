@@ -101,7 +101,7 @@ def run(
         return log(config, name, figures.faithfulness_chart(found.rows, found.verdict), columns, tags)
     record = analysis(config, data, models[0])
     if name not in (drawn := analysis_files.draw(record)):
-        raise DataError(f"there is nothing to draw for {name}: the test samples have no image")
+        raise DataError(f"there is nothing to draw for {name}: no test sample has what it shows (an image, words)")
     return log(config, name, drawn[name], analysis_files.data(record, name), tags)
 
 

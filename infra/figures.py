@@ -187,7 +187,8 @@ def geometry_chart(prior_NZ: np.ndarray, posterior_NZ: np.ndarray) -> Figure:
     }
     for axis, (name, (p, q)) in zip(axes, clouds.items(), strict=True):
         both = np.concatenate([p, q])
-        directions = np.linalg.svd(both - both.mean(0), full_matrices=False)[2][:2]
+        found = np.linalg.svd(both - both.mean(0), full_matrices=False)[2][:2]
+        directions = np.pad(found, ((0, 2 - len(found)), (0, 0)))  # latents of one dimension have one
         a, b = (cloud @ directions.T for cloud in (p - both.mean(0), q - both.mean(0)))
         for first, second in zip(a, b, strict=True):
             axis.plot([first[0], second[0]], [first[1], second[1]], color=_GRID, linewidth=0.6, zorder=1)

@@ -268,7 +268,7 @@ def _absent(run: Run, why: str, setting: str) -> str:
     if run.method != "amvl":
         said = f"The final model was trained with {run.method}: it reads no latents, so {why}."
     else:
-        said = f"Not computed in this run; see {setting} in the configuration."
+        said = f"Not computed in this run; see {setting} in the configuration. It needs two questions or more."
     return f"<div class='card soft'>{escape(said)}</div>"
 
 

@@ -87,7 +87,7 @@ def test_the_largest_seed_is_taken_by_the_configuration_and_every_generator(path
     assert flatten(override(demo(), seeded(path, largest)))[path] == str(largest)
     np.random.default_rng(largest)
     np.random.PCG64([largest, 0])
-    np.random.RandomState(largest)  # noqa: NPY002
+    np.random.RandomState(largest)
     torch.Generator().manual_seed(largest)
 
 

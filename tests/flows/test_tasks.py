@@ -1,5 +1,6 @@
 """What a task does with a stage that is finished; the work itself is in test_full_pipeline.py."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,28 @@ def test_a_dataset_without_a_test_split_ends_the_run_before_anything_is_trained(
     assert shown == ["drop-reasons"]  # what was dropped, and why, may be the reason
 
 
-def test_a_benchmark_with_one_question_has_no_suite(tmp_path: Path) -> None:
-    config = override(demo(), {"storage": str(tmp_path)})
+@pytest.fixture()
+def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("run"))
+    return caplog
+
+
+def test_what_has_no_two_questions_has_no_suite_and_is_named(said: pytest.LogCaptureFixture) -> None:
+    one, two, none = dataset("one", "test", 1), dataset("two", "test", 2), dataset("none", "train", 5)
+    assert tasks.swappable(demo(), [one, two, none]) == [two]
+    assert said.messages == [
+        "faithfulness: left out for one: a swap needs at least 2 questions, it has 1",
+        "faithfulness: left out for none: a swap needs at least 2 questions, it has 0",
+    ]
+    assert tasks.swappable(override(demo(), {"evaluation": {"faithfulness_items": 0}}), [two]) == []
+
+
+@pytest.mark.parametrize(("rows", "items"), [(1, 256), (9, 1)])
+def test_one_sample_is_not_analysed_and_the_run_goes_on(said: pytest.LogCaptureFixture, rows: int, items: int) -> None:
+    config = override(demo(), {"evaluation": {"analysis_items": items}})
     fields = {"stage": "amvl", "method": "amvl", "step": 1, "config": {}, "dataset": "d", "parent": None, "metrics": {}}
     model = CheckpointRecord(uri="c", fingerprint="f", num_parameters=1, **fields)
-    with disable_run_logger():
-        assert tasks.faithfulness.fn(config, [dataset("q", "test", 1)], model, [], Tracker(config)) == []
+    assert tasks.analyse.fn(config, dataset("q", "test", rows), model, Tracker(config)) is None
+    assert said.messages == [
+        f"analyse: left out: 1 test sample, at least 2 are compared (evaluation.analysis_items is {items})"
+    ]
