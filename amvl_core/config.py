@@ -469,7 +469,14 @@ class TrackingConfig(Frozen):
     uri: str | None = None
     experiment: str = "amvl"
     registered_model: str = Field("amvl", max_length=256, description="as MLflow takes it; a dot is allowed")
-    alias: str = Field("champion", description="of a version that is not worse than the one that holds it")
+    alias: str = Field("champion", description="of the version that has passed the gate (docs/registry.md)")
+    margin: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="points of accuracy: a new version takes the alias where the whole 95 % interval of its difference "
+        "to the one that holds it lies above minus this",
+    )
 
     @model_validator(mode="after")
     def _gated(self) -> TrackingConfig:

@@ -357,18 +357,25 @@ def register(
 
 
 def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:
-    """The alias of a new version; a champion that was never asked these items is evaluated on them first."""
-    present = registry.champion(config)
-    held, trouble = None, ""
-    if present is not None and present.checkpoint is not None:
-        label = f"champion-{present.version}"
+    """The alias of a new version; the champion and the best version so far are asked its items first, if need be."""
+    present, best = registry.champion(config), registry.best(config)
+    scored: dict[int, EvalRecord] = {}
+    trouble = ""
+    for version, name in ((present, "champion"), (best, "best")):
+        if version is None or version.checkpoint is None or version.version in scored:
+            continue
+        label = f"{name}-{version.version}"
         try:
             # A tracking run of its own below the pipeline's: the metrics of two models must not mix.
             with Tracker(config, label, parent=run_id) as tracker:
-                held = evaluate(config, label, dataset, present.checkpoint, tracker)
+                scored[version.version] = evaluate(config, label, dataset, version.checkpoint, tracker)
         except AmvlError as error:
-            trouble = f"it cannot be evaluated on these items ({error})"
-    return registry.decide(config, new, present, held, trouble)
+            if version is present:
+                trouble = f"it cannot be evaluated on these items ({error})"
+            else:
+                get_run_logger().warning("register: not compared with version %d, the best: %s", version.version, error)
+    held = scored.get(present.version) if present else None
+    return registry.decide(config, new, present, held, trouble, scored)
 
 
 @task(cache_policy=NO_CACHE)
