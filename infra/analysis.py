@@ -31,6 +31,7 @@ from amvl_core.records import (
 )
 from infra import analysis_files, cluster, figures, fingerprints, ray_analysis
 from infra.mlflow_client import client, experiment, tracking_uri
+from infra.tracking import run_name
 
 Columns = dict[str, list[Any]]
 FIGURES = {
@@ -250,13 +251,12 @@ def _accuracy(name: str, row: VariantScore) -> dict[str, float]:
 
 
 def log(config: RunConfig, name: str, figure: Figure, columns: Columns, tags: dict[str, str]) -> str:
-    """Figure, table and CSV in a run `analysis-{name}`; prints where."""
+    """Figure, table and CSV in a run of their own; prints where."""
     import pandas as pd
 
     mlflow_client = client(config)
-    run = mlflow_client.create_run(
-        experiment(config, mlflow_client), tags={**tags, "mlflow.runName": f"analysis-{name}"}
-    )
+    tags = {**tags, "mlflow.runName": run_name(config, name) if tags else f"{name}, linear-Gaussian"}
+    run = mlflow_client.create_run(experiment(config, mlflow_client), tags=tags)
     frame = pd.DataFrame(columns)
     mlflow_client.log_figure(run.info.run_id, figure, f"figures/{name}.png")
     mlflow_client.log_table(run.info.run_id, frame, f"tables/{name}.json")

@@ -29,7 +29,7 @@ from infra.provenance import provenance
 from infra.registry import change
 from infra.report_page import Sample, Table
 
-VERSION = 3
+VERSION = 4
 NAME = "report.html"
 SHOWN_ANSWERS = 12
 IMAGE_PIXELS = 400

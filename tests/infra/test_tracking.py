@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from amvl_core.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalR
 from flows.checks import check_run
 from infra import figures
 from infra.mlflow_client import check_names, check_reachable, client, metric_name, tracking_uri
-from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint
+from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint, run_name
 
 
 def other(config: RunConfig, seed: int) -> RunConfig:
@@ -431,6 +433,31 @@ def test_a_task_of_any_name_costs_no_other_metric(tracked: RunConfig, evaluation
     assert {metric_name("eval_sft", score.task) for score in odd} | {"eval_sft/all"} <= metrics.keys()
 
 
+TABLE_RUN = r"table 3 on microworld, seed 0, \d{4}-\d\d-\d\d \d\d:\d\d"
+
+
+@pytest.mark.parametrize(
+    ("sources", "name"),
+    [
+        ([{"kind": "microworld"}], "sft+amvl on microworld, seed 7, "),
+        (
+            [{"kind": "nlvr", "uri": "x.zip"}, {"kind": "easy_vqa", "uri": "y", "name": "shapes"}],
+            "on nlvr+shapes, seed",
+        ),
+        ([{"kind": "chat_jsonl", "uri": "s3://b/my-tables/"}], "sft+amvl on my-tables, seed 7, "),
+        ([{"kind": "llava_json", "uri": "/data/cups.tar.gz"}], "sft+amvl on cups.tar.gz, seed 7, "),
+        ([{"kind": "llava_json", "uri": "/data/cups.tar.gz", "name": "cups"}], "sft+amvl on cups, seed 7, "),
+        ([{"kind": "nlvr", "uri": "x", "name": f"n{i}"} for i in range(6)], "sft+amvl on n0+n1+n2+n3 and 2 more, seed"),
+        ([{"kind": "nlvr", "uri": "x", "name": 300 * "n"}], f"sft+amvl on {120 * 'n'}, seed 7, "),
+    ],
+)
+def test_a_run_is_called_by_method_data_seed_and_date(sources: list[dict[str, str]], name: str) -> None:
+    found = run_name(override(demo(), {"seed": 7, "data": {"sources": sources}}))
+    assert name in found
+    assert datetime.strptime(found[-16:], "%Y-%m-%d %H:%M") <= datetime.now()
+    assert len(found) < 250  # what MLflow's column holds
+
+
 def test_a_nested_run_lies_under_its_parent_and_does_not_end_it(tracked: RunConfig) -> None:
     """The two have one configuration: without the label the second would take the first for a killed one's."""
     mlflow_client = client(tracked)
@@ -441,7 +468,7 @@ def test_a_nested_run_lies_under_its_parent_and_does_not_end_it(tracked: RunConf
         assert mlflow_client.get_run(parent.run_id).info.status == "RUNNING"
     assert child_run.info.run_name == "NTP, seed 0"
     assert child_run.data.tags["mlflow.parentRunId"] == parent.run_id
-    assert mlflow_client.get_run(parent.run_id).info.run_name == "table 3"
+    assert re.fullmatch(TABLE_RUN, mlflow_client.get_run(parent.run_id).info.run_name)
     left = Tracker(tracked, "NTP, seed 0").start()  # as if killed
     with Tracker(tracked, "NTP, seed 0") as again:
         again.start()
