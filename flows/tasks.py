@@ -303,7 +303,7 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
         _log_rows(tracker, "scores", rows)
         for reading, metrics in compared.items():
             tracker.comparison(f"test/{reading}", metrics)
-        tracker.tag({"mlflow.note.content": report.markdown_table(rows)})
+        tracker.tag({"mlflow.note.content": report.note(rows)})
         tracker.table("predictions", sample(final))
         tracker.figure("figures/scores.png", figures.score_chart(report.labels(base, final)))
         if tracker.history:
