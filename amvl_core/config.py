@@ -580,12 +580,16 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        if both and value.get("kind", old.get("kind")) == old.get("kind", value.get("kind")):
+        if isinstance(value, dict) and isinstance(old, dict) and _kind(value, old) == _kind(old, value):
             merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged
+
+
+def _kind(fields: dict[str, Any], other: dict[str, Any]) -> Any:
+    """What `fields` say which of a union's models they are, else what `other` says."""
+    return fields.get("kind", other.get("kind"))
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -178,7 +178,7 @@ def similarity_chart(similarity: Sequence[Sequence[float]]) -> Figure:
     return figure
 
 
-def slots_chart(shifts: dict[str, Sequence[float]], unit: str) -> Figure:
+def slots_chart(shifts: Mapping[str, Sequence[float]], unit: str) -> Figure:
     """A bar per slot and name: sensitivity to permutations (Figure 4, right), or KL."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axis: Any = figure.subplots()
