@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from amvl_core.contracts.ablations import Row, Table, difference, shared_stages, table_of, with_seed
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import RunConfig, Seed
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.fingerprints import (
     ablation_fingerprint,
@@ -77,7 +77,7 @@ def ablations(
     seeds: Annotated[int, Field(ge=1, description="trainings of each row, from `seed` on")] = 3,
     preset: Literal["paper", "demo", "ablation"] = "paper",
     storage: str | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     data: Data | None = None,
     model: Model | None = None,
     latent: Latent | None = None,
@@ -218,9 +218,9 @@ def run_row(
         evaluations = evaluate(config, name, dataset, benchmarks, checkpoint, tracker)
         faithfulness = analysis = None
         if config.method.has_latents:
-            if config.evaluation.faithfulness_items:
+            if asked := tasks.swappable(config, [dataset]):
                 with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
-                    faithfulness = next(iter(tasks.faithfulness(config, [dataset], checkpoint, [], tracker)), None)
+                    (faithfulness,) = tasks.faithfulness(config, asked, checkpoint, [], tracker)
             if config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)

@@ -8,12 +8,13 @@ from amvl_core.contracts import ablations, storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError, ConfigError
 from amvl_core.eval.benchmarks import BENCHMARKS
-from infra.mlflow_client import check_reachable
+from infra.mlflow_client import check_names, check_reachable
 
 
 def check_run(config: RunConfig) -> None:
     """Storage, tracking, base model, benchmark files, controls. Raises an AmvlError that names the field."""
     storage.check_writable(storage.absolute(config.storage))
+    check_names(config)
     check_reachable(config)
     check_base(config.model.base)
     check_benchmarks(config)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
+from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
 from flows import tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
@@ -16,7 +17,7 @@ from infra.tracking import Tracker
 def full_pipeline(
     preset: Literal["paper", "demo"] = "paper",
     storage: str | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     data: Data | None = None,
     model: Model | None = None,
     latent: Latent | None = None,
@@ -74,10 +75,10 @@ def full_pipeline(
 
             suites, analysis = [], None
             if config.method.has_latents:  # what has latents must show that they matter
-                if config.evaluation.faithfulness_items:
+                if asked := tasks.swappable(config, [dataset, *benchmarks]):
                     controls = tasks.train_controls(config, dataset, checkpoints, tracker)
                     controls += [(f"without latents ({base.stage})", base)] if base else []
-                    suites = tasks.faithfulness(config, [dataset, *benchmarks], final, controls, tracker)
+                    suites = tasks.faithfulness(config, asked, final, controls, tracker)
                 if config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)
 

@@ -23,6 +23,8 @@ from amvl_core.eval.significance import Comparison, p_text
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 """What Prefect's `get_run_logger` returns."""
 SHOWN_WARNINGS = 10
+NOTE = 8000
+"""MLflow's own limit on the value of a tag; it cuts a longer one."""
 
 
 def page_text(line: str, warnings: list[str]) -> str:
@@ -165,8 +167,23 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Rows with the same keys as a Markdown table; empty text for no rows."""
     if not rows:
         return ""
-    cells = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    cells = ([" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def note(rows: list[dict[str, str]]) -> str:
+    """A score table as the note of a run: the whole, and as many tasks as fit into MLflow's `NOTE` characters."""
+    *head, whole = markdown_table(rows).split("\n")
+    fitting, size = [], len(whole) + 100
+    for line in head:
+        size += len(line) + 1
+        if size > NOTE:
+            break
+        fitting.append(line)
+    left_out = len(head) - len(fitting)
+    more = f"\n\n{left_out:,} more rows are in `tables/scores.md`." if left_out else ""
+    return "\n".join([*fitting, whole]) + more
 
 
 def summary(dataset: DatasetRecord, final: CheckpointRecord, rows: list[dict[str, str]], model: ModelRecord) -> str:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from amvl_core.contracts import overrides
+from amvl_core.contracts.config import merge
+from amvl_core.contracts.errors import ConfigError
 from data_prep.sources import detect
 from flows.environment import MLFLOW_URL, PREFECT_URL, healthy
 from flows.parameters import resolve
@@ -34,12 +36,14 @@ def run_here(preset: str, data: list[str], params: list[str]) -> int:
 def parse(params: list[str], data: list[str]) -> dict[str, Any]:
     """`FIELD=VALUE` texts (`amvl_core/contracts/overrides.py`) -> flow parameters.
 
-    `data` names folders and archives that replace the sources. Raises ConfigError or DataError.
+    `data` names folders and archives that replace the preset's sources. Raises ConfigError or DataError.
     """
     changes = overrides.parse(params)
-    if data:
-        changes.setdefault("data", {})["sources"] = [detect(uri).model_dump(mode="json") for uri in data]
-    return changes
+    if not data:
+        return changes
+    if not isinstance(given := changes.get("data", {}), dict) or "sources" in given:
+        raise ConfigError("the sources are given twice, by --data and by --param data; give them once")
+    return merge(changes, {"data": {"sources": [detect(uri).model_dump(mode="json") for uri in data]}})
 
 
 def show(console: Console, outcome: dict[str, Any], served: bool) -> None:

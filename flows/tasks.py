@@ -190,6 +190,18 @@ def evaluate_benchmarks(
     return records
 
 
+def swappable(config: RunConfig, asked: Sequence[DatasetRecord]) -> list[DatasetRecord]:
+    """Those with questions enough to swap latents between; a warning names the others."""
+    if not config.evaluation.faithfulness_items:
+        return []
+    enough = [questions for questions in asked if questions.rows("test") > 1]
+    for questions in asked:
+        if questions not in enough:
+            said = "faithfulness: left out for %s: a swap needs at least 2 questions, it has %d"
+            get_run_logger().warning(said, questions.uri, questions.rows("test"))
+    return enough
+
+
 @task(task_run_name="faithfulness-{model.stage}", cache_policy=NO_CACHE)
 def faithfulness(
     config: RunConfig,
@@ -200,8 +212,7 @@ def faithfulness(
 ) -> list[FaithfulnessRecord]:
     """A latent model with its latents changed, and models without latents, on the same questions.
 
-    `asked` are a prepared dataset, of which the test split is asked, and questions of published benchmarks; one with
-    too few questions for a swap is left out.
+    `asked` are a prepared dataset, of which the test split is asked, and questions of published benchmarks.
     """
     found: dict[str, FaithfulnessRecord] = {}
     todo: list[tuple[DatasetRecord, str, str]] = []
@@ -212,9 +223,6 @@ def faithfulness(
         if record is not None:
             _say_reused(f"faithfulness {model.stage} on {record.benchmark}", fingerprint)
             found[questions.uri] = record
-        elif questions.rows("test") < 2:
-            log = get_run_logger()
-            log.warning("faithfulness: %s has 1 question, there is nothing to swap it with", questions.uri)
         else:
             todo.append((questions, uri, fingerprint))
     if todo:
@@ -223,7 +231,7 @@ def faithfulness(
 
             made = ray_analysis.faithfulness(config, todo, model, controls, on_progress)
             found |= {questions.uri: record for (questions, _, _), record in zip(todo, made, strict=True)}
-    records = [found[questions.uri] for questions in asked if questions.uri in found]
+    records = [found[questions.uri] for questions in asked]
     for record in records:
         _show_faithfulness(record, tracker)
     return records
@@ -248,8 +256,17 @@ def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
 
 
 @task(task_run_name="analyse-{model.stage}", cache_policy=NO_CACHE)
-def analyse(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker) -> AnalysisRecord:
-    """Geometry, similarity, sensitivity, information and heat maps of a latent model's latents on test samples."""
+def analyse(
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker
+) -> AnalysisRecord | None:
+    """Geometry, similarity, sensitivity, information and heat maps of a latent model's latents on test samples.
+
+    Of one sample there is nothing to compare: then a warning, and None.
+    """
+    if (items := min(config.evaluation.analysis_items, dataset.rows("test"))) < 2:
+        said = "analyse: left out: %d test sample, at least 2 are compared (evaluation.analysis_items is %d)"
+        get_run_logger().warning(said, items, config.evaluation.analysis_items)
+        return None
     fingerprint = fingerprints.analyse_fingerprint(config, dataset, model)
     uri = stage_uri(config, "analyse", fingerprint)
     record = load_record(uri, AnalysisRecord)
@@ -286,7 +303,7 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
         _log_rows(tracker, "scores", rows)
         for reading, metrics in compared.items():
             tracker.comparison(f"test/{reading}", metrics)
-        tracker.tag({"mlflow.note.content": report.markdown_table(rows)})
+        tracker.tag({"mlflow.note.content": report.note(rows)})
         tracker.table("predictions", sample(final))
         tracker.figure("figures/scores.png", figures.score_chart(report.labels(base, final)))
         if tracker.history:
@@ -340,18 +357,25 @@ def register(
 
 
 def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:
-    """The alias of a new version; a champion that was never asked these items is evaluated on them first."""
-    present = registry.champion(config)
-    held, trouble = None, ""
-    if present is not None and present.checkpoint is not None:
-        label = f"champion-{present.version}"
+    """The alias of a new version; the champion and the best version so far are asked its items first, if need be."""
+    present, best = registry.champion(config), registry.best(config)
+    scored: dict[int, EvalRecord] = {}
+    trouble = ""
+    for version, name in ((present, "champion"), (best, "best")):
+        if version is None or version.checkpoint is None or version.version in scored:
+            continue
+        label = f"{name}-{version.version}"
         try:
             # A tracking run of its own below the pipeline's: the metrics of two models must not mix.
             with Tracker(config, label, parent=run_id) as tracker:
-                held = evaluate(config, label, dataset, present.checkpoint, tracker)
+                scored[version.version] = evaluate(config, label, dataset, version.checkpoint, tracker)
         except AmvlError as error:
-            trouble = f"it cannot be evaluated on these items ({error})"
-    return registry.decide(config, new, present, held, trouble)
+            if version is present:
+                trouble = f"it cannot be evaluated on these items ({error})"
+            else:
+                get_run_logger().warning("register: not compared with version %d, the best: %s", version.version, error)
+    held = scored.get(present.version) if present else None
+    return registry.decide(config, new, present, held, trouble, scored)
 
 
 @task(cache_policy=NO_CACHE)

@@ -32,6 +32,7 @@ from amvl_core.methods.amvl.presets import demo
 from infra import analysis_files, cluster, ray_analysis
 from infra.mlflow_client import client, experiment, tracking_uri
 from infra.reports import figures
+from infra.tracking import run_name
 
 Columns = dict[str, list[Any]]
 FIGURES = {
@@ -102,7 +103,7 @@ def run(
         return log(config, name, figures.faithfulness_chart(found.rows, found.verdict), columns, tags)
     record = analysis(config, data, models[0])
     if name not in (drawn := analysis_files.draw(record)):
-        raise DataError(f"there is nothing to draw for {name}: the test samples have no image")
+        raise DataError(f"there is nothing to draw for {name}: no test sample has what it shows (an image, words)")
     return log(config, name, drawn[name], analysis_files.data(record, name), tags)
 
 
@@ -251,13 +252,12 @@ def _accuracy(name: str, row: VariantScore) -> dict[str, float]:
 
 
 def log(config: RunConfig, name: str, figure: Figure, columns: Columns, tags: dict[str, str]) -> str:
-    """Figure, table and CSV in a run `analysis-{name}`; prints where."""
+    """Figure, table and CSV in a run of their own; prints where."""
     import pandas as pd
 
     mlflow_client = client(config)
-    run = mlflow_client.create_run(
-        experiment(config, mlflow_client), tags={**tags, "mlflow.runName": f"analysis-{name}"}
-    )
+    tags = {**tags, "mlflow.runName": run_name(config, name) if tags else f"{name}, linear-Gaussian"}
+    run = mlflow_client.create_run(experiment(config, mlflow_client), tags=tags)
     frame = pd.DataFrame(columns)
     mlflow_client.log_figure(run.info.run_id, figure, f"figures/{name}.png")
     mlflow_client.log_table(run.info.run_id, frame, f"tables/{name}.json")

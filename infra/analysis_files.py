@@ -84,18 +84,17 @@ def summary(tables: Tables, slots: int) -> dict[str, Any]:
 
 
 def draw(record: AnalysisRecord) -> dict[str, Figure]:
-    """The figures by name, from the record and the tables beside it."""
+    """The figures by name, from the record and the tables beside it; one with nothing to show is not there."""
     tables, slots = read_tables(record), len(record.kl_per_slot)
     read = latents(tables["latents"], slots)
     found = {
         "geometry": figures.geometry_chart(read.prior_mean.mean(1), read.posterior_mean.mean(1)),
         "similarity": figures.similarity_chart(record.similarity),
-        "sensitivity": figures.slots_chart(
-            {f"{kind} permuted": values for kind, values in sensitivity(tables["latents"], slots).items()},
-            "shift of the latent / its spread over samples",
-        ),
         "information": figures.slots_chart({"KL": record.kl_per_slot}, "KL(q || p), nats"),
     }
+    if shifts := sensitivity(tables["latents"], slots):
+        named = {f"{kind} permuted": values for kind, values in shifts.items()}
+        found["sensitivity"] = figures.slots_chart(named, "shift of the latent / its spread over samples")
     if "occlusion" in tables:
         rows = tables["occlusion"].to_pylist()
         found["occlusion"] = figures.heat_maps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -13,6 +14,8 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import ConfigError
 
+MAX_NAME = 250
+"""MLflow's own limit on the name of a metric, parameter or tag."""
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # the default of 7 blocks a call for minutes when the server is down
@@ -54,6 +57,36 @@ def check_reachable(config: RunConfig) -> None:
         ) from error
 
 
+def check_names(config: RunConfig) -> None:
+    """Asks MLflow itself for the names of experiment, registered model and alias. Raises ConfigError."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.utils.models import _parse_model_uri
+    from mlflow.utils import validation
+
+    tracking = config.tracking
+    for field, check in (
+        ("experiment", validation._validate_experiment_name),
+        ("registered_model", validation._validate_model_name),
+        ("alias", validation._validate_model_alias_name),
+        ("alias", validation._validate_model_alias_name_reserved),
+    ):
+        try:
+            check(getattr(tracking, field))
+        except MlflowException as error:
+            raise ConfigError(f"tracking.{field}: {getattr(tracking, field)!r} is refused ({error.message})") from error
+    address = f"models:/{tracking.registered_model}@{tracking.alias}"
+    try:
+        read = _parse_model_uri(address)
+        found = read.name == tracking.registered_model and read.alias == tracking.alias
+    except MlflowException:
+        found = False
+    if not found:
+        raise ConfigError(
+            f"tracking.registered_model: {address!r} is no address that a model can be loaded from; give letters, "
+            "digits, dots, - and _"
+        )
+
+
 def client(config: RunConfig) -> Any:
     """An `MlflowClient` for the run's tracking server; the first use of a fresh SQLite file creates its tables."""
     for name, value in _ENVIRONMENT.items():
@@ -93,5 +126,16 @@ def experiment(config: RunConfig, mlflow_client: Any) -> str:
 
 
 def metric_name(*parts: str) -> str:
-    """`parts` joined by `/`, with what MLflow refuses in a name replaced by `_`."""
-    return re.sub(r"[^\w\-. /:]", "_", "/".join(parts))
+    """`parts` joined by `/`, as MLflow takes the name of a metric, parameter or tag, whatever a task is called.
+
+    What it refuses becomes `_`: other characters, and parts that a path would lose (`a//b`, `..`). The end of a name
+    that is too long becomes its hash.
+    """
+    clean = re.sub(r"[^\w\-. /:]", "_", "/".join(parts))
+    name = "/".join(part if part.strip(".") else "_" * max(len(part), 1) for part in clean.split("/"))
+    if name.startswith(".."):
+        name = f"_{name}"
+    if len(name) > MAX_NAME:
+        digest = hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
+        name = f"{name[: MAX_NAME - 9]}-{digest}"
+    return name

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import amvl_core
 from amvl_core.contracts import storage
@@ -30,6 +30,8 @@ from infra.mlflow_client import client, metric_name, tracking_uri
 from infra.provenance import UNKNOWN, installed, provenance
 
 VERSION = 3
+LOGGED_MODEL = "model"
+"""The run's own name for what it logs: MLflow refuses a dot there, which a registered model may have."""
 REQUIREMENTS = ("torch", "transformers", "mlflow", "pillow", "pydantic", "safetensors", "numpy", "fsspec", "pyarrow")
 """What `amvl_core` needs to load a model and answer; the versions are those that trained it."""
 
@@ -47,18 +49,25 @@ def fingerprint(config: RunConfig, checkpoint: CheckpointRecord, evaluations: li
     )
 
 
+BEST = "best_version"
+"""The tag of a registered model that names the version which scored best so far."""
+
+
 class Champion(NamedTuple):
-    """The version that holds the alias; `checkpoint` is None where its files are not to be found any more."""
+    """A version that a new one is held against; `checkpoint` is None where its files are not to be found any more."""
 
     version: int
     checkpoint: CheckpointRecord | None
 
 
 class Decision(NamedTuple):
-    """The alias that a new version takes, and why."""
+    """The alias that a new version takes, and why; how it compares with the best version so far, and which is now."""
 
     alias: str
     reason: str
+    against_best: str = "there is none to compare with"
+    best: int | None = None
+    """The version that scores best; None: the new one."""
 
 
 def is_current(config: RunConfig, record: ModelRecord) -> bool:
@@ -77,14 +86,28 @@ def is_current(config: RunConfig, record: ModelRecord) -> bool:
 
 
 def champion(config: RunConfig) -> Champion | None:
-    """The version under `tracking.alias`, or None where nothing holds it.
+    """The version under `tracking.alias`, or None where nothing holds it."""
+    name, alias = config.tracking.registered_model, config.tracking.alias
+    return _held(config, lambda asked: asked.get_model_version_by_alias(name, alias))
+
+
+def best(config: RunConfig) -> Champion | None:
+    """The version that scored best of all that were registered so far, or None where none is known."""
+    name = config.tracking.registered_model
+    return _held(
+        config, lambda asked: asked.get_model_version(name, asked.get_registered_model(name).tags.get(BEST, "0"))
+    )
+
+
+def _held(config: RunConfig, find: Callable[[Any], Any]) -> Champion | None:
+    """What `find` finds in the registry, or None.
 
     Its checkpoint is looked for below the present storage root, then where it was when it was registered.
     """
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client(config).get_model_version_by_alias(config.tracking.registered_model, config.tracking.alias)
+        found = find(client(config))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -104,30 +127,50 @@ def _checkpoint(uri: str, fingerprint: str) -> CheckpointRecord | None:
 
 
 def decide(
-    config: RunConfig, new: EvalRecord, present: Champion | None, held: EvalRecord | None, trouble: str = ""
+    config: RunConfig,
+    new: EvalRecord,
+    present: Champion | None,
+    held: EvalRecord | None,
+    trouble: str = "",
+    others: Mapping[int, EvalRecord] | None = None,
 ) -> Decision:
-    """The gate: a new version is the challenger where it is worse than the present champion beyond the interval.
+    """The gate: a new version takes the alias where it is shown to be at most `tracking.margin` points worse.
 
     `held` is the champion's evaluation on the items and with the settings of `new`, or None where it could not be
-    evaluated (`trouble` says why): a champion is never replaced unseen.
+    evaluated (`trouble` says why): a champion is never replaced unseen. `others` are such evaluations of further
+    versions: with the best of all the new one is compared besides.
     """
-    alias = config.tracking.alias
+    alias, margin = config.tracking.alias, config.tracking.margin
+    scored = {**(others or {}), **({present.version: held} if present and held else {})}
+    against_best, leader = "there is none to compare with", None
+    if scored:
+        on_top = present.version if present else 0  # of versions that score alike
+        leader = max(scored, key=lambda number: (scored[number].overall.accuracy, number == on_top, -number))
+        found = compare_evaluations(scored[leader], new)
+        against_best = f"version {leader}: {change(found)}"
+        if found.difference > 0:
+            leader = None
     if present is None:
-        return Decision(alias, f"the first {alias}")
+        return Decision(alias, f"the first {alias}", against_best, leader)
     if held is None:
         why = trouble or "its checkpoint is not there any more"
-        return Decision(
-            CHALLENGER,
+        reason = (
             f"not compared with the present {alias}, version {present.version}: {why}; move the alias by hand, or "
-            "delete it and run again",
+            "delete it and run again"
         )
+        return Decision(CHALLENGER, reason, against_best, leader)
     found = compare_evaluations(held, new)
-    worse = found.high < 0
-    verdict = "worse than" if worse else "not worse than"
-    return Decision(
-        CHALLENGER if worse else alias,
-        f"{verdict} the {'present' if worse else 'former'} {alias}, version {present.version}: {change(found)}",
-    )
+    within = 100 * found.low > -margin
+    if within:
+        verdict = "not worse than the former"
+    elif found.high < 0:
+        verdict = "worse than the present"
+    else:
+        verdict = f"not shown to be less than {margin:g} points worse than the present"
+    reason = f"{verdict} {alias}, version {present.version}: {change(found)}"
+    if not against_best.startswith(f"version {present.version}:"):
+        reason += f"; against the best so far, {against_best}"
+    return Decision(alias if within else CHALLENGER, reason, against_best, leader)
 
 
 def change(found: Comparison) -> str:
@@ -165,10 +208,13 @@ def register(
 
     try:
         version = _log(config, run_id, checkpoint)
-        tags = {**_tags(dataset, checkpoint, evaluations), "gate": decision.alias, "gate_reason": decision.reason}
+        tags = _tags(dataset, checkpoint, evaluations)
+        tags |= {"gate": decision.alias, "gate_reason": decision.reason, "gate_best": decision.against_best}
+        tags["gate_margin"] = f"{config.tracking.margin:g}"
         for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, metric_name(key), value)
         mlflow_client.set_registered_model_alias(name, decision.alias, version)
+        mlflow_client.set_registered_model_tag(name, BEST, str(decision.best or version))
     except (MlflowException, OSError) as error:
         raise StorageError(
             f"the model registry at {tracking_uri(config)} did not take {name}: {error}; the checkpoint at "
@@ -201,7 +247,7 @@ def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord) -> str:
     with tempfile.TemporaryDirectory() as temporary, _quiet(), mlflow.start_run(run_id=run_id):
         folder = storage.download(checkpoint.model_uri, Path(temporary))
         info = mlflow.pyfunc.log_model(
-            name=config.tracking.registered_model,
+            name=LOGGED_MODEL,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(folder)},
             model_config=config.evaluation.model_dump(mode="json", include=EVALUATED),

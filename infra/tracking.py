@@ -12,13 +12,14 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnectionError
 
-from amvl_core.contracts.config import RunConfig, flatten
+from amvl_core.contracts.config import ChatJsonlSource, LlavaJsonSource, MicroworldSource, RunConfig, Source, flatten
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -36,6 +37,8 @@ from infra.provenance import provenance
 log = logging.getLogger(__name__)
 
 PIPELINE_TAG = "amvl.pipeline"
+SHOWN_SOURCES = 4
+MAX_DATA_NAME = 120
 MAX_PARAM_LENGTH = 6000
 """MLflow's own limit on the value of a parameter."""
 PARAMS_PER_BATCH = 100
@@ -51,11 +54,31 @@ def pipeline_fingerprint(config: RunConfig) -> str:
     return fingerprint("pipeline", 1, config=config)
 
 
+def run_name(config: RunConfig, what: str = "") -> str:
+    """`sft+amvl on microworld, seed 0, 2026-11-28 17:05`: what a person looks for in a list of runs.
+
+    `what` stands for the methods where the run is no pipeline. Own data is called by its folder or archive.
+    """
+    methods = "+".join(dict.fromkeys(stage.method.kind for stage in config.stages.values()))
+    data = [_data_name(source) for source in config.data.sources]
+    shown = "+".join(data[:SHOWN_SOURCES]) + (f" and {len(data) - SHOWN_SOURCES} more" if data[SHOWN_SOURCES:] else "")
+    return f"{what or methods} on {shown[:MAX_DATA_NAME]}, seed {config.seed}, {datetime.now():%Y-%m-%d %H:%M}"
+
+
+def _data_name(source: Source) -> str:
+    if isinstance(source, MicroworldSource):
+        return source.kind
+    own = isinstance(source, ChatJsonlSource | LlavaJsonSource)
+    if own and source.name == type(source).model_fields["name"].default:  # every such source is called that
+        return source.uri.rstrip("/").rsplit("/", 1)[-1]
+    return source.name
+
+
 class Tracker:
     """The MLflow run of one pipeline, opened by the first stage that works: `with Tracker(config) as tracker`.
 
     Leaving the block ends the run as FINISHED, as FAILED on an error, as KILLED on an interrupt. A run with a `label`
-    is called by it and is another than the pipeline's own; `parent` is the id of the run that it lies under.
+    is another than the pipeline's own; `parent` is the id of the run that it lies under, where its label is its name.
     """
 
     def __init__(self, config: RunConfig, label: str = "", parent: str | None = None) -> None:
@@ -97,9 +120,10 @@ class Tracker:
             for run in self._client.search_runs([experiment_id], stale):
                 self._client.set_terminated(run.info.run_id, status="KILLED")
             tags = {PIPELINE_TAG: name, **{f"amvl.{key}": value for key, value in provenance().items()}}
-            tags["mlflow.runName"] = self.label or f"{'-'.join(self.config.stages)}-{name[:6]}"
             if self.parent is not None:
-                tags["mlflow.parentRunId"] = self.parent
+                tags |= {"mlflow.runName": self.label, "mlflow.parentRunId": self.parent}
+            else:
+                tags["mlflow.runName"] = run_name(self.config, self.label)
             self.run_id = str(self._client.create_run(experiment_id, tags=tags).info.run_id)
         except MlflowException as error:
             raise ConfigError(f"MLflow at {tracking_uri(self.config)} refused a new run: {error}") from error
@@ -111,7 +135,7 @@ class Tracker:
     def tag(self, tags: dict[str, str]) -> None:
         """Sets tags of the run."""
         for name, value in tags.items():
-            self.call(f"tag {name}", "set_tag", key=name, value=value)
+            self.call(f"tag {name}", "set_tag", key=metric_name(name), value=value)
 
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Logs `values` as `{stage}/{name}` at optimiser step `step`, once: a step done again is the same step."""
@@ -277,7 +301,7 @@ class Tracker:
         from mlflow.entities import Param
 
         pairs = flatten(self.config).items()
-        params = [Param(metric_name(key)[:250], value[:MAX_PARAM_LENGTH]) for key, value in pairs]
+        params = [Param(metric_name(key), value[:MAX_PARAM_LENGTH]) for key, value in pairs]
         for start in range(0, len(params), PARAMS_PER_BATCH):
             batch = params[start : start + PARAMS_PER_BATCH]
             self.call("parameters", "log_batch", params=batch)

@@ -6,10 +6,11 @@ Equation, table and appendix numbers are those of arXiv 2607.00461.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.frozen import Frozen
@@ -29,6 +30,10 @@ MICROWORLD_TASKS: tuple[MicroworldTask, ...] = (
 )
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every random generator takes: NumPy's and PyTorch's, and JSON in a browser."""
+
+
 class MicroworldSource(Frozen):
     """Generated images with questions, steps, regions and answers (`data_prep/microworld/`)."""
 
@@ -36,7 +41,7 @@ class MicroworldSource(Frozen):
     tasks: tuple[MicroworldTask, ...] = MICROWORLD_TASKS
     train: int = Field(8000, ge=0, description="training samples, spread evenly over the tasks")
     test: int = Field(800, ge=0, description="test samples; no test image is a training image")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ArchiveSource(Frozen):
@@ -46,6 +51,13 @@ class ArchiveSource(Frozen):
     uri: str = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
     train_limit: int | None = Field(None, ge=0, description="at most this many training samples, drawn by the seed")
     test_limit: int | None = Field(None, ge=0, description="at most this many test samples, drawn by the seed")
+
+    @field_validator("name")
+    @classmethod
+    def _one_part(cls, name: str) -> str:
+        if not name.strip() or "/" in name or not name.isprintable():
+            raise ValueError(f"{name!r} is no name: give text without / (sample ids and tasks are `name/...`)")
+        return name
 
 
 class EasyVqaSource(ArchiveSource):
@@ -176,7 +188,7 @@ class DataConfig(Frozen):
     rows_per_shard: int = Field(
         1024, ge=1, description="rows of a source that become one shard, and are redone together"
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TinyConfig(Frozen):
@@ -192,7 +204,7 @@ class TinyConfig(Frozen):
     vision_heads: int = 4
     vision_intermediate_size: int = 192
     patch_size: int = 8
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ModelConfig(Frozen):
@@ -327,7 +339,7 @@ class EvaluationConfig(Frozen):
     batch_tokens: int = Field(32768, ge=1, description="their tokens with padding, at most")
     max_new_tokens: int = Field(512, ge=1)
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
-    seed: int = 0
+    seed: Seed = 0
     faithfulness_items: int = Field(
         256,
         ge=0,
@@ -362,8 +374,15 @@ class TrackingConfig(Frozen):
 
     uri: str | None = None
     experiment: str = "amvl"
-    registered_model: str = "amvl"
-    alias: str = Field("champion", description="of a version that is not worse than the one that holds it")
+    registered_model: str = Field("amvl", max_length=256, description="as MLflow takes it; a dot is allowed")
+    alias: str = Field("champion", description="of the version that has passed the gate (docs/registry.md)")
+    margin: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="points of accuracy: a new version takes the alias where the whole 95 % interval of its difference "
+        "to the one that holds it lies above minus this",
+    )
 
     @model_validator(mode="after")
     def _gated(self) -> TrackingConfig:
@@ -372,11 +391,15 @@ class TrackingConfig(Frozen):
         return self
 
 
+STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Names folders, metrics and tags in MLflow, tasks and artifacts in Prefect: what all of them take."""
+
+
 class RunConfig(Frozen):
     """Everything that a run is. Every default is the paper's; the preset `paper` adds its stages."""
 
     storage: str = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     latent: LatentConfig = LatentConfig()
@@ -392,6 +415,11 @@ class RunConfig(Frozen):
             raise ValueError("data.sources is empty")
         before: MethodConfig | None = None
         for name, stage in self.stages.items():
+            if not STAGE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"stages: {name!r} is no name of a stage: give letters, digits, - and _, at most 64 (it is part of "
+                    "metrics' names and pages' addresses)"
+                )
             size, workers = stage.global_batch, self.cluster.num_workers
             longest = self.data.max_tokens + stage.method.added_tokens(self.latent)
             if size < workers:
@@ -429,7 +457,7 @@ def override(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
     Lists are replaced whole; a union whose `kind` changes starts from its own defaults. Raises ConfigError that names
     each wrong field by its path.
     """
-    return validate(_merge(base.model_dump(mode="json"), changes))
+    return validate(merge(base.model_dump(mode="json"), changes))
 
 
 def validate(fields: dict[str, Any]) -> RunConfig:
@@ -454,15 +482,21 @@ def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
     return [(path, str(value))]
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `base`, field by field; an object of another `kind` replaces the one before it."""
     merged = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            merged[key] = _merge(old, value)
+        if isinstance(value, dict) and isinstance(old, dict) and _kind(value, old) == _kind(old, value):
+            merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged
+
+
+def _kind(fields: dict[str, Any], other: dict[str, Any]) -> Any:
+    """What `fields` say which of a union's models they are, else what `other` says."""
+    return fields.get("kind", other.get("kind"))
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import ValidationError
 
 from amvl_core.contracts.config import MICROWORLD_TASKS, MicroworldSource
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
@@ -60,13 +61,17 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=800, help="test samples to export")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    train = options.train if options.export else 2 * len(MICROWORLD_TASKS)
+    try:
+        source = MicroworldSource(train=train, test=options.test, seed=options.seed)
+    except ValidationError as error:
+        parser.error("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors()))
     if options.export:
         form, folder = options.export
         if form not in FORMS:
             parser.error(f"format {form!r} is unknown; choose one of {', '.join(FORMS)}")
-        export(MicroworldSource(train=options.train, test=options.test, seed=options.seed), form, Path(folder))
+        export(source, form, Path(folder))
         return
-    source = MicroworldSource(train=2 * len(MICROWORLD_TASKS), seed=options.seed)
     samples = sorted(generate(source, "train"), key=lambda sample: MICROWORLD_TASKS.index(sample.task))
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet(samples).save(options.sheet, optimize=True)

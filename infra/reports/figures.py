@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from amvl_core.methods.amvl.analysis.leakage import Leakage
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # a task or question may hold `$`, and no formula
 
 History = dict[str, list[tuple[int, float]]]
 """Metric `{stage}/{name}` -> [(optimiser step, value)]."""
@@ -25,6 +26,11 @@ SCHEDULES = ("beta", "gamma", "lr")
 PERFORMANCE = ("grad_norm", "tokens_per_s", "data_wait")
 DIAGNOSTICS = ("_norm", "_sigma", "cosine")
 COLOURS = ("#2f5d8a", "#d1693b", "#4f9a6b", "#8a5aa8", "#b8973a", "#5f6b76")
+STANDING = 10
+"""Rows up to which the bars of a score chart stand; more lie, or their names could not be read."""
+SHOWN_TASKS = 100
+LABEL = 24
+"""Characters in a line of a task's name beside its bars; it has two."""
 _INK, _GRID, _BASELINE = "#222a33", "#dfe4e9", "#a9b2bb"
 
 
@@ -56,44 +62,56 @@ def curves(history: History, stages: list[str]) -> Figure:
 
 
 def score_chart(evaluations: dict[str, EvalRecord]) -> Figure:
-    """Accuracy by task with 95 % intervals, one bar a model (label -> record), the majority answer as a line."""
+    """Accuracy by task with 95 % intervals, one bar a model (label -> record), the majority answer as a line.
+
+    From `STANDING` tasks on the bars lie, one row a task. Of more than `SHOWN_TASKS` the ones with most questions are
+    shown; the whole comes last.
+    """
     records = list(evaluations.values())
-    tasks = [score.task for score in (*records[-1].scores, records[-1].overall)]
-    figure = Figure(figsize=(max(1.0 * len(tasks) + 2.5, 6.0), 4.2), layout="constrained")
+    final = records[-1]
+    most = sorted(final.scores, key=lambda score: -score.n)[:SHOWN_TASKS]
+    tasks = [score.task for score in (*(score for score in final.scores if score in most), final.overall)]
+    lying = len(tasks) > STANDING
+    size = (5.2, 0.4 * len(tasks) + 1.2) if lying else (max(1.0 * len(tasks) + 2.5, 6.0), 4.2)
+    figure = Figure(figsize=size, layout="constrained")
     axis: Any = figure.subplots()
     width = 0.8 / len(records)
     for i, (label, record) in enumerate(evaluations.items()):
         by_task = {score.task: score for score in (*record.scores, record.overall)}
         scores = [by_task[task] for task in tasks]
-        left = [x - 0.4 + (i + 0.5) * width for x in range(len(tasks))]
-        bounds = [
-            [max(s.accuracy - s.low, 0.0) for s in scores],
-            [max(s.high - s.accuracy, 0.0) for s in scores],
-        ]
-        axis.bar(
-            left, [s.accuracy for s in scores], width * 0.92, color=COLOURS[i % len(COLOURS)], label=label, zorder=2
-        )
-        axis.errorbar(
-            left, [s.accuracy for s in scores], yerr=bounds, fmt="none", ecolor=_INK, elinewidth=1, capsize=2, zorder=3
-        )
-    majority = {score.task: score.majority for score in (*records[-1].scores, records[-1].overall)}
+        places = [x - 0.4 + (i + 0.5) * width for x in range(len(tasks))]
+        values = [s.accuracy for s in scores]
+        bounds = [[max(s.accuracy - s.low, 0.0) for s in scores], [max(s.high - s.accuracy, 0.0) for s in scores]]
+        draw = axis.barh if lying else axis.bar
+        draw(places, values, width * 0.92, color=COLOURS[i % len(COLOURS)], label=label, zorder=2)
+        ends = {"xerr": bounds} if lying else {"yerr": bounds}
+        at = (values, places) if lying else (places, values)
+        axis.errorbar(*at, **ends, fmt="none", ecolor=_INK, elinewidth=1, capsize=2, zorder=3)
+    majority = {score.task: score.majority for score in (*final.scores, final.overall)}
+    across = axis.vlines if lying else axis.hlines
     for x, task in enumerate(tasks):
-        axis.hlines(
-            majority[task],
-            x - 0.44,
-            x + 0.44,
-            colors=_INK,
-            linestyles=(0, (3, 2)),
-            linewidth=1.3,
-            zorder=4,
-            label="majority answer" if x == 0 else None,
-        )
-    axis.axvline(len(tasks) - 1.5, color=_BASELINE, linewidth=0.8)
-    axis.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=25, ha="right")
-    axis.set_ylim(0, 1.0)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axis.set_ylabel("accuracy, 95 % interval")
+        said = "majority answer" if x == 0 else None
+        style = {"colors": _INK, "linestyles": (0, (3, 2)), "linewidth": 1.3, "zorder": 4, "label": said}
+        across(majority[task], x - 0.44, x + 0.44, **style)
+    sources = {task.split("/", 1)[0] for task in tasks[:-1] if "/" in task}
+    shared = f"{sources.pop()}/" if len(sources) == 1 and all("/" in task for task in tasks[:-1]) else ""
+    names = [_label(task.removeprefix(shared).replace("_", " ")) for task in tasks]
     _style(axis)
+    if lying:
+        axis.axhline(len(tasks) - 1.5, color=_BASELINE, linewidth=0.8)
+        axis.set_yticks(range(len(tasks)), names)
+        axis.set_ylim(len(tasks) - 0.5, -0.5)  # the first task on top
+        axis.grid(visible=False, axis="y")
+        axis.grid(axis="x", color=_GRID, linewidth=0.8)
+    else:
+        axis.axvline(len(tasks) - 1.5, color=_BASELINE, linewidth=0.8)
+        axis.set_xticks(range(len(tasks)), names, rotation=25, ha="right")
+    scale = axis.xaxis if lying else axis.yaxis
+    (axis.set_xlim if lying else axis.set_ylim)(0, 1.0)
+    scale.set_major_formatter(lambda value, _: f"{value:.0%}")
+    left_out = len(final.scores) + 1 - len(tasks)
+    beside = f"; {left_out:,} tasks with fewer questions are in the table alone" if left_out else ""
+    scale.set_label_text(f"accuracy, 95 % interval{beside}")
     figure.legend(loc="outside upper center", ncols=len(records) + 1, frameon=False, fontsize=9)
     return figure
 
@@ -160,7 +178,7 @@ def similarity_chart(similarity: Sequence[Sequence[float]]) -> Figure:
     return figure
 
 
-def slots_chart(shifts: dict[str, Sequence[float]], unit: str) -> Figure:
+def slots_chart(shifts: Mapping[str, Sequence[float]], unit: str) -> Figure:
     """A bar per slot and name: sensitivity to permutations (Figure 4, right), or KL."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axis: Any = figure.subplots()
@@ -187,7 +205,8 @@ def geometry_chart(prior_NZ: np.ndarray, posterior_NZ: np.ndarray) -> Figure:
     }
     for axis, (name, (p, q)) in zip(axes, clouds.items(), strict=True):
         both = np.concatenate([p, q])
-        directions = np.linalg.svd(both - both.mean(0), full_matrices=False)[2][:2]
+        found = np.linalg.svd(both - both.mean(0), full_matrices=False)[2][:2]
+        directions = np.pad(found, ((0, 2 - len(found)), (0, 0)))  # latents of one dimension have one
         a, b = (cloud @ directions.T for cloud in (p - both.mean(0), q - both.mean(0)))
         for first, second in zip(a, b, strict=True):
             axis.plot([first[0], second[0]], [first[1], second[1]], color=_GRID, linewidth=0.6, zorder=1)
@@ -260,6 +279,11 @@ def lines_chart(x: str, columns: dict[str, list[Any]], title: str) -> Figure:
         axis.set_axis_off()
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=_INK)
     return figure
+
+
+def _label(name: str) -> str:
+    """A task's name in at most two lines."""
+    return "\n".join(textwrap.wrap(name, LABEL, max_lines=2, placeholder=" ...")) or "-"
 
 
 def _line(axis: Any, points: list[tuple[int, float]], label: str, colour: str, width: float) -> None:

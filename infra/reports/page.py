@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,16 +19,21 @@ from amvl_core.eval.faithfulness import nats
 from amvl_core.eval.significance import p_text
 from amvl_core.methods.amvl.analysis.geometry import TABLE_7
 from amvl_core.pages import page
+from infra.reports.figures import STANDING
 
+BELOW = {"test": "p by", "read by": "read by", "seed": "seed of the trainings"}
+"""Columns that stand below a table where every row says the same, and what they are called there."""
 RAW_CHARACTERS = 400
 """Of a raw output; `predictions.parquet` holds all of it."""
 
 STYLE = """
 p.note { color: var(--soft); font-size: 13.5px; margin: 10px 0 0; max-width: 860px; }
-nav { margin: 14px 0 0; font-size: 13.5px; }
-nav a { color: var(--accent); margin-right: 16px; text-decoration: none; }
+nav { margin: 14px 0 0; font-size: 13.5px; display: flex; flex-wrap: wrap; gap: 2px 16px; }
+nav a { color: var(--accent); text-decoration: none; }
 section > .card + .card { margin-top: 16px; } .card > img { display: block; max-width: 100%; margin: 0 auto; }
-.wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; font-variant-numeric: tabular-nums; }
+h1, .card { overflow-wrap: break-word; } .pair > * { min-width: 0; }
+.wide, .plot { overflow-x: auto; } .wide td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.wide td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
 tr.all td { font-weight: 650; border-top: 1px solid var(--soft); }
 .answers { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; }
 .answers figure { border-top: 3px solid var(--accent); } .answers figure.wrong { border-top-color: #d55e00; }
@@ -45,17 +51,28 @@ tr.all td { font-weight: 650; border-top: 1px solid var(--soft); }
 .grid td { text-align: center; padding: 6px; border: 0; font-size: 12px; font-variant-numeric: tabular-nums; }
 @media screen and (max-width: 860px) {
   .answers, .pair, .pictures { grid-template-columns: 1fr; } .values { columns: 1; }
+  main { padding: 24px 14px 48px; } .card { padding: 14px; }
+}
+@media screen and (max-width: 1000px) {
+  .wide table, .wide tbody { display: block; } .wide thead { display: none; }
+  .wide tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 2px 32px; padding: 9px 0;
+    border-bottom: 1px solid var(--line); } .wide tr:last-child, .wide tr td, .wide tr.all td { border: 0; }
+  .wide td { display: flex; justify-content: space-between; gap: 16px; padding: 0; white-space: normal; }
+  .wide td::before { content: var(--name, ""); color: var(--soft); font-weight: 400; text-align: left; }
+  .wide td:first-child { grid-column: 1 / -1; display: block; font-weight: 650; } .tile b { font-size: 22px; }
+  .plot svg { min-width: 560px; } .plot > img.standing { max-width: none; height: 340px; }
 }
 @page { size: A4; margin: 13mm; }
 @media print {
   body { background: #fff; font-size: 11px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; } nav { display: none; } h2 { break-after: avoid; margin: 22px 0 8px; }
-  figure, tr, .plot, .grid, .wide { break-inside: avoid; }
+  figure, tr, .plot, .grid { break-inside: avoid; }
   h3 { break-after: avoid; } .card { padding: 12px; } .wide { overflow: visible; }
   .tiles, .answers, .pair, .pictures { gap: 10px; } .tiles { margin: 14px 0; } .tile b { font-size: 22px; }
   p.note, .tile span, .soft { font-size: 10px; } .values { font-size: 9.5px; }
   table { font-size: 10px; } td { padding: 5px 8px 5px 0; } th { padding-right: 8px; }
-  .wide td, .wide th { white-space: normal; } .pictures img { max-height: 300px; }
+  .wide td { white-space: normal; } .wide td:first-child { min-width: 7em; } .wide table { font-size: 9px; }
+  .wide td.right, .wide th.right { padding-right: 9px; } .pictures img { max-height: 300px; }
   .answers figcaption { font-size: 10px; } .answers pre { font-size: 8.5px; max-height: 120px; }
   .answers .picture, .answers img { height: 120px; }
 }
@@ -145,7 +162,8 @@ def _scores(run: Run) -> str:
     for title, rows in run.benchmarks.items():
         parts.append(f"<div class='card wide' style='margin-top:16px'><h3>{escape(title)}</h3>{_table(rows)}</div>")
     if "scores" in run.charts:
-        parts.append(f"<div class='card plot' style='margin-top:16px'>{_image(run.charts['scores'], 'scores')}</div>")
+        shown = _image(run.charts["scores"], "scores", standing=len(run.scores) <= STANDING)
+        parts.append(f"<div class='card plot' style='margin-top:16px'>{shown}</div>")
     return "".join(parts)
 
 
@@ -193,7 +211,8 @@ def _suite(record: FaithfulnessRecord) -> str:
 
 def _forest(rows: Sequence[VariantScore]) -> str:
     """A dot and an interval for each variant, as SVG; variants that differ from the first with p < 0.05 stand out."""
-    left, width, line, right = 210.0, 520.0, 22.0, 130.0
+    left = 24.0 + 6.0 * max(len(_short(row.variant)) for row in rows)
+    width, line, right = 520.0, 22.0, 130.0
     low, high = min(row.low for row in rows), max(row.high for row in rows)
     low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
     bottom = 8 + line * len(rows)
@@ -213,13 +232,17 @@ def _forest(rows: Sequence[VariantScore]) -> str:
         y = 4 + line * (i + 0.5)
         colour = "#1d2430" if i == 0 else "#d55e00" if row.p_value < 0.05 else "#2f7d6b"
         parts.append(
-            f"<text x='{left - 12}' y='{y + 4:.1f}' text-anchor='end'>{escape(row.variant)}</text>"
+            f"<text x='{left - 12}' y='{y + 4:.1f}' text-anchor='end'>{escape(_short(row.variant))}</text>"
             f"<line x1='{x(row.low):.1f}' x2='{x(row.high):.1f}' y1='{y:.1f}' y2='{y:.1f}' stroke='{colour}' "
             f"stroke-width='2'/><circle cx='{x(row.accuracy):.1f}' cy='{y:.1f}' r='4.5' fill='{colour}'/>"
             f"<text x='{left + width + 12}' y='{y + 4:.1f}'>{100 * row.accuracy:.1f} %"
             f"{'' if i == 0 else f', p {p_text(row.p_value)}'}</text>"
         )
     return f"<svg viewBox='0 0 {left + width + right:.0f} {bottom + 22:.0f}' role='img'>{''.join(parts)}</svg>"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 36 else f"{name[:34]} ..."
 
 
 def _analysis(run: Run) -> str:
@@ -268,7 +291,7 @@ def _absent(run: Run, why: str, setting: str) -> str:
     if run.method != "amvl":
         said = f"The final model was trained with {run.method}: it reads no latents, so {why}."
     else:
-        said = f"Not computed in this run; see {setting} in the configuration."
+        said = f"Not computed in this run; see {setting} in the configuration. It needs two questions or more."
     return f"<div class='card soft'>{escape(said)}</div>"
 
 
@@ -299,7 +322,7 @@ def _answer(sample: Sample, labels: tuple[str, str]) -> str:
 def _training(run: Run) -> str:
     if "training" not in run.charts:
         return "<div class='card soft'>No stage was trained in this run: their curves are with the run that did.</div>"
-    return f"<div class='card plot'>{_image(run.charts['training'], 'training curves')}</div>"
+    return f"<div class='card plot'>{_image(run.charts['training'], 'training curves', standing=True)}</div>"
 
 
 def _data(dataset: DatasetRecord) -> str:
@@ -331,21 +354,42 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 
 def _table(rows: Table, whole: bool = False) -> str:
-    """An HTML table; every column but the first is to the right. `whole`: the last row sums up the others."""
+    """An HTML table; every column but the first is to the right. `whole`: the last row sums up the others.
+
+    What is the same in every row (`BELOW`) stands below. Where the page is narrow a row becomes a list, and style
+    rules of the table bring the columns' names.
+    """
     if not rows:
         return "<span class='soft'>nothing</span>"
-    sides = ["" if i == 0 else " class='right'" for i in range(len(rows[0]))]
-    head = "".join(f"<th{side}>{escape(name)}</th>" for name, side in zip(rows[0], sides, strict=True))
+    alike = {name: {row[name] for row in rows} - {"-"} for name in BELOW if name in rows[0]}
+    below = {name: found.pop() for name, found in alike.items() if len(found) == 1}
+    rows = [{name: value for name, value in row.items() if name not in below} for row in rows]
+    names = list(rows[0])
+    sides = ["" if i == 0 else " class='right'" for i in range(len(names))]
+    head = "".join(f"<th{side}>{escape(name)}</th>" for name, side in zip(names, sides, strict=True))
     lines = []
     for i, row in enumerate(rows):
         cells = "".join(f"<td{side}>{escape(value)}</td>" for value, side in zip(row.values(), sides, strict=True))
         lines.append(f"<tr{' class=all' if whole and i == len(rows) - 1 else ''}>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    kind = f"t{zlib.crc32(repr(names).encode()):08x}"
+    labels = "".join(f".{kind} td:nth-child({i}){{--name:{_css(name)}}}" for i, name in enumerate(names[1:], 2))
+    said = "; ".join(f"{BELOW[name]}: {escape(value)}" for name, value in below.items())
+    note = f"<p class='note'>{said}.</p>" if said else ""
+    return (
+        f"<style>{labels}</style><table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        f"</table>{note}"
+    )
 
 
-def _image(url: str, alternative: str) -> str:
+def _css(text: str) -> str:
+    """A string of a style sheet, with whatever may end one as its code."""
+    return '"' + "".join(c if c.isalnum() else f"\\{ord(c):x} " for c in text) + '"'
+
+
+def _image(url: str, alternative: str, standing: bool = False) -> str:
+    """A picture; one that is `standing` is wide and is scrolled where the page is narrow."""
     assert url.startswith("data:image/"), "a page that needs nothing else holds its pictures"
-    return f"<img src='{escape(url)}' alt='{escape(alternative)}'>"
+    return f"<img src='{escape(url)}' alt='{escape(alternative)}'{' class=standing' if standing else ''}>"
 
 
 def _percent(value: float, low: float, high: float) -> str:

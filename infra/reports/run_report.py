@@ -30,7 +30,7 @@ from infra.reports import figures
 from infra.reports import page as report_page
 from infra.reports.page import Sample, Table
 
-VERSION = 3
+VERSION = 4
 NAME = "report.html"
 SHOWN_ANSWERS = 12
 IMAGE_PIXELS = 400

@@ -313,6 +313,17 @@ def test_the_contact_sheet_shows_every_sample() -> None:
     assert page.height > 2 * draw.SIZE * sheet.ZOOM
 
 
+def test_a_number_that_cannot_be_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for option, message in (("--seed", "--seed: Input should be greater"), ("--train", "--train: Input should be gr")):
+        monkeypatch.setattr("sys.argv", ["microworld", "--export", "chat_jsonl", str(tmp_path / "x"), option, "-1"])
+        with pytest.raises(SystemExit):
+            sheet.main()
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def identity(sample: Conversation) -> tuple[object, ...]:
     return sample.split, sample.task, sample.question, sample.steps, sample.answer, sample.regions, sample.images
 

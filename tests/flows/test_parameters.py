@@ -69,6 +69,8 @@ def test_a_null_clears_what_may_be_null_and_leaves_the_rest() -> None:
         ({"stages": {"amvl": {"method": {"beta_mx": 1}}}}, ("stages", "amvl", "method", "beta_mx")),
         ({"model": {"tiny": {"layers": 1}}}, ("model", "tiny", "layers")),
         ({"sede": 1}, ("sede",)),
+        ({"seed": -1}, ("seed",)),
+        ({"evaluation": {"seed": 2**64}}, ("evaluation", "seed")),
     ],
 )
 def test_a_typo_is_refused_by_its_path(given: dict[str, Any], path: tuple[str, ...]) -> None:

@@ -163,7 +163,18 @@ def test_the_page_shows_the_line_and_the_newest_warnings() -> None:
 
 def test_markdown_escapes_what_would_break_a_cell() -> None:
     assert report.markdown_table([]) == ""
-    assert report.markdown_table([{"a": "x|y", "b": 1}]) == "| a | b |\n| --- | --- |\n| x\\|y | 1 |"
+    assert report.markdown_table([{"a": "x|y\nz", "b": 1}]) == "| a | b |\n| --- | --- |\n| x\\|y z | 1 |"
+
+
+def test_a_note_of_many_tasks_keeps_the_whole_and_says_what_is_elsewhere() -> None:
+    rows = [{"task": f"task {i}", "score": f"{i}.0% (1.0-2.0)"} for i in range(999)] + [{"task": "all", "score": "1"}]
+    note = report.note(rows)
+    lines = note.split("\n")
+    shown = len(lines) - 5  # two of the head, the whole, and what is said below
+    assert lines[2 + shown] == "| all | 1 |"
+    assert lines[-1] == f"{999 - shown:,} more rows are in `tables/scores.md`."
+    assert report.NOTE - 140 < len(note) <= report.NOTE
+    assert report.note(rows[-3:]) == report.markdown_table(rows[-3:])
 
 
 def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:

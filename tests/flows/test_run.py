@@ -1,7 +1,10 @@
+import json
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import ConfigError, DataError
 from flows.__main__ import main
 from flows.run import FILE_WIDTH, parse, show
 
@@ -9,6 +12,19 @@ from flows.run import FILE_WIDTH, parse, show
 def test_data_replace_the_sources() -> None:
     with pytest.raises(DataError, match=r"/nowhere\.zip does not exist"):
         parse(["seed=3"], ["/nowhere.zip"])
+
+
+@pytest.mark.parametrize("param", ['data={"sources": [{"kind": "microworld"}]}', "data.sources=[]", "data=x"])
+def test_sources_that_are_given_twice_are_refused(param: str) -> None:
+    with pytest.raises(ConfigError, match="given twice, by --data and by --param data"):
+        parse([param], ["/nowhere.zip"])
+
+
+def test_other_fields_of_the_data_stay_beside_the_sources(tmp_path: Path) -> None:
+    line = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line))
+    data = parse(["data.max_tokens=99", 'data={"seed": 7}'], [str(tmp_path)])["data"]
+    assert (data["max_tokens"], data["seed"], data["sources"][0]["kind"]) == (99, 7, "chat_jsonl")
 
 
 def test_a_typo_ends_the_command_with_one_message(

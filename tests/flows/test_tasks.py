@@ -1,18 +1,30 @@
 """What a task does with a stage that is finished; the work itself is in test_full_pipeline.py."""
 
+import logging
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from prefect.logging import disable_run_logger
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import override
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.fingerprints import train_fingerprint
-from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Shard, save_record
+from amvl_core.contracts.fingerprints import evaluate_fingerprint, train_fingerprint
+from amvl_core.contracts.records import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    ReadingScore,
+    Shard,
+    TaskScore,
+    save_record,
+)
 from amvl_core.methods.amvl.presets import demo
 from data_prep import pipeline
 from flows import tasks
+from infra import analysis_files
+from infra.mlflow_client import client
 from infra.tracking import Tracker
 
 
@@ -50,9 +62,77 @@ def test_a_dataset_without_a_test_split_ends_the_run_before_anything_is_trained(
     assert shown == ["drop-reasons"]  # what was dropped, and why, may be the reason
 
 
-def test_a_benchmark_with_one_question_has_no_suite(tmp_path: Path) -> None:
-    config = override(demo(), {"storage": str(tmp_path)})
+@pytest.fixture()
+def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("run"))
+    caplog.set_level(logging.INFO, logger="run")
+    return caplog
+
+
+def test_what_has_no_two_questions_has_no_suite_and_is_named(said: pytest.LogCaptureFixture) -> None:
+    one, two, none = dataset("one", "test", 1), dataset("two", "test", 2), dataset("none", "train", 5)
+    assert tasks.swappable(demo(), [one, two, none]) == [two]
+    assert said.messages == [
+        "faithfulness: left out for one: a swap needs at least 2 questions, it has 1",
+        "faithfulness: left out for none: a swap needs at least 2 questions, it has 0",
+    ]
+    assert tasks.swappable(override(demo(), {"evaluation": {"faithfulness_items": 0}}), [two]) == []
+
+
+@pytest.mark.parametrize(("rows", "items"), [(1, 256), (9, 1)])
+def test_one_sample_is_not_analysed_and_the_run_goes_on(said: pytest.LogCaptureFixture, rows: int, items: int) -> None:
+    config = override(demo(), {"evaluation": {"analysis_items": items}})
     fields = {"stage": "amvl", "method": "amvl", "step": 1, "config": {}, "dataset": "d", "parent": None, "metrics": {}}
     model = CheckpointRecord(uri="c", fingerprint="f", num_parameters=1, **fields)
-    with disable_run_logger():
-        assert tasks.faithfulness.fn(config, [dataset("q", "test", 1)], model, [], Tracker(config)) == []
+    assert tasks.analyse.fn(config, dataset("q", "test", rows), model, Tracker(config)) is None
+    assert said.messages == [
+        f"analyse: left out: 1 test sample, at least 2 are compared (evaluation.analysis_items is {items})"
+    ]
+
+
+def test_the_gate_asks_the_champion_and_the_best_version_the_same_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    """Version 1 scored best, version 2 is champion; of version 1 the checkpoint is gone in the end."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tasks, "evaluate", tasks.evaluate.fn)
+    config = override(demo(), {"storage": str(tmp_path), "tracking": {"margin": 5}})
+    data = dataset("d", "test", 200)
+    registry = client(config)
+    registry.create_registered_model("amvl")
+    for number, right in ((1, 150), (2, 140)):
+        fields = {"stage": "amvl", "method": "amvl", "step": 1, "config": {}, "dataset": "d", "parent": None}
+        uri = tasks.stage_uri(config, "train", f"c{number}")
+        model = CheckpointRecord(uri=uri, fingerprint=f"c{number}", num_parameters=1, metrics={}, **fields)
+        save_record(model)
+        answers(tasks.stage_uri(config, "evaluate", evaluate_fingerprint(config, data, model)), right)
+        registry.create_model_version("amvl", "nowhere")
+        registry.set_model_version_tag("amvl", str(number), "checkpoint_fingerprint", model.fingerprint)
+    registry.set_registered_model_alias("amvl", "champion", "2")
+    registry.set_registered_model_tag("amvl", "best_version", "1")
+    new = answers(str(tmp_path / "new"), 139)
+
+    decision = tasks._gate(config, data, new, "run")
+    assert (decision.alias, decision.best) == ("champion", 1)
+    assert decision.reason.startswith("not worse than the former champion, version 2: -0.5 points (")
+    assert "; against the best so far, version 1: -5.5 points (" in decision.reason
+    storage.remove(tasks.stage_uri(config, "train", "c1"))
+    decision = tasks._gate(config, data, new, "run")
+    assert (decision.alias, decision.best) == ("champion", 2)
+    assert decision.against_best.startswith("version 2: -0.5 points (")
+    assert said.text.count("evaluate champion-2: reused") == 2
+    assert said.text.count("evaluate best-1: reused") == 1
+
+
+def answers(uri: str, right: int) -> EvalRecord:
+    """A stored evaluation on 200 items, the first `right` of them answered rightly."""
+    columns = {"sample_id": [f"s{i}" for i in range(200)], "group": [""] * 200}
+    table = pa.table({**columns, "correct": [i < right for i in range(200)]})
+    analysis_files.write_table(storage.join(uri, "predictions.parquet"), table)
+    share = right / 200
+    overall = TaskScore(task="all", n=200, correct=right, accuracy=share, low=share, high=share, majority=0.5)
+    readings = [ReadingScore(reading="exact match", scores=[], unanswered=0, drawn=0)]
+    about = {"fingerprint": uri, "checkpoint": "c", "stage": "amvl", "dataset": "d", "scores": []}
+    record = EvalRecord(uri=uri, overall=overall, readings=readings, **about)
+    save_record(record)
+    return record

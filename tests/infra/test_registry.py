@@ -31,6 +31,7 @@ from amvl_core.contracts.records import (
     load_record,
     save_record,
 )
+from amvl_core.eval.pairing import compare_evaluations
 from infra import registry
 from infra.mlflow_client import client
 from infra.tracking import Tracker
@@ -145,14 +146,14 @@ def test_the_served_model_answers_with_the_settings_it_was_evaluated_with(
     saved.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     given = {"max_new_tokens": 70, "tau": 1.0, "seed": 3}
-    config = override(tracked, {"evaluation": given, "tracking": {"registered_model": "settings"}})
+    config = override(tracked, {"evaluation": given, "tracking": {"registered_model": "qwen2.5-vl-amvl"}})
     with Tracker(config) as tracker:
         run_id, model = tracker.start(), checkpoint(uri=str(tmp_path))
         scores, uri = [evaluation("amvl", 8)], f"{config.storage}/register/r2"
         registry.register(config, run_id, dataset, model, scores, registry.decide(config, scores[0], None, None), uri)
-    served = mlflow.pyfunc.load_model("models:/settings@champion")
+    served = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion")
     assert served.model_config == given
-    changed = mlflow.pyfunc.load_model("models:/settings@champion", model_config={"max_new_tokens": 64})
+    changed = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion", model_config={"max_new_tokens": 64})
     assert changed.model_config == {**given, "max_new_tokens": 64}
     answers = served.predict(pd.DataFrame({"image": [picture()], "question": ["What colour?"]}))
 
@@ -212,12 +213,75 @@ def test_a_version_that_is_worse_beyond_the_interval_is_the_challenger(
     # Ten of twenty lost: the interval of -50 points stays below 0, and a fair coin does it in 2 of 1024 cases.
     assert worse.reason.startswith("worse than the present champion, version 3: -50.0 points (-7")
     assert worse.reason.endswith("n = 20, 0 gained, 10 lost, McNemar exact p = 0.0020")
-    for name, right in (("equal", range(16)), ("a little less", range(1, 15)), ("better", range(20))):
-        decision = registry.decide(tracked, answered(name, set(right)), present, held)
-        assert decision.alias == "champion"
-        assert decision.reason.startswith("not worse than the former champion, version 3: ")
+    better = registry.decide(tracked, answered("better", set(range(20))), present, held)
+    assert better.alias == "champion"
+    assert better.reason.startswith("not worse than the former champion, version 3: +20.0 points (")
     with pytest.raises(DataError, match="a paired test needs the same items"):
         registry.decide(tracked, answered("others", set(), items=19), present, held)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "items", "margin", "alias"),
+    [
+        (12, 9, 147, 1.0, "challenger"),  # -2.0 points (-8.2 to +4.1): nothing is shown
+        (12, 9, 147, 8.0, "challenger"),
+        (12, 9, 147, 8.5, "champion"),
+        (0, 0, 1, 50.0, "challenger"),  # one question answered alike: -79.3 to +79.3
+        (0, 0, 147, 1.0, "challenger"),  # alike on every question: -2.5 to +2.5
+        (0, 0, 800, 1.0, "champion"),  # -0.5 to +0.5
+        (20, 10, 4000, 1.0, "champion"),  # -0.25 points (-0.5 to 0.0)
+        (30, 5, 4000, 1.0, "champion"),  # -0.6 (-0.9 to -0.3): worse, by less than the margin
+        (60, 5, 4000, 1.0, "challenger"),  # -1.4 (-1.8 to -1.0)
+        (30, 5, 4000, 0.0, "challenger"),  # without a margin only what is better passes
+        (5, 30, 4000, 0.0, "champion"),
+    ],
+)
+def test_the_interval_must_lie_above_minus_the_margin(
+    tracked: RunConfig,
+    checkpoint: Callable[..., CheckpointRecord],
+    answered: Callable[..., EvalRecord],
+    lost: int,
+    gained: int,
+    items: int,
+    margin: float,
+    alias: str,
+) -> None:
+    right = set(range(items // 2))
+    new = right - set(range(lost)) | set(range(items - gained, items))
+    config = override(tracked, {"tracking": {"margin": margin}})
+    present = registry.Champion(3, checkpoint())
+    held, after = answered("held", right, items), answered("new", new, items)
+    decision = registry.decide(config, after, present, held)
+    found = compare_evaluations(held, after)
+    assert decision.alias == alias
+    assert (100 * found.low > -margin) == (alias == "champion")
+    if alias == "challenger" and found.high >= 0:
+        said = f"not shown to be less than {margin:g} points worse than the present champion, version 3: "
+        assert decision.reason.startswith(said)
+
+
+def test_a_slow_decline_is_seen_against_the_best_version_so_far(
+    tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord], answered: Callable[..., EvalRecord]
+) -> None:
+    """Each version is 0.5 points worse than the one before, which the margin lets pass."""
+    config = override(tracked, {"tracking": {"margin": 2}})
+    versions = {i: answered(f"v{i}", set(range(20 * i, 2000)), 4000) for i in range(1, 5)}
+    best, reasons = None, []
+    for number in range(2, 5):
+        present = registry.Champion(number - 1, checkpoint())
+        others = {best: versions[best]} if best else {}
+        decision = registry.decide(config, versions[number], present, versions[number - 1], "", others)
+        assert decision.alias == "champion"
+        best = decision.best
+        reasons.append(decision.reason)
+    assert best == 1
+    assert "best so far" not in reasons[0]
+    assert "version 3: -0.5 points (" in reasons[2]
+    assert "; against the best so far, version 1: -1.5 points (-1.9 to -1.1), n = 4,000, 0 gained, 60" in reasons[2]
+    assert decision.against_best.startswith("version 1: -1.5 points (")
+    ahead = registry.decide(config, answered("ahead", set(range(2100)), 4000), present, versions[3], "", others)
+    assert (ahead.alias, ahead.best) == ("champion", None)
+    assert ahead.against_best.startswith("version 1: +3.0 points (")
 
 
 def test_a_champion_that_cannot_be_evaluated_is_not_replaced(
@@ -229,6 +293,10 @@ def test_a_champion_that_cannot_be_evaluated_is_not_replaced(
     assert "version 3: its checkpoint is not there any more; move the alias by hand" in gone.reason
     broken = registry.decide(tracked, new, registry.Champion(3, checkpoint()), None, "it cannot be evaluated")
     assert "version 3: it cannot be evaluated; move" in broken.reason
+    assert (gone.against_best, gone.best) == ("there is none to compare with", None)
+    beside = registry.decide(tracked, new, registry.Champion(3, None), None, "", {1: answered("best", {1, 2})})
+    assert beside.alias == "challenger"
+    assert beside.against_best.startswith("version 1: +90.0 points (")
 
 
 def test_the_champion_is_found_with_its_checkpoint_here_or_where_it_was(
@@ -244,8 +312,12 @@ def test_the_champion_is_found_with_its_checkpoint_here_or_where_it_was(
     other = checkpoint(uri=f"{tracked.storage}/train/c1", fingerprint="c2")
     save_record(other)
     assert registry.champion(tracked) == registry.Champion(1, there)
+    assert registry.best(tracked) == registry.Champion(1, there)
     assert registry.champion(override(tracked, {"tracking": {"alias": "nobody"}})) is None
-    assert registry.champion(override(tracked, {"tracking": {"registered_model": "unknown"}})) is None
+    unknown = override(tracked, {"tracking": {"registered_model": "unknown"}})
+    assert (registry.champion(unknown), registry.best(unknown)) == (None, None)
+    client(unknown).create_registered_model("unknown")  # by an earlier release, or by hand: without the tag
+    assert registry.best(unknown) is None
 
 
 def test_a_version_is_current_while_it_is_there_and_there_is_a_champion(
@@ -257,7 +329,9 @@ def test_a_version_is_current_while_it_is_there_and_there_is_a_champion(
     mlflow_client.set_registered_model_alias("amvl", "champion", 1)
     assert registry.is_current(tracked, registered)
     tags = mlflow_client.get_model_version("amvl", "1").tags
-    assert (tags["gate"], tags["gate_reason"]) == ("champion", "the first champion")
+    assert (tags["gate"], tags["gate_reason"], tags["gate_margin"]) == ("champion", "the first champion", "1")
+    assert tags["gate_best"] == "there is none to compare with"
+    assert mlflow_client.get_registered_model("amvl").tags == {"best_version": "1"}
 
 
 def test_the_alias_of_the_gate_cannot_be_that_of_the_worse(tracked: RunConfig) -> None:

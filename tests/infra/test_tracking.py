@@ -2,18 +2,21 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
 
-from amvl_core.contracts.config import ModelConfig, RunConfig, TrackingConfig, flatten
+from amvl_core.contracts.config import ModelConfig, RunConfig, TrackingConfig, flatten, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -24,9 +27,10 @@ from amvl_core.contracts.records import (
     VariantScore,
 )
 from amvl_core.methods.amvl.presets import demo, paper
-from infra.mlflow_client import check_reachable, client, metric_name, tracking_uri
+from flows.checks import check_run
+from infra.mlflow_client import check_names, check_reachable, client, metric_name, tracking_uri
 from infra.reports import figures
-from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint
+from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint, run_name
 
 
 def other(config: RunConfig, seed: int) -> RunConfig:
@@ -370,8 +374,95 @@ def test_a_server_that_is_killed_for_some_seconds_costs_no_entry(
     assert sum("takes metrics again" in message for message in caplog.messages) == 1
 
 
-def test_metric_names_are_made_acceptable() -> None:
-    assert metric_name("eval@1", "a(b)/c") == "eval_1/a_b_/c"
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("eval@1", "a(b)/c"), "eval_1/a_b_/c"),
+        (("accuracy.chat/odd one out",), "accuracy.chat/odd one out"),
+        (("eval", "chat//x"), "eval/chat/_/x"),
+        (("eval", "../../x/."), "eval/__/__/x/_"),
+        (("/x/",), "_/x/_"),
+        (("..x",), "_..x"),
+        (("eval", "chat/\u989c\u8272?"), "eval/chat/\u989c\u8272_"),
+        (("eval", 300 * "x"), f"eval/{236 * 'x'}-b7190c59"),
+        ((250 * "x",), 250 * "x"),
+    ],
+)
+def test_a_name_is_made_what_mlflow_takes(parts: tuple[str, ...], name: str) -> None:
+    assert metric_name(*parts) == name
+    _validate_metric_name(name)
+    _validate_model_version_tag(name, "")
+
+
+def test_long_names_that_begin_alike_stay_apart() -> None:
+    assert len({metric_name("eval", 300 * "x" + end) for end in "abc"}) == 3
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-amvl", "AMVL v2", "\u89c6\u89c9", "a@b", "team%20x"])
+def test_a_model_name_that_mlflow_registers_passes(name: str) -> None:
+    check_names(override(demo(), {"tracking": {"registered_model": name, "alias": "best-1", "experiment": "a.b/c"}}))
+
+
+@pytest.mark.parametrize(
+    ("tracking", "message"),
+    [
+        ({"registered_model": "org/model"}, r"tracking\.registered_model: 'org/model' is refused .*cannot contain '/'"),
+        ({"registered_model": "a:b"}, r"tracking\.registered_model: 'a:b' is refused"),
+        ({"registered_model": " "}, r"tracking\.registered_model: ' ' is refused"),
+        ({"registered_model": ".."}, r"tracking\.registered_model: '\.\.' is refused"),
+        ({"registered_model": "what?"}, r"tracking\.registered_model: 'models:/what\?@champion' is no address"),
+        ({"alias": "v3"}, r"tracking\.alias: 'v3' is refused .*reserved"),
+        ({"alias": "Latest"}, r"tracking\.alias: 'Latest' is refused .*reserved"),
+        ({"alias": "a b"}, r"tracking\.alias: 'a b' is refused"),
+        ({"alias": "champion\n"}, r"is no address that a model can be loaded from"),
+        ({"alias": ""}, r"tracking\.alias: '' is refused"),
+        ({"alias": 256 * "x"}, r"tracking\.alias: 'x*' is refused .*length"),
+        ({"experiment": ""}, r"tracking\.experiment: '' is refused"),
+        ({"experiment": 501 * "x"}, r"tracking\.experiment: 'x*' is refused .*length"),
+    ],
+)
+def test_a_name_that_mlflow_refuses_is_refused_before_anything_is_computed(
+    tracking: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_run(override(demo(), {"storage": str(tmp_path), "tracking": tracking}))
+
+
+def test_a_task_of_any_name_costs_no_other_metric(tracked: RunConfig, evaluation: Callable[..., EvalRecord]) -> None:
+    record = evaluation("sft", 5)
+    odd = [record.scores[0].model_copy(update={"task": f"chat/{task}"}) for task in ("..", "", "a//b?", 300 * "y")]
+    with Tracker(tracked) as tracker:
+        run_id = tracker.start()
+        tracker.evaluation(record.model_copy(update={"scores": [*record.scores, *odd]}))
+        tracker.tag({f"amvl.{300 * 'z'}": "t"})
+    assert tracker.refused == []
+    metrics = client(tracked).get_run(run_id).data.metrics
+    assert {metric_name("eval_sft", score.task) for score in odd} | {"eval_sft/all"} <= metrics.keys()
+
+
+TABLE_RUN = r"table 3 on microworld, seed 0, \d{4}-\d\d-\d\d \d\d:\d\d"
+
+
+@pytest.mark.parametrize(
+    ("sources", "name"),
+    [
+        ([{"kind": "microworld"}], "sft+amvl on microworld, seed 7, "),
+        (
+            [{"kind": "nlvr", "uri": "x.zip"}, {"kind": "easy_vqa", "uri": "y", "name": "shapes"}],
+            "on nlvr+shapes, seed",
+        ),
+        ([{"kind": "chat_jsonl", "uri": "s3://b/my-tables/"}], "sft+amvl on my-tables, seed 7, "),
+        ([{"kind": "llava_json", "uri": "/data/cups.tar.gz"}], "sft+amvl on cups.tar.gz, seed 7, "),
+        ([{"kind": "llava_json", "uri": "/data/cups.tar.gz", "name": "cups"}], "sft+amvl on cups, seed 7, "),
+        ([{"kind": "nlvr", "uri": "x", "name": f"n{i}"} for i in range(6)], "sft+amvl on n0+n1+n2+n3 and 2 more, seed"),
+        ([{"kind": "nlvr", "uri": "x", "name": 300 * "n"}], f"sft+amvl on {120 * 'n'}, seed 7, "),
+    ],
+)
+def test_a_run_is_called_by_method_data_seed_and_date(sources: list[dict[str, str]], name: str) -> None:
+    found = run_name(override(demo(), {"seed": 7, "data": {"sources": sources}}))
+    assert name in found
+    assert datetime.strptime(found[-16:], "%Y-%m-%d %H:%M") <= datetime.now()
+    assert len(found) < 250  # what MLflow's column holds
 
 
 def test_a_nested_run_lies_under_its_parent_and_does_not_end_it(tracked: RunConfig) -> None:
@@ -384,7 +475,7 @@ def test_a_nested_run_lies_under_its_parent_and_does_not_end_it(tracked: RunConf
         assert mlflow_client.get_run(parent.run_id).info.status == "RUNNING"
     assert child_run.info.run_name == "NTP, seed 0"
     assert child_run.data.tags["mlflow.parentRunId"] == parent.run_id
-    assert mlflow_client.get_run(parent.run_id).info.run_name == "table 3"
+    assert re.fullmatch(TABLE_RUN, mlflow_client.get_run(parent.run_id).info.run_name)
     left = Tracker(tracked, "NTP, seed 0").start()  # as if killed
     with Tracker(tracked, "NTP, seed 0") as again:
         again.start()

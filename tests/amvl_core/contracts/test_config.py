@@ -1,4 +1,9 @@
+import re
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 
 from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, validate
 from amvl_core.contracts.errors import ConfigError
@@ -74,6 +79,51 @@ def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(demo(), changes)
     assert path in str(caught.value)
+
+
+SEEDS = ("seed", "data.seed", "data.sources.0.seed", "model.tiny.seed", "evaluation.seed")
+
+
+@pytest.mark.parametrize("path", SEEDS)
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_seed_that_a_generator_may_not_take_is_refused_by_its_path(path: str, seed: float) -> None:
+    with pytest.raises(ConfigError, match=rf"\n  {re.escape(path)}: Input should be "):
+        override(demo(), seeded(path, seed))
+
+
+@pytest.mark.parametrize("path", SEEDS)
+def test_the_largest_seed_is_taken_by_the_configuration_and_every_generator(path: str) -> None:
+    largest = 2**32 - 1
+    assert flatten(override(demo(), seeded(path, largest)))[path] == str(largest)
+    np.random.default_rng(largest)
+    np.random.PCG64([largest, 0])
+    np.random.RandomState(largest)
+    torch.Generator().manual_seed(largest)
+
+
+def test_every_seed_of_a_configuration_is_tried_above() -> None:
+    assert {path for path in flatten(demo()) if path.endswith("seed")} == set(SEEDS)
+
+
+def seeded(path: str, seed: float) -> dict:
+    if path.startswith("data.sources"):
+        return {"data": {"sources": [{"kind": "microworld", "seed": seed}]}}
+    changes: Any = seed
+    for part in reversed(path.split(".")):
+        changes = {part: changes}
+    return dict(changes)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "v1.5", "..", "", "a%", "\u9636", "a\n", 65 * "a", "-a"])
+def test_a_stage_name_that_a_page_a_folder_or_a_metric_may_not_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name of a stage: give letters, digits, - and _, at most 64"):
+        override(demo(), {"stages": {name: {"method": {"kind": "amvl"}, "steps": 1, "global_batch": 2}}})
+
+
+@pytest.mark.parametrize("name", ["a/b", "", " ", "a\nb"])
+def test_a_source_whose_name_would_tear_ids_apart_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.name: Value error, .* is no name: give text without /"):
+        override(demo(), {"data": {"sources": [{"kind": "nlvr", "uri": "x", "name": name}]}})
 
 
 def test_a_global_batch_need_not_be_a_multiple_of_the_workers() -> None:

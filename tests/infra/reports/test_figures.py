@@ -1,7 +1,10 @@
+import io
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from amvl_core.contracts.records import EvalRecord, VariantScore
@@ -27,6 +30,60 @@ def test_scores_have_a_bar_for_each_model_and_task_with_its_height(evaluation: C
     axis = figures.score_chart({"base": evaluation("sft", 5), "AMVL": evaluation("amvl", 8)}).axes[0]
     assert [round(bar.get_height(), 3) for bar in axis.patches] == [0.5, 0.5, 0.5, 0.8, 0.8, 0.8]
     assert axis.get_legend_handles_labels()[1].count("majority answer") == 1
+
+
+def with_tasks(record: EvalRecord, count: int) -> EvalRecord:
+    """`record` with `count` tasks; task number i has 10 + i questions and i % 10 of 10 right."""
+    one = record.scores[0]
+    scores = [
+        one.model_copy(update={"task": f"chat/task {i}", "n": 10 + i, "accuracy": i % 10 / 10}) for i in range(count)
+    ]
+    return record.model_copy(update={"scores": scores})
+
+
+def test_the_bars_of_many_tasks_lie_one_row_a_task_with_the_first_on_top(evaluation: Callable[..., EvalRecord]) -> None:
+    pair = {name: with_tasks(evaluation(name, 5), 20) for name in ("sft", "amvl")}
+    figure = figures.score_chart(pair)
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == [*(f"task {i}" for i in range(20)), "all"]
+    assert axis.get_ylim() == (20.5, -0.5)
+    assert [round(bar.get_width(), 3) for bar in axis.patches] == 2 * [*(i % 10 / 10 for i in range(20)), 0.5]
+    assert axis.get_xlabel() == "accuracy, 95 % interval"
+    figure.savefig(io.BytesIO())
+    boxes = [text.get_window_extent() for text in axis.get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+    few = figures.score_chart({name: with_tasks(record, 9) for name, record in pair.items()}).axes[0]
+    assert [text.get_text() for text in few.get_xticklabels()][-1] == "all"
+
+
+def test_a_chart_of_very_many_tasks_shows_those_with_most_questions(evaluation: Callable[..., EvalRecord]) -> None:
+    record = with_tasks(evaluation("amvl", 5), 2000)
+    axis = figures.score_chart({"base": record, "AMVL": record}).axes[0]
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    assert names == [*(f"task {i}" for i in range(1900, 2000)), "all"]
+    assert axis.get_xlabel().endswith("; 1,900 tasks with fewer questions are in the table alone")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a" * 300, f"{24 * 'a'}\n..."),
+        ("docs/what is on the table in this picture, and where", "docs/what is on the\ntable in this ..."),
+        ("$x^$", "$x^$"),
+        ("_", "-"),
+        ("a|b\n<i>", "a|b <i>"),
+    ],
+)
+def test_a_task_of_any_name_is_drawn_in_two_lines(evaluation: Callable[..., EvalRecord], name: str, shown: str) -> None:
+    record = with_tasks(evaluation("amvl", 5), 12)
+    odd = record.scores[0].model_copy(update={"task": name})
+    for scores in ([odd, record.scores[0].model_copy(update={"task": "b/c"})], [odd, *record.scores]):
+        figure = figures.score_chart({"AMVL": record.model_copy(update={"scores": scores})})
+        figure.savefig(io.BytesIO())
+        axis = figure.axes[0]
+        labels = axis.get_yticklabels() if len(scores) > figures.STANDING else axis.get_xticklabels()
+        assert labels[0].get_text() == shown
 
 
 def test_the_sample_shows_every_task_and_prefers_mistakes(
@@ -87,6 +144,11 @@ def test_faithfulness_colours_what_leaves_out_zero() -> None:
     assert colours[1] not in figures.COLOURS
     shown = [line for line in right.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
     assert [line.get_color() in figures.COLOURS for line in shown] == [False, True]
+
+
+def test_a_question_with_a_formula_is_a_caption() -> None:
+    figure = figures.heat_maps([Image.new("RGB", (40, 20))], ["What is $\\frac{1$?"], [np.zeros((2, 4, 2))])
+    figure.savefig(io.BytesIO())
 
 
 def test_a_heat_map_lies_over_its_whole_image() -> None:

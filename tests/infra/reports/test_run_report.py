@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from amvl_core.contracts.records import (
 )
 from flows import report, tasks
 from infra.mlflow_client import client
+from infra.reports import page as report_page
 from infra.reports import run_report
 from infra.tracking import Tracker
 from tests.data_prep.pictures import png
@@ -207,6 +210,31 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
     assert len(images) == 2 + 1 + 12
     assert page.count("<circle") == 2 * 10
     assert len(page) < 2_000_000
+
+
+def test_what_every_row_says_alike_stands_below_and_a_narrow_page_names_each_value() -> None:
+    one = {"task": "a", "n": "40", 'odd "name"; </style>': "1", "test": "sign flips", "seed": "3"}
+    table = report_page._table([one, one | {"test": "-"}, one | {"task": "b"}])
+    assert "<p class='note'>p by: sign flips; seed of the trainings: 3.</p>" in table
+    heads = [escape(name) for name in list(one)[:3]]
+    assert re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table) == heads
+    (kind,) = re.findall(r"<table class='(\w+)'>", table)
+    assert table.startswith(
+        f'<style>.{kind} td:nth-child(2){{--name:"n"}}.{kind} td:nth-child(3){{--name:"odd\\20 \\22 '
+    )
+    assert table.count("</style>") == 1
+    assert 'content: var(--name, "")' in report_page.STYLE
+    mixed = report_page._table([one, one | {"test": "McNemar exact", "seed": "4"}])
+    assert re.findall(r"<th(?: [^>]*)?>(.*?)</th>", mixed) == [*heads, "test", "seed"]
+    assert "class='note'" not in mixed
+
+
+def test_the_scores_of_many_tasks_are_all_on_the_page(build: Callable[..., str]) -> None:
+    rows = [{"metric": f"task {i}", "AMVL": f"{i}.5%", "p": "1.0000", "seed": "0"} for i in range(60)]
+    page = build(benchmarks={"blink": rows})
+    assert all(f"<td>task {i}</td><td class='right'>{i}.5%</td>" in page for i in range(60))
+    assert page.count("<img src='data:image/png;base64,") == 1
+    assert "alt='scores' class=standing>" in page  # three rows: the bars stand
 
 
 def test_nothing_is_loaded_and_no_text_is_markup(build: Callable[..., str], tmp_path: Path) -> None:
