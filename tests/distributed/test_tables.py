@@ -1,0 +1,64 @@
+"""Every row of every ablation table trains: one step of each of its stages, on one prepared dataset."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from amvl_core.contracts import storage
+from amvl_core.contracts.ablations import method_stages, shared_stages, table_of
+from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.method import configurations
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.records import CheckpointRecord, fingerprint, load_record
+from amvl_core.train.loop import TrainJob
+from tests.distributed import local
+from tests.distributed.trial import configuration, dataset
+
+
+def train_rows(rank: int, root: str, rows: str) -> None:
+    """One step of each stage of `rows` (label -> configuration); stages that rows share are trained once."""
+    for text in json.loads(rows).values():
+        config = RunConfig.model_validate(text)
+        start, parent = f"{root}/base", None
+        for name, stage in config.stages.items():
+            trained = {"stage": stage.model_dump(mode="json"), "latent": config.latent, "parent": parent}
+            parent = fingerprint("row", 1, **trained)
+            job = TrainJob(
+                config=config, stage=name, dataset=dataset(f"{root}/data"), start_from=start, parent=None,
+                uri=f"{root}/{parent}", fingerprint=parent,
+            )  # fmt: skip
+            local.stage(rank, job.model_dump_json(), f"{root}/log")
+            record = load_record(job.uri, CheckpointRecord)
+            assert record is not None and math.isfinite(record.metrics["loss"] + record.metrics["grad_norm"])
+            start = record.model_uri
+
+
+def test_every_row_of_every_table_trains_on_the_same_dataset(tmp_path: Path) -> None:
+    from amvl_core.backbones.loading import base_folder
+
+    one_step = {name: {"steps": 1} for name in ("sft", "embedding_adaptation", "amvl")}
+    config = override(configuration(str(tmp_path), stages=one_step), {"cluster": {"num_workers": 1}})
+    with base_folder(config.model) as folder:
+        storage.upload(Path(folder), f"{tmp_path}/base")
+    rows = {
+        f"{table}, {row.label}": row.change(config)
+        for table in config.method.tables()
+        for row in table_of(config, table).rows
+    }
+    assert len(rows) == sum(len(table.rows) for table in config.method.tables().values()) > 30
+    assert {row.latent.num_slots for row in rows.values()} > {config.latent.num_slots}
+    local.run(train_rows, 1, str(tmp_path), json.dumps({k: row.model_dump(mode="json") for k, row in rows.items()}))
+
+
+def test_a_table_changes_the_stages_of_its_method_alone() -> None:
+    for name, preset in PRESETS.items():
+        config = preset()
+        shared = {stage: config.stages[stage] for stage in shared_stages(config)}
+        for table in config.method.tables().values():
+            for row in table.rows:
+                changed = row.change(config)
+                assert {stage: changed.stages[stage] for stage in shared} == shared, (name, row.label)
+                assert changed.data == config.data and changed.model == config.model
+        assert all(stage.method.kind in configurations() for stage in method_stages(config).values())
