@@ -6,7 +6,7 @@ import base64
 import io
 from html import escape
 
-from PIL import Image
+from amvl_core.data.pixels import decode
 
 STYLE = """
 :root { --ink: #1d2430; --soft: #667085; --line: #e4e7ec; --paper: #ffffff; --back: #f6f7f9; --accent: #2f7d6b; }
@@ -66,8 +66,7 @@ def page(title: str, body: str, style: str = "") -> str:
 
 def thumbnail(data: bytes, pixels: int) -> str:
     """An encoded image as a data URL of a JPEG whose longer side is at most `pixels`."""
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
+    small = decode(data)
     small.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

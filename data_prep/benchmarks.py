@@ -6,11 +6,8 @@ and gives every worker random access to the rest.
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter, defaultdict
-
-from PIL import Image
 
 from amvl_core.contracts import records, storage
 from amvl_core.contracts.config import BenchmarkSource, RunConfig
@@ -20,6 +17,7 @@ from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
 from amvl_core.data.encode import MAX_ASPECT, TokenCounter
+from amvl_core.data.pixels import upright_size
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Drop, Question
 from amvl_core.eval.benchmarks.prepared import stored
@@ -27,8 +25,10 @@ from data_prep.content_identity import content_identity
 from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
 
+Size = tuple[int, int]
+
 STAGE = "benchmark"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 """Raised whenever the same files give other questions than before."""
 
 
@@ -55,13 +55,14 @@ def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: Prog
     with storage.writing(storage.join(uri, name)) as file:
         writer = ShardWriter(file)
         for number, found in enumerate(benchmark.read(storage.absolute(source.uri)), 1):
-            item = found if isinstance(found, Drop) else _unanswerable(found) or found
+            sizes = [] if isinstance(found, Drop) else [upright_size(data) for data in found.images]
+            item = found if isinstance(found, Drop) else _unanswerable(found, sizes) or found
             if isinstance(item, Drop):
                 counts[item.reason] += 1
                 if len(dropped[item.reason]) < EXAMPLES_PER_REASON:
                     dropped[item.reason].append(DroppedExample(sample_id=item.place, detail=item.detail))
             else:
-                writer.write(_row(item, config, source.name, counter))
+                writer.write(_row(item, sizes, config, source.name, counter))
             if time.monotonic() - said > 1:
                 said = time.monotonic()
                 total = max(benchmark.size or 0, number)
@@ -94,13 +95,12 @@ def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: Prog
     return record
 
 
-def _row(question: Question, config: RunConfig, source: str, counter: TokenCounter) -> ShardRow:
-    sizes = [_size(data) for data in question.images]
+def _row(question: Question, sizes: list[Size], config: RunConfig, source: str, counter: TokenCounter) -> ShardRow:
     tokens = counter.count([question.prompt], sizes, config.data.min_pixels, config.evaluation.max_pixels)
     return ShardRow(stored(question, source), sizes, tokens)
 
 
-def _unanswerable(question: Question) -> Drop | None:
+def _unanswerable(question: Question, sizes: list[Size]) -> Drop | None:
     """Why no model can be asked: found now, it is a drop; found by a worker, it would end the run."""
     # A text that shows another number of images than there are cannot be asked; without places they come first.
     places = question.prompt.count(IMAGE_PLACEHOLDER)
@@ -108,13 +108,8 @@ def _unanswerable(question: Question) -> Drop | None:
         return Drop(question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images")
     if token := control_token(question.prompt):
         return Drop(question.item_id, RESERVED_TEXT, f"the text contains {token!r}, a control token of the model")
-    for width, height in map(_size, question.images):
+    for width, height in sizes:
         if max(width, height) > MAX_ASPECT * min(width, height):
             detail = f"{width} x {height} pixels, one side is more than {MAX_ASPECT} times the other"
             return Drop(question.item_id, EXTREME_ASPECT, detail)
     return None
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
+from data_prep.sources.visible import hidden, local_files
 
-HASHED_BYTES = 512 * 2**20
-"""A larger local file is identified by size and modification time: hashing it would take longer than a second."""
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_AT_ONCE = 4096
+_THREADS = max(4, os.cpu_count() or 1)
 
 
 def content_identity(uri: str) -> dict[str, Any]:
-    """SHA-256 of a local file; size and ETag on S3; names, sizes and times (or ETags) of a folder's files.
+    """Size and MD5 of a file; of a folder, all names with theirs. Hidden files, times and places do not count.
 
-    Raises DataError if there is nothing at `uri`, StorageError where the store does not answer.
+    It is the MD5 because an object store has it already: an ETag is one, unless the object was uploaded in parts. Such
+    an object is read, as a local file is. Raises DataError if there is nothing at `uri`, StorageError where the disk
+    or the store does not answer.
     """
     with storage.reaching(uri, "read"):
         return _identity(uri)
@@ -31,41 +39,52 @@ def _identity(uri: str) -> dict[str, Any]:
     fs.invalidate_cache()
     if not fs.exists(path):
         raise DataError(f"{uri} does not exist; give the path of a folder, a .tar.gz or a .zip")
-    if fs.isdir(path):
-        return _folder(_local_files(path) if isinstance(fs, LocalFileSystem) else _stored_files(fs, path))
-    info = fs.info(path)
-    if isinstance(fs, LocalFileSystem) and info["size"] <= HASHED_BYTES:
-        try:
-            with open(path, "rb") as file:
-                return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        except OSError as error:
-            raise DataError(f"{uri} cannot be read: {error.strerror or error}") from error
-    return {"size": info["size"], "version": _version(info)}
-
-
-def _folder(files: Iterator[tuple[str, int, str]]) -> dict[str, Any]:
-    """Of (name, size, version) of files in any order: a sum of hashes, so that no list of a million files is held."""
+    local = isinstance(fs, LocalFileSystem)
+    if not fs.isdir(path):
+        size, digest = _local(path) if local else _stored(fs, (path, fs.info(path)))
+        return {"size": size, "md5": digest}
     count = total = 0
-    for file in files:
-        count += 1
-        total += int.from_bytes(hashlib.sha256(json.dumps(file).encode()).digest())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for file in _local_folder(pool, path) if local else _stored_folder(pool, fs, path):
+            count += 1
+            # A sum of hashes: no list of a million files is held, and their order does not matter.
+            total += int.from_bytes(hashlib.sha256(json.dumps(file).encode()).digest())
     return {"files": count, "listing": f"{total % 2**256:064x}"}
 
 
-def _local_files(folder: str, below: str = "") -> Iterator[tuple[str, int, str]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _local_files(entry.path, f"{below}{entry.name}/")
-            else:
-                found = entry.stat(follow_symlinks=os.path.exists(entry.path))  # noqa: PTH110  a link may lead nowhere
-                yield f"{below}{entry.name}", found.st_size, str(found.st_mtime)
+def _local_folder(pool: ThreadPoolExecutor, folder: str) -> Iterator[tuple[str, int, str]]:
+    # What nothing can be read from, a link that leads nowhere, does not count.
+    there = (name for name in local_files(folder) if os.path.exists(f"{folder}/{name}"))  # noqa: PTH110
+    while names := list(itertools.islice(there, _AT_ONCE)):
+        found = pool.map(_local, [f"{folder}/{name}" for name in names])
+        yield from ((name, *file) for name, file in zip(names, found, strict=True))
 
 
-def _stored_files(fs: Any, path: str) -> Iterator[tuple[str, int, str]]:
-    for name, info in fs.find(path, detail=True).items():
-        yield name[len(path) :].lstrip("/"), info["size"], _version(info)
+def _stored_folder(pool: ThreadPoolExecutor, fs: Any, folder: str) -> Iterator[tuple[str, int, str]]:
+    listed = ((name[len(folder) :].lstrip("/"), name, info) for name, info in fs.find(folder, detail=True).items())
+    seen = [(name, (path, info)) for name, path, info in listed if not hidden(name)]
+    found = pool.map(partial(_stored, fs), [file for _, file in seen])
+    return ((name, *file) for (name, _), file in zip(seen, found, strict=True))
 
 
-def _version(info: dict[str, Any]) -> str:
-    return str(info.get("ETag") or info.get("mtime"))
+def _local(path: str) -> tuple[int, str]:
+    try:
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size, _md5(file)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _stored(fs: Any, file: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    path, info = file
+    if known := _MD5.fullmatch(str(info.get("ETag"))):
+        return info["size"], known[1]
+    with fs.open(path, "rb") as stream:
+        return info["size"], _md5(stream)
+
+
+def _md5(file: IO[bytes]) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    while data := file.read(2**20):
+        digest.update(data)
+    return digest.hexdigest()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amvl_core.contracts.config import DataConfig
+from amvl_core.contracts.errors import shortened
 from amvl_core.contracts.method import control_token
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
+from amvl_core.data.pixels import DECOMPRESSION_BOMB as DECOMPRESSION_BOMB
+from amvl_core.data.pixels import UNREADABLE_IMAGE as UNREADABLE_IMAGE
 
 MALFORMED_ROW = "malformed_row"
 TEST_OVERLAP = "test_overlap"
@@ -16,8 +19,6 @@ INCOMPLETE_REASONING = "incomplete_reasoning"
 PLACEHOLDER_MISMATCH = "placeholder_mismatch"
 RESERVED_TEXT = "reserved_text"
 MISSING_IMAGE = "missing_image"
-UNREADABLE_IMAGE = "unreadable_image"
-DECOMPRESSION_BOMB = "decompression_bomb"
 SMALL_IMAGE = "small_image"
 EXTREME_ASPECT = "extreme_aspect"
 DEGENERATE_BOX = "degenerate_box"
@@ -33,30 +34,39 @@ class Drop:
     reason: str
     detail: str
 
+    def __post_init__(self) -> None:
+        # What a row holds may be of any length; reports and terminals show this.
+        object.__setattr__(self, "detail", shortened(self.detail))
+
 
 def check_text(conversation: Conversation, config: DataConfig) -> Drop | None:
     """The text of a sample: question, answer, steps (where they are a target) and image placeholders."""
     if not conversation.question.replace(IMAGE_PLACEHOLDER, "").strip():
-        return Drop(NO_QUESTION, "the question is empty")
+        return Drop(NO_QUESTION, "the question has no text")
     if not conversation.answer.strip():
         return Drop(NO_ANSWER, "the answer is empty")
     steps = conversation.steps if config.target == "steps_and_answer" else ()
     for number, step in enumerate(steps, 1):
         if not step.strip():
             return Drop(INCOMPLETE_REASONING, f"step {number} of {len(steps)} is empty")
-    for text in (conversation.question, *steps, conversation.answer):
+    named = [("question", conversation.question), *((f"step {number}", step) for number, step in enumerate(steps, 1))]
+    for name, text in [*named, ("answer", conversation.answer)]:
         if found := control_token(text):
-            return Drop(RESERVED_TEXT, f"the text contains {found!r}, which the model reads as a control token")
+            return Drop(RESERVED_TEXT, f"the {name} contains {found!r}, which the model reads as a control token")
     return _check_placeholders(conversation, steps)
 
 
 def _check_placeholders(conversation: Conversation, steps: tuple[str, ...]) -> Drop | None:
     if IMAGE_PLACEHOLDER in conversation.answer:
-        return Drop(PLACEHOLDER_MISMATCH, f"the answer contains {IMAGE_PLACEHOLDER}")
+        return Drop(PLACEHOLDER_MISMATCH, f"the answer contains {IMAGE_PLACEHOLDER}, which stands for an image")
     # Images are numbered through question and steps; where steps are no target, theirs are left out with them.
     needed = sum(text.count(IMAGE_PLACEHOLDER) for text in (conversation.question, *conversation.steps))
     if needed != len(conversation.images):
-        return Drop(PLACEHOLDER_MISMATCH, f"{needed} {IMAGE_PLACEHOLDER} for {len(conversation.images)} images")
+        return Drop(
+            PLACEHOLDER_MISMATCH,
+            f"{needed} {IMAGE_PLACEHOLDER} in question and steps for {len(conversation.images)} images; write one for "
+            "each where the image goes",
+        )
     return None
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import warnings
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
-from data_prep.filters import DECOMPRESSION_BOMB, EXTREME_ASPECT, SMALL_IMAGE, UNREADABLE_IMAGE, Drop
+from amvl_core.data import pixels
+from amvl_core.data.encode import PixelBudget as PixelBudget
+from amvl_core.data.pixels import exif_orientation, to_rgb, turned, turned_size
+from data_prep.filters import EXTREME_ASPECT, SMALL_IMAGE, Drop
 
 MIN_SIDE = 8
 """Pixels; nothing can be seen on an image with a shorter side."""
@@ -35,28 +36,8 @@ DIGEST_BYTES = 16
 Box = tuple[float, float, float, float]
 
 _JPEG = ("JPEG", "MPO")  # a camera's multi-picture file is a JPEG with more behind it
-_SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # A draft for the thumbnail alone: several pixels for each of the thumbnail's, so that it averages as much as it must.
 _DRAFT_SIDE = 4 * THUMB_SIDE
-
-
-@dataclass(frozen=True)
-class PixelBudget:
-    """What the model takes: `min_pixels <= width x height <= max_pixels`, sides in multiples of `unit` pixels."""
-
-    min_pixels: int
-    max_pixels: int
-    unit: int
 
 
 @dataclass(frozen=True)
@@ -80,8 +61,8 @@ class StoredImage:
 
         None where nothing is left of it.
         """
-        x1, y1, x2, y2 = _turn_box(box, *self.source_size, self.orientation)
-        width, height = _turn_size(*self.source_size, self.orientation)
+        x1, y1, x2, y2 = turned_box(box, *self.source_size, self.orientation)
+        width, height = turned_size(*self.source_size, self.orientation)
         across, down = self.width / width, self.height / height
         x1, x2 = (round(min(max(x * across, 0.0), self.width), 2) for x in (x1, x2))
         y1, y2 = (round(min(max(y * down, 0.0), self.height), 2) for y in (y1, y2))
@@ -92,21 +73,12 @@ def standardise(data: bytes, budget: PixelBudget) -> StoredImage | Drop:
     """The verified image, upright, RGB or grey and within the pixel budget; or why it cannot be used.
 
     A PNG or JPEG that is all that already keeps its bytes. Otherwise JPEG stays JPEG (quality 95), everything else
-    becomes PNG. Transparent pixels show white; 16-bit samples keep their upper 8 bits; of an animation the first
-    frame counts.
+    becomes PNG. What the pixels are, `amvl_core/data/pixels.py` says.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return _check_size(*image.size) or _store(image, data, budget)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return Drop(DECOMPRESSION_BOMB, str(error))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow has decoders of some forty formats; on damaged bytes each raises what it likes
-        return Drop(UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200])
+        return pixels.read(data, lambda image, read: _check_size(*image.size) or _store(image, read, budget))
+    except pixels.PictureError as error:
+        return Drop(error.reason, error.detail)
 
 
 def _check_size(width: int, height: int) -> Drop | None:
@@ -118,56 +90,31 @@ def _check_size(width: int, height: int) -> Drop | None:
 
 
 def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
-    source_size, is_jpeg = image.size, image.format in _JPEG
+    source_size, is_jpeg = pixels.raster_size(image), image.format in _JPEG
+    plain = image.format in ("PNG", "JPEG") and pixels.is_plain(image)
     said = exif_orientation(image)
     if not is_jpeg:
-        image.load()  # a PNG may say behind its pixels how it is to be turned; Pillow turns a TIFF when it loads it
+        pixels.load(image, data)  # a PNG may say how it is to be turned behind its pixels; Pillow turns a loaded TIFF
     left = exif_orientation(image)
     orientation = left if said == 1 else said
-    if left != orientation:
-        source_size = _turn_size(*image.size, orientation)
-    width, height = _turn_size(*source_size, orientation)
+    width, height = turned_size(*source_size, orientation)
     size = budget_size(width, height, budget)
-    keeps_bytes = size == (width, height) and _is_plain(image) and orientation == 1
+    keeps_bytes = size == (width, height) and plain and orientation == 1
     if is_jpeg:
         # Never to less than `size`: what is left to do is a reduction by less than two.
-        draft = (_DRAFT_SIDE, _DRAFT_SIDE) if keeps_bytes else _turn_size(*size, orientation)
+        draft = (_DRAFT_SIDE, _DRAFT_SIDE) if keeps_bytes else turned_size(*size, orientation)
         image.draft(None, draft)
         image.load()
     if keeps_bytes:
         digest = _digest(data if is_jpeg else to_rgb(image).tobytes())
         return StoredImage(data, width, height, source_size, 1, digest, _thumb(image))
-    pixels = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)  # grey stays grey
-    upright = turned(_resized(pixels, _turn_size(*size, left)), left)
+    raster = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)  # grey stays grey
+    upright = turned(_resized(raster, turned_size(*size, left)), left)
     digest = _digest(data if is_jpeg else to_rgb(upright).tobytes())
     return StoredImage(_encode(upright, is_jpeg), *size, source_size, orientation, digest, _thumb(upright))
 
 
-def _is_plain(image: Image.Image) -> bool:
-    return (
-        image.format in ("PNG", "JPEG")
-        and image.mode in ("RGB", "L")
-        and "transparency" not in image.info
-        and getattr(image, "n_frames", 1) == 1
-    )
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """1 to 8: how the raster is turned or mirrored; 1 is upright."""
-    found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    return found if found in _UPRIGHT else 1
-
-
-def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """A raster of this orientation, upright."""
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _turn_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    return (height, width) if orientation >= 5 else (width, height)
-
-
-def _turn_box(box: Box, width: int, height: int, orientation: int) -> Box:
+def turned_box(box: Box, width: int, height: int, orientation: int) -> Box:
     """Where a box of a `width` x `height` raster is after turning it upright; one that is no box stays none."""
     x1, y1, x2, y2 = box
     if orientation in (2, 3, 7, 8):
@@ -183,35 +130,20 @@ def budget_size(width: int, height: int, budget: PixelBudget) -> tuple[int, int]
     The rule is that of Qwen2-VL's image processor (`smart_resize`), so it will not resize the result again. The two
     differ for images of an extreme aspect alone, whose short side it would let fall below one unit.
     """
-    unit, pixels = budget.unit, width * height
-    if budget.min_pixels <= pixels <= budget.max_pixels:
+    unit, area = budget.unit, width * height
+    if budget.min_pixels <= area <= budget.max_pixels:
         return width, height
-    if pixels < budget.min_pixels:
-        factor = math.sqrt(budget.min_pixels / pixels)
-        return math.ceil(width * factor / unit) * unit, math.ceil(height * factor / unit) * unit
-    factor = math.sqrt(budget.max_pixels / pixels)
+    if area < budget.min_pixels:
+        factor = math.sqrt(budget.min_pixels / area)
+        grown = (math.ceil(width * factor / unit) * unit, math.ceil(height * factor / unit) * unit)
+        if grown[0] * grown[1] <= budget.max_pixels:
+            return grown
+    factor = math.sqrt(budget.max_pixels / area)
     short, long = (max(1, math.floor(side * factor / unit)) for side in sorted((width, height)))
     # A side of less than one unit takes a whole one; the other then makes up for it.
     long = max(1, min(long, budget.max_pixels // (short * unit * unit)))
     sides = (short * unit, long * unit)
     return sides if width <= height else (sides[1], sides[0])
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of the decoded raster."""
-    if image.mode in _SIXTEEN_BITS:
-        samples_HW = np.asarray(image).astype(np.uint16) >> 8
-        return Image.fromarray(samples_HW.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        levels_HW = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        if levels_HW.max() > 255:
-            levels_HW = levels_HW / 257
-        return Image.fromarray(levels_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:

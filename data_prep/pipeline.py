@@ -35,7 +35,7 @@ from data_prep.streaming import stream
 from data_prep.units import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 """Raised whenever the same configuration gives other shards than before."""
 
 SOURCES = "sources"
@@ -258,6 +258,7 @@ def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]], files: list[K
             kept=found.kept - len(here),
             dropped=dict(sorted((Counter(found.dropped) + counts).items())),
             examples=dict(sorted({**found.examples, **examples}.items())),
+            notes=found.notes,
         )
         reports[key] = reports[key].merged(found) if key in reports else found
     return list(reports.values())

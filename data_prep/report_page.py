@@ -26,6 +26,7 @@ def render(summary: dict[str, Any], samples: Sequence[Sequence[dict[str, str]]])
         _legend(colours),
         "</div>",
         _reasons(sources, colours),
+        _notes(sources),
         _benchmarks(summary["benchmarks"]),
         *[_source(source, shown) for source, shown in zip(sources, samples, strict=True)],
     ]
@@ -99,6 +100,19 @@ def _reasons(sources: Sequence[dict[str, Any]], colours: dict[str, str]) -> str:
         return "<h2>Why samples were dropped</h2><div class='card soft'>None was: every sample read is kept.</div>"
     head = "<tr><th>reason</th><th>source</th><th class='right'>samples</th><th>the first of them</th></tr>"
     return f"<h2>Why samples were dropped</h2><div class='card'><table>{head}{''.join(rows)}</table></div>"
+
+
+def _notes(sources: Sequence[dict[str, Any]]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(source['source'])} <span class='soft'>{escape(source['split'])}</span></td>"
+        f"<td class='right'>{count:,}</td><td>{escape(note)}</td></tr>"
+        for source in sources
+        for note, count in source["notes"].items()
+    )
+    if not rows:
+        return ""
+    head = "<tr><th>source</th><th class='right'>rows</th><th>what was passed over</th></tr>"
+    return f"<h2>What was passed over</h2><div class='card'><table>{head}{rows}</table></div>"
 
 
 def _benchmarks(benchmarks: Sequence[dict[str, Any]]) -> str:

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import DataConfig, MicroworldSource, Source
-from amvl_core.contracts.errors import StorageError
-from amvl_core.contracts.records import EXAMPLES_PER_REASON, DroppedExample, Shard, SourceReport
+from amvl_core.contracts.errors import StorageError, shortened
+from amvl_core.contracts.records import EXAMPLES_PER_REASON, NOTES, DroppedExample, Shard, SourceReport
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Region, Split, StoredSample, reply
 from data_prep import microworld
 from data_prep.duplicate_keys import Keys
@@ -147,6 +147,7 @@ class Work:
                 kept=shard.rows,
                 dropped=dict(sorted(tally.dropped.items())),
                 examples=dict(sorted(tally.examples.items())),
+                notes=dict(Counter(shortened(note) for row in unit.rows for note in row.notes).most_common(NOTES)),
             ),
         )
         storage.write_bytes(f"{where}.json", record.model_dump_json(indent=2).encode())

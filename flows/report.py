@@ -34,7 +34,7 @@ def page_text(line: str, warnings: list[str]) -> str:
 
 
 def drop_rows(dataset: DatasetRecord) -> list[dict[str, Any]]:
-    """One row per source, split and drop reason, with its examples; the kept samples in a row of their own."""
+    """One row per source, split and drop reason, with its examples; one for the kept samples, and for each note."""
     rows: list[dict[str, Any]] = []
     for report in dataset.reports:
         where = {"source": report.source, "split": report.split, "read": report.read}
@@ -43,6 +43,7 @@ def drop_rows(dataset: DatasetRecord) -> list[dict[str, Any]]:
             examples = report.examples.get(reason, [])
             shown = "; ".join(f"{example.sample_id}: {example.detail}" for example in examples)
             rows.append({**where, "outcome": f"dropped: {reason}", "samples": count, "examples": shown})
+        rows += [{**where, "outcome": note, "samples": count, "examples": ""} for note, count in report.notes.items()]
     return rows
 
 

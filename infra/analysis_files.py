@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
-from PIL import Image
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.records import AnalysisRecord
+from amvl_core.data.pixels import decode
 from amvl_core.methods.amvl.analysis.geometry import (
     TABLE_7,
     Latents,
@@ -98,7 +98,7 @@ def draw(record: AnalysisRecord) -> dict[str, Figure]:
     if "occlusion" in tables:
         rows = tables["occlusion"].to_pylist()
         found["occlusion"] = figures.heat_maps(
-            [Image.open(io.BytesIO(row["image"])).convert("RGB") for row in rows],
+            [decode(row["image"]) for row in rows],
             [f"{row['question'].replace('<image>', '').strip()} {row['answer']}" for row in rows],
             [np.array(row["shift"]).reshape(row["shape"]) for row in rows],
         )

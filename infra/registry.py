@@ -241,7 +241,8 @@ def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord) -> str:
     from mlflow.types import ColSpec, DataType, Schema
 
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question")]),
+        # Base64 text: a column of type binary MLflow would decode itself, in two of its four forms and unchecked.
+        inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "question")]),
         outputs=Schema([ColSpec(DataType.string)]),
     )
     with tempfile.TemporaryDirectory() as temporary, _quiet(), mlflow.start_run(run_id=run_id):

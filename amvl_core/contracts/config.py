@@ -128,13 +128,13 @@ class OneThinkerSource(ArchiveSource):
 
 
 class ChatJsonlSource(ArchiveSource):
-    """One's own data: a folder or archive with `train.jsonl`, `test.jsonl` and images.
+    """One's own data: a folder or archive with `train.jsonl`, `test.jsonl` and images, or Parquet files.
 
-    A line is `{"messages": [{"role": "user", "content": "<image>..."}, {"role": "assistant", "content": "..."}],
+    A row is `{"messages": [{"role": "user", "content": "<image>..."}, {"role": "assistant", "content": "..."}],
     "images": ["relative/path.jpg"]}`; `id`, `task`, `steps` (a list of strings) and `regions` (a list of
     `{"label": "cup", "box": [x1, y1, x2, y2], "image": 0}` in pixels) are optional. `content` may be a list of
     `{"type": "text", "text": "..."}` and `{"type": "image", "image": "relative/path.jpg"}`. Each question with its
-    answer is a sample.
+    answer is a sample. docs/data.md says in which other ways the fields may be called.
     """
 
     kind: Literal["chat_jsonl"] = "chat_jsonl"
@@ -145,8 +145,8 @@ class LlavaJsonSource(ArchiveSource):
     """One's own data as LLaVA writes it: a folder or archive with `train.json`, `test.json` and images.
 
     A file is a list of `{"image": "relative/path.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."},
-    {"from": "gpt", "value": "..."}]}`; `image` may be a list, or be left out. Each question with its answer is a
-    sample.
+    {"from": "gpt", "value": "..."}]}`; `image` may be a list, or be left out. The rows are read as those of
+    `ChatJsonlSource`; `kind` says which file is looked for first.
     """
 
     kind: Literal["llava_json"] = "llava_json"
@@ -189,6 +189,15 @@ class DataConfig(Frozen):
         1024, ge=1, description="rows of a source that become one shard, and are redone together"
     )
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _budget(self) -> DataConfig:
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(
+                f"max_pixels ({self.max_pixels}) must be at least min_pixels ({self.min_pixels}); lower both to save "
+                "memory"
+            )
+        return self
 
 
 class TinyConfig(Frozen):
@@ -413,6 +422,11 @@ class RunConfig(Frozen):
     def _consistent(self) -> RunConfig:
         if not self.data.sources:
             raise ValueError("data.sources is empty")
+        if self.evaluation.max_pixels < self.data.min_pixels:
+            raise ValueError(
+                f"evaluation.max_pixels ({self.evaluation.max_pixels}) must be at least data.min_pixels "
+                f"({self.data.min_pixels}), which images of benchmarks are scaled up to"
+            )
         before: MethodConfig | None = None
         for name, stage in self.stages.items():
             if not STAGE_NAME.fullmatch(name):

@@ -1,8 +1,23 @@
 """The exceptions that a user may see. Each message says what is wrong, where, and what to do."""
 
+MAX_DETAIL = 300
+MAX_LINE = 1000
+
+
+def shortened(text: str, limit: int = MAX_DETAIL) -> str:
+    """`text` in at most `limit` characters, its middle left out: a file may hold megabytes where a name is expected."""
+    if len(text) <= limit:
+        return text
+    gap = f" ... {len(text):,} characters ... "
+    end = limit // 4
+    return text[: limit - end - len(gap)] + gap + text[-end:]
+
 
 class AmvlError(Exception):
     """Base of every error that is the user's to fix; the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        return "\n".join(shortened(line, MAX_LINE) for line in super().__str__().split("\n"))
 
 
 class ConfigError(AmvlError):

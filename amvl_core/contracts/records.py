@@ -11,12 +11,12 @@ import hashlib
 import json
 import math
 from collections import Counter
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.errors import DataError, StorageError
+from amvl_core.contracts.errors import DataError, StorageError, shortened
 from amvl_core.contracts.sample import Split
 
 RECORD_NAME = "record.json"
@@ -26,6 +26,9 @@ CHECKPOINTS, BASE = "checkpoints", "base"
 
 EXAMPLES_PER_REASON = 3
 """Dropped samples that a report names for each reason."""
+
+NOTES = 20
+"""Of a source, the commonest: a file may have another field in each of its rows."""
 
 
 class Record(BaseModel):
@@ -53,12 +56,15 @@ class DroppedExample(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sample_id: str
-    detail: str
+    sample_id: Annotated[str, AfterValidator(shortened)]
+    detail: Annotated[str, AfterValidator(shortened)]
 
 
 class SourceReport(BaseModel):
-    """What one source gave: `read == kept + sum(dropped.values())`, always."""
+    """What one source gave: `read == kept + sum(dropped.values())`, always.
+
+    `notes` count what was passed over in rows that may be kept all the same, such as a field that nothing reads.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,6 +74,7 @@ class SourceReport(BaseModel):
     kept: int
     dropped: dict[str, int]
     examples: dict[str, list[DroppedExample]]
+    notes: dict[str, int] = {}
 
     @model_validator(mode="after")
     def _complete(self) -> SourceReport:
@@ -92,6 +99,7 @@ class SourceReport(BaseModel):
                 reason: [*self.examples.get(reason, []), *other.examples.get(reason, [])][:EXAMPLES_PER_REASON]
                 for reason in reasons
             },
+            notes=dict((Counter(self.notes) + Counter(other.notes)).most_common(NOTES)),
         )
 
 
@@ -116,7 +124,10 @@ class DatasetRecord(Record):
     def check_test_split(self) -> None:
         """Raises DataError where there is nothing to evaluate on."""
         if not self.rows("test"):
-            raise DataError("the dataset has no test split to evaluate on; give a source with one (data.sources)")
+            notes = "".join(f"; {report.source}: {note}" for report in self.reports for note in list(report.notes)[:3])
+            raise DataError(
+                f"the dataset has no test split to evaluate on; give a source with one (data.sources){notes}"
+            )
 
 
 class BestModel(BaseModel):

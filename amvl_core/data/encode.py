@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from amvl_core.contracts.config import ModelConfig
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment, StoredSample
+from amvl_core.data.pixels import PictureError, decode
 from amvl_core.data.template import base_template
 
 if TYPE_CHECKING:
@@ -26,6 +26,49 @@ IGNORED = -100
 
 MAX_ASPECT = 200
 """Longer to shorter side of an image; Qwen2-VL's image processor raises beyond it."""
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """What the model takes: `min_pixels <= width x height <= max_pixels`, sides in multiples of `unit` pixels.
+
+    Raises ConfigError where not one unit squared fits in.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    unit: int
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < self.unit**2:
+            raise ConfigError(
+                f"data.max_pixels or evaluation.max_pixels is {self.max_pixels}, which holds no image token: the "
+                f"model's are {self.unit} x {self.unit} pixels; set it to at least {self.unit**2}"
+            )
+
+    @classmethod
+    def of(cls, image_processor: Any) -> PixelBudget:
+        """The budget that an image processor of Qwen2-VL holds."""
+        size, unit = image_processor.size, image_processor.patch_size * image_processor.merge_size
+        return cls(size["shortest_edge"], size["longest_edge"], unit)
+
+    def units(self, width: int, height: int) -> tuple[int, int]:
+        """Columns and rows of units that an image is resized to, never of more than `max_pixels`.
+
+        The rule is that of Qwen2-VL's image processor (`smart_resize`), whose result may be larger: where growing to
+        `min_pixels` or a side of less than one unit leads over `max_pixels`.
+        """
+        unit, most = self.unit, self.max_pixels // self.unit**2
+        columns, rows = round(width / unit), round(height / unit)
+        if columns * rows * unit**2 < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            columns, rows = math.ceil(width * grow / unit), math.ceil(height * grow / unit)
+        if columns * rows <= most:
+            return columns, rows
+        shrink = math.sqrt(height * width / self.max_pixels)
+        short, long = (max(1, math.floor(side / shrink / unit)) for side in sorted((width, height)))
+        long = min(long, most // short)
+        return (short, long) if width <= height else (long, short)
 
 
 @dataclass(frozen=True)
@@ -84,11 +127,12 @@ class Encoder:
     def _pixels(self, sample_id: str, images: Sequence[bytes]) -> tuple[Any, Any, list[int]]:
         if not images:
             return None, None, []
+        budget = PixelBudget.of(self.processor.image_processor)
         try:
-            decoded = [Image.open(io.BytesIO(data)).convert("RGB") for data in images]
-        except OSError as error:
+            pictures = [fitted(decode(data), budget) for data in images]
+        except PictureError as error:
             raise DataError(f"{sample_id}: an image of the prepared dataset cannot be read: {error}") from error
-        features = self.processor.image_processor(images=decoded, return_tensors="np")
+        features = self.processor.image_processor(images=pictures, do_resize=False, return_tensors="np")
         grids = features["image_grid_thw"]
         merge = self.processor.image_processor.merge_size**2
         return features["pixel_values"], grids, [int(grid.prod()) // merge for grid in grids]
@@ -97,6 +141,12 @@ class Encoder:
 def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sample: StoredSample) -> Encoded:
     """A stored sample as `method` lays it out."""
     return encoder.encode(sample.sample_id, method.layout(sample, latent), sample.images)
+
+
+def fitted(image: Image.Image, budget: PixelBudget) -> Image.Image:
+    """A decoded image as the image processor takes it with `do_resize=False`."""
+    columns, rows = budget.units(image.width, image.height)
+    return image.resize((columns * budget.unit, rows * budget.unit), Image.Resampling.BICUBIC)
 
 
 def chat(question: str) -> list[dict[str, Any]]:
@@ -151,17 +201,9 @@ class TokenCounter:
         return total
 
     def image_tokens(self, width: int, height: int, min_pixels: int, max_pixels: int) -> int:
-        """Merged patches of an image after Qwen2-VL's resizing to multiples of patch x merge within the budget."""
-        unit = self.patch_size * self.merge_size
-        rows, columns = round(height / unit), round(width / unit)
-        if rows * columns * unit**2 > max_pixels:
-            shrink = math.sqrt(height * width / max_pixels)
-            rows = max(1, math.floor(height / shrink / unit))
-            columns = max(1, math.floor(width / shrink / unit))
-        elif rows * columns * unit**2 < min_pixels:
-            grow = math.sqrt(min_pixels / (height * width))
-            rows, columns = math.ceil(height * grow / unit), math.ceil(width * grow / unit)
-        return rows * columns
+        """Merged patches of an image after it is resized into the budget."""
+        columns, rows = PixelBudget(min_pixels, max_pixels, self.patch_size * self.merge_size).units(width, height)
+        return columns * rows
 
 
 _TOKENIZERS: dict[int, Tokenizer] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 
 import numpy as np
@@ -14,12 +15,13 @@ _ONES = [
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
 ]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_WORDS = {word: number for number, word in enumerate(_ONES)} | {
-    word: 10 * number for number, word in enumerate(_TENS, start=2)
+_WORDS = {
+    **{word: number for number, word in enumerate(_ONES)},
+    **{word: 10 * number for number, word in enumerate(_TENS, start=2)},
+    "hundred": 100,
+    "thousand": 1000,
 }
-_COMPOUNDS = {f"{tens}-{ones}": _WORDS[tens] + _WORDS[ones] for tens in _TENS for ones in _ONES[1:10]}
-_DIGITS = r"[-+]?\d+(?:\.\d+)?"
-_DIGITS_OR_WORD = re.compile(rf"{_DIGITS}|\b(?:{'|'.join([*_COMPOUNDS, *_WORDS])})\b", re.IGNORECASE)
+_DIGITS = re.compile(r"-?\d+(?:\.\d+)?")
 _SCIENTIFIC = re.compile(r"[-+]?(?:\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
 _UP_TO_TWENTY = [*_ONES, "twenty"]
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_UP_TO_TWENTY)})\b", re.IGNORECASE)
@@ -35,12 +37,28 @@ def official(text: str) -> float | None:
 
 
 def lmms_eval(text: str) -> float | None:
-    """The first number in digits or English words; a thousands comma ends it ("1,200" -> 1)."""
-    found = _DIGITS_OR_WORD.search(text)
-    if found is None:
+    """The first number in digits or English words; a thousands comma ends it ("1,200" -> 1).
+
+    Number words in a row are one number, whatever stands between them, up to the first word that is neither one nor
+    "and": "three hundred and twenty-one" is 321, but "one, two" is 3, and "two million" 2.
+    """
+    said = text.lower()
+    digits, words = _DIGITS.search(said), re.finditer("[a-z]+", said)
+    first = next((word for word in words if word[0] in _WORDS), None)
+    if digits and (first is None or digits.start() < first.start()):
+        return float(digits[0])
+    if first is None:
         return None
-    word = found[0].lower()
-    return float((_COMPOUNDS | _WORDS).get(word, word))
+    row = itertools.takewhile(lambda word: word == "and" or word in _WORDS, [first[0], *(word[0] for word in words)])
+    total = current = 0
+    for number in (_WORDS[word] for word in row if word != "and"):
+        if number == 1000:
+            total, current = total + 1000 * max(current, 1), 0
+        elif number == 100:
+            current = 100 * max(current, 1)
+        else:
+            current += number
+    return float(total + current)
 
 
 def vlmevalkit(text: str) -> float | None:
@@ -48,7 +66,7 @@ def vlmevalkit(text: str) -> float | None:
 
     Words up to twenty become digits one by one, so "twenty-one" is read as 20-1 and gives -1.
     """
-    said = _first_of_list(text.strip())
+    said = _first_of_list(text)
     said = re.sub("[\u200b\u200c\u200d\ufeff]", "", said.strip())
     said = _SMALL_WORD.sub(lambda found: str(_UP_TO_TWENTY.index(found[0].lower())), said)
     if tagged := _TAGGED.search(said):
@@ -72,10 +90,10 @@ def mean_relative_accuracy(prediction: float | None, target: float) -> float:
 
 def _first_of_list(text: str) -> str:
     """The first element of a text that is a Python list; a text in brackets that is none cannot be read."""
-    if not (text.startswith("[") and text.endswith("]")):
+    if not (text.strip().startswith("[") and text.strip().endswith("]")):
         return text
     try:
         items = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return ""
     return str(items[0]) if isinstance(items, list) and items else text

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,8 @@ from PIL import Image
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import placed
-from amvl_core.data.encode import chat
+from amvl_core.data.encode import PixelBudget, chat, fitted
+from amvl_core.data.pixels import PictureError, decode
 from amvl_core.methods.loading import load_model, method_of_model
 from amvl_core.rows.decode import greedy, log_likelihoods, prefill
 
@@ -90,15 +90,17 @@ class Answerer:
         `pixels` is the least and the most that an image is scaled to; None: the processor's own, from training.
         """
         prompts = [self.prompt(question, len(group)) for question, group in zip(questions, images, strict=True)]
-        pictures = [[_open(data) for data in group] for group in images]
-        size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]} if pixels else None
+        budget = PixelBudget.of(self.processor.image_processor)
+        if pixels:
+            budget = replace(budget, min_pixels=pixels[0], max_pixels=pixels[1])
+        pictures = [[fitted(_open(data), budget) for data in group] for group in images]
         inputs = self.processor(
             text=prompts,
             images=pictures if any(pictures) else None,
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            **({"images_kwargs": {"size": size}} if size else {}),
+            images_kwargs={"do_resize": False},
         )
         keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
         return Prompts(inputs, keys)
@@ -136,6 +138,6 @@ def _key(seed: int, question: str, images: Sequence[bytes]) -> int:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except OSError as error:
+        return decode(data)
+    except PictureError as error:
         raise DataError(f"the image cannot be read: {error}") from error

@@ -29,20 +29,19 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation, Split
 from data_prep.filters import Drop
 from data_prep.sources import (
-    chat_jsonl,
     cogcom,
     easy_vqa,
-    llava_json,
     monet,
     nlvr,
     onethinker,
+    own_chats,
     refocus,
     visual_cot,
     vsp_maze,
     zebra_cot,
 )
 from data_prep.sources.archive import open_archive
-from data_prep.sources.archive_members import Archive
+from data_prep.sources.archive_members import Archive, several
 from data_prep.sources.jsonfiles import json_items, json_lines
 from data_prep.sources.raw_row import RawRow, Rejected, tables
 from data_prep.sources.table import Table
@@ -70,8 +69,8 @@ CONVERTERS: dict[str, Converter] = {
     "zebra_cot": Converter(zebra_cot.rows, zebra_cot.convert),
     "monet": Converter(monet.rows, monet.convert),
     "onethinker": Converter(onethinker.rows, onethinker.convert),
-    "chat_jsonl": Converter(chat_jsonl.rows, chat_jsonl.convert),
-    "llava_json": Converter(llava_json.rows, llava_json.convert),
+    "chat_jsonl": Converter(own_chats.rows, own_chats.convert),
+    "llava_json": Converter(own_chats.rows, own_chats.convert),
 }
 
 LOOKED_INTO = 32
@@ -86,8 +85,7 @@ UNDERSTOOD = """  easy-VQA      train/questions.json and test/questions.json
   Zebra-CoT     its Parquet files
   Monet-SFT     its .json lists and images
   OneThinker    onethinker_sft_image.json and images
-  chat JSONL    train.jsonl, optionally test.jsonl, and images (one's own data)
-  LLaVA JSON    train.json, optionally test.json, and images (one's own data)"""
+  one's own     train.jsonl, train.json or train.parquet, optionally test.jsonl ..., and images"""
 
 
 def source_name(source: Source) -> str:
@@ -134,23 +132,34 @@ def detect(uri: str) -> Source:
     """
     with open_archive(uri) as archive:
         source = _by_name(uri, archive) or _by_content(uri, archive)
+        there = _what_is_there(archive) if source is None else []
     if source is None:
         raise DataError(
             f"{uri} holds no data that is understood; a folder, .tar.gz, .zip or .parquet must hold one of\n"
-            + UNDERSTOOD
+            + "\n".join([UNDERSTOOD, *there])
         )
     return source
 
 
+def _what_is_there(archive: Archive) -> list[str]:
+    """What may have been meant: a line for each of the first files."""
+    said = [
+        f"{name} has the columns {', '.join(table.columns)}" if isinstance(table, Table) else table.detail
+        for name, table in tables(archive, bool)
+    ]
+    names = [name for name in own_chats.likely(archive) if not name.endswith(".parquet")]
+    return [*said, *(f"{name} is there: training rows of one's own are called train.jsonl" for name in names)][:4]
+
+
 def _by_name(uri: str, archive: Archive) -> Source | None:
     """Formats that are known by what their files are called."""
-    if archive.find("train/questions.json"):
+    if archive.only("train/questions.json"):
         return EasyVqaSource(uri=uri)
-    if archive.find("dev/dev.json"):
+    if archive.only("dev/dev.json"):
         return NlvrSource(uri=uri)
-    if any(archive.find(file) for file, _ in cogcom.FILES):
+    if any(archive.only(file) for file, _ in cogcom.FILES):
         return CogcomSource(uri=uri)
-    if archive.find(onethinker.FILE):
+    if archive.only(onethinker.FILE):
         return OneThinkerSource(uri=uri)
     for form in get_args(VisualCotSource.model_fields["annotations"].annotation):
         if visual_cot.files(archive, form):
@@ -172,13 +181,16 @@ def _by_content(uri: str, archive: Archive) -> Source | None:
         _, line = next(json_lines(archive, raw), (0, None))
         if refocus.is_raw(line):
             return RefocusSource(uri=uri)
-    if archive.find("train.jsonl"):
-        return ChatJsonlSource(uri=uri, name=_name(uri))
-    if _is_monet(archive):
+    own: dict[str, list[str]] = {ending: own_chats.files(archive, "train", ending) for ending in ("jsonl", "parquet")}
+    if not any(own.values()) and _is_monet(archive):
         return MonetSource(uri=uri)
-    if archive.find("train.json"):
+    own["json"] = own_chats.files(archive, "train", "json")
+    found = [names[0] for names in own.values() if names]
+    if len(found) > 1:
+        raise several(uri, found)
+    if own["json"]:
         return LlavaJsonSource(uri=uri, name=_name(uri))
-    return None
+    return ChatJsonlSource(uri=uri, name=_name(uri)) if found else None
 
 
 def _is_monet(archive: Archive) -> bool:
@@ -199,5 +211,5 @@ def _is_monet(archive: Archive) -> bool:
 def _name(uri: str) -> str:
     """A short name from the last part of `uri`: `s3://bucket/My Set.tar.gz` is `my_set`."""
     stem = uri.rstrip("/").rsplit("/", 1)[-1].lower()
-    stem = re.sub(r"\.(tar(\.\w+)?|tgz|zip)$", "", stem)
+    stem = re.sub(r"\.(tar(\.\w+)?|tgz|zip|parquet)$", "", stem)
     return re.sub(r"[^a-z0-9]+", "_", stem).strip("_") or "chat"

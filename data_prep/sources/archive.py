@@ -8,31 +8,37 @@ hold is where they are.
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import os
 import posixpath
 import re
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.errors import AmvlError, DataError
-from data_prep.sources.archive_members import Archive, DamagedMemberError, Inner, Ref, Span, member_name
+from amvl_core.contracts.errors import DataError
+from data_prep.sources.archive_members import (
+    DAMAGED,
+    Archive,
+    DamagedMemberError,
+    DeadLinkError,
+    Inner,
+    Ref,
+    Span,
+    decompressor,
+    member_name,
+)
 from data_prep.sources.table import Table
+from data_prep.sources.visible import hidden, local_files
 from data_prep.sources.zip_and_tar import SPOOL_BYTES, IndexedTar, Tar, Zip
 
 _PIECE = re.compile(r"(?P<stem>.*[._-](?:part[._-]?)?)(?P<number>\d{2,3}|[a-z]{2})")
 """`cot_images_00`, `x.tar.part-001`, `x.tar.aa`: what `split` leaves."""
-
-_DECOMPRESS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 @contextmanager
@@ -55,11 +61,16 @@ def open_archive(uri: str) -> Iterator[Archive]:
             yield Zip(uri, file)
         elif head.startswith(b"PAR1"):
             yield _File(uri, file)
-        elif is_tar(head) or _compression(head):
+        elif is_tar(head) or _holds_tar(file, decompressor(head)):
             with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
-                yield Tar(uri, file, _compression(head), spool)
+                yield Tar(uri, file, decompressor(head), spool)
         else:
-            raise DataError(f"{uri} is neither a folder nor a tar, zip or Parquet file; pack it as .tar.gz or .zip")
+            what = "is one compressed file" if decompressor(head) else "is one file"
+            raise DataError(
+                f"{uri} {what} and neither a folder nor a tar, zip or Parquet file; give the folder that it is in with "
+                "its images, or pack that as .tar.gz or .zip. One's own rows are called train.jsonl and test.jsonl "
+                "there, also compressed (train.jsonl.gz)"
+            )
 
 
 def is_tar(head: bytes) -> bool:
@@ -88,8 +99,21 @@ def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
     return file
 
 
-def _compression(head: bytes) -> Any:
-    return next((opener for magic, opener in _DECOMPRESS.items() if head.startswith(magic)), None)
+def _holds_tar(file: IO[bytes], decompress: Any) -> bool:
+    """Whether a compressed file holds a tar, or is so damaged that nothing can be said."""
+    if decompress is None:
+        return False
+    try:
+        block = decompress(file).read(tarfile.BLOCKSIZE)
+        if any(block):  # one without members is of zeros
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    except DAMAGED:
+        return True
+    finally:
+        file.seek(0)
+    return len(block) > 0
 
 
 class _Folder(Archive):
@@ -100,11 +124,10 @@ class _Folder(Archive):
         self._packed: list[str] | None = None
         self._inner: dict[str, Archive] = {}
         self._direct: dict[str, IndexedTar] = {}
-        self._inside: dict[str, bool] = {}
 
     @cached_property
     def _names(self) -> list[str]:
-        names = {name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path)}
+        names = set(self._files())
         for name in self._find_packed():
             names.update(posixpath.join(posixpath.dirname(name), member) for member in self.inner(name).names())
         return sorted(names)
@@ -116,21 +139,25 @@ class _Folder(Archive):
             self._packed = sorted(name for name in found if not _is_first_piece(name) or self._is_tar(name))
         return self._packed
 
-    def _near(self) -> Iterator[str]:
+    def _files(self, depth: int | None = None) -> Iterator[str]:
+        """Names of the files, at most `depth` folders down. Raises StorageError."""
+        with storage.reaching(self.uri, "list"):
+            if isinstance(self._fs, LocalFileSystem):
+                yield from local_files(self._path, depth)
+            else:
+                names = (name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path, maxdepth=depth))
+                yield from (name for name in names if not hidden(name))
+
+    def _near(self) -> list[str]:
         """Names of files at the top and one folder further down."""
-        if not isinstance(self._fs, LocalFileSystem):
-            yield from (name[len(self._path) :].lstrip("/") for name in self._fs.find(self._path, maxdepth=2))
-            return
-        with os.scandir(self._path) as entries:
-            for entry in entries:
-                if entry.is_file(follow_symlinks=False):
-                    yield entry.name
-                elif entry.is_dir(follow_symlinks=False):
-                    yield from (f"{entry.name}/{name}" for name in os.listdir(entry.path))  # noqa: PTH208
+        return list(self._files(depth=2))
 
     def _is_tar(self, name: str) -> bool:
-        with self._open(name) as file:
-            return is_tar(file.read(512))
+        try:
+            with self._open(name) as file:
+                return is_tar(file.read(512))
+        except DeadLinkError:
+            return False
 
     def inner(self, name: str) -> Archive:
         if name not in self._inner:
@@ -175,28 +202,10 @@ class _Folder(Archive):
     def names(self) -> list[str]:
         return self._names
 
-    def find(self, suffix: str) -> str | None:
-        # Listing a folder of many images takes long; most have their annotations at the top.
-        return suffix if self._fs.isfile(f"{self._path}/{suffix}") else super().find(suffix)
-
     def _where(self, name: str) -> str:
-        where = f"{self._path}/{name}"
-        if member_name(name) is None:
+        if member_name(name) is None or hidden(name):
             raise KeyError(name)
-        if isinstance(self._fs, LocalFileSystem):
-            folder = posixpath.dirname(where)
-            if folder not in self._inside:
-                self._inside[folder] = self._leads_inside(folder)
-            if not self._inside[folder] or (os.path.islink(where) and not self._leads_inside(where)):  # noqa: PTH114
-                raise KeyError(name)
-        return where
-
-    def _leads_inside(self, where: str) -> bool:
-        """Whether a local path is below this folder once links are followed."""
-        try:
-            return Path(where).resolve().is_relative_to(Path(self._path).resolve())
-        except (OSError, RuntimeError):  # a link that leads to itself
-            return False
+        return f"{self._path}/{name}"
 
     def open(self, name: str) -> IO[bytes]:
         found = self.located(name)
@@ -206,17 +215,27 @@ class _Folder(Archive):
         where = self._where(name)
         try:
             file: IO[bytes] = self._fs.open(where, "rb", **options)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise KeyError(name) from error
         except storage.REFUSED as error:
             raise self._refused(name, error) from error
         if isinstance(self._fs, LocalFileSystem):
             return file
         return storage.RemoteFile(f"{self.uri}/{name}", file)  # type: ignore[return-value]
 
-    def _refused(self, name: str, error: Exception) -> AmvlError:
-        """A file that a disk cannot give is damaged; a store that does not answer says nothing about the file."""
-        if isinstance(self._fs, LocalFileSystem) and isinstance(error, OSError):
+    def _refused(self, name: str, error: Exception) -> Exception:
+        """What to raise of a file that is not there, or that a disk cannot give, or of a store that does not answer."""
+        local = isinstance(self._fs, LocalFileSystem)
+        parts = name.split("/")
+        for end in range(len(parts) if local else 0):
+            where = "/".join(parts[: end + 1])
+            path = f"{self._path}/{where}"
+            if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
+                return DeadLinkError(
+                    f"{self.uri}/{where} is a link to {os.readlink(path)}, which leads nowhere; "  # noqa: PTH115
+                    "bring what it means, or remove it"
+                )
+        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+            return KeyError(name)
+        if local and isinstance(error, OSError):
             return DamagedMemberError(f"{self.uri}/{name} cannot be read: {error.strerror or error}")
         return storage.refused(f"{self.uri}/{name}", "read", error)
 
@@ -228,8 +247,6 @@ class _Folder(Archive):
         where = self._where(name)
         try:
             return bytes(self._fs.cat_file(where))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise KeyError(name) from error
         except storage.REFUSED as error:
             raise self._refused(name, error) from error
 

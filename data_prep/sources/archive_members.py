@@ -1,10 +1,12 @@
 """What every archive offers: members by name, whatever they are packed in.
 
-A member whose name points outside of its archive does not exist: nothing can name it.
+A member whose name points outside of its archive, or is hidden, does not exist: nothing can name it.
 """
 
 from __future__ import annotations
 
+import bisect
+import bz2
 import gzip
 import lzma
 import posixpath
@@ -15,17 +17,34 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from amvl_core.contracts.errors import DataError
 from data_prep.sources.table import Table
+from data_prep.sources.visible import hidden
+
+T = TypeVar("T")
 
 # What the decoders of archives raise.
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
 
+COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MAX_LINKED = 100
+"""Names that links in an archive may give, for each of its members."""
+
 
 class DamagedMemberError(DataError):
     """One member cannot be read; the rest of its archive can."""
+
+
+class DeadLinkError(DataError):
+    """A member is a link that leads nowhere."""
+
+
+def decompressor(head: bytes) -> Any:
+    """What opens a file that begins like this; None where it is not compressed."""
+    return next((_OPENERS[ending] for magic, ending in COMPRESSED.items() if head.startswith(magic)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,10 @@ class Archive(ABC):
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
-        """A member as a seekable stream. Raises KeyError if it is not there, DataError if it cannot be read."""
+        """A member as a seekable stream. Raises KeyError if it is not there, DataError if it cannot be read.
+
+        A link that leads nowhere is a DeadLinkError.
+        """
 
     def read(self, name: str) -> bytes:
         """A member's bytes. Raises KeyError if it is not there, DamagedMemberError if it cannot be read."""
@@ -90,10 +112,17 @@ class Archive(ABC):
         """The bytes of a member of a tar. Raises KeyError if there is none, DamagedMemberError if it is cut."""
         raise KeyError(span.member)
 
-    def find(self, suffix: str) -> str | None:
-        """The member that is called `suffix`, at the top or in the folder nearest to it."""
-        found = [name for name in self.names() if name == suffix or name.endswith("/" + suffix)]
-        return min(found, key=_depth, default=None)
+    def only(self, suffix: str) -> str | None:
+        """The member that is called `suffix`, in whichever folder, compressed or not.
+
+        Raises DataError if there are several: one of them would not be read, and nobody would know which.
+        """
+        asked = {suffix, *(suffix + ending for ending in COMPRESSED.values())}
+        ends = tuple("/" + name for name in asked)
+        found = sorted((name for name in self.names() if name in asked or name.endswith(ends)), key=_depth)
+        if len(found) > 1:
+            raise several(self.uri, found)
+        return found[0] if found else None
 
     def table(self, name: str) -> Table:
         """A Parquet member, opened once. Raises DataError if it is damaged."""
@@ -123,17 +152,52 @@ class Archive(ABC):
         return frozenset(self.names())
 
 
+def several(uri: str, found: list[str]) -> DataError:
+    """What to tell a user of files of which one alone can be meant."""
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return DataError(
+        f"{uri} holds {', '.join(found[:4])}{more}, and only one of them can be meant; give the folder of one, or each "
+        "folder as a source of its own, or remove what is not to be read"
+    )
+
+
 def _depth(name: str) -> tuple[int, str]:
     return name.count("/"), name
 
 
 def resolve(base: str, relative: str) -> str | None:
-    """The member that a file in the folder `base` calls `relative`; None if that is outside of the archive."""
-    name = posixpath.normpath(posixpath.join(base, relative))
+    """The member that a file in the folder `base` calls `relative`; None if that is outside of the archive.
+
+    Windows writes a backslash between the parts of a path.
+    """
+    name = posixpath.normpath(posixpath.join(base, relative.replace("\\", "/")))
     return None if name.startswith(("../", "/")) or name == ".." else name
 
 
 def member_name(name: str) -> str | None:
     """The name as a POSIX path inside of the archive, or None where it points outside."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(name.replace("\\", "/"))
     return None if path.is_absolute() or ".." in path.parts or "\0" in name else path.as_posix()
+
+
+def with_links(uri: str, members: dict[str, T], links: dict[str, str]) -> dict[str, T]:
+    """The visible members of an archive, also by the names that its links (name -> member or folder) give them.
+
+    A link that leads out of the archive, nowhere or to a folder that it is in gives none. Raises DataError where
+    links lead in circles.
+    """
+    found = dict(members)
+    for _ in range(4 if links else 0):  # a link may lead to another
+        known, new = sorted(found), dict[str, T]()
+        for name, target in links.items():
+            if target in found:
+                new[name] = found[target]
+            elif not f"{name}/".startswith(f"{target}/"):
+                start, stop = (bisect.bisect_left(known, target + end) for end in ("/", "0"))  # "0" follows "/"
+                new |= {name + inner[len(target) :]: found[inner] for inner in known[start:stop]}
+        if new.keys() <= found.keys():
+            break
+        found |= new
+        if len(found) > MAX_LINKED * (len(members) + len(links)):
+            raise DataError(f"{uri}: its links lead in circles; pack it without them (tar -h)")
+    return {name: member for name, member in found.items() if not hidden(name)}

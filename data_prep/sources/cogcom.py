@@ -74,7 +74,7 @@ _NAME = re.compile(r"`(\w+)`")
 
 def rows(source: CogcomSource, archive: Archive) -> Iterator[RawRow]:
     """Every chain of every question. Raises DataError if none of the published files is there."""
-    found = [(name, split) for file, split in FILES if (name := archive.find(file)) is not None]
+    found = [(name, split) for file, split in FILES if (name := archive.only(file)) is not None]
     if not found:
         raise DataError(f"{source.uri} holds none of {', '.join(file for file, _ in FILES)}; it is not CogCoM")
     for name, split in found:

@@ -28,7 +28,7 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 def rows(source: EasyVqaSource, archive: Archive) -> Iterator[RawRow]:
     """Every published question. Raises DataError if a split's questions are missing or no JSON list."""
     for split in SPLITS:
-        member = archive.find(f"{split}/questions.json")
+        member = archive.only(f"{split}/questions.json")
         if member is None:
             raise DataError(f"{source.uri} has no {split}/questions.json; it is not the easy-VQA data set")
         questions = [question for _, question in json_items(archive, member)]

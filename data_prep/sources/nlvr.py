@@ -47,7 +47,7 @@ def rows(source: NlvrSource, archive: Archive) -> Iterator[RawRow]:
 
 
 def _examples(source: NlvrSource, archive: Archive, name: str) -> Iterator[tuple[int, str, dict[str, str] | None]]:
-    member = archive.find(f"{name}/{name}.json")
+    member = archive.only(f"{name}/{name}.json")
     if member is None:
         raise DataError(f"{source.uri} has no {name}/{name}.json; it is not the NLVR data set")
     for number, value in json_lines(archive, member):

@@ -50,7 +50,7 @@ _REPLY = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)
 
 def rows(source: OneThinkerSource, archive: Archive) -> Iterator[RawRow]:
     """Every chat; all are for training. Raises DataError if the file is missing."""
-    name = archive.find(FILE)
+    name = archive.only(FILE)
     if name is None:
         raise DataError(f"{source.uri} has no {FILE}; it is not OneThinker-SFT")
     for number, value in json_items(archive, name):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 from PIL import Image
 from pydantic import Field, FiniteFloat
 
 from amvl_core.contracts.sample import Region
-from data_prep.filters import DECOMPRESSION_BOMB, DEGENERATE_BOX, UNREADABLE_IMAGE
-from data_prep.images import JPEG_QUALITY, exif_orientation, to_rgb, turned
+from amvl_core.data import pixels
+from data_prep.filters import DEGENERATE_BOX
+from data_prep.images import JPEG_QUALITY, turned_box
 from data_prep.sources.raw_row import Rejected
+
+T = TypeVar("T")
 
 PublishedBox = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
 """`[x1, y1, x2, y2]` as it stands in a file: four numbers, nothing more is known."""
@@ -23,26 +24,16 @@ Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 
 
-@contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _read(data: bytes, use: Callable[[Image.Image, bytes], T]) -> T:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Rejected(DECOMPRESSION_BOMB, str(error)) from error
-    except (Rejected, MemoryError):
-        raise
-    except Exception as error:  # as in data_prep/images.py
-        raise Rejected(UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200]) from error
+        return pixels.read(data, use)
+    except pixels.PictureError as error:
+        raise Rejected(error.reason, error.detail) from error
 
 
 def image_size(data: bytes) -> Size:
     """Width and height in pixels, from the header alone. Raises Rejected if it is no image."""
-    with _opened(data) as image:
-        return image.size
+    return _read(data, lambda image, _: pixels.raster_size(image))
 
 
 def clipped(box: Sequence[float], size: Size) -> Box:
@@ -66,17 +57,21 @@ def crop(data: bytes, box: Sequence[float], zoom: int = 1) -> bytes:
     JPEG stays JPEG, everything else becomes PNG. The whole image is decoded for it. Raises Rejected if the image cannot
     be read or the box has no area on it.
     """
-    with _opened(data) as image:
-        x1, y1, x2, y2 = clipped(box, image.size)
-        # Whole pixels, and at least one of them.
-        part = to_rgb(image.crop((int(x1), int(y1), int(-(-x2 // 1)), int(-(-y2 // 1)))))
-        part = turned(part, exif_orientation(image))
-        part.info = {}
-        if zoom > 1:
-            part = part.resize((part.width * zoom, part.height * zoom), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        if image.format == "JPEG":
-            part.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        else:
-            part.save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+
+    def decoded(image: Image.Image, read: bytes) -> tuple[Size, int, bool, Image.Image]:
+        size, orientation = pixels.raster_size(image), pixels.exif_orientation(image)
+        return size, orientation, image.format == "JPEG", pixels.upright(image, read)
+
+    size, orientation, is_jpeg, whole = _read(data, decoded)
+    x1, y1, x2, y2 = clipped(box, size)
+    # Whole pixels, and at least one of them.
+    part = whole.crop(turned_box((int(x1), int(y1), int(-(-x2 // 1)), int(-(-y2 // 1))), *size, orientation))
+    part.info = {}
+    if zoom > 1:
+        part = part.resize((part.width * zoom, part.height * zoom), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    if is_jpeg:
+        part.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    else:
+        part.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

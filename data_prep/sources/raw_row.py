@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Split
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE, Drop
-from data_prep.sources.archive_members import Archive, DamagedMemberError, Inner, Ref, Span, resolve
+from data_prep.sources.archive_members import Archive, DamagedMemberError, DeadLinkError, Inner, Ref, Span, resolve
 from data_prep.sources.table import Table
 
 T = TypeVar("T")
@@ -23,30 +24,52 @@ NOTHING_ELSE = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An image inside of a Parquet member: its row group, the row in it, and the column."""
+    """An image inside of a Parquet member: its row group, the row in it, the column, and its number in a list."""
 
     member: str
     group: int
     row: int
     column: str
+    index: int | None = None
 
     def __str__(self) -> str:
         return f"{self.column} of row {self.row} in row group {self.group} of {self.member}"
 
 
-ImageRef = Ref | Cell
-"""Where an image is: a member of the archive, a member of a zip or tar in it, or a cell of a Parquet member."""
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """An image that stands in the row itself: its bytes, or base64 text, also behind `data:image/png;base64,`."""
+
+    data: str | bytes
+
+    def read(self) -> bytes:
+        """The bytes. Raises ValueError where the text is no base64."""
+        if isinstance(self.data, bytes):
+            return self.data
+        head, _, rest = self.data.partition(",") if self.data.startswith("data:") else (";base64", "", self.data)
+        if not head.endswith(";base64"):
+            raise ValueError(f"no base64 follows {head[:60]!r}")
+        text = "".join(rest.split())
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+ImageRef = Ref | Cell | Inline
+"""Where an image is: a member of the archive or of a zip or tar in it, a cell of a Parquet member, or the row."""
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """`fields` are the published ones, plain data; `images` are still to be read; `drop` says why not to convert it."""
+    """`fields` are the published ones, plain data; `images` are still to be read; `drop` says why not to convert it.
+
+    `notes` are what is counted of it, whether it is kept or not: what was passed over.
+    """
 
     sample_id: str
     split: Split
     images: tuple[ImageRef, ...]
     fields: Any
     drop: Drop | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Rejected(Exception):  # noqa: N818  not an error of the program: it ends in a count
@@ -70,16 +93,54 @@ def attempt(sample_id: str, split: Split, make: Callable[..., RawRow], *values: 
         return RawRow(sample_id, split, (), None, rejected.drop)
 
 
-def checked(schema: TypeAdapter[T], value: Any) -> T:
-    """`value` as its format describes it. Raises Rejected with the path of what is wrong."""
+def checked(schema: TypeAdapter[T], value: Any, where: str = "") -> T:
+    """`value` as its format describes it; a field that is null is not there. `where` is what the value is called.
+
+    Raises Rejected with the path of what is wrong.
+    """
     if isinstance(value, Drop):
         raise Rejected(value.reason, value.detail)
+    value = without_nulls(value)
     try:
         return schema.validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Rejected(MALFORMED_ROW, f"{where}: {first['msg']}" if where else first["msg"]) from error
+        parts, what = _wrong(value, error)
+        path = ".".join([where, *parts] if where else parts)
+        raise Rejected(MALFORMED_ROW, f"{path}: {what}" if path else what) from error
+
+
+def without_nulls(value: Any) -> Any:
+    """`value` without the fields that are null, or NaN: tables of rows write that for each that a row lacks."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None and item == item}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _wrong(value: Any, error: ValidationError) -> tuple[list[str], str]:
+    """The path of what is wrong first, and what it is.
+
+    Of a union there is an error for each form that it may have: those that got furthest are of the form that was meant.
+    """
+    found = [
+        (_path(value, each["loc"], each["type"] == "missing"), each["msg"]) for each in error.errors(include_url=False)
+    ]
+    first = found[0][0][:1]
+    paths = [path for path, _ in found if path[:1] == first]
+    deepest = max(paths, key=len)
+    return deepest, " or ".join(dict.fromkeys(message for path, message in found if path == deepest))
+
+
+def _path(value: Any, parts: Sequence[int | str], missing: bool) -> list[str]:
+    """`parts` without the names of forms, which are no keys of `value`."""
+    path = []
+    for number, part in enumerate(parts):
+        inside = isinstance(value, dict) and part in value
+        if inside or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            path.append(str(part))
+            value = value[part]
+        elif missing and number == len(parts) - 1:
+            path.append(str(part))
+    return path
 
 
 def tables(archive: Archive, belongs: Callable[[list[str]], bool]) -> list[tuple[str, Table | Drop]]:
@@ -90,6 +151,8 @@ def tables(archive: Archive, belongs: Callable[[list[str]], bool]) -> list[tuple
             continue
         try:
             table = archive.table(name)
+        except DeadLinkError:
+            raise
         except DataError as error:
             found.append((name, Drop(MALFORMED_ROW, str(error))))
             continue
@@ -102,7 +165,7 @@ def inside(base: str, relative: str) -> str:
     """The member that a file in the folder `base` calls `relative`. Raises Rejected if it is outside of the archive."""
     member = resolve(base, relative)
     if member is None:
-        raise Rejected(MISSING_IMAGE, f"{relative!r} is outside of the archive")
+        raise Rejected(MISSING_IMAGE, f"{relative!r} leads outside of the data; paths count from the file they are in")
     return member
 
 
@@ -118,19 +181,27 @@ def near(archive: Archive, folder: str, path: str) -> str:
     return inside(folder, path)
 
 
-def read_image(archive: Archive, image: ImageRef) -> bytes | Drop:
-    """The bytes of one image, or why there are none."""
+def read_image(archive: Archive | None, image: ImageRef) -> bytes | Drop:
+    """The bytes of one image, or why there are none; what stands in a row itself needs no archive."""
+    if isinstance(image, Inline):
+        try:
+            return image.read()
+        except ValueError as error:
+            return Drop(UNREADABLE_IMAGE, f"an image in the row is not base64: {error}")
     try:
+        assert archive is not None
         if isinstance(image, str):
             return archive.read(image)
         if isinstance(image, Inner):
             return archive.inner(image.archive).read(image.member)
         if isinstance(image, Span):
             return archive.read_span(image)
-        data = archive.table(image.member).image(image.group, image.row, image.column)
+        data = archive.table(image.member).image(image.group, image.row, image.column, image.index)
         return Drop(MISSING_IMAGE, f"{image} is null") if data is None else data
     except KeyError:
-        return Drop(MISSING_IMAGE, f"{image} is not in the archive")
+        return Drop(MISSING_IMAGE, f"{image} is not there")
+    except DeadLinkError as error:
+        return Drop(MISSING_IMAGE, str(error))
     except DamagedMemberError as error:
         return Drop(UNREADABLE_IMAGE, str(error))
     except DataError as error:
@@ -140,8 +211,8 @@ def read_image(archive: Archive, image: ImageRef) -> bytes | Drop:
 
 
 def read_images(archive: Archive, rows: Iterable[RawRow]) -> dict[ImageRef, bytes | Drop]:
-    """Every image that `rows` show, each read once."""
-    wanted = dict.fromkeys(image for row in rows for image in row.images)
+    """Every image that `rows` show and do not hold themselves, each read once."""
+    wanted = dict.fromkeys(image for row in rows for image in row.images if not isinstance(image, Inline))
     return {image: read_image(archive, image) for image in wanted}
 
 
@@ -151,11 +222,7 @@ def images_of(
     """The images of a row in their order, from `payload` or else from `archive`; or why one of them is missing."""
     images: list[bytes] = []
     for image in row.images:
-        if payload is not None:
-            data = payload[image]
-        else:
-            assert archive is not None
-            data = read_image(archive, image)
+        data = payload[image] if payload and image in payload else read_image(archive, image)
         if isinstance(data, Drop):
             return data
         images.append(data)

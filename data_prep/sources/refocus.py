@@ -126,7 +126,7 @@ def _table_row(sample_id: str, split: Split, member: str, row: TableRow) -> RawR
 
 
 def _raw_row(sample_id: str, split: Split, folder: str, archive: Archive, value: object) -> RawRow:
-    if isinstance(value, dict) and "conversations" in value:
+    if isinstance(value, dict) and value.get("conversations") is not None:
         return _old_row(sample_id, split, folder, archive, checked(OLD_FIELDS, value))
     fields = checked(FIELDS, value)
     paths = (fields.get("image"), fields.get("edited_image"))

@@ -24,6 +24,13 @@ def damaged(uri: str, error: Exception) -> DataError:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """An image whose bytes are in a cell; `index` is its number where the cell holds a list."""
+
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TableRow:
     """A row's place, its values without images, and the image columns that are not null; no values: unreadable.
 
@@ -37,7 +44,7 @@ class TableRow:
 
 
 class Table:
-    """Rows of a Parquet file whose image columns are `struct<bytes, path>`, as Hugging Face writes them."""
+    """Rows of a Parquet file. Published image columns are `struct<bytes, path>`, as Hugging Face writes them."""
 
     def __init__(self, uri: str, file: IO[bytes]) -> None:
         self.uri = uri
@@ -80,17 +87,66 @@ class Table:
             there = pc.and_(there, pc.or_(pc.fill_null(pc.invert(empty), True), data.is_valid()))
         return list(there.to_pylist())
 
-    def image(self, group: int, row: int, column: str) -> bytes | None:
+    def own_rows(self, columns: Sequence[str], images: Sequence[str]) -> Iterator[TableRow]:
+        """Every row with the values of `columns`; of `images`, each one that has bytes is `Stored`, others are values.
+
+        They may be bytes, `struct<bytes, path>`, paths, or lists of those. One row group of them is held.
+        """
+        for group in range(self._file.num_row_groups):
+            try:
+                plain = self._file.read_row_group(group, columns=list(columns))
+                shown = {name: self._shown(group, name) for name in images}
+            except (*_UNREADABLE, UnicodeDecodeError):
+                for row in range(self._file.metadata.row_group(group).num_rows):
+                    yield TableRow(group, row, None)
+                continue
+            for row, values in enumerate(_values(plain)):
+                cells = {name: found[row] for name, found in shown.items()}
+                yield TableRow(group, row, None if values is None else {**values, **cells})
+
+    def _shown(self, group: int, name: str) -> list[Any]:
+        found: list[Any] = []
+        for chunk in self._file.read_row_group(group, columns=[name]).column(name).chunks:
+            if not (pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)):
+                found += _stored(chunk, [None] * len(chunk))
+                continue
+            lengths = pc.list_value_length(chunk).to_pylist()
+            items = iter(_stored(chunk.flatten(), [i for length in lengths for i in range(length or 0)]))
+            found += [None if length is None else [next(items) for _ in range(length)] for length in lengths]
+        return found
+
+    def image(self, group: int, row: int, column: str, index: int | None = None) -> bytes | None:
         """The bytes of one image, None where there are none. Raises DataError if its row group is damaged."""
         if group != self._group:
             self._group, self._columns = group, {}
         if column not in self._columns:
             try:
-                self._columns[column] = self._file.read_row_group(group, columns=[f"{column}.bytes"]).column(column)
+                self._columns[column] = self._file.read_row_group(group, columns=self._bytes(column)).column(column)
             except _UNREADABLE as error:
                 raise damaged(self.uri, error) from error
-        value = self._columns[column][row].as_py()
-        return None if value is None else value["bytes"]
+        cell = self._columns[column][row]
+        value = cell.as_py() if index is None else cell.values[index].as_py()
+        data: bytes | None = value["bytes"] if isinstance(value, dict) else value
+        return data
+
+    def _bytes(self, column: str) -> list[str]:
+        """What is read of a column of images: without the paths, where there are any."""
+        schema = self._file.schema
+        leaves = [schema.column(number).path for number in range(len(schema))]
+        own = [leaf for leaf in leaves if leaf == column or leaf.startswith(column + ".")]
+        return [leaf for leaf in own if leaf.endswith(".bytes")] or own
+
+
+def _stored(values: pa.Array, indices: Sequence[int | None]) -> list[Any]:
+    """The images of a column: `Stored` where there are bytes, else what there is, such as a path."""
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        return [Stored(i) if there else None for i, there in zip(indices, values.is_valid().to_pylist(), strict=True)]
+    names = [field.name for field in values.type] if pa.types.is_struct(values.type) else []
+    if "bytes" not in names or pa.types.is_string(values.type.field("bytes").type):
+        return list(values.to_pylist())
+    has = pc.and_(values.is_valid(), pc.struct_field(values, "bytes").is_valid()).to_pylist()
+    paths = pc.struct_field(values, "path").to_pylist() if "path" in names else [None] * len(values)
+    return [Stored(index) if has[row] else paths[row] for row, index in enumerate(indices)]
 
 
 def _values(rows: pa.Table) -> list[dict[str, Any] | None]:

@@ -76,7 +76,7 @@ _ID = re.compile(r"\s*\([\d,\s-]*\)\s*$")
 def files(archive: Archive, annotations: str) -> list[str]:
     """The annotation files of one of the three forms that an archive holds."""
     if annotations == "conversations":
-        found = archive.find(CONVERSATIONS)
+        found = archive.only(CONVERSATIONS)
         return [found] if found else []
     pattern = re.compile(rf"(^|/){FOLDERS[annotations]}/\w+_cot_(train|val|test)\.jsonl$")
     return [name for name in archive.names() if pattern.search(name)]
@@ -90,7 +90,7 @@ def rows(source: VisualCotSource, archive: Archive) -> Iterator[RawRow]:
     folders = _ImageFolders(archive)
     for name in names:
         stem = posixpath.splitext(posixpath.basename(name))[0]
-        values = (json_items if name.endswith(".json") else json_lines)(archive, name)
+        values = (json_lines if source.annotations != "conversations" else json_items)(archive, name)
         for number, value in values:
             split: Split = "train" if "_train" in stem or stem.startswith("viscot") else "test"
             yield attempt(f"{source.name}/{stem}/{number:07d}", split, _row, value, folders)
@@ -98,7 +98,7 @@ def rows(source: VisualCotSource, archive: Archive) -> Iterator[RawRow]:
 
 def _row(sample_id: str, split: Split, value: object, folders: _ImageFolders) -> RawRow:
     fields: Item | Line
-    if isinstance(value, dict) and "conversations" in value:
+    if isinstance(value, dict) and value.get("conversations") is not None:
         fields = checked(ITEM, value)
         path = fields["image"][0].partition("###")[0] if fields["image"] else ""
         image = path.removeprefix("cot/")

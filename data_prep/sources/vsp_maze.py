@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from amvl_core.contracts.config import VspMazeSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
-from data_prep.sources.archive_members import Archive, DamagedMemberError
+from data_prep.sources.archive_members import Archive, DamagedMemberError, DeadLinkError
 from data_prep.sources.raw_row import RawRow, malformed
 
 TEST_ONE_IN = 5
@@ -42,13 +42,13 @@ def _row(archive: Archive, sample_id: str, task: str, question_name: str) -> Raw
 
     try:
         description = text("pure_text")
-    except (KeyError, UnicodeDecodeError, DamagedMemberError):
+    except (KeyError, UnicodeDecodeError, DamagedMemberError, DeadLinkError):
         return malformed(sample_id, "test", "it has no readable description in pure_text, so its split is unknown")
     bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:8], "big")
     split: Split = "test" if bucket % TEST_ONE_IN == 0 else "train"
     try:
         question, answer = text("question"), ANSWERS.get(text("answer"))
-    except (KeyError, UnicodeDecodeError, DamagedMemberError):
+    except (KeyError, UnicodeDecodeError, DamagedMemberError, DeadLinkError):
         return malformed(sample_id, split, "it has no readable question or answer file")
     if answer is None:
         return malformed(sample_id, split, f"the answer is {text('answer')[:20]!r}, not Y or N")

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import bisect
 import io
+import posixpath
 import shutil
+import stat
 import tarfile
 import tempfile
 import zipfile
@@ -15,7 +17,15 @@ from functools import cached_property
 from typing import IO, Any
 
 from amvl_core.contracts.errors import DataError
-from data_prep.sources.archive_members import DAMAGED, Archive, DamagedMemberError, Span, member_name
+from data_prep.sources.archive_members import (
+    DAMAGED,
+    Archive,
+    DamagedMemberError,
+    Span,
+    member_name,
+    resolve,
+    with_links,
+)
 from data_prep.sources.table import damaged
 
 SPOOL_BYTES = 256 * 2**20
@@ -30,9 +40,17 @@ class Zip(Archive):
             self._zip = zipfile.ZipFile(file)
         except DAMAGED as error:
             raise damaged(uri, error) from error
-        infos = [info for info in self._zip.infolist() if not info.is_dir()]
-        named = [(member_name(info.filename), info) for info in infos]
-        self._members = {name: info for name, info in named if name is not None}
+        infos = [info for info in self._zip.infolist() if not info.filename.endswith(("/", "\\"))]
+        named = {name: info for info in infos if (name := member_name(info.filename)) is not None}
+        links = {name: self._leads_to(name, info) for name, info in named.items() if _is_link(info)}
+        members = {name: info for name, info in named.items() if name not in links}
+        self._members = with_links(uri, members, {name: to for name, to in links.items() if to is not None})
+
+    def _leads_to(self, name: str, link: zipfile.ZipInfo) -> str | None:
+        try:
+            return resolve(posixpath.dirname(name), self._zip.read(link).decode())
+        except (*DAMAGED, NotImplementedError, RuntimeError, UnicodeDecodeError):  # of an encrypted one too
+            return None
 
     def names(self) -> list[str]:
         return sorted(self._members)
@@ -67,6 +85,16 @@ class Zip(Archive):
             raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
 
 
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(info.external_attr >> 16)
+
+
+def _leads_to(member: tarfile.TarInfo) -> str | None:
+    """The name that a link in a tar leads to: a hard link counts from the top. None where it is outside."""
+    folder = posixpath.dirname(member.name) if member.issym() else ""
+    return resolve(folder, member.linkname)
+
+
 class Tar(Archive):
     """A tar, compressed or not, read from front to back into `spool`."""
 
@@ -75,26 +103,32 @@ class Tar(Archive):
     def __init__(self, uri: str, file: IO[bytes], decompress: Any, spool: Any) -> None:
         super().__init__(uri)
         self._spool = spool
-        self._members: dict[str, tuple[int, int]] = {}
+        members: dict[str, tuple[int, int]] = {}
+        links: dict[str, str] = {}
         try:
             stream = decompress(file) if decompress else file
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
-                    self._take(tar, member)
+                    if (name := member_name(member.name)) is None:
+                        continue
+                    if member.isreg():
+                        members[name] = self._take(tar, member)
+                    elif (member.issym() or member.islnk()) and (target := _leads_to(member)) is not None:
+                        links[name] = target
             # Past the end marker of the tar: a compressed stream that was cut there, or whose checksum is wrong, fails.
             while stream.read(2**20):
                 pass
         except DAMAGED as error:
             raise damaged(uri, error) from error
 
-    def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        name = member_name(member.name)
-        content = tar.extractfile(member) if member.isreg() else None
-        if name is None or content is None:
-            return
+        self._members = with_links(uri, members, links)
+
+    def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[int, int]:
+        content = tar.extractfile(member)
+        assert content is not None
         offset = self._spool.tell()
         shutil.copyfileobj(content, self._spool, 2**20)
-        self._members[name] = (offset, self._spool.tell() - offset)
+        return offset, self._spool.tell() - offset
 
     def names(self) -> list[str]:
         return sorted(self._members)
@@ -149,17 +183,22 @@ class IndexedTar(Archive):
     def _index(self) -> dict[str, tuple[int, int]]:
         """Offset and size of each member; only the headers are read."""
         found: dict[str, tuple[int, int]] = {}
+        links: dict[str, str] = {}
         try:
             self._file.seek(0)
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                     name = member_name(member.name)
-                    if name is not None and member.isreg() and not member.issparse():
+                    if name is None:
+                        continue
+                    if member.isreg() and not member.issparse():
                         found[name] = member.offset_data, member.size
+                    elif (member.issym() or member.islnk()) and (target := _leads_to(member)) is not None:
+                        links[name] = target
         except DAMAGED as error:
             raise damaged(self.uri, error) from error
-        return found
+        return with_links(self.uri, found, links)
 
     def names(self) -> list[str]:
         return sorted(self._index)

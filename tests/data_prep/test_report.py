@@ -41,7 +41,13 @@ def dataset(folder: Path) -> DatasetRecord:
         shards.append(Shard(file=file.name, split="train", rows=rows, sha256=sha256(file)))
     example = DroppedExample(sample_id=NASTY, detail=NASTY)
     found = SourceReport(
-        source=NASTY, split="train", read=73, kept=70, dropped={"no_answer": 3}, examples={"no_answer": [example]}
+        source=NASTY,
+        split="train",
+        read=73,
+        kept=70,
+        dropped={"no_answer": 3},
+        examples={"no_answer": [example]},
+        notes={NASTY: 7},
     )
     empty = SourceReport(source="e", split="test", read=1, kept=0, dropped={"too_long": 1}, examples={})
     return DatasetRecord(
@@ -83,6 +89,7 @@ def test_the_page_is_well_formed_self_contained_and_escapes_every_text(tmp_path:
     assert page.open == []
     assert page.tags["script"] == page.tags["link"] == 0
     assert NASTY in page.text
+    assert f"What was passed oversourcerowswhat was passed over{NASTY} train7{NASTY}" in page.text
     assert page.tags["figure"] == report.SHOWN_SAMPLES and page.tags["img"] == report.SHOWN_SAMPLES // 2
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert not re.search(r"https?://|url\(|@import", text)

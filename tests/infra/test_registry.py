@@ -37,11 +37,26 @@ from infra.mlflow_client import client
 from infra.tracking import Tracker
 from tests.tiny import amvl_model
 
+FORMS: dict[str, Callable[[list[dict[str, str]]], dict[str, Any]]] = {
+    "dataframe_records": lambda rows: {"dataframe_records": rows},
+    "dataframe_split": lambda rows: {
+        "dataframe_split": {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+    },
+    "inputs": lambda rows: {"inputs": rows},
+    "inputs by column": lambda rows: {"inputs": {name: [row[name] for row in rows] for name in rows[0]}},
+    "instances": lambda rows: {"instances": rows},
+}
+
 
 def picture(width: int = 48, height: int = 32) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "teal").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def picture_text() -> bytes:
+    """A picture that Netpbm writes as text: but for its blanks, letters of base64."""
+    return b"P3\n2\n2\n255\n" + b"1\n22\n133\n" * 4
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +129,8 @@ def test_the_alias_loads_and_answers(tracked: RunConfig, registered: ModelRecord
     assert answers[0] == answers[1]
     encoded = pd.DataFrame({"image": [base64.b64encode(picture()).decode()], "question": ["What colour?"]})
     assert model.predict(encoded) == answers[:1]
+    for image in (base64.encodebytes(picture()), picture_text(), bytearray(picture())):
+        assert len(model.predict(pd.DataFrame({"image": [image], "question": ["What colour?"]}))) == 1
     for bad, message in (
         ({"image": [picture(), b"no picture"], "question": ["a", "b"]}, "row 1: image is no picture"),
         ({"image": [b"P3 2 2 255 x"], "question": ["a"]}, "row 0: image is no picture .* \\(ValueError\\)"),
@@ -354,9 +371,19 @@ def test_a_request_over_http_is_answered_or_refused_with_a_reason(tracked: RunCo
     good = ask({"dataframe_records": [{"image": image, "question": "What colour?"}]})
     assert good.status_code == 200
     assert len(good.json()["predictions"]) == 1
-    rows = [{"image": image, "question": "What colour?"}] * 2
-    for body in ({"inputs": rows}, {"instances": rows}):
-        assert ask(body).json()["predictions"] == good.json()["predictions"] * 2
+    lines, address = base64.encodebytes(picture()).decode(), f"data:image/png;base64,{image}"
+    assert lines.count("\n") > 1
+    for form in FORMS:
+        for text in (image, lines, lines.replace("\n", "\r\n"), address):
+            found = ask(FORMS[form]([{"image": text, "question": "What colour?"}] * 2))
+            assert found.json().get("predictions") == good.json()["predictions"] * 2, (form, found.json())
+        for text in ("%%%", image[:-3], "https://example.org/a.png", "a picture!", f"data:image/png,{image}"):
+            refused = ask(FORMS[form]([{"image": image, "question": "a"}, {"image": text, "question": "a"}]))
+            assert (refused.status_code, refused.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+            assert "row 1: image is text that is not base64" in refused.json()["message"]
+    sheet = f'image,question\n"{lines}",What colour?\n'
+    answered = server.post("/invocations", content=sheet, headers={"Content-Type": "text/csv"})
+    assert answered.json()["predictions"] == good.json()["predictions"]
     for row, reason in (
         ({"image": image, "question": ""}, "row 0: question must be a text"),
         (
@@ -401,7 +428,7 @@ def test_the_command_serves_the_champion_on_loopback(
         while _ask(f"{address}/ping") != (200, None):
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        row = {"image": base64.b64encode(picture()).decode(), "question": "What colour?"}
+        row = {"image": base64.encodebytes(picture()).decode(), "question": "What colour?"}
         status, found = _ask(f"{address}/invocations", {"dataframe_records": [row]})
         assert status == 200, found
         (answer,) = found["predictions"]

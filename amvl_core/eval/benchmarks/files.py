@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
-import binascii
 import csv
 import io
 import json
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
+from amvl_core.data.pixels import UNREADABLE_IMAGE, from_base64
 from amvl_core.eval.benchmarks.benchmark import BadRowError
 
 INDEX_LENGTH = 64
@@ -90,9 +89,9 @@ def image(value: Any) -> bytes:
     if not isinstance(value, str) or not value.strip():
         raise BadRowError("missing_image")
     try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
-        raise BadRowError("unreadable_image", f"not base64: {error}") from error
+        return from_base64(value)
+    except ValueError as error:
+        raise BadRowError(UNREADABLE_IMAGE, f"not base64: {error}") from error
 
 
 def images(cell: Any) -> tuple[bytes, ...]:

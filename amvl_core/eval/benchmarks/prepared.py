@@ -13,8 +13,7 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, load_record
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, StoredSample, placed
 from amvl_core.data.reader import ShardReader
-from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Metric, Question, digest, mean
-from amvl_core.eval.extract import NOTHING, Extraction, last_line
+from amvl_core.eval.benchmarks.benchmark import EXACT, Benchmark, Drop, Metric, Question, digest, mean
 
 
 def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:
@@ -81,12 +80,6 @@ def question_images(sample: StoredSample) -> tuple[bytes, ...]:
     return sample.images[: len(sample.images) - sum(step.count(IMAGE_PLACEHOLDER) for step in sample.steps)]
 
 
-def exact_match(text: str, options: Mapping[str, str]) -> Extraction:
-    """The last line, as the prepared test split has always been scored."""
-    found = last_line(text)
-    return Extraction(found) if found else NOTHING
-
-
 def benchmark(source: str) -> Benchmark:
     """The benchmark of one source's test split."""
     return _exact(source, read(source), {"overall": mean()})
@@ -98,8 +91,7 @@ def test_split(tasks: Iterable[str]) -> Benchmark:
 
 
 def _exact(name: str, read: Callable[[str], Iterator[Question | Drop]], metrics: Mapping[str, Metric]) -> Benchmark:
-    readings = {"exact match": exact_match}
-    return Benchmark(name, None, read, _record, readings, metrics, headline="exact match")
+    return Benchmark(name, None, read, _record, {}, metrics, headline=EXACT)
 
 
 def _everything(uri: str) -> Iterator[Question | Drop]:

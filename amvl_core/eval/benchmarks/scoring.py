@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
-from amvl_core.eval.benchmarks.benchmark import Benchmark, Outcome
+from amvl_core.eval.benchmarks.benchmark import EXACT, OURS, Benchmark, Outcome
 from amvl_core.eval.benchmarks.paper import PAPER
 from amvl_core.eval.extract import Extraction, Extractor, unwrapped
-from amvl_core.eval.score import is_correct
+from amvl_core.eval.score import is_correct, shaped
 from amvl_core.eval.significance import Comparison, Estimate, compare, estimate, percent
 
-OURS = "unwrapped"
 LIKELIHOOD = "likelihood"
 COLUMNS = ("benchmark", "sample_id", "task", "part", "group", "options", "answer", "raw_output")
 LIKELIHOODS = ("candidates", "log_likelihoods")
@@ -62,9 +61,14 @@ def predictions(uri: str, benchmark: str | None = None) -> list[dict[str, Any]]:
 
 
 def readers(benchmark: Benchmark) -> dict[str, Reader]:
-    """The benchmark's harness-compatible extractors, our own, and the likeliest candidate."""
-    texts = {**benchmark.readings, OURS: unwrapped}
-    return {**{name: _of_text(extractor) for name, extractor in texts.items()}, LIKELIHOOD: likeliest}
+    """The benchmark's harness-compatible extractors, or exact match, then our own, and the likeliest candidate."""
+    harness = {name: _of_text(extractor) for name, extractor in benchmark.readings.items()}
+    return {**(harness or {EXACT: exact_match}), OURS: _unwrapped, LIKELIHOOD: likeliest}
+
+
+def exact_match(row: Mapping[str, Any]) -> Extraction:
+    """The last lines, as many as the gold answer has."""
+    return Extraction(shaped(row["raw_output"], row["answer"]) or None)
 
 
 def likeliest(row: Mapping[str, Any]) -> Extraction | None:
@@ -156,3 +160,7 @@ def outcomes(reader: Reader, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Ou
 
 def _of_text(extractor: Extractor) -> Reader:
     return lambda row: extractor(row["raw_output"], json.loads(row["options"]))
+
+
+def _unwrapped(row: Mapping[str, Any]) -> Extraction:
+    return unwrapped(row["raw_output"], json.loads(row["options"]), row["answer"])

@@ -63,6 +63,14 @@ def test_a_preset_survives_json(name: str) -> None:
         ),
         ({"data": {"sources": []}}, "data.sources is empty"),
         ({"evaluation": {"controls": ["sftt"]}}, "controls: 'sftt' is no method; choose of sft, pause, amvl"),
+        (
+            {"data": {"min_pixels": 4097, "max_pixels": 4096}},
+            "data: Value error, max_pixels (4096) must be at least min_pixels (4097); lower both to save memory",
+        ),
+        (
+            {"data": {"min_pixels": 4097}, "evaluation": {"max_pixels": 4096}},
+            "evaluation.max_pixels (4096) must be at least data.min_pixels (4097), which images of benchmarks",
+        ),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
         (
             {"trainer": {"offload": "optimizer", "zero_stage": 0}},

@@ -2,8 +2,8 @@ import pytest
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import DataConfig
-from amvl_core.contracts.errors import StorageError
-from amvl_core.contracts.records import DatasetRecord, Shard, fingerprint, load_record, save_record
+from amvl_core.contracts.errors import DataError, StorageError
+from amvl_core.contracts.records import DatasetRecord, Shard, SourceReport, fingerprint, load_record, save_record
 
 
 def record(uri: str) -> DatasetRecord:
@@ -50,3 +50,12 @@ PINNED = "9cfd39cf7500955a"
 def test_what_has_no_stable_form_is_refused(value) -> None:
     with pytest.raises(TypeError, match="stable form"):
         fingerprint("x", 1, part=value)
+
+
+def test_without_test_rows_what_was_passed_over_is_said() -> None:
+    report = SourceReport(
+        source="s", split="train", read=1, kept=1, dropped={}, examples={}, notes={"val.jsonl is not read": 1}
+    )
+    dataset = DatasetRecord(uri="u", fingerprint="f", schema_version=1, shards=[], kept=1, dropped={}, reports=[report])
+    with pytest.raises(DataError, match=r"no test split .*; s: val\.jsonl is not read"):
+        dataset.check_test_split()

@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import build_processor
 from amvl_core.contracts.config import ModelConfig
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
-from amvl_core.data.encode import IGNORED, Encoder, TokenCounter
+from amvl_core.data.encode import IGNORED, Encoder, PixelBudget, TokenCounter, fitted
 from amvl_core.methods.block import add_latent_tokens, block_text, slot_tokens
+from tests.data_prep.pictures import noise
 from tests.tiny import TINY, picture, stock_folder
 
 SLOTS = slot_tokens(LatentConfig(num_slots=3))
@@ -87,3 +88,51 @@ def test_counting_agrees_with_encoding(width: int, height: int, question: str) -
     assert abs(counted - len(encoded.input_ids)) <= 1
     assert encoded.image_grid_thw is not None and encoded.pixel_values is not None
     assert counter.image_tokens(width, height, 32 * 32, 128 * 128) == np.prod(encoded.image_grid_thw) // 4
+
+
+sides = st.integers(1, 4000)
+
+
+@settings(deadline=None)
+@given(sides, sides, st.integers(1, 10**6), st.integers(0, 10**6))
+def test_sizes_are_those_of_the_stock_image_processor_where_these_are_within_the_budget(
+    width: int, height: int, least: int, room: int
+) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    assume(max(width, height) <= 200 * min(width, height))
+    budget = PixelBudget(least, max(28 * 28, least + room), 28)
+    columns, rows = budget.units(width, height)
+    assert columns >= 1 and rows >= 1 and columns * rows * 28 * 28 <= budget.max_pixels
+    stock_height, stock_width = smart_resize(height, width, 28, budget.min_pixels, budget.max_pixels)
+    if stock_height * stock_width <= budget.max_pixels:
+        assert (columns * 28, rows * 28) == (stock_width, stock_height)
+
+
+@pytest.mark.parametrize("size", [(200, 1), (8, 160), (3, 3), (40, 41), (500, 300)])
+@pytest.mark.parametrize("pixels", [(1, 256), (1024, 1024), (256, 1100), (4096, 65536)])
+def test_no_image_is_larger_than_its_budget_and_it_is_counted_as_it_is(size, pixels) -> None:
+    counter, processor = TokenCounter("", 0, 8, 2), build_processor(TINY)
+    processor.image_processor.size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
+    encoded = Encoder(processor).encode(
+        "s", [Segment("prompt", "<image>Q?"), Segment("answer", "A")], [picture(0, *size)]
+    )
+    tokens = np.prod(encoded.image_grid_thw) // 4
+    assert tokens * 16 * 16 <= pixels[1]
+    assert counter.image_tokens(*size, *pixels) == tokens
+
+
+@pytest.mark.parametrize("size", [(48, 32), (100, 70), (20, 9), (150, 149)])
+def test_what_is_fitted_here_the_stock_image_processor_fits_alike(size) -> None:
+    stock = build_processor(TINY).image_processor
+    stock.size = {"shortest_edge": 32 * 32, "longest_edge": 96 * 96}
+    image = noise(*size)
+    ours = stock(images=[fitted(image, PixelBudget.of(stock))], do_resize=False, return_tensors="np")
+    theirs = stock(images=[image], return_tensors="np")
+    assert np.array_equal(ours["pixel_values"], theirs["pixel_values"])
+    assert np.array_equal(ours["image_grid_thw"], theirs["image_grid_thw"])
+
+
+def test_a_budget_that_holds_no_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_pixels is 783, .* 28 x 28 pixels; set it to at least 784"):
+        PixelBudget(1, 783, 28)

@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.errors import DataError
-from amvl_core.data.encode import Encoder
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.data.encode import Encoder, laid_out
 from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods.sft.config import SftMethod
@@ -22,7 +24,8 @@ STAGE = StageConfig(method=SftMethod(), steps=1, global_batch=12, micro_tokens=8
 def dataset(root: str, rows: Any = None, rank: int = 0, world_size: int = 2) -> StepDataset:
     record = write(root, [rows or [row(number) for number in range(50)]])
     reader = ShardReader(record, "train")
-    return StepDataset(reader, reader.sizes(), Encoder(load_processor(stock_folder()), []), STAGE, 0, rank, world_size)
+    encode = partial(laid_out, Encoder(load_processor(stock_folder())), STAGE.method, LatentConfig())
+    return StepDataset(reader, reader.sizes(0), encode, STAGE, 0, rank, world_size)
 
 
 def test_processes_give_the_same_batches_ahead_of_the_step(tmp_path) -> None:
@@ -58,14 +61,14 @@ def test_an_error_of_the_data_has_its_own_message(tmp_path, workers: int) -> Non
 def test_a_killed_process_is_an_error_and_no_wait_without_end(tmp_path, in_main_thread: bool) -> None:
     """Ray Train runs the loop in a thread, where torch hears of it by looking every five seconds."""
     data = dataset(str(tmp_path), rank=1)
-    encode, parent = data.encoder.encode, os.getpid()
+    encode, parent = data.encode, os.getpid()
 
     def kill(*arguments: Any) -> Any:
         if os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(*arguments)
 
-    data.encoder.encode = kill  # type: ignore[method-assign]
+    data.encode = kill
     caught: list[BaseException] = []
 
     def read() -> None:

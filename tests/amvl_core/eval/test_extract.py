@@ -78,11 +78,53 @@ COLOURS = {"A": "red", "B": "blue", "C": "dark green", "D": "green"}
         ("It does not move. B", "B"),
         ("The answer is B. I don't think the answer is C.", "B"),
         ("Bluetooth", None),
+        *[(text, "B") for text in ("B!", "Option-B", "It is option-B.", "I think 'B'")],
+        *[(text, "B") for text in ("\u201cB\u201d", "\u2192 B", "_B_")],
+        *[(text, "B") for text in ("Answer: **B**", "**Answer: B**", "Answer\uff1aB")],
+        *[(text, "B") for text in ("The answer is $B$.", "\\(B\\)", "B = blue")],
+        *[(text, "B") for text in ("La respuesta es B", "\uff22", "B) blue")],
+        *[(text, "B") for text in ("B: blue", "B \u2713", "\\boxed{\\mathbf{B}}")],
+        *[(text, None) for text in ("B2", "B-52", "A-frame", "R&B", "U.S.A", "A/B", "B'")],
+        *[(text, None) for text in ("A+", "B-", "-B", "C++", "P(A)", "A > B")],
+        *[(text, None) for text in ("C++ is it", "the answer is b < 3", "D'Artagnan", "B's")],
+        *[(text, None) for text in ("The answer is B+.", "B#", "B.C.")],
+        *[(text, None) for text in ("blue-green", "red/blue", "B is wrong")],
+        *[(text, None) for text in ("blue is not the colour", "B cannot be right")],
         ("<answer></answer>", None),
     ],
 )
 def test_our_own_reading_of_an_option(text: str, letter: str | None) -> None:
     assert unwrapped(text, COLOURS) == Extraction(letter)
+
+
+CHINESE = {"A": "红色", "B": "蓝色", "C": "绿色"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        *[(text, "B") for text in ("答案是B", "选B", "B。", "选择B", "答案：B")],
+        *[(text, "B") for text in ("答案为B", "正确答案是B。", "故选B", "应该选B选项", "我选Ｂ")],
+        *[(text, "B") for text in ("B、蓝色", "B.蓝色", "B：蓝色", "（B）", "【B】", "答案是（B）")],
+        *[(text, "B") for text in ("答案是“B”", "选「B」", "选項B", "图中是B", "選擇 B")],
+        *[(text, "B") for text in ("答案是b", "选B，不选A", "答案是B，不是A", "如果选A，会错；选B")],
+        *[(text, "B") for text in ("所以答案：B", "蓝色", "答案是蓝色。", "**答案：B**")],
+        *[(text, "B") for text in ("答えはBです", "正解はB", "정답은 B입니다", "정답: B", "คำตอบคือB")],
+        *[(text, None) for text in ("不选B", "答案不是B", "B不对", "B是错的")],
+        *[(text, None) for text in ("答えはBではない", "B가 아닙니다", "答案是D", "排除B")],
+        *[(text, None) for text in ("A或B", "答案是A或B", "答案是A和B", "选A还是选B")],
+        *[(text, None) for text in ("A、B", "A. 红色 B. 蓝色", "选项A是红色，选项B是蓝色", "不是蓝色")],
+    ],
+)
+def test_a_letter_beside_a_script_without_blanks(text: str, letter: str | None) -> None:
+    assert unwrapped(text, CHINESE) == Extraction(letter)
+
+
+def test_a_letter_that_is_the_text_of_another_option_is_no_answer() -> None:
+    crossed = {"A": "B", "B": "C", "C": "A"}
+    assert unwrapped("B", crossed) == unwrapped("The answer is (B).", crossed) == Extraction(None)
+    assert unwrapped("A. B", crossed) == unwrapped("(A) B", crossed) == Extraction("A")
+    assert unwrapped("B", {"A": "A", "B": "B"}) == Extraction("B")
 
 
 def test_two_options_and_options_without_text() -> None:
@@ -104,6 +146,30 @@ def test_free_text_is_the_last_line_of_the_final_answer() -> None:
     assert unwrapped("It is left.\nAnswer: yes\n", {}) == Extraction("yes")
     assert unwrapped("\n", {}) == Extraction(None)
     assert final_answer("a \\boxed{1 + {2}} b") == "1 + {2}"
+
+
+LIST = "- cup\n- plate"
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "read"),
+    [
+        *[(text, LIST, LIST) for text in (f"I see two.\n{LIST}", f"Answer:\n{LIST}\nThat is all.")],
+        *[(text, LIST, LIST) for text in (f"<answer>{LIST}</answer>",)],
+        *[(text, LIST, LIST) for text in (f"**Answer:** {LIST}", f"```\n{LIST}\n```")],
+        *[(text, LIST, LIST) for text in (f"<think>- a\n- b</think>{LIST}",)],
+        ("Answer: 5\nbecause of that", "5", "5"),
+        *[(text, "yes", "yes") for text in ("**Answer:** yes", "**Answer: yes**", "答案：yes", "yes\n---")],
+        *[(f"Answer: {gold}", gold, gold) for gold in ("-5", ".5", "?", "...", "5%", "2**3")],
+        ("so \\boxed{50\\%}", "50%", "50%"),
+        ("so \\boxed{\\frac{1}{2}}", "1/2", "1/2"),
+        # A gold answer with such marks of its own is compared whole.
+        *[(gold, gold, gold) for gold in ("Finding: none.\nAnswer: normal", "\\boxed{5}")],
+        *[(gold, gold, gold) for gold in ("<answer>5</answer>", "Answer: 5")],
+    ],
+)
+def test_free_text_is_as_long_as_the_gold_answer(text: str, gold: str, read: str) -> None:
+    assert unwrapped(text, {}, gold) == Extraction(read)
 
 
 def test_slips_of_lmms_eval_are_kept() -> None:
@@ -147,6 +213,37 @@ def test_numbers() -> None:
     assert (numerals.lmms_eval("1,200"), numerals.lmms_eval("Twenty-one")) == (1.0, 21.0)
     assert (numerals.vlmevalkit("twenty-one"), numerals.vlmevalkit("[4, 5]"), numerals.vlmevalkit("[4")) == (-1, 4, 4)
     assert numerals.vlmevalkit("[not a list]") is None
+    # As upstream's own function gives them: a list that is indented or has no Python value cannot be read.
+    assert numerals.vlmevalkit("\n [4]") is numerals.vlmevalkit("[{[]: 4}]") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("three hundred and twenty-one", 321),
+        ("It is Two Thousand, five hundred.", 2500),
+        ("one hundred five", 105),
+        ("nine hundred ninety-nine thousand nine hundred and ninety-nine", 999999),
+        ("a hundred", 100),
+        ("thousand and five", 1005),
+        ("twenty-one hundred", 2100),
+        ("forty two cups", 42),
+        ("one apple, room two", 1),
+        ("room 2, one apple", 2),
+        # Slips: words in a row are added up, "million" and "point" end a number, and a word may start within another.
+        ("one, two", 3),
+        ("two million", 2),
+        ("two point five", 2),
+        ("twenty-first", 20),
+        ("caf\u00e9one", 1),
+        ("minus three", 3),
+        ("someone", None),
+        ("and", None),
+    ],
+)
+def test_numbers_in_words_as_lmms_eval_reads_them(text: str, number: float | None) -> None:
+    """The values are those of its `extract_number` (VSI-Bench) at the commit of the recorded outputs."""
+    assert numerals.lmms_eval(text) == number
 
 
 def test_relative_accuracy_of_no_answer_and_of_target_zero() -> None:

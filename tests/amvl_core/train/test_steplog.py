@@ -22,7 +22,7 @@ class Clock:
 def new(clock: Clock, total: int = 100, start: int = 0) -> tuple[StepLog, list[Progress]]:
     events: list[Progress] = []
     watched = watches(StageConfig(method=SftMethod(), steps=1), LatentConfig())
-    return StepLog("sft", total, start, events.append, watched, clock), events
+    return StepLog("sft", total, start, events.append, watched, {}, clock), events
 
 
 def step(log: StepLog, clock: Clock, wait: float, work: float, tokens: int = 1000, skipped: bool = False) -> None:

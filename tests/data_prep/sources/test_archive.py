@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import stat
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
 from data_prep.filters import MISSING_IMAGE, Drop
 from data_prep.sources.archive import open_archive
-from data_prep.sources.archive_members import Inner, Span, resolve
+from data_prep.sources.archive_members import DeadLinkError, Inner, Span, resolve, with_links
 from data_prep.sources.raw_row import read_image
 from tests.data_prep.archives import Files, as_folder, as_tar, as_zip
 
@@ -32,8 +35,10 @@ def test_every_kind_gives_the_same_members(uri: str) -> None:
     with open_archive(uri) as archive:
         assert archive.names() == sorted(FILES)
         assert {name: archive.read(name) for name in archive.names()} == FILES
-        assert archive.find("a.txt") == "top/a.txt"
-        assert archive.find("c.txt") is None
+        assert archive.only("b.bin") == "top/b.bin"
+        assert archive.only("c.txt") is None
+        with pytest.raises(DataError, match=r"holds top/a\.txt, top/deep/a\.txt, and only one of them"):
+            archive.only("a.txt")
         with pytest.raises(KeyError):
             archive.read("top/c.txt")
 
@@ -45,7 +50,7 @@ def test_a_missing_archive_is_named(tmp_path: Path) -> None:
 
 def test_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"x\.txt is neither"), open_archive(str(tmp_path / "x.txt")):
+    with pytest.raises(DataError, match=r"x\.txt is one file and neither"), open_archive(str(tmp_path / "x.txt")):
         pass
 
 
@@ -90,15 +95,67 @@ def test_members_that_point_outside_do_not_exist(tmp_path: Path, name: str, pack
     assert not (tmp_path.parent / "evil.txt").exists()
 
 
-def test_a_folder_does_not_lead_outside(tmp_path: Path) -> None:
-    (tmp_path / "secret.txt").write_text("secret")
+def test_a_path_does_not_lead_out_of_a_folder_but_a_link_may(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("other")
     uri = as_folder(tmp_path / "data", {"a.txt": b"a"})
-    (tmp_path / "data" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "data" / "link.txt").symlink_to(tmp_path / "other.txt")
     with open_archive(uri) as archive:
+        assert archive.read("link.txt") == b"other"
         with pytest.raises(KeyError):
-            archive.read("link.txt")
+            archive.read("../other.txt")
+
+
+@pytest.mark.parametrize("name", ["gone", "gone/a.txt", "self"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
+    uri = as_folder(tmp_path / "data", {"a.txt": b"a"})
+    (tmp_path / "data" / "gone").symlink_to("../nothing")
+    (tmp_path / "data" / "self").symlink_to("self")
+    with open_archive(uri) as archive:
+        assert archive.names() == ["a.txt", "gone", "self"]
+        for read in (archive.open, archive.read):
+            with pytest.raises(
+                DeadLinkError, match=r"data/(gone is a link to \.\./nothing|self is a link to self), which"
+            ):
+                read(name)
+
+
+def test_a_folder_that_is_linked_inside_of_itself_is_listed_once(tmp_path: Path) -> None:
+    uri = as_folder(tmp_path / "data", {"a/b/c.txt": b"c"})
+    (tmp_path / "data/a/b/up").symlink_to("../..")
+    (tmp_path / "data/again").symlink_to("a/b")
+    with open_archive(uri) as archive:
+        assert archive.names() == ["a/b/c.txt", "again/c.txt"]
+
+
+JUNK: Files = dict.fromkeys(
+    [".DS_Store", "a/._x.txt", "__MACOSX/a/x.txt", "a/Thumbs.db", ".git/config", "a/.ipynb_checkpoints/x.txt"], b"junk"
+)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip", "tar in a folder", "s3"])
+def test_hidden_files_are_no_members(tmp_path: Path, s3_bucket: str, kind: str) -> None:
+    files = {"a/x.txt": b"x", **JUNK}
+    uri = as_folder(tmp_path / "data", files)
+    if kind == "s3":
+        storage.upload(tmp_path / "data", uri := f"{s3_bucket}/hidden")
+    elif kind != "folder":
+        pack = as_zip if kind == "zip" else as_tar
+        uri = pack(tmp_path / "x.bin", files)
+    if kind == "tar in a folder":
+        (tmp_path / "set").mkdir()
+        uri = str(Path(as_tar(tmp_path / "set" / "x.tar", files, "w")).parent)
+    with open_archive(uri) as archive:
+        assert set(archive.names()) - {"x.tar"} == {"a/x.txt"}
         with pytest.raises(KeyError):
-            archive.read("../secret.txt")
+            archive.read("a/Thumbs.db")
+
+
+def test_a_compressed_name_is_found_beside_the_plain_one(tmp_path: Path) -> None:
+    with open_archive(as_folder(tmp_path / "x", {"d/train.jsonl.gz": b""})) as archive:
+        assert archive.only("train.jsonl") == "d/train.jsonl.gz"
+    both = pytest.raises(DataError, match=r"holds train\.jsonl, d/train\.jsonl\.gz, and only one")
+    with open_archive(as_folder(tmp_path / "x", {"train.jsonl": b""})) as archive, both:
+        archive.only("train.jsonl")
 
 
 def test_resolve() -> None:
@@ -138,7 +195,7 @@ def test_zips_in_a_folder_are_part_of_it(tmp_path: Path, place: str, s3_bucket: 
             assert archive.read(name) == data
             with archive.open(name) as file:
                 assert file.read() == data
-        assert archive.find("two.txt") == "images/two.txt" and archive.find_folder("x") == "images/x"
+        assert archive.only("two.txt") == "images/two.txt" and archive.find_folder("x") == "images/x"
         located = {name: archive.located(name) for name in (*INSIDE, "a.txt", "gone.txt")}
     assert located["images/x/three.txt"] == Inner("images/in.zip", "x/three.txt")
     assert (located["a.txt"], located["gone.txt"]) == ("a.txt", "gone.txt")
@@ -247,10 +304,76 @@ def test_a_member_that_was_cut_since_it_was_located_is_a_drop(tmp_path: Path) ->
     assert isinstance(found, Drop) and found.reason == "unreadable_image" and "is cut after" in found.detail
 
 
-def test_links_in_a_tar_are_no_members(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        link = tarfile.TarInfo("link.bin")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    with open_archive(str(tmp_path)) as archive:
-        assert archive.names() == ["x.tar"]
+LINKS = {
+    "set/two.txt": "one.txt", "set/three.txt": "two.txt", "set/all": "../other", "set/in": "all/deep",
+    "set/loop": ".", "set/up": "..", "out.txt": "/etc/passwd", "out2.txt": "../x", "set/gone": "nothing",
+    "shown.txt": "set/.hidden.txt",
+}  # fmt: skip
+
+
+def linked_tar(path: Path, mode: str) -> str:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, target in LINKS.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+        for name, data in LINKED.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("hard.txt")
+        info.type, info.linkname = tarfile.LNKTYPE, "set/one.txt"
+        tar.addfile(info)
+    return str(path)
+
+
+def linked_zip(path: Path) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, target in {**LINKS, "hard.txt": "set/one.txt"}.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(info, target)
+        for name, data in LINKED.items():
+            archive.writestr(name, data)
+    return str(path)
+
+
+LINKED: Files = {"set/one.txt": b"1", "other/deep/x.txt": b"x", "set/.hidden.txt": b"h"}
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip", "tar in a folder"])
+def test_links_in_an_archive_lead_inside_of_it(tmp_path: Path, kind: str) -> None:
+    if kind == "zip":
+        uri = linked_zip(tmp_path / "x.zip")
+    else:
+        uri = linked_tar(tmp_path / "x.tar", "w:gz" if kind == "tar.gz" else "w")
+    with open_archive(str(tmp_path) if kind == "tar in a folder" else uri) as archive:
+        found = {name: archive.read(name) for name in archive.names() if name != "x.tar"}
+    ones = dict.fromkeys(["set/one.txt", "set/two.txt", "set/three.txt", "hard.txt"], b"1")
+    xs = dict.fromkeys(["other/deep/x.txt", "set/all/deep/x.txt", "set/in/x.txt"], b"x")
+    assert found == {**ones, **xs, "shown.txt": b"h"}
+
+
+def test_links_in_an_archive_that_lead_in_circles_end(tmp_path: Path) -> None:
+    links = {f"{a}/to-{b}": f"../{b}" for a in "abcdefgh" for b in "abcdefgh" if a != b}
+    with pytest.raises(DataError, match="links lead in circles"):
+        with_links("x", {f"{a}/file": 1 for a in "abcdefgh"}, {name: to[3:] for name, to in links.items()})
+
+
+def test_backslashes_in_a_zip_are_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "y.zip", "w") as archive:
+        for name in ("img!", "img!1.png", "..!evil.txt"):
+            archive.writestr(name, b"x")
+    data = (tmp_path / "y.zip").read_bytes().replace(b"img!", b"img\\").replace(b"..!", b"..\\")
+    (tmp_path / "y.zip").write_bytes(data)
+    with open_archive(str(tmp_path / "y.zip")) as archive:
+        assert archive.names() == ["img/1.png"] and archive.read("img/1.png") == b"x"
+    assert resolve("data", "img\\1.png") == "data/img/1.png" and resolve("", "..\\x") is None
+
+
+@pytest.mark.parametrize("text", [b'{"a": 1}\n', b'{"a": 1}\n' * 500, b""])
+def test_one_compressed_file_is_not_called_damaged(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text))
+    named = pytest.raises(DataError, match=r"x\.jsonl\.gz is one compressed file and neither")
+    with named, open_archive(str(tmp_path / "x.jsonl.gz")):
+        pass

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+import re
 import tracemalloc
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +18,7 @@ from amvl_core.contracts.errors import DataError
 from data_prep.filters import MALFORMED_ROW, Drop
 from data_prep.sources import jsonfiles
 from data_prep.sources.archive import open_archive
-from data_prep.sources.jsonfiles import is_list, json_items, json_lines
+from data_prep.sources.jsonfiles import is_list, json_items, json_lines, json_values
 from tests.data_prep.archives import as_folder, as_zip
 
 
@@ -50,6 +54,13 @@ def test_a_list_is_what_json_reads(items: list[Any], indent: int | None, ascii_:
         (b'[{"a": "\xff"}, {"a": 2}]', [MALFORMED_ROW, {"a": 2}]),
         (b'[{"a": "\\ud800"}, {"a": 2}]', [MALFORMED_ROW, {"a": 2}]),
         (b'[{"a": "\\ud83d\\ude00"}]', [{"a": "\U0001f600"}]),
+        # JSON, but more than is read: where it ends is seen by its brackets.
+        (b'[{"id": ' + b"1" * 5001 + b', "b": "]}"}, 2]', [MALFORMED_ROW, 2]),
+        (b"[" + b"1" * 5001 + b", 2]", [MALFORMED_ROW, 2]),
+        (b'[{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b'}, 2, "a]"]', [MALFORMED_ROW, 2, "a]"]),
+        ('[{"a": "ü"}, 2]'.encode("utf-16"), [{"a": "ü"}, 2]),
+        ('[{"a": "ü"}, 2]'.encode("utf-32-le"), [{"a": "ü"}, 2]),
+        (gzip.compress(b'[{"a": 1}, 2]'), [{"a": 1}, 2]),
         (b'\xef\xbb\xbf[{"a": 1}]', [{"a": 1}]),
         (b" [ ] ", []),
     ],
@@ -65,17 +76,19 @@ def test_an_item_that_is_no_text_is_one_drop(
 @pytest.mark.parametrize(
     ("data", "item"),
     [
-        (b'[{"a": 1}, {"a": 2}, {"a"', 2),  # cut
-        (b'[{"a": 1}, {"a": 2}', 2),  # cut between items
-        (b'[{"a": 1}, {bad}, {"a": 2}]', 1),  # nothing says where the next one begins
-        (b"", 0),
+        (b'[{"a": 1}, {"a": 2}, {"a"', 3),  # cut
+        (b'[{"a": 1}, {"a": 2}', 3),  # cut between items
+        (b'[{"a": 1}, {bad}, {"a": 2}]', 2),  # nothing says where the next one begins
+        (b"", 1),
     ],
 )
 def test_a_list_that_breaks_off_is_refused_like_an_archive_that_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, item: int, chunk: int
 ) -> None:
     monkeypatch.setattr(jsonfiles, "CHUNK_BYTES", chunk)
-    with pytest.raises(DataError, match=f"is cut or damaged: item {item} is not valid JSON .* nothing behind it can"):
+    with pytest.raises(
+        DataError, match=f"is cut or damaged: item number {item} is not valid JSON .* nothing behind it can"
+    ):
         values(tmp_path, data)
 
 
@@ -84,6 +97,59 @@ def test_lines(tmp_path: Path) -> None:
     lines = [b'{"a": 1}', b"", b'{"a": "\xff"}', b'{"a"', b'{"a": "\\ud800"}', deep, b"9" * 5000, '{"a": "ü"}'.encode()]
     found = values(tmp_path, b"\n".join(lines), json_lines)
     assert shown(found) == [{"a": 1}, *[MALFORMED_ROW] * 5, {"a": "ü"}]
+
+
+ROW = {"messages": [], "a": "ü"}
+LINES = "\n".join([json.dumps(ROW, ensure_ascii=False)] * 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LINES.encode("utf-8-sig"),
+        LINES.replace("\n", "\r\n").encode(),
+        LINES.replace("\n", "\r").encode(),
+        LINES.replace("\n", "\n\ufeff").encode(),  # files that were joined
+        LINES.encode("utf-16"),
+        LINES.encode("utf-16-be"),
+        gzip.compress(LINES.encode()),
+        bz2.compress(LINES.encode()),
+        lzma.compress(LINES.encode("utf-16")),
+    ],
+)
+def test_lines_in_any_encoding(tmp_path: Path, data: bytes) -> None:
+    assert values(tmp_path, data, json_lines) == [ROW] * 3
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.jsonl.gz"])
+def test_lines_and_lists_are_told_apart_by_content(tmp_path: Path, name: str) -> None:
+    pretty = json.dumps([ROW, ROW], indent=1).encode()
+    for number, (data, kind) in enumerate([(LINES.encode(), "line"), (pretty, "item"), (b" " + pretty, "item")]):
+        with open_archive(as_folder(tmp_path / str(number), {name: data})) as archive:
+            found = list(json_values(archive, name))
+        assert found == [(kind, place, ROW) for place in range(1, len(found) + 1)] and len(found) >= 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"a": 1,}', r"a comma before }, at character 9: {\"a\": 1, >>> }"),
+        (b'{"a": 1},', "a comma behind the value, at character 9"),
+        (b'{"a": 1} {"b": 2}', "it goes on behind the value, at character 10"),
+        (b"{'a': 1}", "texts stand in double quotes"),
+        (b'{"a": ' + b"7" * 5001 + b"}", "an integer of 5,001 digits, at most 4,300 are read"),
+        (b'{"a": "\xb0\xa1"}', "byte 0xb0 at character 8 is no UTF-8; save the file as UTF-8"),
+        (b"[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, line: bytes, said: str) -> None:
+    drop, good = values(tmp_path, line + b"\n1", json_lines)
+    assert good == 1 and re.search(said, drop.detail) and len(drop.detail) <= 300
+
+
+def test_a_second_list_is_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="goes on behind the end of its list"):
+        values(tmp_path, b'[{"a": 1}]\n[{"a": 2}]')
 
 
 def test_lines_keep_their_numbers(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from amvl_core.data import pixels
 from data_prep.filters import DECOMPRESSION_BOMB, DEGENERATE_BOX, UNREADABLE_IMAGE
 from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.sources.pictures import clipped, crop, image_size
 from data_prep.sources.raw_row import Rejected
 from tests.data_prep.pictures import bomb, decode, encode, noise, png
+from tests.kinds import HEIGHT, WIDTH, kinds
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -59,11 +61,13 @@ def test_a_crop_holds_every_pixel_that_the_box_touches() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_crop_of_a_turned_image_is_upright(orientation: int) -> None:
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_crop_of_a_turned_image_is_upright(form: str, orientation: int) -> None:
     # Boxes are places on the raster as it is published, and it is turned with the rest when it is stored.
     exif = Image.Exif()
     exif[0x0112] = orientation
-    whole = encode(noise(20, 12), exif=exif)
+    whole = encode(noise(20, 12), form, exif=exif)
+    assert image_size(whole) == (20, 12)
     part = decode(crop(whole, (3, 2, 10, 6)))
     stored = standardise(whole, PixelBudget(1, 10**6, 1))
     assert isinstance(stored, StoredImage) and part.getexif().get(0x0112, 1) == 1
@@ -77,3 +81,12 @@ def test_a_crop_of_any_kind_of_image_is_rgb(mode: str) -> None:
     form = "TIFF" if mode == "CMYK" else "PNG"
     image = noise(20, 20).convert("L").convert("I;16") if mode == "I;16" else noise(20, 20).convert(mode)
     assert decode(crop(encode(image, form), (2, 2, 9, 9), zoom=2)).mode == "RGB"
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_a_crop_has_the_pixels_of_the_whole_image(name: str) -> None:
+    data = kinds()[name]
+    assert sorted(image_size(data)) == [HEIGHT, WIDTH]
+    if "turned" not in name:
+        part = decode(crop(data, (2, 3, 20, 30)))
+        assert np.array_equal(part, pixels.decode(data).crop((2, 3, 20, 30)))

@@ -106,10 +106,11 @@ def test_chat_jsonl(tmp_path: Path) -> None:
     assert source == ChatJsonlSource(uri=str(tmp_path / "My Set.tar.gz"), name="my_set")
     listing = listed(source)
     assert [row.drop.reason if row.drop else None for row in listing] == [
-        None, None, MALFORMED_ROW, MISSING_IMAGE, MALFORMED_ROW, MALFORMED_ROW, MALFORMED_ROW, MALFORMED_ROW, None,
+        None, None, None, MISSING_IMAGE, None, MALFORMED_ROW, MALFORMED_ROW, MALFORMED_ROW, None,
     ]  # fmt: skip
     assert len({row.sample_id for row in listing}) == len(listing)
-    first, second, last = converted(source)
+    first, second, again, plain, last = converted(source)
+    assert (again.sample_id, plain.images) == ("my_set/train/x-line-0000003", first.images)
     assert (first.sample_id, first.task, first.steps) == ("my_set/train/x", "colour", ("One.", "Two."))
     assert first.images == (files["pictures/a.png"],)
     assert (second.images, second.task) == ((), "my_set")
@@ -162,20 +163,19 @@ def test_chat_makes_each_question_with_its_answer_a_sample(tmp_path: Path) -> No
         ("<image>Where?", "Here.", (a,)),
     ]
     samples = {name: sample for name, sample in found.items() if isinstance(sample, Conversation)}
-    assert [(sample.question, sample.answer, sample.images) for sample in samples.values()] == 2 * expected
+    seen = [(sample.question, sample.answer, sample.images) for sample in samples.values()]
+    assert seen == [*expected, ("<image>What?", "This.", (a,)), *expected]
     line = "chat/train/line-0000003"
     assert list(samples) == [
         "chat/train/7-0",
         "chat/train/7-1",
         "chat/train/7-2",
+        "chat/train/7-1-line-0000002",
         f"{line}-0",
         f"{line}-1",
         f"{line}-2",
     ]
-    assert [sample.task for sample in samples.values()] == 3 * ["t"] + 3 * ["chat"]
-    assert [(name, drop.reason) for name, drop in found.items() if isinstance(drop, Drop)] == [
-        ("chat/train/line-0000002", MALFORMED_ROW)
-    ]
+    assert [sample.task for sample in samples.values()] == 3 * ["t"] + ["chat"] + 3 * ["chat"]
 
 
 def test_chat_regions(tmp_path: Path) -> None:
@@ -192,7 +192,6 @@ TWICE = turns(("user", "<image>A?"), ("assistant", "a"), ("user", "B?"), ("assis
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (chat_row(region=[]), MALFORMED_ROW),
         (chat_row(messages=[turn | {"weight": 0} for turn in TWICE]), MALFORMED_ROW),
         (chat_row(regions=[{"label": "x", "box": [1, 2, 3]}]), MALFORMED_ROW),
         (chat_row(regions=[{"label": "x", "box": [1, 2, 3, 4], "image": 1}]), MALFORMED_ROW),

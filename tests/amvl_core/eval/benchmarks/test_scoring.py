@@ -9,11 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.records import DatasetRecord, Shard, save_record
-from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, Shard, save_record
+from amvl_core.eval.benchmarks import BENCHMARKS, benchmark_of
 from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.benchmark import Question
-from amvl_core.eval.benchmarks.scoring import compare_checkpoints, draw, predictions, score_benchmark, score_table
+from amvl_core.eval.benchmarks.scoring import (
+    compare_checkpoints,
+    draw,
+    headline,
+    predictions,
+    score_benchmark,
+    score_table,
+)
+from amvl_core.eval.benchmarks.summary import summarise
 from tests.amvl_core.eval.benchmarks import published
 from tests.shards import sample_of, table
 
@@ -116,6 +124,17 @@ def test_prepared_test_splits_go_through_the_same_interface(tmp_path: Path) -> N
     }
     with pytest.raises(DataError, match="holds no prepared dataset"):
         list(benchmark.read(str(tmp_path / "elsewhere")))
+
+
+def test_an_output_that_is_the_gold_answer_is_right_under_every_reading() -> None:
+    golds = ["1. open\n2. close", "name: cup\nnumber: 2", "{\n}", "?", "...", ".5", "-3/4", "5!", "Answer: 5\nBye."]
+    asked = [Question(str(i), "own/words", (), "?", gold) for i, gold in enumerate(golds)]
+    stored = [{**item.row("own"), "raw_output": f"I look.\n{item.answer}\n"} for item in asked]
+    found = score_benchmark(benchmark_of(TEST_SPLIT, ["own/words"]), stored)
+    assert {name: reading.scores["all"].value for name, reading in found.items()} == {"exact match": 1, "unwrapped": 1}
+    assert headline(benchmark_of(TEST_SPLIT, []), stored)[0] == ("1. open\n2. close", True)
+    # The majority's answer is compared in the same way.
+    assert summarise(benchmark_of(TEST_SPLIT, ["own/words"]), stored[:1])[1].majority == 1
 
 
 def test_command_line_scores_one_file_and_compares_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
