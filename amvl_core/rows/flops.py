@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from amvl_core.rows.packed import Span
+from amvl_core.rows.spans import Piece, Rows, Span
 
 PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs per second of a GPU, by what its name contains (NVIDIA's data sheets, SXM)."""
-
-Rows = Sequence[Sequence[Span]]
-"""The packed rows of one step, in the order they run; a later row may continue the first."""
 
 
 def sft_rows(x: int, y: int) -> Rows:
@@ -27,22 +24,22 @@ def sft_rows(x: int, y: int) -> Rows:
 
 def shared_prefix_rows(x: int, y: int, k: int, draws: int = 1) -> Rows:
     """One sample of AMVL as `amvl_core/methods/amvl/prefix.py` lays it out: the context row and the decoder row."""
-    context = [Span(x + k, k), Span(y + k, k, context=(0, x))]
-    return [context, [Span(k + y, y, context=(0, x))] * draws]
+    prefix = (Piece(row=0, span=0, start=0, stop=x),)
+    context = [Span(x + k, k), Span(y + k, k, prefix)]
+    return [context, [Span(k + y, y, prefix)] * draws]
 
 
 def row_flops(config: Any, spans: Sequence[Span]) -> float:
-    """Forward FLOPs of the layers of a text stack over one packed row (`amvl_core/rows/packed.py`)."""
+    """Forward FLOPs of the layers of a text stack over one packed row: of a row and every row that it sees."""
     size, layers = config.hidden_size, config.num_hidden_layers
     kv = size // config.num_attention_heads * config.num_key_value_heads
     total = 0.0
     for span in spans:
-        seen = span.context[1] if span.context else 0
         for layer in range(layers):
             asked = span.read if layer == layers - 1 else span.rows
             total += 2 * span.rows * size * 2 * kv
             total += 2 * asked * (2 * size * size + 3 * size * config.intermediate_size)
-            pairs = asked * (seen + span.rows - asked) + asked * (asked + 1) // 2
+            pairs = asked * (span.keys - asked) + asked * (asked + 1) // 2
             total += 4 * size * pairs
     return total
 
@@ -69,13 +66,14 @@ def prefill_flops(config: Any, x: int, k: int | None) -> float:
     """Up to the first token behind a prompt of x tokens; with `k`, of a latent block that is filled behind it."""
     if k is None:
         return row_flops(config, [Span(x, read=x)]) + _head_flops(config, 1)
-    reading, decoding = Span(x + 1 + k, read=x + 1 + k), Span(k + 1, read=k + 1, context=(0, x + 1))
+    prompt = (Piece(row=0, span=0, start=0, stop=x + 1),)
+    reading, decoding = Span(x + 1 + k, read=x + 1 + k), Span(k + 1, read=k + 1, context=prompt)
     return row_flops(config, [reading]) + row_flops(config, [decoding]) + _head_flops(config, 1)
 
 
 def decode_flops(config: Any, seen: int) -> float:
     """One further token behind `seen`."""
-    return row_flops(config, [Span(1, read=1, context=(0, seen))]) + _head_flops(config, 1)
+    return row_flops(config, [Span(1, read=1, context=(Piece(0, 0, 0, seen),))]) + _head_flops(config, 1)
 
 
 def vision_flops(config: Any, patches: float, images: float) -> float:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from amvl_core.rows.flops import Rows
-from amvl_core.rows.packed import Span
+from amvl_core.rows.spans import Rows, Span
 from infra.plan.shapes import TextShape, VisionShape
 
 Offload = Literal["none", "optimizer", "parameters"]
@@ -133,10 +132,10 @@ def _layer(text: TextShape, spans: Sequence[Span], width: int, *, last: bool) ->
     rows, size = _count(spans), text.hidden_size
     asked = [span.read if last else span.rows for span in spans]
     total = sum(asked)
-    continued = sum(count for span, count in zip(spans, asked, strict=True) if count != _keys(span))
+    continued = sum(count for span, count in zip(spans, asked, strict=True) if count != span.keys)
     plain = total if continued < total else 0  # views of one tensor, which is kept whole
-    keys = rows if any(span.context is None for span in spans) else 0
-    keys += sum(_keys(span) for span in spans if span.context)  # joined with what they continue
+    keys = rows if any(not span.context for span in spans) else 0
+    keys += sum(span.keys for span in spans if span.context)  # joined with what they continue
     norms = _norm(width) * (rows + total) * size
     picked = width * total * size if total < rows else 0
     attention = width * size * (plain + continued + 2 * total)  # queries, outputs, outputs of all spans joined
@@ -152,7 +151,7 @@ def _norm(width: int) -> int:
 def _masks(text: TextShape, spans: Sequence[Span], width: int) -> float:
     """Masks of the spans that continue another, for the inner layers and for the last one."""
     group = text.num_attention_heads // text.num_key_value_heads
-    pairs = sum(count * _keys(span) for span in spans for count in (span.rows, span.read) if count != _keys(span))
+    pairs = sum(count * span.keys for span in spans for count in (span.rows, span.read) if count != span.keys)
     return float(width * group * pairs)
 
 
@@ -171,10 +170,6 @@ def _vision(vision: VisionShape, step: Step) -> tuple[float, float]:
 
 def _count(spans: Sequence[Span]) -> int:
     return sum(span.rows for span in spans)
-
-
-def _keys(span: Span) -> int:
-    return span.rows + (span.context[1] if span.context else 0)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl.gaussian import Gaussian
-from amvl_core.rows.packed import Context, Span, run_row
+from amvl_core.rows.attention import Context
+from amvl_core.rows.packed import run_row
+from amvl_core.rows.spans import Piece, Span
 
 PosteriorPositions = Literal["natural", "aligned"]
 
@@ -152,7 +154,7 @@ def decode(
         for row in s.decoder_row(z, slots)
     ]
     spans = [_decoder_span(i, block, len(slots)) for i, block in enumerate(reading.blocks)]
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans * len(latent_MBKZ), reading.context)
+    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans * len(latent_MBKZ), [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=len(latent_MBKZ))
 
 
@@ -168,10 +170,10 @@ def decode_without_block(model: Any, batch: Batch, reading: Reading) -> tuple[Te
         )
     ]
     spans = [
-        Span(block.answer, read=block.answer - block.first_label, context=(2 * i, block.prefix - 2))
+        Span(block.answer, read=block.answer - block.first_label, context=(_x(i, block.prefix - 2),))
         for i, block in enumerate(reading.blocks)
     ]
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, reading.context)
+    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
 
 
@@ -235,15 +237,20 @@ def joined(rows: Sequence[Rows]) -> Rows:
     return Rows(torch.cat([row.embeds_ND for row in rows]), torch.cat([row.positions_3N for row in rows], 1))
 
 
+def _x(number: int, rows: int) -> Piece:
+    """The first `rows` of x of sample `number`, in the context row."""
+    return Piece(row=0, span=2 * number, start=0, stop=rows)
+
+
 def _context_spans(number: int, block: Block, num_slots: int) -> tuple[Span, Span]:
     """Of sample `number`: x with the prior's slots; y with the posterior's slots, which continue x."""
-    behind = Span(block.answer + num_slots, read=num_slots, context=(2 * number, block.prefix))
+    behind = Span(block.answer + num_slots, read=num_slots, context=(_x(number, block.prefix),))
     return Span(block.prefix + num_slots, read=num_slots), behind
 
 
 def _decoder_span(number: int, block: Block, num_slots: int) -> Span:
     """Of sample `number`: Z, end marker and y, which continue x; read from the first row that predicts a label."""
-    return Span(num_slots + block.answer, read=block.answer - block.first_label, context=(2 * number, block.prefix))
+    return Span(num_slots + block.answer, read=block.answer - block.first_label, context=(_x(number, block.prefix),))
 
 
 def _predicted(batch: Batch, blocks: list[Block]) -> tuple[Tensor, Tensor]:

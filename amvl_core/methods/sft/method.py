@@ -13,7 +13,8 @@ from amvl_core.data.encode import IGNORED
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
-from amvl_core.rows.packed import Span, run_row
+from amvl_core.rows.packed import run_row
+from amvl_core.rows.spans import Span
 
 
 class Sft(Method):
