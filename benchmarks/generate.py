@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from amvl_core.methods.amvl import cost
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.rows.flops import decode_flops, prefill_flops
 from benchmarks.measure import Step, device_name, interleaved
@@ -67,7 +68,7 @@ def measure(stock: Any, ours: Any, x: int, tokens: int, repeats: int) -> dict[st
         "x": x,
         "ttft_vs_stock": round(seconds["ours 1"] / seconds["stock 1"], 4),
         "per_token_vs_stock": round(per_token["ours"] / per_token["stock"], 4),
-        "ttft_flops_limit": round(prefill_flops(text, x, k) / prefill_flops(text, x, None), 4),
+        "ttft_flops_limit": round(cost.prefill_flops(text, x, k) / prefill_flops(text, x), 4),
         "per_token_flops_limit": round(decode_flops(text, x + k + 2) / decode_flops(text, x), 4),
     }
 

@@ -39,11 +39,12 @@ from amvl_core.contracts.records import DatasetRecord
 from amvl_core.data.batch import Batch
 from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
+from amvl_core.methods.amvl.cost import shared_prefix_rows
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.prefix import find_blocks
 from amvl_core.methods.amvl.presets import demo, paper
 from amvl_core.methods.method import Method
-from amvl_core.rows.flops import sft_rows, shared_prefix_rows
+from amvl_core.rows.flops import sft_rows
 
 STAGES = ("sft", "amvl")
 ROWS = 450_000

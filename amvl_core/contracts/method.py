@@ -21,6 +21,7 @@ from amvl_core.contracts.watch import Watch
 if TYPE_CHECKING:
     from amvl_core.contracts.ablations import Table
     from amvl_core.contracts.config import RunConfig
+    from amvl_core.methods.cost import Cost
 
 METHODS = ("sft", "pause", "amvl")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
@@ -55,6 +56,11 @@ class MethodConfig(Frozen):
     def added_tokens(self, latent: LatentConfig) -> int:
         """How many tokens the layout adds to what a sample has in its shard, at most."""
         return 0
+
+    def cost(self, latent: LatentConfig) -> Cost:
+        """What a training step takes, for the planner: that of one plain row."""
+        cost: Cost = import_module("amvl_core.methods.cost").Cost(self.added_tokens(latent))
+        return cost
 
     def follows(self, before: MethodConfig) -> bool:
         """Whether a stage may start from the checkpoint of `before`: one of the same kind, or of a stock model.

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.watch import OVER, Watch
+from amvl_core.methods.amvl.cost import AmvlCost
 from amvl_core.methods.block import BlockMethod
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class AmvlMethod(BlockMethod):
         if self.ntp_weight == self.beta_max == self.gamma_max == 0:
             raise ValueError("ntp_weight, beta_max and gamma_max are all 0: nothing is left to learn from")
         return self
+
+    def cost(self, latent: LatentConfig) -> AmvlCost:
+        """On a shared prefix, with as many draws as there are."""
+        return AmvlCost(latent, self.posterior_samples)
 
     def watches(self, latent: LatentConfig) -> list[Watch]:
         """The KL per latent dimension: too small once a weight is warmed up, too large while the forward one is 0.

@@ -6,10 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from amvl_core.rows.flops import sft_flops, shared_prefix_flops, three_pass_flops, vision_flops
-from infra.plan.shapes import PUBLISHED, VisionShape
-
-SEVEN_B = PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"].text
+from amvl_core.rows.flops import vision_flops
+from infra.plan.shapes import VisionShape
 
 
 def test_the_vision_encoder() -> None:
@@ -23,17 +21,3 @@ def test_the_vision_encoder() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(pixels, torch.tensor([[1, side, side]] * images))
     assert vision_flops(shape, patches, images) == pytest.approx(counter.get_total_flops(), rel=1e-9)
-
-
-@pytest.mark.parametrize(("x", "y", "shared", "three"), [(1024, 128, 1.10, 2.89), (2048, 128, 1.04, 2.94)])
-def test_the_limits_of_the_shared_prefix_at_7b(x: int, y: int, shared: float, three: float) -> None:
-    """The figures of the study that the shared prefix is built on; two decimals."""
-    plain = sft_flops(SEVEN_B, x, y, y)
-    assert shared_prefix_flops(SEVEN_B, x, y, 8) / plain == pytest.approx(shared, abs=0.01)
-    assert three_pass_flops(SEVEN_B, x, y, 8) / plain == pytest.approx(three, abs=0.01)
-
-
-def test_draws_repeat_the_decoder_row_alone() -> None:
-    one, two, three = (shared_prefix_flops(SEVEN_B, 1024, 128, 8, draws=draws) for draws in (1, 2, 3))
-    assert three - two == pytest.approx(two - one, rel=1e-12)
-    assert two - one < 0.2 * one

@@ -10,12 +10,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.cost import shared_prefix_rows
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
-from amvl_core.rows.flops import sft_rows, shared_prefix_rows
+from amvl_core.rows.flops import sft_rows
 from benchmarks.measure import peak_bytes
 from benchmarks.shapes import SPECIAL, model_config, text_batch
 from infra.plan.memory import Step, joined, states, step_peak

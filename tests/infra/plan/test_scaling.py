@@ -40,7 +40,8 @@ def test_the_paper_s_run(row: list[str], capsys: pytest.CaptureFixture[str]) -> 
     fits, found = planned(capsys, *options(row[0]))
     assert fits
     stage = found["stages"]["amvl"]
-    hours = [f"{found[name]:.1f} h" for name in ("hours", "three_pass_hours", "sft_hours")]
+    ways = found["hours_by_way"]
+    hours = [f"{value:.1f} h" for value in (found["hours"], ways["three_pass"], ways["sft"])]
     assert row[1:] == [f"{stage['needed_gib']:.1f}", *hours, f"{stage['network_share']:.0%}".replace("%", " %")]
 
 
