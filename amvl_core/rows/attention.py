@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from amvl_core.rows.spans import Piece, Rows, Span, located
+from amvl_core.rows.spans import Piece, Rows, Span, located, of_one_row
 
 
 class KeyValues(NamedTuple):
@@ -51,7 +51,7 @@ def plan_row(
 
     `repeats` query heads share a key-value head; `like` says where and in which dtype.
     """
-    kind = _OneRowSpans if all(span.rows == 1 for span in spans) else _LongSpans
+    kind = _OneRowSpans if of_one_row(spans) else _LongSpans
     return kind(spans, before, queries, repeats, like)
 
 

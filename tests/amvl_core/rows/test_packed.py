@@ -185,9 +185,12 @@ def errors(model: Any, case: Case) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("dtype", "outputs_within", "gradients_within"),
     [
-        # Measured worst case over 300 random cases.
+        # Measured worst case over 300 random cases: 1.4e-16 and 1.8e-14. The stock norms round to float32: where they
+        # once round another way, a gradient is off by 1e-7.
         (torch.float64, 1e-12, 1e-6),
-        (torch.float32, 1e-5, 2e-5),
+        # 1.7e-7 and 1.2e-5.
+        (torch.float32, 1e-6, 1e-4),
+        # 4.7e-3 and 5.7e-2.
         (torch.bfloat16, 1e-2, 1e-1),
     ],
     ids=["float64", "float32", "bfloat16"],
@@ -327,20 +330,3 @@ def test_a_pass_without_gradient_does_not_take_it_from_the_next() -> None:
 def test_a_piece_that_is_not_there_is_refused(piece: Piece, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         run_row(text_model(), torch.zeros(5, SIZE), torch.zeros(3, 5), [Span(3, 0), Span(2, 2, (piece,))])
-
-
-if __name__ == "__main__":
-    import sys
-    import time
-
-    torch.set_num_threads(1)
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        for cp in (False, True):
-            model = text_model(dtype)
-            if cp:
-                model.activation_checkpointing_enable()
-            worst = [0.0, 0.0]
-            t = time.time()
-            for seed in range(int(sys.argv[1])):
-                worst = [max(a, b) for a, b in zip(worst, errors(model, random_case(seed)))]
-            print(dtype, cp, worst, time.time() - t)

@@ -16,6 +16,8 @@ from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
 from amvl_core.rows.flops import sft_rows, shared_prefix_rows
+from amvl_core.rows.packed import run_row
+from amvl_core.rows.spans import Piece, Span
 from benchmarks.measure import peak_bytes
 from benchmarks.shapes import SPECIAL, model_config, text_batch
 from infra.plan.memory import Step, joined, states, step_peak
@@ -107,6 +109,37 @@ def test_the_peak_of_a_step_that_trains_the_vision_encoder(dtype: torch.dtype, c
         Step(rows, text_tokens, side * side, dtype.itemsize, checkpointing, trained=True),
     )
     assert planned.total == pytest.approx(peak_bytes(step), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("dtype", "checkpointing"), list(product((torch.float32, torch.bfloat16), (False, True))))
+def test_the_peak_of_states_that_are_fed_back(dtype: torch.dtype, checkpointing: bool) -> None:
+    """Four samples: x, twelve slots in a row each, and an answer that sees all of them."""
+    model = small(Qwen2_5_VLForConditionalGeneration, WIDE, dtype)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    samples, x, y, slots = 4, 96, 16, 12
+    chains = [(Piece(0, i, 0, x),) for i in range(samples)]
+    rows = [[Span(x, read=1)] * samples]
+    for number in range(1, slots + 1):
+        rows.append([Span(1, 1, chain) for chain in chains])
+        chains = [(*chain, Piece(number, i, 0, 1)) for i, chain in enumerate(chains)]
+    rows.append([Span(y, y, chain) for chain in chains])
+    ids = torch.randint(SPECIAL, model.config.text_config.vocab_size, (samples * (x + y),))
+
+    def forward() -> torch.Tensor:
+        embeds = model.get_input_embeddings()(ids)
+        hidden, before = embeds[: samples * x], []
+        for spans in rows:
+            if spans is rows[-1]:
+                hidden = embeds[samples * x :]
+            hidden, context = run_row(model.model.language_model, hidden, torch.zeros(3, len(hidden)), spans, before)
+            before.append(context)
+        return torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), ids[samples * x :])
+
+    forward().backward()
+    peak = peak_bytes(lambda: forward().backward())
+    step = Step(rows, samples * y, 0, dtype.itemsize, checkpointing, trained=True)
+    assert step_peak(text_shape(model), VisionShape(32, 512), step).total == pytest.approx(peak, rel=TOLERANCE)
 
 
 def test_samples_of_a_micro_batch_add_up() -> None:
