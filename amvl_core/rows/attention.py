@@ -109,13 +109,13 @@ class _LongSpans(Plan):
         rows = zip(query_RHC.split(self.queries), *(part.split(self.sizes) for part in own), strict=True)
         for (query_MHC, *key_value), context, mask in zip(rows, self.contexts, self.masks, strict=True):
             if len(query_MHC):
-                seen = [
+                key_SGC, value_SGC = (
                     torch.cat([*chain.from_iterable(pieces[row][kind][place] for row, place in context), behind])
                     if context
                     else behind
                     for kind, behind in enumerate(key_value)
-                ]
-                outputs.append(_attend(module, query_MHC, *seen, mask))
+                )
+                outputs.append(_attend(module, query_MHC, key_SGC, value_SGC, mask))
         return torch.cat(outputs)
 
 

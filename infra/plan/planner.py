@@ -16,6 +16,7 @@ from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
 from amvl_core.data.order import num_steps
 from amvl_core.rows import flops
+from amvl_core.rows.spans import Rows
 from infra.plan import memory
 from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
 from infra.plan.shapes import ModelShape, Part, model_shape, parameters
@@ -272,7 +273,7 @@ class _Job:
         }
         return {**{part: value / GIB for part, value in parts.items()}, "reserve": RESERVE_GIB}, peak.name
 
-    def rows(self, stage: StageConfig, sample: Workload) -> flops.Rows:
+    def rows(self, stage: StageConfig, sample: Workload) -> Rows:
         """The packed rows of one sample."""
         if stage.method.kind == "amvl":
             slots = self.config.latent.num_slots

@@ -26,7 +26,8 @@ from infra.plan.shapes import TextShape, VisionShape
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks.shapes builds the 7B shape on a GPU")
 
 TOLERANCE = 0.08
-"""The planner promises 15 %. The worst of the cases below is 4.3 % off, 6.8 % with a trained vision encoder."""
+"""The planner promises 15 %. The worst of the cases below is 4.3 % off, 6.8 % with a trained vision encoder,
+5.8 % where states are fed back."""
 
 WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3}
 DEEP = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8}
@@ -111,13 +112,13 @@ def test_the_peak_of_a_step_that_trains_the_vision_encoder(dtype: torch.dtype, c
     assert planned.total == pytest.approx(peak_bytes(step), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("dtype", "checkpointing"), list(product((torch.float32, torch.bfloat16), (False, True))))
-def test_the_peak_of_states_that_are_fed_back(dtype: torch.dtype, checkpointing: bool) -> None:
-    """Four samples: x, twelve slots in a row each, and an answer that sees all of them."""
-    model = small(Qwen2_5_VLForConditionalGeneration, WIDE, dtype)
-    if checkpointing:
-        model.activation_checkpointing_enable()
-    samples, x, y, slots = 4, 96, 16, 12
+def test_the_peak_of_states_that_are_fed_back() -> None:
+    """Four samples: x, sixteen slots in a row each, and an answer that sees all of them.
+
+    With a copy of x for every slot the plan would be 20 % higher.
+    """
+    model = small(Qwen2_5_VLForConditionalGeneration, {**WIDE, "num_hidden_layers": 2}, torch.float32)
+    samples, x, y, slots = 4, 96, 16, 16
     chains = [(Piece(0, i, 0, x),) for i in range(samples)]
     rows = [[Span(x, read=1)] * samples]
     for number in range(1, slots + 1):
@@ -138,7 +139,7 @@ def test_the_peak_of_states_that_are_fed_back(dtype: torch.dtype, checkpointing:
 
     forward().backward()
     peak = peak_bytes(lambda: forward().backward())
-    step = Step(rows, samples * y, 0, dtype.itemsize, checkpointing, trained=True)
+    step = Step(rows, samples * y, 0, width=4, checkpointing=False, trained=True)
     assert step_peak(text_shape(model), VisionShape(32, 512), step).total == pytest.approx(peak, rel=TOLERANCE)
 
 
