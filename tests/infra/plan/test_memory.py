@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl.config import AmvlMethod
@@ -130,10 +131,11 @@ def test_the_peak_of_states_that_are_fed_back() -> None:
     def forward() -> torch.Tensor:
         embeds = model.get_input_embeddings()(ids)
         hidden, before = embeds[: samples * x], []
+        text = backbone_of(model).text(model)
         for spans in rows:
             if spans is rows[-1]:
                 hidden = embeds[samples * x :]
-            hidden, context = run_row(model.model.language_model, hidden, torch.zeros(3, len(hidden)), spans, before)
+            hidden, context = run_row(text, hidden, torch.zeros(3, len(hidden)), spans, before)
             before.append(context)
         return torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), ids[samples * x :])
 
