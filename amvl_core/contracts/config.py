@@ -289,7 +289,7 @@ class TrainerConfig(Frozen):
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints to resume from")
-    keep_last: int = Field(2, ge=1, description="checkpoints kept while a stage runs, beside that of the lowest loss")
+    keep_last: int = Field(2, ge=1, description="checkpoints kept while a stage runs")
     log_every: int = Field(1, ge=1, description="optimiser steps between logged metrics")
     loader_workers: int = Field(4, ge=0, description="processes per worker that decode images ahead of the step")
     max_failures: int = Field(3, ge=0, description="how often a failed worker group is started again")

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from amvl_core.contracts.errors import DataError
 
-Z_95 = 1.959963984540054
+Z_95 = float(stats.norm.ppf(0.975))
 RESAMPLES = 10_000
 
 
@@ -146,9 +147,7 @@ def sign_flip_p(changes: Sequence[Unit], seed: int = 0) -> float:
 
 def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact two-sided p: how likely a fair coin divides the changed items at least this unevenly."""
-    changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, tail / 2 ** (changed - 1)) if changed else 1.0
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def table(rows: Iterable[tuple[str, Comparison]], first: str, second: str, seed: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -55,13 +54,12 @@ class Stored(BaseModel):
 
 
 class Marker(BaseModel):
-    """`complete.json`. `loss` is the mean of the losses logged since the checkpoint before; None if there is none."""
+    """`complete.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     world_size: int
-    loss: float | None
     files: dict[str, Stored]
 
 
@@ -93,10 +91,10 @@ class Checkpoints:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.failed = 0
 
-    def save(self, engine: Engine, step: int, loss: float | None, history: list[Progress]) -> bool:
-        """Writes the state after `step` optimiser steps; keeps the last `keep_last` and the one of the lowest loss.
+    def save(self, engine: Engine, step: int, history: list[Progress]) -> bool:
+        """Writes the state after `step` optimiser steps, and keeps the last `keep_last`.
 
-        `loss` and `history` are rank 0's. If the storage fails, what was written is removed, there is a warning, and
+        `history` is rank 0's. If the storage fails, what was written is removed, there is a warning, and
         every rank returns False. The checkpoints before are as they were. Raises StorageError at the `MAX_FAILED`th
         failure in a row.
         """
@@ -104,7 +102,7 @@ class Checkpoints:
         share = engine.share(self.rank, self.world_size)
         files, problem = self._everywhere(partial(_write_pieces, folder, self.rank, share))
         if problem is None:
-            problem = self._on_first(lambda: self._finish(folder, step, loss, files, history))
+            problem = self._on_first(lambda: self._finish(folder, step, files, history))
         if problem is None:
             self.failed = 0
             problem = self._on_first(self._prune)
@@ -143,30 +141,15 @@ class Checkpoints:
                     _copy(tensors, stored, piece)
         engine.publish()
 
-    def best(self, loss: float | None) -> Marker | None:
-        """The checkpoint of the lowest loss, if that is lower than `loss`, rank 0's loss at the end of the stage."""
-
-        def find() -> Marker | None:
-            found = _best(_markers(self.uri))
-            return found if found and _loss(found) < (math.inf if loss is None else loss) else None
-
-        marker: Marker | None = self._from_first(find)
-        if marker is not None and (damage := self._damage(marker)):
-            self._say(f"the checkpoint of the lowest loss, after step {marker.step}, is damaged ({damage})")
-            return None
-        return marker
-
-    def _finish(self, folder: str, step: int, loss: float | None, files: list[Any], history: list[Progress]) -> None:
+    def _finish(self, folder: str, step: int, files: list[Any], history: list[Progress]) -> None:
         content = json.dumps([asdict(event) for event in history]).encode()
         storage.write_bytes(storage.join(folder, HISTORY), content)
         stored = {name: file for part in files for name, file in part.items()} | {HISTORY: _stored(content, {})}
-        marker = Marker(step=step, world_size=self.world_size, loss=loss, files=stored)
+        marker = Marker(step=step, world_size=self.world_size, files=stored)
         storage.write_bytes(storage.join(folder, MARKER), marker.model_dump_json().encode())
 
     def _prune(self) -> None:
-        markers = _markers(self.uri)
-        best = _best(markers)
-        keep = {_tag(marker.step) for marker in (*markers[-self.keep_last :], *([best] if best else []))}
+        keep = set(_complete(self.uri)[-self.keep_last :])
         for tag in storage.list_names(self.uri):
             if tag not in keep:
                 storage.remove(storage.join(self.uri, tag, MARKER))  # first, so that it counts no longer
@@ -258,12 +241,6 @@ def write_model(model: Any, processor: Any, state: dict[str, Any], folder: Path)
     processor.save_pretrained(folder)
 
 
-def mean_loss(history: list[Progress], since: int) -> float | None:
-    """Mean of the losses logged after step `since`; None if there is none."""
-    losses = [event.metrics["loss"] for event in history if event.done > since and "loss" in event.metrics]
-    return sum(losses) / len(losses) if losses else None
-
-
 def _write_pieces(folder: str, rank: int, pieces: list[Piece]) -> dict[str, Stored]:
     """Writes this rank's pieces, a file at a time."""
     files = {}
@@ -339,15 +316,3 @@ def _marker(uri: str, tag: str) -> Marker | None:
         return Marker.model_validate_json(storage.read_bytes(storage.join(uri, tag, MARKER)))
     except ValidationError:
         return None
-
-
-def _markers(uri: str) -> list[Marker]:
-    return [marker for tag in _complete(uri) if (marker := _marker(uri, tag)) is not None]
-
-
-def _loss(marker: Marker) -> float:
-    return math.inf if marker.loss is None else marker.loss
-
-
-def _best(markers: list[Marker]) -> Marker | None:
-    return min(markers, key=_loss, default=None)

@@ -18,7 +18,6 @@ from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.progress import Advice, Progress, ProgressFn
 from amvl_core.contracts.records import (
     CHECKPOINTS,
-    BestModel,
     CheckpointRecord,
     DatasetRecord,
     load_record,
@@ -31,7 +30,7 @@ from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods.method import Clock, Method
-from amvl_core.train.checkpoint import Checkpoints, Due, mean_loss, save_model
+from amvl_core.train.checkpoint import Checkpoints, Due, save_model
 from amvl_core.train.engine import DTYPES, Engine
 from amvl_core.train.schedules import cosine_with_warmup
 from amvl_core.train.steplog import Pace, StepLog
@@ -98,7 +97,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     skips = Skips(config.trainer.on_nonfinite)
     batches = steps_from(dataset, start, total, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
-    saved, due = start, Due(config.trainer.checkpoint_every, start)
+    due = Due(config.trainer.checkpoint_every, start)
     for step in range(start, total):
         log.waiting()
         micro = next(batches)
@@ -120,15 +119,12 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 terms["grad_norm"] = engine.gradient_norm()
             metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
         if (stop or done >= due.next) and done < total:
-            written = checkpoints.save(engine, done, mean_loss(history, saved), history)
+            written = checkpoints.save(engine, done, history)
             due.tried(done, written)
-            if written:
-                saved = done
-                if stop:
-                    engine.close()
-                    return False
+            if written and stop:
+                engine.close()
+                return False
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
-    best = _save_best(engine, processor, checkpoints, mean_loss(history, saved), storage.join(job.uri, "best"), rank)
     engine.close()
     if rank == 0:
         save_record(
@@ -143,24 +139,11 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 parent=job.parent,
                 num_parameters=parameters,
                 metrics=metrics,
-                best=best,
             )
         )
         remove_resume_state(job.uri)
     dist.barrier()
     return True
-
-
-def _save_best(
-    engine: Engine, processor: AMVLProcessor, checkpoints: Checkpoints, loss: float | None, uri: str, rank: int
-) -> BestModel | None:
-    """Writes the model of the checkpoint with the lowest loss, if that is below `loss`, which the stage ends with."""
-    marker = checkpoints.best(loss)
-    if marker is None or marker.loss is None:
-        return None
-    checkpoints.load(engine, marker)
-    save_model(engine, processor, uri, rank)
-    return BestModel(uri=uri, step=marker.step, loss=marker.loss)
 
 
 def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
