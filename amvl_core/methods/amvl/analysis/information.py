@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.methods.amvl.gaussian import Gaussian
-from amvl_core.methods.amvl.prefix import PosteriorPositions, Reading, Rows, joined
+from amvl_core.methods.amvl.prefix import ContextRow, PosteriorPositions, Rows, joined
 from amvl_core.rows.packed import run_row
 from amvl_core.rows.spans import Piece, Span
 
@@ -53,7 +53,7 @@ def information_bounds(posterior: Gaussian, draws: int, generator: torch.Generat
     return Bounds(lower.mean((0, 2)), upper.mean((0, 2)))
 
 
-def cross_posteriors(model: Any, reading: Reading, positions: PosteriorPositions) -> Gaussian:
+def cross_posteriors(model: Any, reading: ContextRow, positions: PosteriorPositions) -> Gaussian:
     """q(Z | x of sample i, y of sample j) for all pairs of a batch, [B, B, K, Z].
 
     Every answer continues every question's keys and values, which are those of `reading`: no question is run again.
