@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Split
 from data_prep.images import THUMB_SIDE, StoredImage
 from data_prep.shards import parquet_writer
@@ -142,7 +142,7 @@ def count_images(uri: str) -> int:
 def read(file: KeyFile, columns: list[str]) -> pa.Table:
     """Columns of a key file."""
     with storage.opened(file.uri) as stream:
-        return pq.read_table(stream, columns=columns)
+        return ParquetStream(stream).read(columns)
 
 
 def hash64(data: bytes) -> int:

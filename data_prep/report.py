@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.records import DatasetRecord
 from amvl_core.contracts.sample import Split
 from amvl_core.pages import thumbnail
@@ -102,7 +102,7 @@ def _statistics(record: DatasetRecord) -> dict[tuple[str, Split], Statistics]:
     found: dict[tuple[str, Split], Statistics] = {}
     for shard in record.shards:
         with storage.opened(storage.join(record.uri, shard.file)) as stream:
-            file = pq.ParquetFile(stream)
+            file = ParquetStream(stream)
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group, _COUNTED)
                 statistics = found.setdefault((rows["source"][0].as_py(), shard.split), Statistics())

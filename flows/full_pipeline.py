@@ -7,7 +7,7 @@ from prefect.runtime import flow_run
 
 from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
-from flows import tasks
+from flows import outbox, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
 from infra import cluster as ray_cluster
 from infra.tracking import Tracker
@@ -45,7 +45,7 @@ def full_pipeline(
         tracking=tracking,
     )
     try:
-        with Tracker(config) as tracker:
+        with outbox.sending(), Tracker(config) as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []

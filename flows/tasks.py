@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from amvl_core.contracts import ablations, fingerprints, storage
@@ -27,7 +26,8 @@ from amvl_core.contracts.records import (
     save_record,
 )
 from flows import checks, report
-from flows.reporter import Reporter, progress_page
+from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
+from flows.reporter import Reporter
 from infra import cluster, registry
 from infra.mlflow_client import tracking_uri
 from infra.tracking import Tracker
@@ -42,7 +42,7 @@ def working(config: RunConfig, tracker: Tracker, name: str) -> Iterator[Reporter
     log = get_run_logger()
     log.info("%s: starts, %d workers on %s", name, workers.num_workers, workers.device)
     started = time.monotonic()
-    yield Reporter(tracker, log, progress_page(name, log))
+    yield Reporter(tracker, log, progress_page(name))
     log.info("%s: done in %.0f s", name, time.monotonic() - started)
 
 
@@ -93,7 +93,7 @@ def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
         else:
             tracker.start()
             log = get_run_logger()
-            on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}", log))
+            on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}"))
             record = benchmarks.read(config, source, uri, on_progress)
         records.append(record)
     return records

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.records import AnalysisRecord
 from amvl_core.data.pixels import decode
 from amvl_core.methods.amvl.analysis.geometry import (
@@ -39,7 +40,7 @@ def read_tables(record: AnalysisRecord) -> Tables:
     """The stored tables by kind; a kind that had nothing to do is not there."""
     kinds = [kind for kind in KINDS if f"{kind}.parquet" in record.files]
     read = {kind: storage.read_bytes(storage.join(record.uri, f"{kind}.parquet")) for kind in kinds}
-    return {kind: pq.read_table(io.BytesIO(data)) for kind, data in read.items()}
+    return {kind: ParquetStream(data).read() for kind, data in read.items()}
 
 
 def latents(table: pa.Table, slots: int) -> Latents:

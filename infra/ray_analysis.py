@@ -19,6 +19,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, trained_by
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.fingerprints import Controls
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -297,5 +298,5 @@ def _parts(
     tables: dict[str, list[pa.Table]] = {}
     for part, job in zip(parts, jobs, strict=True):
         content = storage.read_bytes(storage.join(folder, part))
-        tables.setdefault(job.kind, []).append(pq.read_table(io.BytesIO(content)))
+        tables.setdefault(job.kind, []).append(ParquetStream(content).read())
     return {kind: pa.concat_tables(found) for kind, found in tables.items()}

@@ -21,6 +21,7 @@ import ray
 from amvl_core.backbones.loading import base_folder, model_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, EvalRecord, save_record
 from amvl_core.data.reader import ShardReader
@@ -208,4 +209,4 @@ def _write(table: pa.Table, uri: str) -> None:
 
 
 def _read(uri: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    return ParquetStream(storage.read_bytes(uri)).read()

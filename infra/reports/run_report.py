@@ -6,10 +6,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, flatten
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.records import (
     AnalysisRecord,
     CheckpointRecord,
@@ -140,7 +139,7 @@ def figure_url(figure: Any) -> str:
 
 def _rows(record: EvalRecord, columns: list[str]) -> list[dict[str, Any]]:
     with storage.opened(record.predictions_uri) as file:
-        rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
+        rows: list[dict[str, Any]] = ParquetStream(file).read(columns).to_pylist()
     return sorted(rows, key=lambda row: row["sample_id"])
 
 
