@@ -13,7 +13,6 @@ The last line is one JSON object; its ratios are of medians over rounds.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import sys
@@ -25,21 +24,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from transformers import GenerationConfig
 
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.config import ClusterConfig, MicroworldSource, RunConfig, TinyConfig
-from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, Shard
-from amvl_core.contracts.sample import Segment
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord
 from amvl_core.data.encode import TokenCounter
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.eval.predict import Answerer
-from amvl_core.methods.amvl.presets import demo
 from benchmarks.measure import device_name
-from data_prep.microworld import generate
-from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, extra_json
+from data_prep import listing
+from data_prep.shards import SCHEMA_VERSION
+from data_prep.units import Work
 
 BATCH_SIZES = (4, 16, 64, 256)
 WORKERS = 2
@@ -108,7 +106,7 @@ def save_model(folder: Path) -> None:
 
 
 def _config(folder: Path) -> RunConfig:
-    base = demo()
+    base = PRESETS["demo"]()
     return base.model_copy(
         update={
             "model": base.model.model_copy(update={"base": str(folder / "model")}),
@@ -120,23 +118,16 @@ def _config(folder: Path) -> RunConfig:
 
 def _dataset(config: RunConfig, folder: Path, questions: int) -> DatasetRecord:
     """Microworld's test questions, without training answers: nothing but generation is to be done."""
-    folder.mkdir()
-    counter, data = TokenCounter.from_model(config.model, config.latent), config.data
-    writer = ShardWriter(folder / "test.parquet")
-    for sample in generate(MicroworldSource(train=0, test=questions), "test"):
-        segments = [Segment("prompt", sample.question), Segment("answer", sample.answer)]
-        sizes = [_size(image) for image in sample.images]
-        tokens = counter.count(segments, sizes, data.min_pixels, data.max_pixels)
-        extra = extra_json(sample.task, sample.answer, sample.steps, sample.regions)
-        writer.write(ShardRow(sample.sample_id, sample.source, segments, sample.images, sizes, tokens, extra))
-    writer.close()
-    shard = Shard(file="test.parquet", split="test", rows=writer.rows, sha256="")
+    source = MicroworldSource(train=0, test=questions)
+    data = config.data.model_copy(update={"sources": (source,), "rows_per_shard": questions})
+    work = Work(data, TokenCounter.from_model(config.model), (str(folder),))
+    shards = [done.shard for unit in listing.units(data, 0, ()) if (done := work.run(unit)).shard]
     return DatasetRecord(
         uri=str(folder),
         fingerprint="benchmark",
         schema_version=SCHEMA_VERSION,
-        shards=[shard],
-        kept=writer.rows,
+        shards=shards,
+        kept=sum(shard.rows for shard in shards),
         dropped={},
         reports=[],
     )
@@ -165,11 +156,6 @@ def _loop(config: RunConfig, answerer: Answerer, dataset: DatasetRecord, size: i
         return found
 
     return run
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size
 
 
 if __name__ == "__main__":

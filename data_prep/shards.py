@@ -80,7 +80,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._waiting:
-            self._file.write_table(_table(self._waiting), row_group_size=ROW_GROUP_ROWS)
+            self._file.write_table(shard_table(self._waiting), row_group_size=ROW_GROUP_ROWS)
         self._waiting = []
 
 
@@ -153,7 +153,8 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _table(rows: Sequence[ShardRow]) -> pa.Table:
+def shard_table(rows: Sequence[ShardRow]) -> pa.Table:
+    """Rows as they are stored."""
     return pa.Table.from_pylist([_columns(row) for row in rows], schema=SCHEMA)
 
 

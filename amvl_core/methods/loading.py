@@ -15,6 +15,7 @@ from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.method import MethodConfig, configurations
 from amvl_core.methods.block import add_latent_tokens, token_ids
+from amvl_core.methods.exact import exact_mean
 
 
 def method_of_model(model_type: str) -> type[MethodConfig] | None:
@@ -74,7 +75,7 @@ def check_weights(folder: str, report: dict[str, Any], new_parts: tuple[str, ...
 
 
 def grow(model: Any, old: int, new: int) -> None:
-    """Room for tokens `old` to `new`, each row at the mean of the first `old` rows."""
+    """Room for tokens `old` to `new`, each row at the mean of the first `old` rows: the same bits in every process."""
     if new == old:
         return
     if new > model.get_input_embeddings().num_embeddings:
@@ -82,4 +83,4 @@ def grow(model: Any, old: int, new: int) -> None:
     with torch.no_grad():
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight = module.weight
-            weight[old:new] = weight[:old].float().mean(0).to(weight.dtype)
+            weight[old:new] = exact_mean(weight[:old]).to(weight.dtype)

@@ -64,6 +64,17 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Loss and terms of one micro-batch."""
 
+    def reference(self, batch: Batch, clock: Clock) -> Tensor:
+        """The loss of `forward` with nothing shared between passes: what the step's time and numbers are held against.
+
+        A method whose step shares nothing has no other.
+        """
+        return self.forward(batch, clock).loss
+
+    def rows(self, batch: Batch) -> int:
+        """How many rows a micro-batch needs of the text stack: its tokens, where each of them runs once."""
+        return batch.num_tokens
+
     def own_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that may have a learning rate of their own (`lr_scale.latent`).
 

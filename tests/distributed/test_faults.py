@@ -17,10 +17,10 @@ from amvl_core.train import checkpoint
 from amvl_core.train.checkpoint import MAX_FAILED, Checkpoints, Stored
 from amvl_core.train.optimizer_state import Piece
 from amvl_core.train.steplog import Pace, StepLog
+from benchmarks import local
+from benchmarks.trial import Trial
 from tests.data_prep.flaky import flaky
-from tests.distributed import local
 from tests.distributed.test_checkpoint import engine
-from tests.distributed.trial import Trial
 
 
 def names(uri: str) -> list[str]:

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from amvl_core.contracts import storage
-from tests.distributed import local
-from tests.distributed.trial import Trial
+from benchmarks import local
+from benchmarks.trial import Trial
 
 STEPS = 8
 

@@ -15,9 +15,9 @@ from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, load_record
+from benchmarks.trial import configuration, dataset
 from infra.ray_eval import evaluate
 from infra.ray_train import train
-from tests.distributed.trial import configuration, dataset
 
 
 def run(config: RunConfig, data: DatasetRecord, stage: str, parent: CheckpointRecord | None, name: str = ""):

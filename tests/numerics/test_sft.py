@@ -4,12 +4,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import CheckpointError
+from amvl_core.methods.amvl.reference import samples
 from amvl_core.methods.method import Clock
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.pause.method import Pause
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
-from tests.reference import samples
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder
 
 

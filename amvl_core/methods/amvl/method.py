@@ -18,7 +18,7 @@ from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
-from amvl_core.methods.amvl.prefix import Passes, run_passes
+from amvl_core.methods.amvl.prefix import Passes, find_blocks, run_passes
 from amvl_core.methods.amvl.schedules import ramp
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.losses import token_losses
@@ -107,6 +107,18 @@ class Amvl(Method):
         The paper has none. A new term is a weight in `AmvlMethod` and an entry here (docs/extending.md).
         """
         return {}
+
+    def reference(self, batch: Batch, clock: Clock) -> Tensor:
+        """Three whole passes for each sample."""
+        from amvl_core.methods.amvl.reference import three_pass
+
+        return three_pass(self.model, batch, self.config, clock)[0]
+
+    def rows(self, batch: Batch) -> int:
+        """Those of the context row, and of the decoder row once for each draw of Z."""
+        slots, draws = self.model.config.slot_token_ids or [], self.config.posterior_samples
+        blocks = find_blocks(batch, slots)
+        return sum(block.prefix + len(slots) + (1 + draws) * (block.answer + len(slots)) for block in blocks)
 
     def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """As the base's; the KL of each slot by its number, and the share of latent dimensions that are active."""

@@ -39,6 +39,7 @@ from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.heads import LatentInjector, VariationalHead
 from amvl_core.methods.block import add_latent_tokens, slot_tokens, token_ids
+from amvl_core.methods.exact import exact_rms
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
 
 
@@ -442,8 +443,7 @@ def _from_base(kind: Any, folder: str, base: Any, processor: AMVLProcessor, late
         model, report = kind.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
     check_weights(folder, report, AmvlMethod.own_parts)
     grow(model, old_tokens, len(processor.tokenizer))
-    embedding = model.get_input_embeddings().weight
-    model.injector.calibrate(float(embedding[:old_tokens].detach().float().square().mean().sqrt()), latent.dim)
+    model.injector.calibrate(exact_rms(model.get_input_embeddings().weight.detach()[:old_tokens]), latent.dim)
     model.generation_config.suppress_tokens = block_ids(model)
     return model
 

@@ -18,11 +18,11 @@ from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl import modeling
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.amvl.reference import samples, stock_hidden, three_pass
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
 from tests.amvl_core.backbones import qwen2_vl
-from tests.reference import samples, stock_hidden, three_pass
 from tests.tiny import LATENT, batch
 
 CLOCK = Clock(seed=5, step=40, num_tokens=12.0, num_samples=4)

@@ -11,10 +11,10 @@ from amvl_core.eval.controls import Control
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.probes import Prober, variants
+from amvl_core.methods.amvl.reference import samples, stock_hidden
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
-from tests.reference import samples, stock_hidden
 from tests.shards import sample_of
 from tests.tiny import LATENT, SAMPLES, amvl_model, picture, stock_folder
 
