@@ -330,7 +330,8 @@ def test_a_piece_that_is_not_there_is_refused(piece: Piece, says: str) -> None:
 
 
 if __name__ == "__main__":
-    import sys, time
+    import sys
+    import time
 
     torch.set_num_threads(1)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
