@@ -20,6 +20,7 @@ from amvl_core.contracts.watch import Watch
 
 if TYPE_CHECKING:
     from amvl_core.contracts.ablations import Table
+    from amvl_core.contracts.analysis import Analysis
     from amvl_core.contracts.config import RunConfig
     from amvl_core.methods.cost import Cost
 
@@ -42,6 +43,8 @@ class MethodConfig(Frozen):
     """What the names of those parameters of its model begin with that a stock model does not have."""
     columns: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("loss",), "ntp": ("ntp",)}
     """Columns of a progress line -> the logged terms that stand in each."""
+    schedules: ClassVar[tuple[str, ...]] = ()
+    """Logged weights of its terms that change while it trains."""
     reserved: ClassVar[str | None] = None
     """A regular expression of its control tokens: a text that holds one would be read as structure."""
 
@@ -72,6 +75,11 @@ class MethodConfig(Frozen):
     def watches(self, latent: LatentConfig) -> list[Watch]:
         """What can go wrong with its terms while it trains."""
         return []
+
+    @classmethod
+    def analysis(cls) -> Analysis | None:
+        """What is measured of its latents, and how it is shown. None: nothing is."""
+        return None
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:

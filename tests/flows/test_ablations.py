@@ -122,7 +122,7 @@ def analysis(cosine: float) -> AnalysisRecord:
         stage="amvl",
         dataset="d1",
         n=9,
-        geometry={"D_L2": 2.0, "cos": cosine},
+        measured={"D_L2": 2.0, "cos": cosine},
         kl_per_slot=[],
         active_units=1,
         mutual_information=0.1,
@@ -175,7 +175,7 @@ def test_a_line_is_paired_with_the_headline_and_keeps_what_failed(found: Found) 
     assert ntp.difference == pytest.approx(-0.25)
     assert ntp.p_value is not None
     assert ntp.p_value < 0.01
-    assert ntp.geometry == {"D_L2": 2.0, "cos": 0.5}
+    assert ntp.measured == {"D_L2": 2.0, "cos": 0.5}
     assert ntp.changes == "beta_max 1.0 -> 0.0, gamma_max 0.5 -> 0.0"
     assert (broken.accuracies, broken.difference, broken.over_seeds) == ({0: 0.5}, -0.25, None)
     assert broken.failed == {1: "ClusterError: the workers failed once too often"}

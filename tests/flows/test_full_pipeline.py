@@ -311,7 +311,7 @@ def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert {uri for row in table["rows"][1:] for uri in row["checkpoints"].values()} == {final.uri}
     found = {artifact.path for artifact in client.list_artifacts(table["run_id"], "tables")}
-    names = ("11", "11_benchmarks", "11_latents", "11_geometry")
+    names = ("11", "11_benchmarks", "11_latents", "11_measured")
     assert {"tables/ablation_11.md", *(f"tables/ablation_{name}.csv" for name in names)} <= found
     assert [row["swap"]["n"] for row in table["rows"][1:]] == [dataset.rows("test")] * 5
     assert [list(row["benchmarks"]) for row in table["rows"]] == [["blink"]] * 6

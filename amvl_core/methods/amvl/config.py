@@ -14,6 +14,7 @@ from amvl_core.methods.block import BlockMethod
 
 if TYPE_CHECKING:
     from amvl_core.contracts.ablations import Table
+    from amvl_core.contracts.analysis import Analysis
     from amvl_core.contracts.config import RunConfig
 
 COLLAPSED_KL = 0.003
@@ -35,6 +36,7 @@ class AmvlMethod(BlockMethod):
     model_type = "amvl"
     own_parts = ("prior_head.", "posterior_head.", "injector.")
     columns: ClassVar = {**BlockMethod.columns, "kl": ("kl_forward", "kl_reverse")}
+    schedules = ("beta", "gamma")
     ntp_weight: float = Field(1.0, ge=0, description="weight of the next-token loss")
     beta_max: float = Field(1.0, ge=0, description="weight of KL(sg[q] || p) after its warm-up")
     beta_start: int = Field(0, ge=0, description="optimiser step at which beta leaves 0")
@@ -96,6 +98,13 @@ class AmvlMethod(BlockMethod):
                 "beta_start come earlier",
             ),
         ]
+
+    @classmethod
+    def analysis(cls) -> Analysis:
+        """Table 7, Figures 3 and 4, and information."""
+        from amvl_core.methods.amvl.analysis.analysis import AmvlAnalysis
+
+        return AmvlAnalysis()
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:
