@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from transformers import GenerationConfig
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.config import ClusterConfig, MicroworldSource, RunConfig, TinyConfig
 from amvl_core.contracts.presets import PRESETS
-from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord
+from amvl_core.contracts.records import DatasetRecord, Place
 from amvl_core.data.encode import TokenCounter
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.prepared import question
+from amvl_core.eval.evaluation import Evaluation, EvaluationWorker
 from amvl_core.eval.predict import Answerer
 from benchmarks.measure import device_name
 from data_prep import listing
@@ -56,7 +58,7 @@ def main() -> None:
 def measure(folder: Path, questions: int, rounds: int) -> dict[str, Any]:
     """Seconds of each way, their ratios, and what was measured."""
     from infra import cluster
-    from infra.ray_eval import Pool
+    from infra.actors import Actors
 
     config = _config(folder)
     save_model(Path(config.model.base))
@@ -66,9 +68,9 @@ def measure(folder: Path, questions: int, rounds: int) -> dict[str, Any]:
     texts: dict[str, dict[str, str]] = {}
     cluster.connect(config.cluster)
     try:
-        with Pool(config, None) as pool:
+        with Actors(config, partial(EvaluationWorker, config, None)) as actors:
             ways: dict[str, Callable[[str], dict[str, str]]] = {
-                "ours": lambda uri: _ours(pool, dataset, uri),
+                "ours": lambda uri: _ours(actors, config, dataset, uri),
                 **{f"batch {size}": _loop(config, answerer, dataset, size) for size in (1, *BATCH_SIZES)},
             }
             ways["ours"](str(folder / "warm-up"))
@@ -133,8 +135,11 @@ def _dataset(config: RunConfig, folder: Path, questions: int) -> DatasetRecord:
     )
 
 
-def _ours(pool: Any, dataset: DatasetRecord, uri: str) -> dict[str, str]:
-    record = pool.evaluate(dataset, TEST_SPLIT, uri, "benchmark", lambda _: None)
+def _ours(actors: Any, config: RunConfig, dataset: DatasetRecord, uri: str) -> dict[str, str]:
+    from infra.ray_eval import evaluate_with
+
+    evaluation = Evaluation(config, dataset, None, Place(uri, "benchmark"))
+    record = evaluate_with(actors, evaluation, lambda _: None)
     rows = pq.read_table(record.predictions_uri, columns=["sample_id", "raw_output"]).to_pylist()
     return {row["sample_id"]: row["raw_output"] for row in rows}
 

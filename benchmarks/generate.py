@@ -65,7 +65,7 @@ def measure(stock: Any, ours: Any, x: int, tokens: int, repeats: int) -> dict[st
         "x": x,
         "ttft_vs_stock": round(seconds["ours 1"] / seconds["stock 1"], 4),
         "per_token_vs_stock": round(per_token["ours"] / per_token["stock"], 4),
-        "ttft_flops_limit": round(prefill_flops(text, x, k) / prefill_flops(text, x, None), 4),
+        "ttft_flops_limit": round(METHOD.cost(latent_config()).prefill_flops(text, x) / prefill_flops(text, x), 4),
         "per_token_flops_limit": round(decode_flops(text, x + k + 2) / decode_flops(text, x), 4),
     }
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from amvl_core.methods.method import Clock
-from amvl_core.rows.flops import PEAK_BF16_FLOPS, sft_flops, shared_prefix_flops, three_pass_flops
+from amvl_core.rows.flops import PEAK_BF16_FLOPS
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes
-from benchmarks.shapes import METHOD, SFT, build, text_batch
+from benchmarks.shapes import METHOD, SFT, build, latent_config, text_batch
 
 PREFIXES, ANSWERS = (256, 1024, 2048), (32, 128, 256)
 
@@ -48,12 +48,12 @@ def measure(stock: Any, ours: Any, x: int, y: int, repeats: int) -> list[dict[st
     steps = _steps(stock, ours, x, y)
     seconds = interleaved(steps, repeats)
     peaks = {name: peak_bytes(step) for name, step in steps.items()}
-    text, k = ours.config.text_config, ours.config.num_slots
+    text, ways = ours.config.text_config, METHOD.cost(latent_config()).ways(x, y)
     flops = {
-        "sft_stock": sft_flops(text, x, y, logit_rows=x + y),
-        "sft": sft_flops(text, x, y, logit_rows=y),
-        "amvl_three_pass": three_pass_flops(text, x, y, k),
-        "amvl_shared_prefix": shared_prefix_flops(text, x, y, k),
+        "sft_stock": ways["sft"].flops(text, x + y),
+        "sft": ways["sft"].flops(text, y),
+        "amvl_three_pass": ways["three_pass"].flops(text, y),
+        "amvl_shared_prefix": ways["shared_prefix"].flops(text, y),
     }
     return [
         {

@@ -23,12 +23,12 @@ from data_prep.shards import SCHEMA_VERSION, ShardRow, shard_table
 ANSWERS = ("red", "blue")
 
 
-def dataset(root: str) -> DatasetRecord:
-    """24 training and 6 test samples; every fifth has no image."""
+def dataset(root: str, place: str = "<image>") -> DatasetRecord:
+    """24 training and 6 test samples; every fifth has no image. `place` stands where an image goes."""
     shards = []
     for split, rows in (("train", 24), ("test", 6)):
         buffer = io.BytesIO()
-        samples = [sample(f"{split}-{number}", number) for number in range(rows)]
+        samples = [sample(f"{split}-{number}", number, place) for number in range(rows)]
         # The counts of tokens are made up.
         stored = [ShardRow(one, [(32, 32)] * len(one.images), 15 + 4 * len(one.images)) for one in samples]
         pq.write_table(shard_table(stored), buffer, row_group_size=8)
@@ -39,10 +39,10 @@ def dataset(root: str) -> DatasetRecord:
     )
 
 
-def sample(name: str, number: int) -> StoredSample:
+def sample(name: str, number: int, place: str = "<image>") -> StoredSample:
     """What the samples are that `dataset` writes."""
     images = () if number % 5 == 4 else (picture(number),)
-    question, answer = "<image>" * len(images) + "What colour is it?", ANSWERS[number % 2]
+    question, answer = place * len(images) + "What colour is it?", ANSWERS[number % 2]
     return StoredSample(name, "made", "colour", question, (), (), answer, images)
 
 

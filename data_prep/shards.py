@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.sample import Split, StoredSample
 
 SCHEMA_VERSION = 2
@@ -118,7 +119,7 @@ def copy_without(source: str, target: str, left_out: Collection[int]) -> tuple[i
     No image is decoded. Nothing is written where no row is left.
     """
     with storage.opened(source) as file:
-        shard = pq.ParquetFile(file)
+        shard = ParquetStream(file)
         kept = sorted(set(range(shard.metadata.num_rows)).difference(left_out))
         if not kept:
             return 0, ""

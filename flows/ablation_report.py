@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-
 from amvl_core.contracts.ablations import PAPER_COLUMNS, Table
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import AblationRecord, AblationRow, DatasetRecord, SeedScores
 from amvl_core.eval.faithfulness import effect, nats, points
 from amvl_core.eval.significance import p_text
+from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
 from infra.tracking import Tracker
@@ -68,17 +67,17 @@ def swap_rows(record: AblationRecord) -> list[dict[str, str]]:
     ]
 
 
-def geometry_rows(table: Table, record: AblationRecord) -> list[dict[str, str]]:
-    """Table 7: the latents' geometry of each row that was analysed, the paper's figures beside ours."""
-    names = list(dict.fromkeys(name for row in record.rows for name in row.geometry))
-    paper = {row.label: row.geometry for row in table.rows}
+def measured_rows(table: Table, record: AblationRecord) -> list[dict[str, str]]:
+    """What was measured of the latents of each row that was analysed, the paper's figures beside ours."""
+    names = list(dict.fromkeys(name for row in record.rows for name in row.measured))
+    paper = {row.label: row.measured for row in table.rows}
     return [
         {
             "row": row.label,
-            **{name: _beside(row.geometry.get(name), paper.get(row.label, {}).get(name)) for name in names},
+            **{name: _beside(row.measured.get(name), paper.get(row.label, {}).get(name)) for name in names},
         }
         for row in record.rows
-        if row.geometry
+        if row.measured
     ]
 
 
@@ -115,12 +114,9 @@ def markdown(config: RunConfig, table: Table, record: AblationRecord, dataset: D
             "`p, nats` that of random sign flips.",
             markdown_table(swaps),
         ]
-    if geometry := geometry_rows(table, record):
-        parts += [
-            "Table 7, geometry of the latents: ours, mean over seeds (paper). Scales differ with the width of the "
-            "latents; `D_L2` against `D_shift`, and the cosine, can be compared.",
-            markdown_table(geometry),
-        ]
+    analysis = config.method.analysis()
+    if analysis and (measured := measured_rows(table, record)):
+        parts += [analysis.compared, markdown_table(measured)]
     failed = [f"- {row.label}, seed {seed}: {why}" for row in record.rows for seed, why in row.failed.items()]
     if failed:
         parts.append("Failed, and not in the means:\n\n" + "\n".join(failed))
@@ -135,7 +131,7 @@ def show(config: RunConfig, table: Table, record: AblationRecord, dataset: Datas
     further = {
         "benchmarks": benchmark_rows(record),
         "latents": swap_rows(record),
-        "geometry": geometry_rows(table, record),
+        "measured": measured_rows(table, record),
     }
     further = {name: found for name, found in further.items() if found}
     for name, found in further.items():

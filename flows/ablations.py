@@ -38,15 +38,16 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     SeedScores,
-    load_record,
     save_record,
 )
+from amvl_core.eval.analysis import analysis_of
 from amvl_core.eval.pairing import outcomes, variant_items
 from amvl_core.eval.seeds import base_scores, score_row, swap_row
 from amvl_core.eval.significance import Unit
-from flows import ablation_report, tasks
+from flows import ablation_report, outbox, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
-from flows.reporter import Reporter, progress_page
+from flows.reporter import Reporter
+from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
 from infra.tracking import Tracker
 
@@ -104,7 +105,7 @@ def ablations(
     chosen = table_of(config, table)
     plan = planned(config, chosen, seeds)
     try:
-        with Tracker(config, f"table {table}") as tracker:
+        with outbox.sending(), Tracker(config, f"table {table}") as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
@@ -114,27 +115,29 @@ def ablations(
 
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
             fingerprint = ablation_fingerprint(str(table), configs, dataset, base, benchmarks)
-            uri = tasks.stage_uri(config, "ablation", fingerprint)
-            record = load_record(uri, AblationRecord)
-            if record is None:
+            where = place(config, "ablation", fingerprint)
+
+            def make() -> AblationRecord:
                 run_id = tracker.start()
-                before = evaluate(config, base.stage if base else "base", dataset, benchmarks, base, tracker)
+                name, asked = base.stage if base else "base", [dataset, *benchmarks]
+                before = tasks.evaluate(config, name, asked, base, tracker)
                 found = run_rows(config, plan, dataset, benchmarks, base, tracker)
-                rows = [
-                    base_line(before, found, chosen),
-                    *(line(config, row, found, chosen) for row in chosen.rows),
-                ]
                 record = AblationRecord(
-                    uri=uri,
-                    fingerprint=fingerprint,
+                    **where._asdict(),
                     table=str(table),
                     headline=chosen.headline,
                     dataset=dataset.fingerprint,
-                    rows=rows,
+                    rows=[
+                        base_line(before, found, chosen),
+                        *(line(config, row, found, chosen) for row in chosen.rows),
+                    ],
                     run_id=run_id,
                 )
-                if not any(row.failed for row in rows):
+                if not any(row.failed for row in record.rows):
                     save_record(record)
+                return record
+
+            record = finished_or(f"table {table}", where, AblationRecord, make)
             page = ablation_report.show(config, chosen, record, dataset, tracker)
             refuse_failures(record)
     finally:
@@ -160,7 +163,7 @@ def run_rows(
     ray_cluster.connect(config.cluster)
     jobs = ray_cluster.jobs_at_once(config.cluster)
     log = get_run_logger()
-    report = Reporter(tracker, log, progress_page("rows", log))
+    report = Reporter(tracker, log, outbox.progress_page("rows"))
     parent = tracker.start()
     found: Found = {label: {} for label in plan}
     todo = [(label, seed, row) for label, by_seed in plan.items() for seed, row in by_seed.items()]
@@ -215,7 +218,7 @@ def run_row(
                 checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs)
         assert checkpoint is not None
         name = checkpoint.stage.replace("_", "-")
-        evaluations = evaluate(config, name, dataset, benchmarks, checkpoint, tracker)
+        evaluations = tasks.evaluate(config, name, [dataset, *benchmarks], checkpoint, tracker)
         faithfulness = analysis = None
         if config.method.has_latents:
             if asked := tasks.swappable(config, [dataset]):
@@ -225,20 +228,6 @@ def run_row(
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)
         return Result(checkpoint, evaluations, faithfulness, analysis)
-
-
-def evaluate(
-    config: RunConfig,
-    name: str,
-    dataset: DatasetRecord,
-    benchmarks: list[DatasetRecord],
-    model: CheckpointRecord | None,
-    tracker: Tracker,
-) -> list[EvalRecord]:
-    """Scores of one model on the test split, and on each published benchmark of the run."""
-    own = tasks.evaluate(config, name, dataset, model, tracker)
-    published = tasks.evaluate_benchmarks(config, name, benchmarks, model, tracker) if benchmarks else []
-    return [own, *published]
 
 
 def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
@@ -251,7 +240,7 @@ def line(config: RunConfig, row: Row, found: Found, table: Table) -> AblationRow
     """One row of the table from what its seeds gave."""
     failed = {seed: result for seed, result in sorted(found[row.label].items()) if isinstance(result, str)}
     results = _finished(found, row.label)
-    geometry = [result.analysis.geometry for result in results.values() if result.analysis]
+    measured = [compared(result) for result in results.values() if result.analysis]
     suites = {seed: result.faithfulness for seed, result in results.items() if result.faithfulness}
 
     def scores(benchmark: str) -> SeedScores:
@@ -267,7 +256,7 @@ def line(config: RunConfig, row: Row, found: Found, table: Table) -> AblationRow
         benchmarks={source.name: scores(source.name) for source in config.evaluation.benchmarks},
         swaps={seed: next(r for r in suite.rows if r.variant == SWAPPED) for seed, suite in suites.items()},
         swap=swap_row({seed: variant_items(suite) for seed, suite in suites.items()}),
-        geometry={name: sum(one[name] for one in geometry) / len(geometry) for name in (geometry or [{}])[0]},
+        measured={name: sum(one[name] for one in measured) / len(measured) for name in (measured or [{}])[0]},
         **scores(TEST_SPLIT).model_dump(),
     )
 
@@ -285,9 +274,15 @@ def base_line(before: list[EvalRecord], found: Found, table: Table) -> AblationR
         benchmarks={one.benchmark: scores for one, scores in zip(before[1:], published, strict=True)},
         swaps={},
         swap=None,
-        geometry={},
+        measured={},
         **own.model_dump(),
     )
+
+
+def compared(result: Result) -> dict[str, float]:
+    """What the method's analysis gives to compare."""
+    assert result.analysis is not None
+    return analysis_of(result.checkpoint).compare(result.analysis)
 
 
 def _finished(found: Found, label: str) -> dict[int, Result]:

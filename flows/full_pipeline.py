@@ -7,9 +7,11 @@ from prefect.runtime import flow_run
 
 from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
-from flows import tasks
+from flows import outbox, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
+from flows.report import labels
 from infra import cluster as ray_cluster
+from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
 
@@ -45,7 +47,7 @@ def full_pipeline(
         tracking=tracking,
     )
     try:
-        with Tracker(config) as tracker:
+        with outbox.sending(), Tracker(config) as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
@@ -60,15 +62,10 @@ def full_pipeline(
             base = next((c for c in reversed(checkpoints[:-1]) if c.stage in plain), None)
 
             name = base.stage if base else "base"
-            before = tasks.evaluate(config, name, dataset, base, tracker)
-            after = tasks.evaluate(config, final.stage, dataset, final, tracker)
+            before, *before_on = tasks.evaluate(config, name, [dataset, *benchmarks], base, tracker)
+            after, *after_on = tasks.evaluate(config, final.stage, [dataset, *benchmarks], final, tracker)
             rows = tasks.show_scores(config, before, after, tracker)
-            tables, published = {}, []
-            if benchmarks:
-                before_on = tasks.evaluate_benchmarks(config, name, benchmarks, base, tracker)
-                after_on = tasks.evaluate_benchmarks(config, final.stage, benchmarks, final, tracker)
-                tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker)
-                published = [*before_on, *after_on]
+            tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker) if benchmarks else {}
 
             registered = tasks.register(config, dataset, final, [before, after], tracker)
             page = tasks.show_summary(config, dataset, final, rows, registered)
@@ -82,20 +79,22 @@ def full_pipeline(
                 if config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)
 
-            report = tasks.show_report(
-                config,
-                dataset,
-                final,
-                before,
-                after,
-                rows,
-                registered,
-                tracker,
-                tables,
-                published,
-                suites,
-                analysis,
+            first, second = labels(before, after)
+            run = RunResult(
+                config=config,
+                dataset=dataset,
+                checkpoint=final,
+                before=before,
+                after=after,
+                labels=(first, second),
+                scores=rows,
+                model=registered,
+                tables=tables,
+                published=[*before_on, *after_on],
+                suites=suites,
+                analysis=analysis,
             )
+            report = tasks.show_report(run, tracker)
     finally:
         ray_cluster.disconnect()
-    return tasks.outcome(rows, tables, registered, page, report, str(flow_run.id))
+    return tasks.outcome(run, page, report, str(flow_run.id))

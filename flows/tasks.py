@@ -1,17 +1,15 @@
 """The tasks of the pipeline: each looks for the stage's record and calls one function of the rooms below."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from amvl_core.contracts import ablations, fingerprints, storage
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import BenchmarkSource, RunConfig
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -21,34 +19,19 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     ModelRecord,
+    Place,
     ReportRecord,
-    load_record,
     remove_resume_state,
     save_record,
 )
 from flows import checks, report
-from flows.reporter import Reporter, progress_page
-from infra import cluster, registry
+from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
+from flows.reporter import Reporter
+from flows.stage import all_finished_or, finished_or, place, working
+from infra import registry
 from infra.mlflow_client import tracking_uri
+from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
-
-
-@contextmanager
-def working(config: RunConfig, tracker: Tracker, name: str) -> Iterator[Reporter]:
-    """A stage that has work to do: the tracking run is open, Ray is connected and large enough."""
-    tracker.start()
-    cluster.connect(config.cluster)
-    workers = cluster.resources(config.cluster)
-    log = get_run_logger()
-    log.info("%s: starts, %d workers on %s", name, workers.num_workers, workers.device)
-    started = time.monotonic()
-    yield Reporter(tracker, log, progress_page(name, log))
-    log.info("%s: done in %.0f s", name, time.monotonic() - started)
-
-
-def stage_uri(config: RunConfig, stage: str, fingerprint: str) -> str:
-    """Where a stage's result is."""
-    return storage.join(storage.absolute(config.storage), stage, fingerprint)
 
 
 @task(cache_policy=NO_CACHE)
@@ -62,13 +45,13 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     """Sources -> shards."""
     from data_prep import pipeline
 
-    uri = stage_uri(config, "prepare", pipeline.fingerprint(config))
-    record = load_record(uri, DatasetRecord)
-    if record is None:
+    where = place(config, "prepare", pipeline.fingerprint(config))
+
+    def make() -> DatasetRecord:
         with working(config, tracker, "prepare") as on_progress:
-            record = pipeline.prepare(config, uri, on_progress)
-    else:
-        _say_reused("prepare", record.fingerprint)
+            return pipeline.prepare(config, where.uri, on_progress)
+
+    record = finished_or("prepare", where, DatasetRecord, make)
     tracker.dataset(record)
     rows = report.drop_rows(record)
     create_table_artifact(rows, key="drop-reasons", description="What was read, kept and dropped, and why")
@@ -82,21 +65,20 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
 @task(cache_policy=NO_CACHE)
 def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
     """The questions of each published benchmark, as a dataset with a test split alone."""
-    from data_prep import benchmarks
+    from data_prep import published
 
-    records = []
-    for source in config.evaluation.benchmarks:
-        uri = stage_uri(config, benchmarks.STAGE, benchmarks.fingerprint(config, source))
-        record = load_record(uri, DatasetRecord)
-        if record is not None:
-            _say_reused(f"read {source.name}", record.fingerprint)
-        else:
+    def read(source: BenchmarkSource) -> DatasetRecord:
+        name, where = f"read {source.name}", place(config, published.STAGE, published.fingerprint(config, source))
+
+        def make() -> DatasetRecord:
             tracker.start()
             log = get_run_logger()
-            on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}", log))
-            record = benchmarks.read(config, source, uri, on_progress)
-        records.append(record)
-    return records
+            on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}"))
+            return published.read(config, source, where.uri, on_progress)
+
+        return finished_or(name, where, DatasetRecord, make)
+
+    return [read(source) for source in config.evaluation.benchmarks]
 
 
 @task(task_run_name="train-{stage}", cache_policy=NO_CACHE)
@@ -109,20 +91,21 @@ def train(
     jobs: int = 1,
 ) -> CheckpointRecord:
     """One training stage, from the checkpoint of the stage before it; `jobs` of them share the machines."""
-    fingerprint = fingerprints.train_fingerprint(config, stage, dataset, parent)
-    uri = stage_uri(config, "train", fingerprint)
-    record = load_record(uri, CheckpointRecord)
-    if reused := record is not None:
-        _say_reused(f"train {stage}", fingerprint)
-        remove_resume_state(uri)
-    else:
+    where = place(config, "train", fingerprints.train_fingerprint(config, stage, dataset, parent))
+
+    def make() -> CheckpointRecord:
         with working(config, tracker, f"train-{stage}") as on_progress:
             from infra import ray_train
 
             tracker.plan(dataset.rows("train"))
-            record = ray_train.train(config, stage, dataset, parent, uri, fingerprint, on_progress, jobs)
-    assert record is not None
-    tracker.checkpoint(record, reused=reused)
+            return ray_train.train(config, stage, dataset, parent, *where, on_progress, jobs)
+
+    def found(record: CheckpointRecord) -> None:
+        remove_resume_state(record.uri)
+        tracker.reused(record)
+
+    record = finished_or(f"train {stage}", where, CheckpointRecord, make, found)
+    tracker.checkpoint(record)
     return record
 
 
@@ -144,47 +127,24 @@ def train_controls(
 
 @task(task_run_name="evaluate-{name}", cache_policy=NO_CACHE)
 def evaluate(
-    config: RunConfig, name: str, dataset: DatasetRecord, model: CheckpointRecord | None, tracker: Tracker
-) -> EvalRecord:
-    """Scores of one model (None: the untrained base) on the test split."""
-    fingerprint = fingerprints.evaluate_fingerprint(config, dataset, model)
-    uri = stage_uri(config, "evaluate", fingerprint)
-    record = load_record(uri, EvalRecord)
-    if record is not None:
-        _say_reused(f"evaluate {name}", fingerprint)
-    else:
+    config: RunConfig, name: str, asked: list[DatasetRecord], model: CheckpointRecord | None, tracker: Tracker
+) -> list[EvalRecord]:
+    """Scores of one model (None: the untrained base) on each of `asked`, in one loading of it.
+
+    They are a prepared dataset, of which the test split is asked, and questions of published benchmarks.
+    """
+    places = {
+        place(config, "evaluate", fingerprints.evaluate_fingerprint(config, dataset, model)): dataset
+        for dataset in asked
+    }
+
+    def make(missing: list[Place]) -> Iterator[EvalRecord]:
         with working(config, tracker, f"evaluate-{name}") as on_progress:
             from infra import ray_eval
 
-            record = ray_eval.evaluate(config, dataset, model, uri, fingerprint, on_progress)
-    tracker.evaluation(record)
-    return record
+            yield from ray_eval.evaluate(config, [(places[where], where) for where in missing], model, on_progress)
 
-
-@task(task_run_name="evaluate-{name}-on-benchmarks", cache_policy=NO_CACHE)
-def evaluate_benchmarks(
-    config: RunConfig, name: str, benchmarks: list[DatasetRecord], model: CheckpointRecord | None, tracker: Tracker
-) -> list[EvalRecord]:
-    """Scores of one model (None: the untrained base) on each published benchmark; one record each."""
-    found: dict[str, EvalRecord] = {}
-    todo: dict[str, tuple[DatasetRecord, str, str]] = {}
-    for source, questions in zip(config.evaluation.benchmarks, benchmarks, strict=True):
-        fingerprint = fingerprints.evaluate_fingerprint(config, questions, model)
-        uri = stage_uri(config, "evaluate", fingerprint)
-        record = load_record(uri, EvalRecord)
-        if record is None:
-            todo[source.name] = (questions, uri, fingerprint)
-        else:
-            _say_reused(f"evaluate {name} on {source.name}", fingerprint)
-            found[source.name] = record
-    if todo:
-        with working(config, tracker, f"evaluate-{name}-on-benchmarks") as on_progress:
-            from infra.ray_eval import Pool
-
-            with Pool(config, model) as pool:
-                for benchmark, (questions, uri, fingerprint) in todo.items():
-                    found[benchmark] = pool.evaluate(questions, benchmark, uri, fingerprint, on_progress)
-    records = [found[source.name] for source in config.evaluation.benchmarks]
+    records = all_finished_or(f"evaluate {name}", list(places), EvalRecord, make)
     for record in records:
         tracker.evaluation(record)
     return records
@@ -214,24 +174,19 @@ def faithfulness(
 
     `asked` are a prepared dataset, of which the test split is asked, and questions of published benchmarks.
     """
-    found: dict[str, FaithfulnessRecord] = {}
-    todo: list[tuple[DatasetRecord, str, str]] = []
-    for questions in asked:
-        fingerprint = fingerprints.faithfulness_fingerprint(config, questions, model, controls)
-        uri = stage_uri(config, "faithfulness", fingerprint)
-        record = load_record(uri, FaithfulnessRecord)
-        if record is not None:
-            _say_reused(f"faithfulness {model.stage} on {record.benchmark}", fingerprint)
-            found[questions.uri] = record
-        else:
-            todo.append((questions, uri, fingerprint))
-    if todo:
-        with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
-            from infra import ray_analysis
+    places = {
+        place(config, "faithfulness", fingerprints.faithfulness_fingerprint(config, one, model, controls)): one
+        for one in asked
+    }
 
-            made = ray_analysis.faithfulness(config, todo, model, controls, on_progress)
-            found |= {questions.uri: record for (questions, _, _), record in zip(todo, made, strict=True)}
-    records = [found[questions.uri] for questions in asked]
+    def make(missing: list[Place]) -> Iterator[FaithfulnessRecord]:
+        with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
+            from infra import ray_eval
+
+            todo = [(places[where], where) for where in missing]
+            yield from ray_eval.faithfulness(config, todo, model, controls, on_progress)
+
+    records = all_finished_or(f"faithfulness {model.stage}", list(places), FaithfulnessRecord, make)
     for record in records:
         _show_faithfulness(record, tracker)
     return records
@@ -259,7 +214,7 @@ def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
 def analyse(
     config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker
 ) -> AnalysisRecord | None:
-    """Geometry, similarity, sensitivity, information and heat maps of a latent model's latents on test samples.
+    """What the method of a latent model measures of its latents on test samples.
 
     Of one sample there is nothing to compare: then a warning, and None.
     """
@@ -267,22 +222,22 @@ def analyse(
         said = "analyse: left out: %d test sample, at least 2 are compared (evaluation.analysis_items is %d)"
         get_run_logger().warning(said, items, config.evaluation.analysis_items)
         return None
-    fingerprint = fingerprints.analyse_fingerprint(config, dataset, model)
-    uri = stage_uri(config, "analyse", fingerprint)
-    record = load_record(uri, AnalysisRecord)
-    if record is not None:
-        _say_reused(f"analyse {model.stage}", fingerprint)
-    else:
+    where = place(config, "analyse", fingerprints.analyse_fingerprint(config, dataset, model))
+
+    def make() -> AnalysisRecord:
         with working(config, tracker, f"analyse-{model.stage}") as on_progress:
-            from infra import ray_analysis
+            from infra import ray_eval
 
-            record = ray_analysis.analyse(config, dataset, model, uri, fingerprint, on_progress)
+            return ray_eval.analyse(config, dataset, model, where, on_progress)
+
+    record = finished_or(f"analyse {model.stage}", where, AnalysisRecord, make)
     if tracker.run_id is not None:
-        from infra import analysis_files
+        from amvl_core.eval.analysis import analysis_of, read_tables
 
-        tracker.analysis(record)
-        for name, figure in analysis_files.draw(record).items():
-            tracker.table(name, analysis_files.data(record, name))
+        analysis, tables = analysis_of(model), read_tables(record)
+        tracker.analysis(analysis.metrics(record))
+        for name, figure in analysis.draw(record, tables).items():
+            tracker.table(name, analysis.data(record, tables, name))
             tracker.figure(f"figures/{name}.png", figure)
     return record
 
@@ -307,7 +262,7 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
         tracker.table("predictions", sample(final))
         tracker.figure("figures/scores.png", figures.score_chart(report.labels(base, final)))
         if tracker.history:
-            tracker.figure("figures/training.png", figures.curves(tracker.history, list(config.stages)))
+            tracker.figure("figures/training.png", figures.curves(tracker.history, config.stages))
     return rows
 
 
@@ -341,19 +296,19 @@ def register(
     tracker: Tracker,
 ) -> ModelRecord:
     """The checkpoint as a version of the registered model."""
-    uri = stage_uri(config, "register", registry.fingerprint(config, checkpoint, evaluations))
-    record = load_record(uri, ModelRecord)
-    if record is not None and registry.is_current(config, record):
-        _say_reused("register", f"models:/{record.name}/{record.version}")
-    else:
+    where = place(config, "register", registry.fingerprint(config, checkpoint, evaluations))
+
+    def make() -> ModelRecord:
         run_id = tracker.start()
         tracker.flush()
         decision = _gate(config, dataset, evaluations[-1], run_id)
-        record = registry.register(config, run_id, dataset, checkpoint, evaluations, decision, uri)
+        record = registry.register(config, run_id, dataset, checkpoint, evaluations, decision, where.uri)
         get_run_logger().info(
             "register: models:/%s/%d, alias %s: %s", record.name, record.version, record.alias, record.reason
         )
-    return record
+        return record
+
+    return finished_or("register", where, ModelRecord, make, valid=partial(registry.is_current, config))
 
 
 def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:
@@ -368,7 +323,7 @@ def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: st
         try:
             # A tracking run of its own below the pipeline's: the metrics of two models must not mix.
             with Tracker(config, label, parent=run_id) as tracker:
-                scored[version.version] = evaluate(config, label, dataset, version.checkpoint, tracker)
+                (scored[version.version],) = evaluate(config, label, [dataset], version.checkpoint, tracker)
         except AmvlError as error:
             if version is present:
                 trouble = f"it cannot be evaluated on these items ({error})"
@@ -390,46 +345,24 @@ def show_summary(
 
 
 @task(cache_policy=NO_CACHE)
-def show_report(
-    config: RunConfig,
-    dataset: DatasetRecord,
-    checkpoint: CheckpointRecord,
-    before: EvalRecord,
-    after: EvalRecord,
-    rows: list[dict[str, str]],
-    model: ModelRecord,
-    tracker: Tracker,
-    benchmarks: dict[str, list[dict[str, str]]] | None = None,
-    published: Sequence[EvalRecord] = (),
-    faithfulness: Sequence[FaithfulnessRecord] = (),
-    analysis: AnalysisRecord | None = None,
-) -> str:
-    """The run as one HTML page: below the storage root and with the tracking run; linked from the run's page.
-
-    `benchmarks` are the tables of the evaluations `published`.
-    """
+def show_report(run: RunResult, tracker: Tracker) -> str:
+    """The run as one HTML page: below the storage root and with the tracking run; linked from the run's page."""
     from infra.reports import run_report
 
-    fingerprint = run_report.report_fingerprint(model, *published, *faithfulness, analysis)
-    uri = stage_uri(config, "report", fingerprint)
-    page_uri = storage.join(uri, run_report.NAME)
-    record = load_record(uri, ReportRecord)
-    if record is not None:
-        _say_reused("report", fingerprint)
-        if tracker.run_id is not None:  # else the run that made it has it
-            tracker.text(run_report.NAME, storage.read_bytes(page_uri).decode())
-    else:
+    where = place(run.config, "report", run.fingerprint)
+    page_uri = storage.join(where.uri, run_report.NAME)
+
+    def make() -> ReportRecord:
         run_id = tracker.start()
-        labels = report.labels(before, after)
-        history = tracker.history
-        page = run_report.build(
-            config, dataset, checkpoint, labels, model, rows, history, benchmarks, faithfulness, analysis
-        )
-        storage.write_bytes(page_uri, page.encode())
-        tracker.text(run_report.NAME, page)
-        record = ReportRecord(uri=uri, fingerprint=fingerprint, run_id=run_id)
+        storage.write_bytes(page_uri, run_report.build(run, tracker.history).encode())
+        record = ReportRecord(**where._asdict(), run_id=run_id)
         save_record(record)
-    link = f"{mlflow_page(config, tracker.run_id or record.run_id)}/artifacts/{run_report.NAME}"
+        return record
+
+    record = finished_or("report", where, ReportRecord, make)
+    if tracker.run_id is not None:  # else the run that made it has it
+        tracker.text(run_report.NAME, storage.read_bytes(page_uri).decode())
+    link = f"{mlflow_page(run.config, tracker.run_id or record.run_id)}/artifacts/{run_report.NAME}"
     create_link_artifact(link, key="report", link_text="the report of the run", description="One page, also to print")
     return page_uri
 
@@ -447,23 +380,12 @@ def _log_rows(tracker: Tracker, name: str, rows: list[dict[str, str]], notes: st
     tracker.text(f"tables/{name}.md", "\n\n".join(filter(None, (report.markdown_table(rows), notes))) + "\n")
 
 
-def _say_reused(stage: str, what: str) -> None:
-    get_run_logger().info("%s: reused %s", stage, what)
-
-
-def outcome(
-    rows: list[dict[str, str]],
-    benchmarks: dict[str, list[dict[str, str]]],
-    model: ModelRecord,
-    mlflow: str,
-    report_uri: str,
-    flow_run_id: str,
-) -> dict[str, Any]:
+def outcome(run: RunResult, mlflow: str, report_uri: str, flow_run_id: str) -> dict[str, Any]:
     """What the flow returns: plain data, for whoever called it."""
     return {
-        "scores": rows,
-        "benchmarks": benchmarks,
-        "model": model.model_dump(mode="json"),
+        "scores": run.scores,
+        "benchmarks": run.tables,
+        "model": run.model.model_dump(mode="json"),
         "mlflow_page": mlflow,
         "report": report_uri,
         "flow_run_id": flow_run_id,

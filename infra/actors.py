@@ -1,34 +1,63 @@
-"""Ray actors that hold one model each and work on batches; what each gives is a file of its own, so a kill loses none.
+"""Ray actors that hold one model each and work on parts; what each gives is a file of its own, so a kill loses none.
 
 They are started when there is work for them, started again by Ray where one dies, and end with the `with` block.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util import ActorPool
 
+from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError, ClusterError
+from amvl_core.contracts.parts import Part, Worker
+from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.eval.stored import read_table, write_table
 from infra.cluster import resources
 
 RESTARTS = 3
 IN_FLIGHT = 2
-"""Batches that an actor has at once: one is worked on, the next one may be made ready."""
+"""Parts that an actor has at once: one is worked on, the next one may be made ready."""
+
+
+class Actor:
+    """One process with one worker, which is made here."""
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        import torch
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)
+        self.worker = make()
+        self.preparing, self.working = threading.Lock(), threading.Lock()
+
+    def work(self, asked: Any, number: int, part: Part, uri: str) -> int:
+        """Writes what the worker makes of a part; the part's own `number`."""
+        with self.preparing:
+            ready = self.worker.prepare(asked, part)
+        with self.working:
+            rows = self.worker.work(ready)
+        write_table(uri, pa.Table.from_pylist(rows))
+        return number
 
 
 class Actors:
-    """Up to `cluster.num_workers` actors of a class, made with the same arguments: `with Actors(...) as actors`."""
+    """Up to `cluster.num_workers` actors, each with a worker of its own: `with Actors(config, make) as actors`."""
 
-    def __init__(self, config: RunConfig, kind: type, *arguments: Any) -> None:
-        self.config, self.kind, self.arguments = config, kind, arguments
+    def __init__(self, config: RunConfig, make: Callable[[], Worker]) -> None:
+        self.config, self.make = config, make
         self.started: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -38,16 +67,40 @@ class Actors:
         for actor in self.started:
             ray.kill(actor)
 
-    def run(self, method: str, tasks: Sequence[tuple[Any, ...]], about: str) -> Iterator[Any]:
-        """What `method` returns for each of `tasks`, in the order in which they are done.
+    def tables(
+        self, asked: Any, parts: Sequence[Part], folder: str, name: str, on_progress: ProgressFn
+    ) -> dict[str, pa.Table]:
+        """Works on those of `parts` that have no file in `folder` yet; the tables of each kind as one, in order.
 
-        Raises the AmvlError of an actor, and a ClusterError that names the work, `about`, where one keeps dying.
+        Raises the AmvlError of a worker, and a ClusterError that names the work, `name`, where one keeps dying.
         """
-        if not tasks:
+        files = [storage.join(folder, part.file(number)) for number, part in enumerate(parts)]
+        there = {storage.join(folder, name) for name in storage.list_names(folder)}
+        waiting = [(part, file) for part, file in zip(parts, files, strict=True) if file not in there]
+        total = sum(len(part.items) for part in parts)
+        done = total - sum(len(part.items) for part, _ in waiting)
+        cost = left = sum(part.cost for part, _ in waiting)
+        on_progress(Progress(name, done, total, "questions"))
+        started = time.monotonic()
+        for number in self._work(asked, waiting, name):
+            part, _ = waiting[number]
+            done, left = done + len(part.items), left - part.cost
+            seconds = (time.monotonic() - started) / (cost - left) * left
+            on_progress(Progress(name, done, total, "questions", seconds))
+        found: dict[str, list[pa.Table]] = {}
+        for part, file in zip(parts, files, strict=True):
+            found.setdefault(part.kind, []).append(read_table(file))
+        return {kind: pa.concat_tables(tables) for kind, tables in found.items()}
+
+    def _work(self, asked: Any, waiting: Sequence[tuple[Part, str]], about: str) -> Iterator[int]:
+        """The numbers of `waiting` in the order in which they are done."""
+        if not waiting:
             return
+        shared = ray.put(asked)
+        tasks = [(shared, number, *task) for number, task in enumerate(waiting)]
         pool = ActorPool(self._start(len(tasks)) * IN_FLIGHT)
         try:
-            yield from pool.map_unordered(lambda actor, task: getattr(actor, method).remote(*task), tasks)
+            yield from pool.map_unordered(lambda actor, task: actor.work.remote(*task), tasks)
         except RayTaskError as error:
             if isinstance(error.cause, AmvlError):
                 raise error.cause from None
@@ -67,13 +120,7 @@ class Actors:
             "max_restarts": RESTARTS,
             "max_task_retries": RESTARTS,
         }
-        kind = ray.remote(self.kind).options(**options)
+        kind = ray.remote(Actor).options(**options)
         while len(self.started) < min(workers.num_workers, tasks):
-            self.started.append(kind.remote(*self.arguments))
+            self.started.append(kind.remote(self.make))
         return self.started
-
-
-def part_name(number: int, content: Any) -> str:
-    """The file of a batch; its name says what is in it (`content`, as JSON), so that another cut never finds it."""
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-    return f"{number:06d}-{digest}.parquet"

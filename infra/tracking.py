@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from types import TracebackType
@@ -23,7 +24,6 @@ from amvl_core.contracts.config import ChatJsonlSource, LlavaJsonSource, Microwo
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.records import (
     TEST_SPLIT,
-    AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,
     EvalRecord,
@@ -187,12 +187,14 @@ class Tracker:
         self.text("plan/plan.txt", note + show.text(found))
         self.text("plan/plan.json", json.dumps(asdict(found), indent=2))
 
-    def checkpoint(self, record: CheckpointRecord, *, reused: bool) -> None:
-        """Logs which checkpoint a stage gave; of a reused stage also the last metrics, which no step will bring."""
+    def checkpoint(self, record: CheckpointRecord) -> None:
+        """Logs which checkpoint a stage gave."""
         self.tag({f"amvl.checkpoint.{record.stage}": record.fingerprint})
-        if reused:
-            self.tag({f"amvl.reused.{record.stage}": "true"})
-            self.metrics(record.stage, record.step, record.metrics)
+
+    def reused(self, record: CheckpointRecord) -> None:
+        """Logs that a stage is not trained in this run, and its last metrics, which no step will bring."""
+        self.tag({f"amvl.reused.{record.stage}": "true"})
+        self.metrics(record.stage, record.step, record.metrics)
 
     def evaluation(self, record: EvalRecord) -> None:
         """Logs accuracy, interval and majority answer of every task, and every metric under every reading."""
@@ -231,14 +233,9 @@ class Tracker:
             self._values(f"{where}/{row.variant.replace(' ', '_')}", values)
         self.tag({f"amvl.faithfulness{tag}": record.verdict})
 
-    def analysis(self, record: AnalysisRecord) -> None:
-        """Logs Table 7's quantities, KL, information, active units and sensitivity."""
-        self._values("analysis/geometry", record.geometry)
-        self._values("analysis/kl_slot", {str(slot): kl for slot, kl in enumerate(record.kl_per_slot, 1)})
-        self._values("analysis/sensitivity", record.sensitivity)
-        information = {"lower": record.mutual_information, "upper": record.mutual_information_upper}
-        self._values("analysis/information", information)
-        self._values("analysis", {"active_units": record.active_units, "kl": sum(record.kl_per_slot)})
+    def analysis(self, metrics: Mapping[str, float]) -> None:
+        """Logs what an analysis measured."""
+        self._values("analysis", metrics)
 
     def table(self, name: str, columns: dict[str, list[Any]]) -> None:
         """Logs a table (equal-length columns) that the run's page shows, and the same as CSV."""
@@ -291,7 +288,7 @@ class Tracker:
                 self.config.storage,
             )
 
-    def _values(self, prefix: str, values: dict[str, Any]) -> None:
+    def _values(self, prefix: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)

@@ -24,12 +24,12 @@ NO_FIGURES: Figures = MappingProxyType({})
 
 
 class Row(NamedTuple):
-    """One line of a table: its name and what it changes; the paper's scores in per cent and its latents' geometry."""
+    """One line of a table: its name, what it changes, and the paper's scores in per cent and its latents' figures."""
 
     label: str
     change: Change
     paper: Figures = NO_FIGURES
-    geometry: Figures = NO_FIGURES
+    measured: Figures = NO_FIGURES
 
 
 class Table(NamedTuple):

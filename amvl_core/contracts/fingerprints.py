@@ -11,8 +11,8 @@ from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerp
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 4
 FAITHFULNESS_VERSION = 2
-ANALYSE_VERSION = 1
-ABLATION_VERSION = 2
+ANALYSE_VERSION = 2
+ABLATION_VERSION = 3
 
 EVALUATED = {"max_new_tokens", "tau", "seed"}
 """Fields of the evaluation's configuration that answers depend on."""

@@ -20,7 +20,9 @@ from amvl_core.contracts.watch import Watch
 
 if TYPE_CHECKING:
     from amvl_core.contracts.ablations import Table
+    from amvl_core.contracts.analysis import Analysis
     from amvl_core.contracts.config import RunConfig
+    from amvl_core.methods.cost import Cost
 
 METHODS = ("sft", "pause", "amvl")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
@@ -41,6 +43,8 @@ class MethodConfig(Frozen):
     """What the names of those parameters of its model begin with that a stock model does not have."""
     columns: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("loss",), "ntp": ("ntp",)}
     """Columns of a progress line -> the logged terms that stand in each."""
+    schedules: ClassVar[tuple[str, ...]] = ()
+    """Logged weights of its terms that change while it trains."""
     reserved: ClassVar[str | None] = None
     """A regular expression of its control tokens: a text that holds one would be read as structure."""
 
@@ -56,6 +60,11 @@ class MethodConfig(Frozen):
         """How many tokens the layout adds to what a sample has in its shard, at most."""
         return 0
 
+    def cost(self, latent: LatentConfig) -> Cost:
+        """What a training step takes, for the planner: that of one plain row."""
+        cost: Cost = import_module("amvl_core.methods.cost").Cost(self.added_tokens(latent))
+        return cost
+
     def follows(self, before: MethodConfig) -> bool:
         """Whether a stage may start from the checkpoint of `before`: one of the same kind, or of a stock model.
 
@@ -66,6 +75,11 @@ class MethodConfig(Frozen):
     def watches(self, latent: LatentConfig) -> list[Watch]:
         """What can go wrong with its terms while it trains."""
         return []
+
+    @classmethod
+    def analysis(cls) -> Analysis | None:
+        """What is measured of its latents, and how it is shown. None: nothing is."""
+        return None
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -35,6 +35,13 @@ class Record(BaseModel):
     """Base of all records: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    fingerprint: str
+
+
+class Place(NamedTuple):
+    """Where the record of a stage is, or will be, and what names it."""
 
     uri: str
     fingerprint: str
@@ -130,22 +137,8 @@ class DatasetRecord(Record):
             )
 
 
-class BestModel(BaseModel):
-    """The model as it was at the checkpoint of the lowest training loss: a Hugging Face folder at `uri`.
-
-    `loss` is the mean of the losses logged up to `step` since the checkpoint before it. It is no validation: weights
-    of the loss's terms change on the way, so it tells of a run that went wrong late, not which model answers best.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    uri: str
-    step: int
-    loss: float
-
-
 class CheckpointRecord(Record):
-    """A trained model: a Hugging Face folder at `uri`/model; `best` is None where the end has the lowest loss."""
+    """A trained model: a Hugging Face folder at `uri`/model."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     stage: str
@@ -156,7 +149,6 @@ class CheckpointRecord(Record):
     parent: str | None
     num_parameters: int
     metrics: dict[str, float]
-    best: BestModel | None = None
 
     @property
     def model_uri(self) -> str:
@@ -182,7 +174,7 @@ class TaskScore(BaseModel):
 
 
 class MetricScore(BaseModel):
-    """A metric of a benchmark over `n` items with its 95 % interval (`eval/statistics.py`), all shares of 1."""
+    """A metric of a benchmark over `n` items with its 95 % interval (`eval/significance.py`), all shares of 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -292,27 +284,16 @@ class FaithfulnessRecord(Record):
 
 
 class AnalysisRecord(Record):
-    """Geometry and information of one checkpoint's latents on `n` test samples; `files` lie below `uri`.
+    """What the method of one checkpoint measures of its latents on test samples; `files` lie below `uri`.
 
-    `geometry` holds Table 7's quantities and their centred versions; `kl_per_slot` is KL(q||p) in nats, one per slot.
-    `mutual_information` and `mutual_information_upper` bound I_q(Z; Y | X) in nats (Prop. C.5) with the targets of
-    `candidates` samples of a task as the answers; the lower one cannot exceed log(candidates). `sensitivity` says how
-    far the latents move when `image` or `text` is permuted, in distances of a sample to the centre; NaN is left out.
+    What `numbers` are says the method's `Analysis`.
     """
 
     kind: Literal["analysis"] = "analysis"
     checkpoint: str
     stage: str
     dataset: str
-    n: int
-    geometry: dict[str, float]
-    kl_per_slot: list[float]
-    active_units: int
-    mutual_information: float
-    mutual_information_upper: float
-    candidates: float
-    similarity: list[list[float]]
-    sensitivity: dict[str, float]
+    numbers: dict[str, Any]
     files: list[str]
 
 
@@ -361,9 +342,9 @@ class AblationRow(SeedScores):
     """One line of an ablation table: its scores on the test split, and on each published benchmark of the run.
 
     `checkpoints` has one entry per seed that finished, `failed` maps the others to the reason. `paper` holds the
-    paper's scores in per cent; `geometry` the seeds' means of Table 7's figures. `swaps` says for each seed of a latent
-    row what swapping the latents between items does, `swap` the same over the items of all seeds (`n` of each seed
-    added up); no entries and None where the suite was not run.
+    paper's scores in per cent; `measured` the seeds' means of what the method's analysis compares. `swaps` says for
+    each seed of a latent row what swapping the latents between items does, `swap` the same over the items of all seeds
+    (`n` of each seed added up); no entries and None where the suite was not run.
     """
 
     label: str
@@ -374,7 +355,7 @@ class AblationRow(SeedScores):
     benchmarks: dict[str, SeedScores]
     swaps: dict[int, VariantScore]
     swap: VariantScore | None
-    geometry: dict[str, float]
+    measured: dict[str, float]
 
 
 class AblationRecord(Record):

@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from amvl_core.rows.packed import Span
+from amvl_core.rows.spans import Piece, Rows, Span
 
 PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs per second of a GPU, by what its name contains (NVIDIA's data sheets, SXM)."""
-
-Rows = Sequence[Sequence[Span]]
-"""The packed rows of one step, in the order they run; a later row may continue the first."""
 
 
 def sft_rows(x: int, y: int) -> Rows:
@@ -25,57 +22,35 @@ def sft_rows(x: int, y: int) -> Rows:
     return [[Span(x + y, read=x + y)]]
 
 
-def shared_prefix_rows(x: int, y: int, k: int, draws: int = 1) -> Rows:
-    """One sample of AMVL as `amvl_core/methods/amvl/prefix.py` lays it out: the context row and the decoder row."""
-    context = [Span(x + k, k), Span(y + k, k, context=(0, x))]
-    return [context, [Span(k + y, y, context=(0, x))] * draws]
-
-
 def row_flops(config: Any, spans: Sequence[Span]) -> float:
-    """Forward FLOPs of the layers of a text stack over one packed row (`amvl_core/rows/packed.py`)."""
+    """Forward FLOPs of the layers of a text stack over one packed row: of a row and every row that it sees."""
     size, layers = config.hidden_size, config.num_hidden_layers
     kv = size // config.num_attention_heads * config.num_key_value_heads
     total = 0.0
     for span in spans:
-        seen = span.context[1] if span.context else 0
         for layer in range(layers):
             asked = span.read if layer == layers - 1 else span.rows
             total += 2 * span.rows * size * 2 * kv
             total += 2 * asked * (2 * size * size + 3 * size * config.intermediate_size)
-            pairs = asked * (seen + span.rows - asked) + asked * (asked + 1) // 2
+            pairs = asked * (span.keys - asked) + asked * (asked + 1) // 2
             total += 4 * size * pairs
     return total
 
 
-def sft_flops(config: Any, x: int, y: int, logit_rows: int) -> float:
-    """A step of plain fine-tuning on x and y tokens, with logits on `logit_rows` of them."""
-    return 3.0 * (_rows_flops(config, sft_rows(x, y)) + _head_flops(config, logit_rows))
+def rows_flops(config: Any, rows: Rows, logit_rows: int) -> float:
+    """Forward FLOPs of the packed rows of one step, with logits on `logit_rows` of them."""
+    head = 2.0 * logit_rows * float(config.hidden_size) * float(config.vocab_size)
+    return sum(row_flops(config, spans) for spans in rows) + head
 
 
-def three_pass_flops(config: Any, x: int, y: int, k: int, logit_rows: int | None = None, draws: int = 1) -> float:
-    """AMVL by three whole passes; logits on `logit_rows` of y, on all of it where that is not given."""
-    lengths = (x + k, x + y + k, *[x + k + 1 + y] * draws)
-    layers = _rows_flops(config, [[Span(length, read=length)] for length in lengths])
-    return 3.0 * (layers + draws * _head_flops(config, y if logit_rows is None else logit_rows))
-
-
-def shared_prefix_flops(config: Any, x: int, y: int, k: int, logit_rows: int | None = None, draws: int = 1) -> float:
-    """AMVL on a shared prefix; logits on `logit_rows` of y, on all of it where that is not given."""
-    layers = _rows_flops(config, shared_prefix_rows(x, y, k, draws))
-    return 3.0 * (layers + draws * _head_flops(config, y if logit_rows is None else logit_rows))
-
-
-def prefill_flops(config: Any, x: int, k: int | None) -> float:
-    """Up to the first token behind a prompt of x tokens; with `k`, of a latent block that is filled behind it."""
-    if k is None:
-        return row_flops(config, [Span(x, read=x)]) + _head_flops(config, 1)
-    reading, decoding = Span(x + 1 + k, read=x + 1 + k), Span(k + 1, read=k + 1, context=(0, x + 1))
-    return row_flops(config, [reading]) + row_flops(config, [decoding]) + _head_flops(config, 1)
+def prefill_flops(config: Any, x: int) -> float:
+    """Up to the first token behind a prompt of x tokens."""
+    return rows_flops(config, [[Span(x, read=x)]], 1)
 
 
 def decode_flops(config: Any, seen: int) -> float:
     """One further token behind `seen`."""
-    return row_flops(config, [Span(1, read=1, context=(0, seen))]) + _head_flops(config, 1)
+    return rows_flops(config, [[Span(1, read=1, context=(Piece(0, 0, 0, seen),))]], 1)
 
 
 def vision_flops(config: Any, patches: float, images: float) -> float:
@@ -88,11 +63,3 @@ def vision_flops(config: Any, patches: float, images: float) -> float:
     merger = (merged * size) ** 2 + merged * size * config.out_hidden_size
     keys = whole * patches / max(images, 1) + (config.depth - whole) * window
     return float(2 * patches * (weights + merger / merged) + 4 * size * patches * keys)
-
-
-def _rows_flops(config: Any, rows: Rows) -> float:
-    return sum(row_flops(config, spans) for spans in rows)
-
-
-def _head_flops(config: Any, rows: int) -> float:
-    return 2.0 * rows * float(config.hidden_size) * float(config.vocab_size)

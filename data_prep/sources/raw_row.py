@@ -13,7 +13,7 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Split
 from amvl_core.data.pixels import from_base64
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE, Drop
-from data_prep.sources.archive_members import Archive, DamagedMemberError, DeadLinkError, Inner, Ref, Span, resolve
+from data_prep.sources.archive_members import Archive, ByteRange, DamagedMemberError, DeadLinkError, Inner, Ref, resolve
 from data_prep.sources.table import Table
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ def read_image(archive: Archive | None, image: ImageRef) -> bytes | Drop:
             return archive.read(image)
         if isinstance(image, Inner):
             return archive.inner(image.archive).read(image.member)
-        if isinstance(image, Span):
+        if isinstance(image, ByteRange):
             return archive.read_span(image)
         data = archive.table(image.member).image(image.group, image.row, image.column, image.index)
         return Drop(MISSING_IMAGE, f"{image} is null") if data is None else data

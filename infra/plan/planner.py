@@ -15,10 +15,11 @@ from amvl_core.contracts.config import RunConfig, StageConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
 from amvl_core.data.order import num_steps
-from amvl_core.rows import flops
+from amvl_core.methods.cost import Cost
+from amvl_core.rows.flops import PEAK_BF16_FLOPS, vision_flops
 from infra.plan import memory
 from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
-from infra.plan.shapes import ModelShape, Part, model_shape, parameters
+from infra.plan.shapes import ModelShape, model_shape, parameters
 from infra.plan.workload import Workload, assumed
 
 GIB = 2**30
@@ -27,9 +28,6 @@ RESERVE_GIB = 3.0
 UTILISATION = 0.4
 """Share of a GPU's peak that its matrix products reach, recomputation counted: what eager PyTorch with SDPA reaches on
 rows of a thousand tokens at 7B. Tuned code reaches 0.5 to 0.6; measure your own with `python -m benchmarks.step`."""
-
-Way = Literal["sft", "three_pass", "shared_prefix"]
-WAYS: tuple[Way, ...] = ("sft", "three_pass", "shared_prefix")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Machines:
 
 
 MACHINES = {
-    name: Machines(name, gib, flops.PEAK_BF16_FLOPS[name.split("-")[0]])
+    name: Machines(name, gib, PEAK_BF16_FLOPS[name.split("-")[0]])
     for name, gib in (("A100-40GB", 39.4), ("A100-80GB", 79.2), ("H100-80GB", 79.2), ("H200-141GB", 139.8))
 }
 """Memory as torch reports it. The network is one interface of 100 Gbit/s, what NCCL has over TCP in the stock image;
@@ -71,11 +69,12 @@ class StagePlan:
     """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step.
 
     `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a stage fit
-    that does not; each of `less_network` fits and sends less, where the network limits a stage.
+    that does not; each of `less_network` fits and sends less, where the network limits a stage. FLOPs and hours are by
+    way: the first is how the stage is run, the others are what its method compares it with.
     """
 
     method: str
-    trained: list[Part]
+    trained: list[str]
     steps: int
     tokens_per_step: int
     memory_gib: dict[str, float]
@@ -85,9 +84,9 @@ class StagePlan:
     fits: bool
     change: Change | None
     largest_micro_tokens: int
-    flops_per_step: dict[Way, float]
-    hours: dict[Way, float]
-    way: Way
+    flops_per_step: dict[str, float]
+    hours: dict[str, float]
+    way: str
     network_share: float
     limited_by: Literal["memory", "compute", "network"]
     less_network: list[Change]
@@ -95,7 +94,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run; `hours` by the way that each stage is run, `three_pass_hours` with AMVL written out.
+    """A whole run; `hours` by the way that each stage is run, `hours_by_way` with that way wherever a stage has it.
 
     `control_hours` come on top: training of `evaluation.controls`, by label.
     """
@@ -106,11 +105,10 @@ class Plan:
     num_gpus: int
     utilisation: float
     workload: Workload
-    parameters: dict[Part, int]
+    parameters: dict[str, int]
     stages: dict[str, StagePlan]
     hours: float
-    three_pass_hours: float
-    sft_hours: float
+    hours_by_way: dict[str, float]
     control_hours: dict[str, float]
 
 
@@ -130,7 +128,9 @@ def plan(
     workload = workload or assumed(config.data, shape)
     job = _Job(config, shape, workload, machines, utilisation)
     stages = {name: job.stage(name) for name in config.stages}
-    latent = any(stage.method.kind == "amvl" for stage in config.stages.values())
+    own = [job.parameters(stage) for stage in config.stages.values()]
+    # The last stages have the most ways: they come first.
+    ways = dict.fromkeys(way for stage in reversed(stages.values()) for way in stage.hours)
     return Plan(
         base=config.model.base,
         shape_source=shape.source,
@@ -138,13 +138,12 @@ def plan(
         num_gpus=config.cluster.num_workers,
         utilisation=utilisation,
         workload=workload,
-        parameters=parameters(shape, config.latent if latent else None),
+        parameters={part: count for parts in own for part, count in parts.items()},
         stages=stages,
         hours=sum(stage.hours[stage.way] for stage in stages.values()),
-        three_pass_hours=sum(
-            stage.hours["three_pass" if stage.way == "shared_prefix" else stage.way] for stage in stages.values()
-        ),
-        sft_hours=sum(stage.hours["sft"] for stage in stages.values()),
+        hours_by_way={
+            way: sum(stage.hours.get(way, stage.hours[stage.way]) for stage in stages.values()) for way in ways
+        },
         control_hours={
             label: sum(_Job(control, shape, workload, machines, utilisation).hours(config))
             for label, control in ablations.controls(config).items()
@@ -183,11 +182,11 @@ class _Job:
         parts, peak_at = self.memory(stage, how)
         needed = sum(parts.values())
         fits = needed <= self.machines.memory_gib
-        per_step = {way: self.flops(stage, way) * stage.global_batch for way in WAYS}
+        per_step = {way: value * stage.global_batch for way, value in self.flops(stage).items()}
+        way = next(iter(per_step))
         steps = num_steps(stage.epochs, stage.steps, self.workload.rows, stage.global_batch)
         network = self.network_seconds(stage, how)
         pace = how.workers * self.machines.peak_flops * self.utilisation
-        way: Way = "shared_prefix" if stage.method.kind == "amvl" else "sft"
         share = network / (network + per_step[way] / pace)
         limited_by: Literal["memory", "compute", "network"] = "memory"
         if fits:
@@ -218,10 +217,14 @@ class _Job:
         workers = self.config.cluster.num_workers
         return _How(stage.micro_tokens, trainer.gradient_checkpointing, trainer.zero_stage, workers, trainer.offload)
 
-    def parameters(self, stage: StageConfig) -> dict[Part, int]:
-        return parameters(self.shape, self.config.latent if stage.method.kind == "amvl" else None)
+    def cost(self, stage: StageConfig) -> Cost:
+        """What a step of its method takes."""
+        return stage.method.cost(self.config.latent)
 
-    def trained(self, stage: StageConfig) -> dict[Part, int]:
+    def parameters(self, stage: StageConfig) -> dict[str, int]:
+        return {**parameters(self.shape), **self.cost(stage).parts(self.shape.text.hidden_size)}
+
+    def trained(self, stage: StageConfig) -> dict[str, int]:
         """Parameters with gradients and optimiser states (`amvl_core/train/engine.py`: set_trainable).
 
         Where only new rows are trained, the whole embedding has them: AdamW knows no rows.
@@ -248,9 +251,10 @@ class _Job:
         samples = self.workload.filling(how.micro_tokens)
         vision = self.shape.vision
         patches = sum(sample.image_tokens for sample in samples) * vision.spatial_merge_size**2
+        packed = [self.cost(stage).step(sample.prompt, sample.answer) for sample in samples]
         step = Step(
-            rows=memory.joined([self.rows(stage, sample) for sample in samples]),
-            labels=sum(sample.labels for sample in samples) * self.draws(stage),
+            rows=memory.joined([of.rows for of in packed]),
+            labels=sum(sample.labels * of.draws for sample, of in zip(samples, packed, strict=True)),
             patches=patches if stage.trainable == "all" else 0,
             width=self.width,
             checkpointing=how.checkpointing,
@@ -272,35 +276,17 @@ class _Job:
         }
         return {**{part: value / GIB for part, value in parts.items()}, "reserve": RESERVE_GIB}, peak.name
 
-    def rows(self, stage: StageConfig, sample: Workload) -> flops.Rows:
-        """The packed rows of one sample."""
-        if stage.method.kind == "amvl":
-            slots = self.config.latent.num_slots
-            return flops.shared_prefix_rows(sample.prompt, sample.answer, slots, self.draws(stage))
-        return flops.sft_rows(sample.prompt + self.slots(stage), sample.answer)
-
-    def slots(self, stage: StageConfig) -> int:
-        """Tokens of a latent block that stands in a plain row."""
-        return self.config.latent.num_slots + 2 if stage.method.kind == "pause" else 0
-
-    def draws(self, stage: StageConfig) -> int:
-        """Draws of Z per sample."""
-        return stage.method.posterior_samples if stage.method.kind == "amvl" else 1
-
-    def flops(self, stage: StageConfig, way: Way) -> float:
-        """FLOPs of one mean sample as they are run: with the recomputation, without gradients of frozen weights."""
-        text, load, k = self.shape.text, self.workload, self.config.latent.num_slots
+    def flops(self, stage: StageConfig) -> dict[str, float]:
+        """FLOPs of one mean sample by way, as they are run: with the recomputation, without gradients of frozen
+        weights.
+        """
+        load, shape = self.workload, self.shape
         again = 1 if self.config.trainer.gradient_checkpointing else 0
         passes = 1 + again + (1 if stage.trainable == "new_rows" else 2)
-        x, y, labels, draws = load.prompt, load.answer, load.labels, self.draws(stage)
-        if way == "sft":
-            whole = flops.sft_flops(text, x + self.slots(stage), y, labels)
-        else:
-            count = flops.three_pass_flops if way == "three_pass" else flops.shared_prefix_flops
-            whole = count(text, x, y, k, labels, draws)
-        patches = load.image_tokens * self.shape.vision.spatial_merge_size**2
-        vision = flops.vision_flops(self.shape.vision, patches, load.images)
-        return whole / 3 * passes + vision * (passes if stage.trainable == "all" else 1)
+        patches = load.image_tokens * shape.vision.spatial_merge_size**2
+        vision = vision_flops(shape.vision, patches, load.images) * (passes if stage.trainable == "all" else 1)
+        ways = self.cost(stage).ways(load.prompt, load.answer)
+        return {way: of.flops(shape.text, load.labels) / 3 * passes + vision for way, of in ways.items()}
 
     def network_seconds(self, stage: StageConfig, how: _How) -> float:
         """Of one optimiser step, nothing overlapped: DeepSpeed's default below stage 3.
@@ -314,7 +300,7 @@ class _Job:
         tokens = stage.global_batch * (self.workload.prompt + self.workload.answer)
         most = max(1, stage.global_batch // how.workers)
         micro_steps = min(most, math.ceil(tokens / (how.workers * how.micro_tokens)))
-        gathers = 2 * (2 if stage.method.kind == "amvl" else 1)
+        gathers = 2 * len(self.cost(stage).step(self.workload.prompt, self.workload.answer).rows)
         elements = {
             0: 2 * trained,
             1: 2 * trained,

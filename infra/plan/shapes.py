@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from amvl_core.backbones.loading import TINY
 from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.latent import LatentConfig
-
-Part = Literal["vision", "language", "embeddings", "heads", "injector"]
 
 
 @dataclass(frozen=True)
@@ -135,28 +132,12 @@ def _from_config(fields: dict[str, Any], source: str) -> ModelShape:
         raise ConfigError(f"{source} is not the configuration of a Qwen2.5-VL model: it has no {error}") from error
 
 
-def parameters(shape: ModelShape, latent: LatentConfig | None) -> dict[Part, int]:
-    """Parameters by part; heads and injector are 0 where there are no latents."""
+def parameters(shape: ModelShape) -> dict[str, int]:
+    """Parameters of a stock model by part."""
     text = shape.text
     size, copies = text.hidden_size, 1 if text.tie_word_embeddings else 2
     return {
         "vision": shape.vision.parameters,
         "language": text.num_hidden_layers * text.layer + size,
         "embeddings": copies * text.vocab_size * size,
-        "heads": 0 if latent is None else (1 + latent.separate_heads) * _head(latent, size),
-        "injector": 0 if latent is None else _injector(latent, size),
     }
-
-
-def _head(latent: LatentConfig, size: int) -> int:
-    """One variational head (`amvl_core/methods/amvl/heads.py`): norm, trunk, output."""
-    hidden = latent.head_hidden
-    width = size if latent.head == "linear" else hidden
-    trunk = {"linear": 0, "mlp": (size + 1) * hidden, "native": 2 * size * hidden}
-    extra = {"deeper": size + 3 * size * hidden + 2 * size * hidden}
-    return size + {**trunk, **extra}[latent.head] + (width + 1) * 2 * latent.dim
-
-
-def _injector(latent: LatentConfig, size: int) -> int:
-    """The injector: one or two layers, and its scale."""
-    return (latent.dim + 1) * size + ((size + 1) * size if latent.injector == "mlp" else 0) + 1

@@ -57,17 +57,16 @@ def _time(plan: Plan) -> Table:
     table = _table(title, "", *plan.stages, "run")
     table.add_row("optimiser steps", *(f"{s.steps:,}" for s in stages), f"{sum(s.steps for s in stages):,}")
     table.add_row("tokens per step", *(f"{s.tokens_per_step:,}" for s in stages), "")
-    totals = {"shared_prefix": plan.hours, "three_pass": plan.three_pass_hours, "sft": plan.sft_hours}
-    for way in ("shared_prefix", "three_pass", "sft"):
+    for way, total in plan.hours_by_way.items():
         name = way.replace("_", " ")
-        chosen = [s if s.method == "amvl" or way == "sft" else None for s in stages]
+        chosen = [s if way in s.hours else None for s in stages]
         table.add_row(
             f"PFLOP per step, {name}",
             *("-" if s is None else f"{s.flops_per_step[way] / 1e15:.3g}" for s in chosen),
             "",
         )
         hours = ["-" if s is None else f"{s.hours[way]:.3g}" for s in chosen]
-        table.add_row(f"hours, {name}", *hours, f"{totals[way]:.3g}", style="bold")
+        table.add_row(f"hours, {name}", *hours, f"{total:.3g}", style="bold")
     table.add_row("share of the network", *(f"{s.network_share:.0%}" for s in stages), "")
     return table
 

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import RunConfig, flatten
+from amvl_core.contracts.config import flatten
+from amvl_core.contracts.method import configurations
 from amvl_core.contracts.records import (
     AnalysisRecord,
-    CheckpointRecord,
     DatasetRecord,
     EvalRecord,
-    FaithfulnessRecord,
-    ModelRecord,
-    Record,
-    fingerprint,
+    SourceReport,
 )
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.pairing import compare_evaluations
-from amvl_core.pages import data_url, thumbnail
+from amvl_core.eval.stored import read_table
+from amvl_core.pages import data_url, render, thumbnail
 from infra.provenance import provenance
 from infra.registry import change
-from infra.reports import figures
-from infra.reports import page as report_page
-from infra.reports.page import Sample, Table
+from infra.reports import figures, page
+from infra.reports.run_result import RunResult
 
-VERSION = 4
 NAME = "report.html"
+TEMPLATE = Path(__file__).parent / "templates" / "run.html"
+SECTIONS = ("Scores", "Faithfulness", "Latents", "Answers", "Training", "Data", "Configuration", "Provenance")
+RAW_CHARACTERS = 400
+"""Of a raw output; `predictions.parquet` holds all of it."""
 SHOWN_ANSWERS = 12
 IMAGE_PIXELS = 400
 IMAGES_PER_ANSWER = 4
@@ -40,68 +40,84 @@ PICTURE_BYTES = 3 * 2**20
 KINDS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg"}
 
 
-def report_fingerprint(model: ModelRecord, *records: Record | None) -> str:
-    """Names a page by the registration, and the evaluations on benchmarks and the analyses that it shows."""
-    return fingerprint(
-        "report", VERSION, model=model.fingerprint, version=model.version, records=[r.fingerprint for r in records if r]
-    )
+@dataclass(frozen=True)
+class Answered:
+    """One answered question; `images` are data URLs, `before` is what the other model answered."""
+
+    sample_id: str
+    task: str
+    question: str
+    answer: str
+    prediction: str
+    before: str
+    raw_output: str
+    correct: bool
+    images: Sequence[str]
 
 
-def build(
-    config: RunConfig,
-    dataset: DatasetRecord,
-    checkpoint: CheckpointRecord,
-    evaluations: Mapping[str, EvalRecord],
-    model: ModelRecord,
-    scores: Table,
-    history: figures.History,
-    benchmarks: Mapping[str, Table] | None = None,
-    faithfulness: Sequence[FaithfulnessRecord] = (),
-    analysis: AnalysisRecord | None = None,
-) -> str:
-    """The page as text. `evaluations` are the base's and the final model's by label, `scores` the score table's rows,
-    `benchmarks` those of further tables by title.
-    """
-    (first, base), (second, final) = evaluations.items()
-    charts = {"scores": figure_url(figures.score_chart(dict(evaluations)))}
+def build(run: RunResult, history: figures.History) -> str:
+    """The page as text, with the training curves of `history`, where there are any."""
+    config, dataset, checkpoint, model = run.config, run.dataset, run.checkpoint, run.model
+    evaluations = dict(zip(run.labels, (run.before, run.after), strict=True))
+    charts = {"scores": figure_url(figures.score_chart(evaluations)), "training": ""}
     if history:
-        charts["training"] = figure_url(figures.curves(history, list(config.stages)))
-    pictures, left_out = _pictures(analysis)
-    return report_page.render(
-        report_page.Run(
-            title=f"{checkpoint.stage} on {', '.join(dict.fromkeys(report.source for report in dataset.reports))}",
-            labels=(first, second),
-            method=checkpoint.method,
-            steps=checkpoint.step,
-            parameters=checkpoint.num_parameters,
-            dataset=dataset,
-            model=model,
-            scores=scores,
-            verdict=change(compare_evaluations(base, final)),
-            config=flatten(config),
-            provenance={
-                **provenance(),
-                "seed": str(config.seed),
-                "data seed": str(config.data.seed),
-                "evaluation seed": str(config.evaluation.seed),
-                "dataset": dataset.fingerprint,
-                "checkpoint": checkpoint.fingerprint,
-                "parent checkpoint": checkpoint.parent or "none",
-                **{f"evaluation, {label}": record.fingerprint for label, record in evaluations.items()},
-                "tracking run": model.run_id,
-            },
-            samples=samples(dataset, base, final),
-            benchmarks=benchmarks or {},
-            charts=charts,
-            faithfulness=faithfulness,
-            analysis=analysis,
-            analysis_pictures=pictures,
-            left_out=left_out,
-        )
+        charts["training"] = figure_url(figures.curves(history, config.stages))
+    method = configurations()[checkpoint.method]
+    analysis = method.analysis()
+    pictures, left_out = _pictures(run.analysis)
+    whole = run.scores[-1]
+    tiles = [(whole.get(label, "-").split(" ")[0], f"{label}, {whole.get('n', '')} questions") for label in run.labels]
+    tiles += [(f"{checkpoint.step:,}", f"steps of {checkpoint.method}, last stage")]
+    tiles += [(f"{checkpoint.num_parameters:,}", "parameters")]
+    return render(
+        TEMPLATE,
+        title=f"{checkpoint.stage} on {', '.join(dict.fromkeys(report.source for report in dataset.reports))}",
+        sections=SECTIONS,
+        tiles_shown=tiles,
+        labels=run.labels,
+        method=checkpoint.method,
+        has_latents=method.has_latents,
+        dataset=dataset,
+        model=model,
+        scores=run.scores,
+        bars_stand=len(run.scores) <= figures.STANDING,
+        benchmarks=run.tables,
+        verdict=change(compare_evaluations(run.before, run.after)),
+        charts=charts,
+        suites=[page.suite(record) for record in run.suites],
+        analysis=analysis.section(run.analysis) if analysis and run.analysis else "",
+        pictures=pictures,
+        left_out=left_out,
+        answers=answers(dataset, run.before, run.after),
+        raw_characters=RAW_CHARACTERS,
+        sources=[_source(report) for report in dataset.reports],
+        config=flatten(config),
+        provenance={
+            **provenance(),
+            "seed": str(config.seed),
+            "data seed": str(config.data.seed),
+            "evaluation seed": str(config.evaluation.seed),
+            "dataset": dataset.fingerprint,
+            "checkpoint": checkpoint.fingerprint,
+            "parent checkpoint": checkpoint.parent or "none",
+            **{f"evaluation, {label}": record.fingerprint for label, record in evaluations.items()},
+            "tracking run": model.run_id,
+        },
     )
 
 
-def samples(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list[Sample]:
+def _source(report: SourceReport) -> dict[str, str]:
+    dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in report.dropped.items())
+    return {
+        "source": report.source,
+        "split": report.split,
+        "read": f"{report.read:,}",
+        "kept": f"{report.kept:,}",
+        "dropped": dropped or "none",
+    }
+
+
+def answers(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list[Answered]:
     """Answers of the final model, half of them wrong where there are enough, from as many tasks as there are."""
     rows = _rows(final, ["sample_id", "task", "prompt", "answer", "prediction", "raw_output", "correct"])
     before = {row["sample_id"]: row["prediction"] for row in _rows(base, ["sample_id", "prediction"])}
@@ -116,7 +132,7 @@ def samples(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list
         return list(reader[places[sample_id]].images[:IMAGES_PER_ANSWER])
 
     return [
-        Sample(
+        Answered(
             sample_id=row["sample_id"],
             task=row["task"],
             question=" ".join(row["prompt"].replace(IMAGE_PLACEHOLDER, " ").split()),
@@ -139,8 +155,7 @@ def figure_url(figure: Any) -> str:
 
 
 def _rows(record: EvalRecord, columns: list[str]) -> list[dict[str, Any]]:
-    with storage.opened(record.predictions_uri) as file:
-        rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
+    rows: list[dict[str, Any]] = read_table(record.predictions_uri, columns).to_pylist()
     return sorted(rows, key=lambda row: row["sample_id"])
 
 

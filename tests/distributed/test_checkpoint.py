@@ -88,7 +88,7 @@ def read(rank: int, root: str, world_size: int) -> None:
 
 def save(ours, uri: str, step: int) -> None:
     events = [Progress("amvl", done, 9, "steps", 1.0, {"loss": 1.0}) for done in range(1, step + 1)]
-    Checkpoints(uri, 2, print).save(ours, step, 1.0, events)
+    Checkpoints(uri, 2, print).save(ours, step, events)
 
 
 def merged(uri: str) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ DATASET = DatasetRecord(
     dropped={},
     reports=[SourceReport(source="microworld", split="test", read=1, kept=1, dropped={}, examples={})],
 )
-HEADLINE = TABLES[3].headline
+HEADLINE = TABLES["3"].headline
 
 
 def checkpoint(stage: str = "amvl") -> CheckpointRecord:
@@ -122,7 +122,7 @@ def analysis(cosine: float) -> AnalysisRecord:
         stage="amvl",
         dataset="d1",
         n=9,
-        geometry={"D_L2": 2.0, "cos": cosine},
+        measured={"D_L2": 2.0, "cos": cosine},
         kl_per_slot=[],
         active_units=1,
         mutual_information=0.1,
@@ -141,7 +141,7 @@ def found(tmp_path: Path) -> Found:
     Of HR-Bench 4K each row answers 8 less rightly. Two rows have the suite: swapping costs the headline 10 + seed of
     its answers, and `NTP` none.
     """
-    rows: Found = {row.label: {} for row in TABLES[3].rows}
+    rows: Found = {row.label: {} for row in TABLES["3"].rows}
     for label, by_seed in rows.items():
         for seed in (0, 1):
             right = (30 if label == HEADLINE else 20) + seed
@@ -156,26 +156,26 @@ def found(tmp_path: Path) -> Found:
 
 
 def record(config: RunConfig, found: Found, base: list[EvalRecord]) -> AblationRecord:
-    lines = [ablations.line(config, row, found, 3) for row in TABLES[3].rows]
+    lines = [ablations.line(config, row, found, TABLES["3"]) for row in TABLES["3"].rows]
     return AblationRecord(
         uri="u",
         fingerprint="t1",
         table="3",
         headline=HEADLINE,
         dataset="d1",
-        rows=[ablations.base_line(base, found, 3), *lines],
+        rows=[ablations.base_line(base, found, TABLES["3"]), *lines],
         run_id="r",
     )
 
 
 def test_a_line_is_paired_with_the_headline_and_keeps_what_failed(found: Found) -> None:
-    rows = {row.label: ablations.line(demo(), row, found, 3) for row in TABLES[3].rows}
+    rows = {row.label: ablations.line(demo(), row, found, TABLES["3"]) for row in TABLES["3"].rows}
     ntp, broken, headline = rows["NTP"], rows["Rev only"], rows[HEADLINE]
     assert ntp.accuracies == {0: 0.5, 1: 0.525}
     assert ntp.difference == pytest.approx(-0.25)
     assert ntp.p_value is not None
     assert ntp.p_value < 0.01
-    assert ntp.geometry == {"D_L2": 2.0, "cos": 0.5}
+    assert ntp.measured == {"D_L2": 2.0, "cos": 0.5}
     assert ntp.changes == "beta_max 1.0 -> 0.0, gamma_max 0.5 -> 0.0"
     assert (broken.accuracies, broken.difference, broken.over_seeds) == ({0: 0.5}, -0.25, None)
     assert broken.failed == {1: "ClusterError: the workers failed once too often"}
@@ -185,7 +185,7 @@ def test_a_line_is_paired_with_the_headline_and_keeps_what_failed(found: Found) 
 def test_the_text_says_how_to_read_it_and_what_failed(found: Found, tmp_path: Path) -> None:
     config = demo()
     whole = record(config, found, [evaluation(tmp_path, "base", 15)])
-    text = ablation_report.markdown(config, TABLES[3], whole, DATASET)
+    text = ablation_report.markdown(config, TABLES["3"], whole, DATASET)
     for expected in (
         "on the 40 test questions of microworld, model `tiny`, 2 seeds (0, 1)",
         "not comparable with these, only the order of the rows is.\n",
@@ -208,8 +208,8 @@ def test_the_text_says_how_to_read_it_and_what_failed(found: Found, tmp_path: Pa
 
 def test_a_row_of_which_every_training_failed_has_no_figures(found: Found) -> None:
     found["NTP"] = {0: "MemoryError: ", 1: "MemoryError: "}
-    row = next(row for row in TABLES[3].rows if row.label == "NTP")
-    line = ablations.line(demo(), row, found, 3)
+    row = next(row for row in TABLES["3"].rows if row.label == "NTP")
+    line = ablations.line(demo(), row, found, TABLES["3"])
     whole = AblationRecord(uri="u", fingerprint="t", table="3", headline=HEADLINE, dataset="d", rows=[line], run_id="r")
     shown = ablation_report.score_rows(whole)[0]
     assert (shown["ours, mean"], shown["over items"], shown["p"]) == ("failed", "-", "-")
@@ -231,7 +231,7 @@ def test_every_latent_row_says_whether_its_latents_matter(found: Found, tmp_path
         "NTP": (2, False),
         HEADLINE: (2, False),
     }
-    text = ablation_report.markdown(demo(), TABLES[3], whole, DATASET)
+    text = ablation_report.markdown(demo(), TABLES["3"], whole, DATASET)
     assert f"| {HEADLINE} (headline) | 80 | -26.2 (" in text
 
 
@@ -256,12 +256,12 @@ def test_the_benchmarks_of_the_run_stand_beside_the_papers(found: Found, tmp_pat
     wide, narrow = ours.benchmarks["hrbench_4k"].over_items, ours.over_items
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
     assert "`paper / ours`: the same benchmark, asked of this model" in ablation_report.markdown(
-        config, TABLES[3], whole, DATASET
+        config, TABLES["3"], whole, DATASET
     )
 
 
 def test_every_row_has_every_seed_and_an_impossible_table_is_refused_first() -> None:
-    plan = ablations.planned(demo().model_copy(update={"seed": 5}), "controls", 3)
+    plan = ablations.planned(demo().model_copy(update={"seed": 5}), TABLES["controls"], 3)
     assert {label: list(by_seed) for label, by_seed in plan.items()} == {
         "SFT, equal steps": [5, 6, 7],
         "pause tokens": [5, 6, 7],
@@ -269,27 +269,27 @@ def test_every_row_has_every_seed_and_an_impossible_table_is_refused_first() -> 
     }
     assert all(config.seed == config.evaluation.seed == seed for row in plan.values() for seed, config in row.items())
     with pytest.raises(ConfigError, match="\n  seed: Input should be less than 4294967296"):
-        ablations.planned(demo().model_copy(update={"seed": 2**32 - 1}), "controls", 2)
+        ablations.planned(demo().model_copy(update={"seed": 2**32 - 1}), TABLES["controls"], 2)
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_rows_share_the_base_and_differ_in_what_they_train(table: ablations.TableName) -> None:
+def test_rows_share_the_base_and_differ_in_what_they_train(table: str) -> None:
     """The base is trained once; two rows are one training only in Table 11, which trains nothing of its own."""
     config, base = ablation(), checkpoint("sft")
     prints = set()
-    for row in ablations.planned(config, table, 2).values():
+    for row in ablations.planned(config, TABLES[table], 2).values():
         for seed_config in row.values():
             own = ablations.own_stages(seed_config, base)
             assert "sft" not in own
             assert own
             prints.add(train_fingerprint(seed_config, own[-1], DATASET, base))
-    rows = 1 if table == 11 else len(TABLES[table].rows)
+    rows = 1 if table == "11" else len(TABLES[table].rows)
     assert len(prints) == 2 * rows
 
 
 def test_a_table_is_named_by_what_its_rows_compute_and_not_by_the_machines() -> None:
     def name(config: RunConfig, seeds: int = 2, asked: tuple[DatasetRecord, ...] = ()) -> str:
-        plan = ablations.planned(config, 3, seeds)
+        plan = ablations.planned(config, TABLES["3"], seeds)
         rows = {label: list(by_seed.values()) for label, by_seed in plan.items()}
         return ablation_fingerprint("3", rows, DATASET, checkpoint("sft"), asked)
 

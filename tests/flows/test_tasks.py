@@ -20,10 +20,11 @@ from amvl_core.contracts.records import (
     TaskScore,
     save_record,
 )
+from amvl_core.eval.stored import write_table
 from amvl_core.methods.amvl.presets import demo
 from data_prep import pipeline
-from flows import tasks
-from infra import analysis_files
+from flows import stage, tasks
+from flows.stage import place
 from infra.mlflow_client import client
 from infra.tracking import Tracker
 
@@ -31,7 +32,7 @@ from infra.tracking import Tracker
 def test_a_finished_training_stage_is_reused_and_what_a_killed_run_left_beside_it_goes(tmp_path: Path) -> None:
     config = override(demo(), {"storage": str(tmp_path)})
     data = DatasetRecord(uri="u", fingerprint="d", schema_version=1, shards=[], kept=1, dropped={}, reports=[])
-    uri = tasks.stage_uri(config, "train", train_fingerprint(config, "sft", data, None))
+    uri = place(config, "train", train_fingerprint(config, "sft", data, None)).uri
     fields = {"stage": "sft", "method": "sft", "step": 1, "config": {}, "dataset": "d", "parent": None, "metrics": {}}
     record = CheckpointRecord(uri=uri, fingerprint="f", num_parameters=1, **fields)
     for name in ("model/config.json", "checkpoints/step-00000001/complete.json", "base/config.json"):
@@ -51,7 +52,7 @@ def test_a_dataset_without_a_test_split_ends_the_run_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = override(demo(), {"storage": str(tmp_path)})
-    uri = tasks.stage_uri(config, "prepare", pipeline.fingerprint(config))
+    uri = place(config, "prepare", pipeline.fingerprint(config)).uri
     for name in ("report.html", "report.json"):
         storage.write_bytes(storage.join(uri, name), b"{}")
     save_record(dataset(uri, "train", 8))
@@ -64,7 +65,8 @@ def test_a_dataset_without_a_test_split_ends_the_run_before_anything_is_trained(
 
 @pytest.fixture()
 def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("run"))
+    for module in (tasks, stage):
+        monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("run"))
     caplog.set_level(logging.INFO, logger="run")
     return caplog
 
@@ -102,10 +104,10 @@ def test_the_gate_asks_the_champion_and_the_best_version_the_same_items(
     registry.create_registered_model("amvl")
     for number, right in ((1, 150), (2, 140)):
         fields = {"stage": "amvl", "method": "amvl", "step": 1, "config": {}, "dataset": "d", "parent": None}
-        uri = tasks.stage_uri(config, "train", f"c{number}")
+        uri = place(config, "train", f"c{number}").uri
         model = CheckpointRecord(uri=uri, fingerprint=f"c{number}", num_parameters=1, metrics={}, **fields)
         save_record(model)
-        answers(tasks.stage_uri(config, "evaluate", evaluate_fingerprint(config, data, model)), right)
+        answers(place(config, "evaluate", evaluate_fingerprint(config, data, model)).uri, right)
         registry.create_model_version("amvl", "nowhere")
         registry.set_model_version_tag("amvl", str(number), "checkpoint_fingerprint", model.fingerprint)
     registry.set_registered_model_alias("amvl", "champion", "2")
@@ -116,7 +118,7 @@ def test_the_gate_asks_the_champion_and_the_best_version_the_same_items(
     assert (decision.alias, decision.best) == ("champion", 1)
     assert decision.reason.startswith("not worse than the former champion, version 2: -0.5 points (")
     assert "; against the best so far, version 1: -5.5 points (" in decision.reason
-    storage.remove(tasks.stage_uri(config, "train", "c1"))
+    storage.remove(place(config, "train", "c1").uri)
     decision = tasks._gate(config, data, new, "run")
     assert (decision.alias, decision.best) == ("champion", 2)
     assert decision.against_best.startswith("version 2: -0.5 points (")
@@ -128,7 +130,7 @@ def answers(uri: str, right: int) -> EvalRecord:
     """A stored evaluation on 200 items, the first `right` of them answered rightly."""
     columns = {"sample_id": [f"s{i}" for i in range(200)], "group": [""] * 200}
     table = pa.table({**columns, "correct": [i < right for i in range(200)]})
-    analysis_files.write_table(storage.join(uri, "predictions.parquet"), table)
+    write_table(storage.join(uri, "predictions.parquet"), table)
     share = right / 200
     overall = TaskScore(task="all", n=200, correct=right, accuracy=share, low=share, high=share, majority=0.5)
     readings = [ReadingScore(reading="exact match", scores=[], unanswered=0, drawn=0)]

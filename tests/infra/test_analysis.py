@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from amvl_core.contracts import fingerprints, storage
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -17,6 +17,7 @@ from amvl_core.contracts.records import (
     VariantScore,
     save_record,
 )
+from amvl_core.methods.amvl.analysis.contamination import Contamination
 from amvl_core.methods.amvl.presets import demo
 from infra import analysis
 from infra.mlflow_client import client
@@ -25,7 +26,7 @@ from infra.mlflow_client import client
 def checkpoint(name: str, gamma: float, stage: str = "amvl", dataset: str = "d1", **changes: Any) -> CheckpointRecord:
     """A checkpoint of the demo, trained with `gamma` in its AMVL stages."""
     sweep = {"stages": {stage: {"method": {"gamma_max": gamma}} for stage in ("embedding_adaptation", "amvl")}}
-    config = analysis.override(analysis.override(demo(), sweep), changes)
+    config = override(override(demo(), sweep), changes)
     return CheckpointRecord(
         uri=name,
         fingerprint=name,
@@ -73,13 +74,13 @@ def measured(swapped: float) -> tuple[FaithfulnessRecord, AnalysisRecord]:
         "candidates": 8.0,
         "active_units": 3,
     }
-    found: dict[str, Any] = {"geometry": {}, "similarity": [], "sensitivity": {}, "files": []}
+    numbers |= {"geometry": {}, "similarity": [], "sensitivity": {}}
     suite = FaithfulnessRecord(benchmark=TEST_SPLIT, rows=rows, verdict="", **about)
-    return suite, AnalysisRecord(**about, **numbers, **found)
+    return suite, AnalysisRecord(**about, numbers=numbers, files=[])
 
 
 def test_contamination_without_a_checkpoint_is_the_linear_gaussian_problem() -> None:
-    figure, columns = analysis.linear_gaussian()
+    figure, columns = Contamination().draw([])
     assert len(figure.axes[0].lines) == 3
     rows = list(zip(columns["kind"], columns["gamma"], columns["contamination"], strict=True))
     closed = {gamma: value for kind, gamma, value in rows if kind == "closed form"}
@@ -90,7 +91,7 @@ def test_contamination_without_a_checkpoint_is_the_linear_gaussian_problem() -> 
 
 def test_contamination_against_gamma_has_n_seed_and_the_interval_of_every_difference() -> None:
     records = [(checkpoint("c2", 2.0), *measured(-1.0)), (checkpoint("c1", 0.5), *measured(-3.0))]
-    figure, columns = analysis.contamination(records)
+    figure, columns = Contamination().draw(records)
     assert columns["gamma"] == [0.5, 2.0]
     assert (columns["seed"], columns["n"], columns["n of KL and I_q"]) == ([0, 0], [200, 200], [16, 16])
     assert columns["KL(q || p), nats"] == [0.75, 0.75]
@@ -111,13 +112,13 @@ def test_contamination_against_gamma_has_n_seed_and_the_interval_of_every_differ
 def test_checkpoints_of_one_sweep_differ_in_gamma_and_where_they_ran() -> None:
     elsewhere = {"storage": "/elsewhere", "cluster": {"num_workers": 1}, "evaluation": {"analysis_items": 7}}
     faster = {"stages": {"amvl": {"micro_tokens": 999}}}
-    analysis.check_one_sweep([checkpoint("a", 0.0), checkpoint("b", 0.5, **elsewhere), checkpoint("c", 1.0, **faster)])
+    Contamination().check([checkpoint("a", 0.0), checkpoint("b", 0.5, **elsewhere), checkpoint("c", 1.0, **faster)])
     # What comes after the checkpoint's own stage is not what it was trained with.
     later = {"stages": {"amvl": {"lr": 1e-3}}}
     first = checkpoint("a", 0.0, stage="embedding_adaptation")
-    analysis.check_one_sweep([first, checkpoint("b", 0.5, stage="embedding_adaptation", **later)])
+    Contamination().check([first, checkpoint("b", 0.5, stage="embedding_adaptation", **later)])
     # Another folder with the same samples in it is the same dataset.
-    analysis.check_one_sweep([checkpoint("a", 0.0), checkpoint("b", 0.5, data={"rows_per_shard": 512})])
+    Contamination().check([checkpoint("a", 0.0), checkpoint("b", 0.5, data={"rows_per_shard": 512})])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_checkpoints_of_one_sweep_differ_in_gamma_and_where_they_ran() -> None:
 )
 def test_what_differs_in_more_than_gamma_is_refused_and_named(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(DataError, match=rf"^a and b differ in more than gamma_max: {named}; give"):
-        analysis.check_one_sweep([checkpoint("a", 0.0), checkpoint("b", 0.5, **changes)])
+        Contamination().check([checkpoint("a", 0.0), checkpoint("b", 0.5, **changes)])
 
 
 def test_the_command_refuses_them_before_anything_is_computed(

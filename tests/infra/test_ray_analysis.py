@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from infra.ray_analysis import Job, Questions, Worker
 
 from amvl_core.contracts.config import BenchmarkSource, RunConfig, override
 from amvl_core.contracts.errors import DataError
@@ -27,9 +28,8 @@ from amvl_core.contracts.records import (
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.faithfulness import score_variants, verdict
 from benchmarks.trial import configuration, row
-from data_prep import benchmarks
+from data_prep.published import read
 from infra import analysis, analysis_files, ray_analysis
-from infra.ray_analysis import Job, Questions, Worker
 from infra.ray_eval import Job as EvaluationJob
 from infra.ray_eval import Predictor, _with_predictions
 from tests.amvl_core.eval.benchmarks import published
@@ -188,7 +188,7 @@ def published_questions(config: RunConfig, name: str, folder: Path) -> tuple[Dat
         file.write_bytes(picture(0, 320, 320))
     config = override(config, {"evaluation": {"max_pixels": 200 * 200, "max_new_tokens": 6}})
     source = BenchmarkSource.model_validate({"name": name, "uri": str(files)})
-    return benchmarks.read(config, source, str(folder / f"{name}-questions"), lambda _: None), config
+    return read(config, source, str(folder / f"{name}-questions"), lambda _: None), config
 
 
 def predictions(

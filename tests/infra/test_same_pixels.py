@@ -16,8 +16,8 @@ from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.presets import demo
-from data_prep import benchmarks
 from data_prep.images import StoredImage, standardise
+from data_prep.published import read
 from infra.pyfunc_model import read_image
 from tests.amvl_core.eval.benchmarks import published
 from tests.data_prep.pictures import encode, noise
@@ -43,7 +43,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     images = [base64.b64encode(data).decode() for data in KINDS.values()]
     published.tsv(folder / "hr_bench_4k.tsv", [{**row, "index": i, "image": image} for i, image in enumerate(images)])
     source = BenchmarkSource(name="hrbench_4k", uri=str(folder))
-    record = benchmarks.read(demo(), source, str(folder / "stage"), lambda _: None)
+    record = read(demo(), source, str(folder / "stage"), lambda _: None)
     assert (record.kept, record.dropped) == (len(KINDS), {})
     shards = ShardReader(record, "test")
     rows = [shards[number] for number in range(len(shards))]

@@ -82,7 +82,8 @@ def test_a_run_holds_parameters_metrics_data_and_tables(
         tracker.dataset(dataset)
         for step in range(1, 1502):  # more than one batch
             tracker.metrics("amvl", step, {"loss": 1 / step, "grad (norm)": 1.0})
-        tracker.checkpoint(checkpoint(stage="sft"), reused=True)
+        tracker.checkpoint(checkpoint(stage="sft"))
+        tracker.reused(checkpoint(stage="sft"))
         tracker.evaluation(evaluation("amvl", 9))
         tracker.table("scores", {"task": ["a"], "n": [1]})
         tracker.figure("figures/curves.png", figures.curves(tracker.history, ["amvl"]))

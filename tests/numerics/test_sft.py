@@ -111,7 +111,7 @@ def test_methods_of_the_base_model_refuse_a_latent_checkpoint(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for method in (Sft, Pause):
-        with pytest.raises(CheckpointError, match="holds a 'amvl' model; this method trains a qwen2_5_vl one"):
+        with pytest.raises(CheckpointError, match="a 'amvl' model is no known base model, which are qwen2_5_vl"):
             method.load(str(tmp_path), processor, LATENT)
 
 

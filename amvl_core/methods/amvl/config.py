@@ -9,10 +9,12 @@ from pydantic import Field, model_validator
 
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.watch import OVER, Watch
+from amvl_core.methods.amvl.cost import AmvlCost
 from amvl_core.methods.block import BlockMethod
 
 if TYPE_CHECKING:
     from amvl_core.contracts.ablations import Table
+    from amvl_core.contracts.analysis import Analysis
     from amvl_core.contracts.config import RunConfig
 
 COLLAPSED_KL = 0.003
@@ -34,6 +36,7 @@ class AmvlMethod(BlockMethod):
     model_type = "amvl"
     own_parts = ("prior_head.", "posterior_head.", "injector.")
     columns: ClassVar = {**BlockMethod.columns, "kl": ("kl_forward", "kl_reverse")}
+    schedules = ("beta", "gamma")
     ntp_weight: float = Field(1.0, ge=0, description="weight of the next-token loss")
     beta_max: float = Field(1.0, ge=0, description="weight of KL(sg[q] || p) after its warm-up")
     beta_start: int = Field(0, ge=0, description="optimiser step at which beta leaves 0")
@@ -56,6 +59,10 @@ class AmvlMethod(BlockMethod):
         if self.ntp_weight == self.beta_max == self.gamma_max == 0:
             raise ValueError("ntp_weight, beta_max and gamma_max are all 0: nothing is left to learn from")
         return self
+
+    def cost(self, latent: LatentConfig) -> AmvlCost:
+        """On a shared prefix, with as many draws as there are."""
+        return AmvlCost(latent, self.posterior_samples)
 
     def watches(self, latent: LatentConfig) -> list[Watch]:
         """The KL per latent dimension: too small once a weight is warmed up, too large while the forward one is 0.
@@ -91,6 +98,13 @@ class AmvlMethod(BlockMethod):
                 "beta_start come earlier",
             ),
         ]
+
+    @classmethod
+    def analysis(cls) -> Analysis:
+        """Table 7, Figures 3 and 4, and information."""
+        from amvl_core.methods.amvl.analysis.analysis import AmvlAnalysis
+
+        return AmvlAnalysis()
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:

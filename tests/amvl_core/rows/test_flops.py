@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from amvl_core.rows.flops import sft_flops, shared_prefix_flops, three_pass_flops, vision_flops
+from amvl_core.rows.flops import row_flops, vision_flops
+from amvl_core.rows.spans import Piece, Span
 from infra.plan.shapes import PUBLISHED, VisionShape
 
 SEVEN_B = PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"].text
@@ -25,15 +26,17 @@ def test_the_vision_encoder() -> None:
     assert vision_flops(shape, patches, images) == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
-@pytest.mark.parametrize(("x", "y", "shared", "three"), [(1024, 128, 1.10, 2.89), (2048, 128, 1.04, 2.94)])
-def test_the_limits_of_the_shared_prefix_at_7b(x: int, y: int, shared: float, three: float) -> None:
-    """The figures of the study that the shared prefix is built on; two decimals."""
-    plain = sft_flops(SEVEN_B, x, y, y)
-    assert shared_prefix_flops(SEVEN_B, x, y, 8) / plain == pytest.approx(shared, abs=0.01)
-    assert three_pass_flops(SEVEN_B, x, y, 8) / plain == pytest.approx(three, abs=0.01)
+def test_a_chain_of_rows_costs_what_they_cost_in_one() -> None:
+    chain, x = (), 100
+    whole = row_flops(SEVEN_B, [Span(x + 5, read=x + 5)])
+    parts = row_flops(SEVEN_B, [Span(x, read=x)])
+    for number in range(5):
+        chain = (*chain, Piece(number, 0, 0, 1 if number else x))
+        parts += row_flops(SEVEN_B, [Span(1, read=1, context=chain)])
+    assert parts == pytest.approx(whole, rel=1e-12)
 
 
-def test_draws_repeat_the_decoder_row_alone() -> None:
-    one, two, three = (shared_prefix_flops(SEVEN_B, 1024, 128, 8, draws=draws) for draws in (1, 2, 3))
-    assert three - two == pytest.approx(two - one, rel=1e-12)
-    assert two - one < 0.2 * one
+def test_what_a_span_does_not_see_costs_nothing() -> None:
+    seen = row_flops(SEVEN_B, [Span(20, 20, (Piece(0, 0, 0, 100),))])
+    blind = row_flops(SEVEN_B, [Span(20, 20, (Piece(0, 0, 0, 10), Piece(0, 0, 70, 100)))])
+    assert seen - blind == 4 * SEVEN_B.hidden_size * SEVEN_B.num_hidden_layers * 20 * 60

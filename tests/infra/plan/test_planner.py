@@ -105,7 +105,7 @@ def test_hours_follow_rows_utilisation_and_gpus() -> None:
     assert plan(alone, workload=replace(LOAD, rows=900_000)).hours == pytest.approx(2 * one.hours, rel=1e-3)
     fast = replace(MACHINES["A100-80GB"], node_gb_s=1e9)
     assert plan(paper(), fast, workload=LOAD).hours == pytest.approx(one.hours / 16, rel=1e-3)
-    assert one.three_pass_hours > one.hours > one.sft_hours
+    assert one.hours_by_way["three_pass"] > one.hours > one.hours_by_way["sft"]
 
 
 def test_a_slow_network_is_named_as_the_limit() -> None:
@@ -235,5 +235,5 @@ def test_the_shortest_sample_is_planned() -> None:
 def test_controls_are_hours_on_top() -> None:
     found = plan(paper())
     assert found.control_hours.keys() == {"SFT, equal steps", "pause tokens"}
-    assert found.control_hours["SFT, equal steps"] == pytest.approx(found.sft_hours, rel=0.05)
+    assert found.control_hours["SFT, equal steps"] == pytest.approx(found.hours_by_way["sft"], rel=0.05)
     assert plan(override(paper(), {"evaluation": {"controls": []}})).control_hours == {}

@@ -8,6 +8,7 @@ import torch
 from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration
 from amvl_core.methods.amvl.presets import demo
 from infra.plan.shapes import PUBLISHED, ModelShape, model_shape, parameters
@@ -20,7 +21,7 @@ ON_THE_HUB = {"3B": 3_754_622_976, "7B": 8_292_166_656, "32B": 33_452_718_336, "
 @pytest.mark.parametrize("name", ON_THE_HUB)
 def test_published_shapes_have_the_parameters_of_the_published_weights(name: str) -> None:
     shape = PUBLISHED[f"Qwen/Qwen2.5-VL-{name}-Instruct"]
-    assert sum(parameters(shape, None).values()) == ON_THE_HUB[name]
+    assert sum(parameters(shape).values()) == ON_THE_HUB[name]
 
 
 def built(shape: ModelShape, latent: LatentConfig) -> dict[str, int]:
@@ -62,7 +63,8 @@ def built(shape: ModelShape, latent: LatentConfig) -> dict[str, int]:
 )
 def test_parameters_are_those_of_the_model_that_is_built(fields: dict[str, Any]) -> None:
     shape, latent = PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], LatentConfig(**fields)
-    assert parameters(shape, latent) == built(shape, latent)
+    own = AmvlMethod().cost(latent).parts(shape.text.hidden_size)
+    assert {**parameters(shape), **own} == built(shape, latent)
 
 
 def test_a_folder_and_tiny_are_read_from_their_configuration() -> None:

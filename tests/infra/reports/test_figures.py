@@ -3,12 +3,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from amvl_core.contracts.records import EvalRecord, VariantScore
 from amvl_core.eval.predictions import sample
+from amvl_core.methods.amvl.presets import demo
 from infra.reports import figures
 
 
@@ -20,7 +19,7 @@ def test_curves_show_terms_above_and_schedules_below() -> None:
         "amvl/beta": [(1, 0.0)],
         "amvl/grad_norm": [(1, 9.0)],
     }
-    axes = figures.curves(history, ["sft", "amvl"]).axes
+    axes = figures.curves(history, demo().stages).axes
     assert [axis.get_title(loc="left") for axis in axes[:2]] == ["sft", "amvl"]
     assert [line.get_label() for line in axes[1].lines] == ["loss", "kl_forward"]
     assert [line.get_label() for line in axes[3].lines] == ["beta (max 0)"]
@@ -144,19 +143,3 @@ def test_faithfulness_colours_what_leaves_out_zero() -> None:
     assert colours[1] not in figures.COLOURS
     shown = [line for line in right.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
     assert [line.get_color() in figures.COLOURS for line in shown] == [False, True]
-
-
-def test_a_question_with_a_formula_is_a_caption() -> None:
-    figure = figures.heat_maps([Image.new("RGB", (40, 20))], ["What is $\\frac{1$?"], [np.zeros((2, 4, 2))])
-    figure.savefig(io.BytesIO())
-
-
-def test_a_heat_map_lies_over_its_whole_image() -> None:
-    image = Image.new("RGB", (40, 20))
-    axes = figures.heat_maps([image], ["What? red"], [np.arange(16.0).reshape(2, 4, 2)]).axes
-    assert len(axes) == 3
-    for axis in axes[1:]:
-        picture, heat = axis.images
-        assert heat.get_extent() == picture.get_extent()
-        assert heat.get_clim() == (0, 15)
-    assert axes[2].images[1].get_array().tolist() == [[1, 3, 5, 7], [9, 11, 13, 15]]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
-from html import escape
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from amvl_core.contracts.records import (
     Shard,
     VariantScore,
 )
-from flows import report, tasks
+from flows import report, stage, tasks
 from infra.mlflow_client import client
-from infra.reports import page as report_page
 from infra.reports import run_report
+from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 from tests.data_prep.pictures import png
 from tests.shards import sample_of, table
@@ -137,38 +136,50 @@ def analysis_record(folder: Path) -> AnalysisRecord:
         checkpoint="c",
         stage="amvl",
         dataset="d",
-        n=200,
-        geometry={name: 0.5 + i for i, name in enumerate(names)},
-        kl_per_slot=[0.1, 0.2, 0.3, 0.4],
-        active_units=17,
-        mutual_information=0.25,
-        mutual_information_upper=0.75,
-        candidates=8.0,
-        similarity=[[1.0 if i == j else 0.9 - 0.3 * abs(i - j) for j in range(4)] for i in range(4)],
-        sensitivity={"image": 0.4, "text": 0.6},
+        numbers={
+            "n": 200,
+            "geometry": {name: 0.5 + i for i, name in enumerate(names)},
+            "kl_per_slot": [0.1, 0.2, 0.3, 0.4],
+            "active_units": 17,
+            "mutual_information": 0.25,
+            "mutual_information_upper": 0.75,
+            "candidates": 8.0,
+            "similarity": [[1.0 if i == j else 0.9 - 0.3 * abs(i - j) for j in range(4)] for i in range(4)],
+            "sensitivity": {"image": 0.4, "text": 0.6},
+        },
         files=["occlusion_1.png", "items.parquet"],
     )
 
 
 @pytest.fixture()
-def build(
+def result(
     tracked: RunConfig,
     asked: DatasetRecord,
     checkpoint: Callable[..., CheckpointRecord],
     evaluated: Callable[[str, set[int]], EvalRecord],
-) -> Callable[..., str]:
-    def make(method: str = "amvl", history: Any = None, **records: Any) -> str:
+) -> Callable[..., RunResult]:
+    def make(method: str = "amvl", **records: Any) -> RunResult:
         before, after = evaluated("sft", set(range(6))), evaluated("amvl", set(range(4, 12)))
-        return run_report.build(
-            tracked,
-            asked,
-            checkpoint(method=method),
-            report.labels(before, after),
-            model_record(),
-            report.score_rows(before, after, {}, tracked.seed),
-            history or {},
+        first, second = report.labels(before, after)
+        return RunResult(
+            config=tracked,
+            dataset=asked,
+            checkpoint=checkpoint(method=method),
+            before=before,
+            after=after,
+            labels=(first, second),
+            scores=report.score_rows(before, after, {}, tracked.seed),
+            model=model_record(),
             **records,
         )
+
+    return make
+
+
+@pytest.fixture()
+def build(result: Callable[..., RunResult]) -> Callable[..., str]:
+    def make(method: str = "amvl", history: Any = None, **records: Any) -> str:
+        return run_report.build(result(method, **records), history or {})
 
     return make
 
@@ -178,9 +189,9 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
     tables = {"MMVP": [{"metric": "pair", "n": "150", "AMVL": "40.0%"}]}
     page = build(
         history=history,
-        faithfulness=[faithfulness_record(), faithfulness_record("vstar")],
+        suites=[faithfulness_record(), faithfulness_record("vstar")],
         analysis=analysis_record(tmp_path),
-        benchmarks=tables,
+        tables=tables,
     )
     for text in (
         "models:/amvl/2</code>",
@@ -212,33 +223,16 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
     assert len(page) < 2_000_000
 
 
-def test_what_every_row_says_alike_stands_below_and_a_narrow_page_names_each_value() -> None:
-    one = {"task": "a", "n": "40", 'odd "name"; </style>': "1", "test": "sign flips", "seed": "3"}
-    table = report_page._table([one, one | {"test": "-"}, one | {"task": "b"}])
-    assert "<p class='note'>p by: sign flips; seed of the trainings: 3.</p>" in table
-    heads = [escape(name) for name in list(one)[:3]]
-    assert re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table) == heads
-    (kind,) = re.findall(r"<table class='(\w+)'>", table)
-    assert table.startswith(
-        f'<style>.{kind} td:nth-child(2){{--name:"n"}}.{kind} td:nth-child(3){{--name:"odd\\20 \\22 '
-    )
-    assert table.count("</style>") == 1
-    assert 'content: var(--name, "")' in report_page.STYLE
-    mixed = report_page._table([one, one | {"test": "McNemar exact", "seed": "4"}])
-    assert re.findall(r"<th(?: [^>]*)?>(.*?)</th>", mixed) == [*heads, "test", "seed"]
-    assert "class='note'" not in mixed
-
-
 def test_the_scores_of_many_tasks_are_all_on_the_page(build: Callable[..., str]) -> None:
     rows = [{"metric": f"task {i}", "AMVL": f"{i}.5%", "p": "1.0000", "seed": "0"} for i in range(60)]
-    page = build(benchmarks={"blink": rows})
+    page = build(tables={"blink": rows})
     assert all(f"<td>task {i}</td><td class='right'>{i}.5%</td>" in page for i in range(60))
     assert page.count("<img src='data:image/png;base64,") == 1
     assert "alt='scores' class=standing>" in page  # three rows: the bars stand
 
 
 def test_nothing_is_loaded_and_no_text_is_markup(build: Callable[..., str], tmp_path: Path) -> None:
-    page = build(faithfulness=[faithfulness_record()], analysis=analysis_record(tmp_path))
+    page = build(suites=[faithfulness_record()], analysis=analysis_record(tmp_path))
     assert "<script" not in page
     assert "&lt;script&gt;alert(" in page
     for tag, attributes in tags(page):
@@ -264,13 +258,13 @@ def test_half_of_the_answers_are_wrong_and_all_tasks_are_there(
     asked: DatasetRecord, evaluated: Callable[[str, set[int]], EvalRecord]
 ) -> None:
     base = evaluated("sft", set())
-    found = run_report.samples(asked, base, evaluated("amvl", set(range(4, 12))))
+    found = run_report.answers(asked, base, evaluated("amvl", set(range(4, 12))))
     assert [sample.correct for sample in found] == [False] * 6 + [True] * 6
     assert {sample.task for sample in found[:3]} == {sample.task for sample in found[6:9]}
     assert len({sample.task for sample in found}) == 3
     assert len(next(sample for sample in found if sample.sample_id == "s00").images) == 2
     assert all(sample.before == NASTY for sample in found)
-    few = run_report.samples(asked, base, evaluated("nearly", set(range(1, 18))))
+    few = run_report.answers(asked, base, evaluated("nearly", set(range(1, 18))))
     assert [sample.correct for sample in few] == [False] + [True] * 11
 
 
@@ -281,42 +275,41 @@ def test_pictures_beyond_the_bound_are_named_instead(tmp_path: Path, monkeypatch
     assert run_report._pictures(record) == ({}, ["occlusion_1.png"])
 
 
-def test_a_page_is_named_by_what_it_shows(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> None:
-    model, analysis = model_record(), analysis_record(tmp_path)
-    names = {
-        run_report.report_fingerprint(model, None, None),
-        run_report.report_fingerprint(model, None, analysis),
-        run_report.report_fingerprint(model, faithfulness_record(), analysis),
-        run_report.report_fingerprint(model.model_copy(update={"fingerprint": "m2"}), None, None),
-        run_report.report_fingerprint(model, evaluation("amvl", 3, "blink"), None, None),
-        run_report.report_fingerprint(model, evaluation("amvl", 3, "mmvp"), None, None),
-    }
-    assert len(names) == 6
+def test_a_page_is_named_by_what_it_shows(
+    result: Callable[..., RunResult], tmp_path: Path, evaluation: Callable[..., EvalRecord]
+) -> None:
+    plain, analysis = result(), analysis_record(tmp_path)
+    shown = [
+        {},
+        {"analysis": analysis},
+        {"suites": [faithfulness_record()], "analysis": analysis},
+        {"model": model_record().model_copy(update={"fingerprint": "m2"})},
+        {"published": [evaluation("amvl", 3, "blink")]},
+        {"published": [evaluation("amvl", 3, "mmvp")]},
+    ]
+    assert len({replace(plain, **records).fingerprint for records in shown}) == 6
 
 
 def test_a_benchmark_that_is_added_later_is_in_the_report_that_is_linked(
     tracked: RunConfig,
-    asked: DatasetRecord,
-    checkpoint: Callable[..., CheckpointRecord],
-    evaluated: Callable[[str, set[int]], EvalRecord],
+    result: Callable[..., RunResult],
     evaluation: Callable[..., EvalRecord],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The page is made anew, lies with the run that made it, and a later run links that one or has a copy."""
     links: list[str] = []
     monkeypatch.setattr(tasks, "create_link_artifact", lambda link, **_: links.append(link))
-    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("report"))
-    before, after = evaluated("sft", set(range(6))), evaluated("amvl", set(range(4, 12)))
-    rows = report.score_rows(before, after, {}, tracked.seed)
+    monkeypatch.setattr(stage, "get_run_logger", lambda: logging.getLogger("report"))
+    run = result()
 
     def show(*benchmarks: str, working: bool = False) -> tuple[str, str | None]:
         tables = {name: [{"metric": "overall", "AMVL": "40.0%"}] for name in benchmarks}
         published = [evaluation("amvl", 3, name) for name in benchmarks]
-        models = (checkpoint(), before, after, rows, model_record())
         with Tracker(tracked) as tracker:
             if working:
                 tracker.start()
-            return tasks.show_report.fn(tracked, asked, *models, tracker, tables, published), tracker.run_id
+            shown = replace(run, tables=tables, published=published)
+            return tasks.show_report.fn(shown, tracker), tracker.run_id
 
     plain, first = show(working=True)
     made, second = show("mmvp")

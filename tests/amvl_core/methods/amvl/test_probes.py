@@ -164,7 +164,7 @@ def test_a_control_is_scored_as_the_stock_model_scores_itself(kind: type, tmp_pa
     processor = load_processor(stock_folder())
     method = kind()
     slots = method.slots(LATENT)
-    model = load_stock(stock_folder(), processor, slots, dtype=torch.float64)
+    model = load_stock(stock_folder(), processor, slots or None, dtype=torch.float64)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     answerer = Answerer.from_pretrained(str(tmp_path))

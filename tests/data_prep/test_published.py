@@ -19,7 +19,7 @@ from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.methods.amvl.presets import demo
-from data_prep import benchmarks
+from data_prep.published import fingerprint, read
 from tests.amvl_core.eval.benchmarks import published
 
 
@@ -50,12 +50,12 @@ def test_every_question_comes_back_as_it_was_read(name: str, tmp_path: Path) -> 
     WRITERS[name](folder)
     uri = str(tmp_path / "stage")
     source = BenchmarkSource.model_validate({"name": name, "uri": str(folder)})
-    record = benchmarks.read(config(), source, uri, lambda _: None)
+    record = read(config(), source, uri, lambda _: None)
     assert load_record(uri, DatasetRecord) == record
-    read = [found for found in BENCHMARKS[name].read(str(folder)) if isinstance(found, Question)]
+    questions = [found for found in BENCHMARKS[name].read(str(folder)) if isinstance(found, Question)]
     shards = ShardReader(record, "test")
-    assert [question(shards[number]) for number in range(len(shards))] == read
-    assert len(read) == record.kept == record.rows("test") > 1
+    assert [question(shards[number]) for number in range(len(shards))] == questions
+    assert len(questions) == record.kept == record.rows("test") > 1
     assert record.rows("train") == 0
 
 
@@ -65,7 +65,7 @@ def test_drops_are_counted_by_reason_with_examples(tmp_path: Path) -> None:
     published.blink(folder, answer="(Z)")
     events: list[Progress] = []
     source = BenchmarkSource(name="blink", uri=str(folder))
-    record = benchmarks.read(config(), source, str(tmp_path / "stage"), events.append)
+    record = read(config(), source, str(tmp_path / "stage"), events.append)
     (report,) = record.reports
     assert (report.read, report.kept, report.dropped) == (2, 1, {"answer_not_among_options": 1})
     assert report.examples["answer_not_among_options"][0].sample_id == "val-00000-of-00001.parquet/0"
@@ -79,11 +79,11 @@ def test_a_text_with_more_places_than_images_is_dropped_and_nothing_left_is_an_e
     file = folder / "test_questions.jsonl"
     file.write_text(file.read_text().replace("What is", "<image><image>What is"))
     source = BenchmarkSource(name="vstar", uri=str(folder))
-    record = benchmarks.read(config(), source, str(tmp_path / "stage"), lambda _: None)
+    record = read(config(), source, str(tmp_path / "stage"), lambda _: None)
     assert (record.kept, record.dropped) == (1, {"image_places": 1})
     file.write_text(file.read_text().splitlines()[0] + "\n")
     with pytest.raises(DataError, match=r"gives no question of vstar: image_places \(1\)"):
-        benchmarks.read(config(), source, str(tmp_path / "other"), lambda _: None)
+        read(config(), source, str(tmp_path / "other"), lambda _: None)
     assert not (tmp_path / "other" / "test-00000.parquet").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_text_with_more_places_than_images_is_dropped_and_nothing_left_is_an_e
 def test_a_text_with_a_control_token_is_dropped(tmp_path: Path, text: str) -> None:
     published.vstar(tmp_path, text=f"What is {text}?\n(A) one\n(B) two")
     source = BenchmarkSource(name="vstar", uri=str(tmp_path))
-    record = benchmarks.read(config(), source, str(tmp_path / "stage"), lambda _: None)
+    record = read(config(), source, str(tmp_path / "stage"), lambda _: None)
     assert (record.kept, record.dropped) == (1, {"reserved_text": 1})
     (example,) = record.reports[0].examples["reserved_text"]
     assert repr(text) in example.detail
@@ -112,7 +112,7 @@ def test_an_image_that_the_models_processor_refuses_is_dropped_and_no_other(tmp_
         lines[1] = json.dumps(json.loads(lines[1]) | {"image": "other.png"})
         (folder / "test_questions.jsonl").write_text("".join(lines))
         source = BenchmarkSource(name="vstar", uri=str(folder))
-        record = benchmarks.read(config(), source, str(folder / "stage"), lambda _: None)
+        record = read(config(), source, str(folder / "stage"), lambda _: None)
         kept.append(record.kept == 2)
         if kept[-1]:
             assert processor.image_processor(images=[image])["image_grid_thw"].prod() > 0
@@ -134,8 +134,8 @@ def test_a_large_image_counts_as_many_tokens_as_the_budget_allows(tmp_path: Path
     tokens, names = [], set()
     for pixels in (256 * 256, 512 * 512):
         settings = config(max_pixels=pixels)
-        names.add(benchmarks.fingerprint(settings, source))
-        record = benchmarks.read(settings, source, str(tmp_path / str(pixels)), lambda _: None)
+        names.add(fingerprint(settings, source))
+        record = read(settings, source, str(tmp_path / str(pixels)), lambda _: None)
         tokens.append(ShardReader(record, "test").column("num_tokens")[0])
     assert 0.9 < (tokens[1] - tokens[0]) / ((512**2 - 256**2) / 16**2) <= 1.0
     assert len(names) == 2

@@ -1,0 +1,61 @@
+"""What a model is asked: the test split of a prepared dataset, or the questions of a published benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord
+from amvl_core.data.reader import ShardReader
+from amvl_core.eval.benchmarks.prepared import benchmark_name
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions of `benchmark`, a published one or TEST_SPLIT; `answers` has those of tasks with few of them."""
+
+    dataset: DatasetRecord
+    benchmark: str
+    answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, dataset: DatasetRecord) -> Questions:
+        """Finds out which, without reading an image."""
+        return cls(dataset, benchmark_name(ShardReader(dataset, "test")))
+
+    @property
+    def own(self) -> bool:
+        """Whether they are a prepared dataset's."""
+        return self.benchmark == TEST_SPLIT
+
+    def name(self, work: str) -> str:
+        """What progress calls `work` on them."""
+        return work if self.own else f"{work} on {self.benchmark}"
+
+    def max_pixels(self, config: RunConfig) -> int:
+        """A published image keeps more pixels than those that the model was trained on."""
+        return config.data.max_pixels if self.own else config.evaluation.max_pixels
+
+    def chosen(self, wanted: int, seed: int) -> list[int]:
+        """At most `wanted` of them by number, drawn and in random order."""
+        order = np.random.default_rng(seed).permutation(self.dataset.rows("test"))
+        return [int(i) for i in order[:wanted]]
+
+    def column(self, name: str, rows: Sequence[int]) -> list[Any]:
+        """A stored column of these rows."""
+        values = ShardReader(self.dataset, "test").column(name)
+        return [values[i] for i in rows]
+
+
+class Readers:
+    """A reader for each dataset that a worker is asked about."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ShardReader] = {}
+
+    def __getitem__(self, asked: Questions) -> ShardReader:
+        return self._found.setdefault(asked.dataset.uri, ShardReader(asked.dataset, "test"))

@@ -1,0 +1,45 @@
+"""What a training step of a method takes, for the planner: packed rows, and parameters that a stock model has not.
+
+Imports no torch: plans are made where there is none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from amvl_core.rows.flops import prefill_flops, rows_flops, sft_rows
+from amvl_core.rows.spans import Rows
+
+
+class RowsOfStep(NamedTuple):
+    """One sample's packed rows, in the order they run, and how often its labels get logits."""
+
+    rows: Rows
+    draws: int = 1
+
+    def flops(self, config: Any, logit_rows: int) -> float:
+        """A step, forward and backward, with logits on `logit_rows` rows of each draw."""
+        return 3.0 * rows_flops(config, self.rows, self.draws * logit_rows)
+
+
+class Cost:
+    """A method of one plain row: `added` tokens of its layout, the prompt and the answer."""
+
+    def __init__(self, added: int = 0) -> None:
+        self.added = added
+
+    def ways(self, x: int, y: int) -> dict[str, RowsOfStep]:
+        """A step on x tokens of prompt and y of answer as it is run, then other ways to compare it with."""
+        return {"sft": RowsOfStep(sft_rows(x + self.added, y))}
+
+    def step(self, x: int, y: int) -> RowsOfStep:
+        """A step as it is run."""
+        return next(iter(self.ways(x, y).values()))
+
+    def prefill_flops(self, config: Any, x: int) -> float:
+        """Up to the first token of an answer, behind a prompt of x tokens and what the layout adds."""
+        return prefill_flops(config, x + self.added)
+
+    def parts(self, size: int) -> dict[str, int]:
+        """Its own parameters by part, on a model whose hidden states have `size` elements."""
+        return {}

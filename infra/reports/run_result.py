@@ -1,0 +1,49 @@
+"""What a run gave: all that its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.records import (
+    AnalysisRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    ModelRecord,
+)
+from amvl_core.contracts.records import fingerprint as record_fingerprint
+
+VERSION = 4
+"""Of the report."""
+Rows = Sequence[Mapping[str, str]]
+"""Rows with the same columns."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave. `before` and `after` are the evaluations of the model it is compared with and of its own, by
+    what tables call them; `scores` are the rows of the score table, `tables` those of each published benchmark.
+    """
+
+    config: RunConfig
+    dataset: DatasetRecord
+    checkpoint: CheckpointRecord
+    before: EvalRecord
+    after: EvalRecord
+    labels: tuple[str, str]
+    scores: Rows
+    model: ModelRecord
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+    published: Sequence[EvalRecord] = ()
+    suites: Sequence[FaithfulnessRecord] = ()
+    analysis: AnalysisRecord | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the page by the registration, the evaluations on benchmarks and the analyses that it shows."""
+        records = [*self.published, *self.suites, *([self.analysis] if self.analysis else [])]
+        shown, model = [record.fingerprint for record in records], self.model
+        return record_fingerprint("report", VERSION, model=model.fingerprint, version=model.version, records=shown)
