@@ -1,5 +1,6 @@
 """Figures and numbers of the smallest analysis that there is: two samples, a latent of one number."""
 
+import io
 from pathlib import Path
 
 import numpy as np
