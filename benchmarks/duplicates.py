@@ -1,4 +1,4 @@
-"""How often `data_prep/duplicates.py` is wrong: `python -m benchmarks.duplicates [FOLDER WITH THE REAL DATA]`.
+"""How often `data_prep/duplicates.py` is wrong: `python -m benchmarks.duplicates [FOLDER] [--rows N] [--drawings N]`.
 
 False positives: rows of data sets without copies that are taken for near copies of another row with the same text. All
 of microworld, easy-VQA, NLVR and the VSP mazes is compared, and 16 crops of each natural photograph as if the same had
@@ -7,20 +7,20 @@ nearly show an image of the test split, or crops of other photographs; `near_ima
 the training shards that nearly show an image of the other half. `questions` are training rows that ask a question of
 the test split, as if that were a published benchmark, by how many images it may be asked of in either. `drawings` are
 pairs of different ones that are nearly equal. Misses: photographs and drawings that were scaled or compressed again and
-are not found. The last line is one JSON object; a data set that is
-not there is null.
+are not found. The last line is one JSON object; a data set that is not in FOLDER is null.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image
 
 from amvl_core.contracts.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.data.encode import TokenCounter
-from amvl_core.methods.amvl.presets import demo
 from benchmarks.drawings import DRAWINGS
 from data_prep import duplicates, listing
 from data_prep.duplicate_keys import KeyFile, Keys
@@ -51,21 +51,26 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Prints one line for each data set and the JSON line."""
-    folder = Path(arguments[0] if arguments else "../shared/data")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("../shared/data"), help="where the real data lies")
+    parser.add_argument("--rows", type=int, default=22_000, help="of microworld, an eleventh of them for the test")
+    parser.add_argument("--drawings", type=int, default=60, help="of each kind, at most")
+    chosen = parser.parse_args()
+    folder, test = chosen.folder, chosen.rows // 11
     archives: dict[str, Callable[[str], Source]] = {
         "easy-vqa": lambda uri: EasyVqaSource(uri=uri),
         "nlvr": lambda uri: NlvrSource(uri=uri),
         "vsp-maze": lambda uri: VspMazeSource(uri=uri),
     }
-    found: dict[str, Any] = {"microworld": _false_positives(MicroworldSource(train=20_000, test=2_000))}
+    found: dict[str, Any] = {"microworld": _false_positives(MicroworldSource(train=chosen.rows - test, test=test))}
     print("microworld", found["microworld"], flush=True)
     for name, source in archives.items():
         path = folder / f"{name}.tar.gz"
         found[name] = _false_positives(source(str(path))) if path.exists() else None
         print(name, found[name], flush=True)
-    found["drawings"] = {name: _drawings(list(draw())) for name, draw in DRAWINGS.items()}
+    found["drawings"] = {name: _drawings(list(islice(draw(), chosen.drawings))) for name, draw in DRAWINGS.items()}
     print("drawings", found["drawings"], flush=True)
     photos = folder / "natural-photos.tar.gz"
     found["photos"] = _photos(list(_open(photos))) if photos.exists() else None
@@ -75,10 +80,10 @@ def main(arguments: list[str]) -> None:
 
 def _false_positives(source: Source) -> dict[str, Any]:
     """Repeats of one source: `exact` ones are copies, every `near` one is a false positive."""
-    config = demo()
+    config = PRESETS["demo"]()
     data = DataConfig(**{**config.data.model_dump(), "sources": (source,), "max_tokens": 4096})
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(data, 4, TokenCounter.from_model(config.model, config.latent), (folder,))
+        work = Work(data, TokenCounter.from_model(config.model), (folder,))
         done = [work.run(unit) for unit in listing.units(data, 0, ())]
         files = [KeyFile(f"{folder}/{unit.report.split}-{unit.number:05d}.keys.parquet", unit.split) for unit in done]
         started = time.perf_counter()
@@ -207,4 +212,4 @@ def _key_file(path: str, images: list[StoredImage], question: str) -> KeyFile:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -13,33 +13,33 @@ The last line is one JSON object; its ratios are of medians over rounds.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from transformers import GenerationConfig
 
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.config import ClusterConfig, MicroworldSource, RunConfig, TinyConfig
-from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, Shard
-from amvl_core.contracts.sample import Segment
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.records import DatasetRecord, Place
 from amvl_core.data.encode import TokenCounter
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.prepared import question
+from amvl_core.eval.evaluation import Evaluation, EvaluationWorker
 from amvl_core.eval.predict import Answerer
-from amvl_core.methods.amvl.presets import demo
 from benchmarks.measure import device_name
-from data_prep.microworld import generate
-from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, extra_json
+from data_prep import listing
+from data_prep.shards import SCHEMA_VERSION
+from data_prep.units import Work
 
 BATCH_SIZES = (4, 16, 64, 256)
 WORKERS = 2
@@ -58,7 +58,7 @@ def main() -> None:
 def measure(folder: Path, questions: int, rounds: int) -> dict[str, Any]:
     """Seconds of each way, their ratios, and what was measured."""
     from infra import cluster
-    from infra.ray_eval import Pool
+    from infra.actors import Actors
 
     config = _config(folder)
     save_model(Path(config.model.base))
@@ -68,9 +68,9 @@ def measure(folder: Path, questions: int, rounds: int) -> dict[str, Any]:
     texts: dict[str, dict[str, str]] = {}
     cluster.connect(config.cluster)
     try:
-        with Pool(config, None) as pool:
+        with Actors(config, partial(EvaluationWorker, config, None)) as actors:
             ways: dict[str, Callable[[str], dict[str, str]]] = {
-                "ours": lambda uri: _ours(pool, dataset, uri),
+                "ours": lambda uri: _ours(actors, config, dataset, uri),
                 **{f"batch {size}": _loop(config, answerer, dataset, size) for size in (1, *BATCH_SIZES)},
             }
             ways["ours"](str(folder / "warm-up"))
@@ -108,7 +108,7 @@ def save_model(folder: Path) -> None:
 
 
 def _config(folder: Path) -> RunConfig:
-    base = demo()
+    base = PRESETS["demo"]()
     return base.model_copy(
         update={
             "model": base.model.model_copy(update={"base": str(folder / "model")}),
@@ -120,30 +120,26 @@ def _config(folder: Path) -> RunConfig:
 
 def _dataset(config: RunConfig, folder: Path, questions: int) -> DatasetRecord:
     """Microworld's test questions, without training answers: nothing but generation is to be done."""
-    folder.mkdir()
-    counter, data = TokenCounter.from_model(config.model, config.latent), config.data
-    writer = ShardWriter(folder / "test.parquet")
-    for sample in generate(MicroworldSource(train=0, test=questions), "test"):
-        segments = [Segment("prompt", sample.question), Segment("answer", sample.answer)]
-        sizes = [_size(image) for image in sample.images]
-        tokens = counter.count(segments, sizes, data.min_pixels, data.max_pixels)
-        extra = extra_json(sample.task, sample.answer, sample.steps, sample.regions)
-        writer.write(ShardRow(sample.sample_id, sample.source, segments, sample.images, sizes, tokens, extra))
-    writer.close()
-    shard = Shard(file="test.parquet", split="test", rows=writer.rows, sha256="")
+    source = MicroworldSource(train=0, test=questions)
+    data = config.data.model_copy(update={"sources": (source,), "rows_per_shard": questions})
+    work = Work(data, TokenCounter.from_model(config.model), (str(folder),))
+    shards = [done.shard for unit in listing.units(data, 0, ()) if (done := work.run(unit)).shard]
     return DatasetRecord(
         uri=str(folder),
         fingerprint="benchmark",
         schema_version=SCHEMA_VERSION,
-        shards=[shard],
-        kept=writer.rows,
+        shards=shards,
+        kept=sum(shard.rows for shard in shards),
         dropped={},
         reports=[],
     )
 
 
-def _ours(pool: Any, dataset: DatasetRecord, uri: str) -> dict[str, str]:
-    record = pool.evaluate(dataset, TEST_SPLIT, uri, "benchmark", lambda _: None)
+def _ours(actors: Any, config: RunConfig, dataset: DatasetRecord, uri: str) -> dict[str, str]:
+    from infra.ray_eval import evaluate_with
+
+    evaluation = Evaluation(config, dataset, None, Place(uri, "benchmark"))
+    record = evaluate_with(actors, evaluation, lambda _: None)
     rows = pq.read_table(record.predictions_uri, columns=["sample_id", "raw_output"]).to_pylist()
     return {row["sample_id"]: row["raw_output"] for row in rows}
 
@@ -165,11 +161,6 @@ def _loop(config: RunConfig, answerer: Answerer, dataset: DatasetRecord, size: i
         return found
 
     return run
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size
 
 
 if __name__ == "__main__":

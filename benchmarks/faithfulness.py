@@ -18,18 +18,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from data_prep.layouts import lay_out
 from PIL import Image
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import save_tiny_base
+from amvl_core.contracts.config import MicroworldSource
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import NO_BLOCK, PRIOR
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.eval.predict import Answerer
-from amvl_core.methods.amvl.modeling import load_amvl
-from amvl_core.methods.amvl.presets import demo
-from amvl_core.methods.amvl.probes import TAUS, Item, Prober
 from benchmarks.measure import Step, device_name, interleaved
 from data_prep.microworld import generate
+
+Target = Literal["answer", "steps_and_answer"]
+SETTINGS: dict[str, tuple[int, Target, int]] = {"demo": (128, "steps_and_answer", 24), "image": (448, "answer", 6)}
+"""Pixels of a picture's side, what an answer holds, and its tokens at most."""
 
 
 def main() -> None:
@@ -38,36 +41,40 @@ def main() -> None:
     parser.add_argument("--model", help="folder of an AMVL model; else the demo's, untrained")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--tokens", type=int, help="of an answer at most, instead of 24 and 6")
     arguments = parser.parse_args()
-    answerer = load(arguments.model)
-    ratios = {
-        "demo": measure(answerer, items(arguments.items, 128, "steps_and_answer"), 24, arguments.repeats),
-        "image": measure(answerer, items(arguments.items, 448, "answer"), 6, arguments.repeats),
-    }
+    answerer, ratios = load(arguments.model), {}
+    for name in arguments.settings:
+        side, target, tokens = SETTINGS[name]
+        asked = items(arguments.items, side, target)
+        ratios[name] = measure(answerer, asked, arguments.tokens or tokens, arguments.repeats)
     settings = {"items": arguments.items, "repeats": arguments.repeats, "device": device_name()}
     print(json.dumps({"vs_plain_evaluation": ratios, **settings}))
 
 
-def measure(answerer: Answerer, asked: list[Item], tokens: int, repeats: int) -> dict[str, float]:
+def measure(answerer: Answerer, asked: list[StoredSample], tokens: int, repeats: int) -> dict[str, float]:
     """Every group of variants alone, and all at once, in plain evaluations of the same items."""
     answerer.processor.image_processor.size = {"shortest_edge": 1, "longest_edge": 448 * 448}
-    slots = answerer.model.config.num_slots
+    method = PRESETS["demo"]().method
+    prober = method.implementation().prober(answerer.model, answerer.processor, method)
+    everything = list(dict.fromkeys(answer.variant for answer in prober(asked, asked[0], 1, seed=0)))
+    dropped, taus = ([name for name in everything if name.startswith(kind)] for kind in ("dropped", "tau"))
     groups = {
         "unchanged": [PRIOR],
         "zeroed, noise, swapped, shuffled": ["zeroed", "noise", "swapped", "shuffled"],
-        f"dropped 1 to {slots}": [f"dropped {slot}" for slot in range(1, slots + 1)],
+        f"dropped 1 to {len(dropped)}": dropped,
         "posterior": ["posterior"],
-        f"tau, {len(TAUS)} values": [f"tau {tau:g}" for tau in TAUS],
+        f"tau, {len(taus)} values": taus,
         NO_BLOCK: [NO_BLOCK],
     }
-    everything = [name for names in groups.values() for name in names]
-    prober = Prober(answerer.model, answerer.processor, "natural")
+    assert sorted(everything) == sorted(name for names in groups.values() for name in names)
 
     def probing(names: list[str]) -> Step:
         return lambda: prober(asked, asked[0], tokens, seed=0, only=names)
 
     def plain() -> object:
-        questions = [item.segments[0].text for item in asked]
+        questions = [item.question for item in asked]
         return answerer.answer([item.images for item in asked], questions, tokens)
 
     steps: dict[str, Step] = {"plain": plain, **{name: probing(names) for name, names in groups.items()}}
@@ -80,28 +87,29 @@ def load(folder: str | None) -> Answerer:
     """The model to measure."""
     if folder is not None:
         return Answerer.from_pretrained(folder)
-    config = demo()
+    config = PRESETS["demo"]()
     with tempfile.TemporaryDirectory() as base:
         save_tiny_base(config.model.tiny, Path(base))
         processor = load_processor(base)
         torch.manual_seed(0)
-        model = load_amvl(base, processor, config.latent, dtype=torch.float32)
+        model = config.method.implementation().load(base, processor, config.latent, dtype=torch.float32)
     return Answerer(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor)
 
 
-def items(count: int, side: int, target: Literal["answer", "steps_and_answer"]) -> list[Item]:
-    """Microworld's first test items with pictures of `side` pixels, laid out as the demo's."""
-    config = demo()
-    source = config.data.sources[0].model_copy(update={"test": count})
-    data = config.data.model_copy(update={"target": target})
-    assert source.kind == "microworld"
+def items(count: int, side: int, target: Target) -> list[StoredSample]:
+    """Microworld's first test items with pictures of `side` pixels."""
     return [
-        Item(
+        StoredSample(
             sample.sample_id,
-            lay_out(sample, data, config.latent.num_slots),
-            [enlarged(image, side) for image in sample.images],
+            sample.source,
+            sample.task,
+            sample.question,
+            steps := sample.steps if target == "steps_and_answer" else (),
+            (None,) * len(steps),
+            sample.answer,
+            tuple(enlarged(image, side) for image in sample.images),
         )
-        for sample in generate(source, "test")
+        for sample in generate(MicroworldSource(test=count), "test")
     ]
 
 

@@ -12,13 +12,10 @@ import sys
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.methods.amvl import cost
-from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.rows.flops import decode_flops, prefill_flops
 from benchmarks.measure import Step, device_name, interleaved
-from benchmarks.shapes import SPECIAL, build, latent_config
+from benchmarks.shapes import METHOD, SFT, SPECIAL, build, latent_config
 
 PREFIXES = (256, 1024, 2048)
 
@@ -30,7 +27,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens generated behind the first")
     parser.add_argument("--x", type=int, nargs="+", default=PREFIXES, help="tokens of the prompt")
     arguments = parser.parse_args()
-    stock, ours = build(Qwen2_5_VLForConditionalGeneration).eval(), build(AMVLForConditionalGeneration).eval()
+    stock, ours = build(SFT).eval(), build(METHOD).eval()
     rows = []
     for x in arguments.x:
         rows.append(measure(stock, ours, x, arguments.tokens, arguments.repeats))
@@ -68,7 +65,7 @@ def measure(stock: Any, ours: Any, x: int, tokens: int, repeats: int) -> dict[st
         "x": x,
         "ttft_vs_stock": round(seconds["ours 1"] / seconds["stock 1"], 4),
         "per_token_vs_stock": round(per_token["ours"] / per_token["stock"], 4),
-        "ttft_flops_limit": round(cost.prefill_flops(text, x, k) / prefill_flops(text, x), 4),
+        "ttft_flops_limit": round(METHOD.cost(latent_config()).prefill_flops(text, x) / prefill_flops(text, x), 4),
         "per_token_flops_limit": round(decode_flops(text, x + k + 2) / decode_flops(text, x), 4),
     }
 

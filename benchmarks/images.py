@@ -8,11 +8,11 @@ The last line is one JSON object.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
 import statistics
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,21 +27,23 @@ from benchmarks.pictures import photograph
 from data_prep.images import JPEG_QUALITY, THUMB_SIDE, PixelBudget, budget_size, standardise
 
 BUDGET = PixelBudget(256 * 28 * 28, 1280 * 28 * 28, 28)
-REPEATS = 15
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Prints the JSON line."""
-    archive = Path(arguments[0] if arguments else "../shared/data/natural-photos.tar.gz")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", nargs="?", type=Path, default=Path("../shared/data/natural-photos.tar.gz"))
+    parser.add_argument("--repeats", type=int, default=15, help="of each part, of which the best counts")
+    chosen = parser.parse_args()
     found: dict[str, Any] = {
-        f"milliseconds {width}x{height}": _times(photograph(0, (width, height)))
+        f"milliseconds {width}x{height}": _times(photograph(0, (width, height)), chosen.repeats)
         for width, height in ((1600, 1200), (2400, 3200))
     }
-    found["psnr"] = _qualities(list(_photographs(archive))) if archive.exists() else None
+    found["psnr"] = _qualities(list(_photographs(chosen.archive))) if chosen.archive.exists() else None
     print(json.dumps(found))
 
 
-def _times(data: bytes) -> dict[str, float]:
+def _times(data: bytes, repeats: int) -> dict[str, float]:
     image = _decoded(data)
     size = budget_size(image.width, image.height, BUDGET)
     small = image.resize(size, Resampling.BICUBIC)
@@ -58,7 +60,7 @@ def _times(data: bytes) -> dict[str, float]:
         "thumbnail": lambda: small.resize(thumb, Resampling.HAMMING, reducing_gap=4.0),
         "digest": lambda: hashlib.sha256(data).digest(),
     }
-    return {name: round(1000 * min(_seconds(way) for _ in range(REPEATS)), 1) for name, way in ways.items()}
+    return {name: round(1000 * min(_seconds(way) for _ in range(repeats)), 1) for name, way in ways.items()}
 
 
 def _seconds(way: Callable[[], object]) -> float:
@@ -107,4 +109,4 @@ def _jpeg(image: Image.Image, quality: int = JPEG_QUALITY, subsampling: int = 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

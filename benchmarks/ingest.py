@@ -34,17 +34,13 @@ from torch.utils.hooks import RemovableHandle
 from amvl_core.backbones.loading import base_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord
 from amvl_core.data.batch import Batch
 from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
-from amvl_core.methods.amvl.cost import shared_prefix_rows
-from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.prefix import find_blocks
-from amvl_core.methods.amvl.presets import demo, paper
 from amvl_core.methods.method import Method
-from amvl_core.rows.flops import sft_rows
 
 STAGES = ("sft", "amvl")
 ROWS = 450_000
@@ -76,7 +72,8 @@ def order_seconds(rows: int = ROWS) -> float:
     """Seconds for an epoch's order and all its batches, as the paper's run divides them."""
     tokens = np.random.default_rng(0).lognormal(6.8, 0.6, rows).clip(64, 4096).astype(np.int32)
     sizes = Sizes(tokens, np.diff(np.append(np.arange(0, rows, 32), rows)))
-    stage, workers = paper().stages["amvl"], paper().cluster.num_workers
+    paper = PRESETS["paper"]()
+    stage, workers = paper.stages["amvl"], paper.cluster.num_workers
     start = time.perf_counter()
     for step in range(rows // stage.global_batch):
         micro_batches(global_batch(0, step, stage.global_batch, sizes), tokens, workers, stage.micro_tokens)
@@ -85,12 +82,13 @@ def order_seconds(rows: int = ROWS) -> float:
 
 def _config(folder: str, rows: int, steps: int) -> RunConfig:
     """The demo, short, with every step logged."""
+    demo = PRESETS["demo"]()
     return override(
-        demo(),
+        demo,
         {
             "storage": folder,
             "data": {"sources": [{"kind": "microworld", "train": rows, "test": 8}]},
-            "stages": {stage: {"steps": steps} for stage in demo().stages},
+            "stages": {stage: {"steps": steps} for stage in demo.stages},
             "trainer": {"log_every": 1, "checkpoint_every": 10**6},
         },
     )
@@ -202,20 +200,15 @@ class Counter:
         self.modules = {id(model.language_model.layers[0].mlp): "layer", id(model.visual.patch_embed): "patches"}
         self.tokens.append(batch.num_tokens)
         self.shown += 0 if batch.pixel_values is None else len(batch.pixel_values)
-        if isinstance(method, Amvl):
-            slots, draws = method.model.config.slot_token_ids or [], method.config.posterior_samples
-            blocks = find_blocks(batch, slots)
-            samples = [shared_prefix_rows(block.prefix, block.answer, len(slots), draws) for block in blocks]
-        else:
-            samples = [sft_rows(length, 0) for length in batch.lengths]
-        self.needed += sum(span.rows for rows in samples for spans in rows for span in spans)
+        self.needed += method.rows(batch)
 
 
 def _bytes(config: RunConfig, dataset: DatasetRecord) -> dict[str, int]:
     """What every loader process reads in one epoch, replayed one after the other."""
     stage, trainer, workers = config.stages["amvl"], config.trainer, config.cluster.num_workers
     first = ShardReader(dataset, "train")
-    sizes, processes = first.sizes(), max(1, trainer.loader_workers)
+    sizes = first.sizes(stage.method.added_tokens(config.latent))
+    processes = max(1, trainer.loader_workers)
     readers = [[ShardReader(dataset, "train") for _ in range(processes)] for _ in range(workers)]
     steps = max(1, len(first) // stage.global_batch)
     for step in range(steps):

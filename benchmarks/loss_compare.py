@@ -15,7 +15,6 @@ The exit status is 1 above TOLERANCE. `--update` rewrites the curves: say in the
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -27,26 +26,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.config import StageConfig, TinyConfig
-from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Segment
+from amvl_core.contracts.config import StageConfig
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
-from amvl_core.data.encode import Encoder
-from amvl_core.methods.amvl.config import AmvlMethod
-from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.modeling import load_amvl
-from amvl_core.methods.block import slot_tokens
-from amvl_core.methods.method import Clock
+from amvl_core.data.encode import Encoder, laid_out
+from amvl_core.methods.method import Clock, Method
 from amvl_core.train.checkpoint import write_model
 from amvl_core.train.engine import parameter_groups, set_trainable
 from amvl_core.train.loop import TrainJob
 from amvl_core.train.schedules import cosine_with_warmup
-from tests.distributed import local
-from tests.distributed.trial import configuration, dataset
+from benchmarks import local
+from benchmarks.tiny import LATENT, TINY, png
+from benchmarks.trial import configuration, dataset
 
 STEPS, SAMPLES, AT_ONCE, SEED = 50, 4, 2, 0
 STAGE_STEPS = 12
@@ -59,11 +54,9 @@ stock model's norms round to float32. The stage's, in float32, moved by 2.7e-6 i
 the gradient, which is above 11. A wrong weight moves the first by 1.3e-2; a schedule a step late moves the other by
 0.36 in the loss and 1.25 in the norm (`tests/benchmarks/test_loss_compare.py`)."""
 
-TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)
-LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
 # Both KL terms are on within the steps, and large enough to matter.
-METHOD = AmvlMethod(beta_warmup=10, gamma_start=5, gamma_warmup=10)
-STAGE_METHOD = AmvlMethod(beta_warmup=4, gamma_start=2, gamma_warmup=4)
+METHOD = PRESETS["paper"]().method.model_copy(update={"beta_warmup": 10, "gamma_start": 5, "gamma_warmup": 10})
+STAGE_METHOD = METHOD.model_copy(update={"beta_warmup": 4, "gamma_start": 2, "gamma_warmup": 4})
 STAGE = StageConfig(method=METHOD, steps=STEPS, global_batch=SAMPLES, lr=5e-4)
 
 Curve = list[dict[str, float]]
@@ -160,21 +153,22 @@ def _train(folder: Path) -> Curve:
     method, processor = _method(folder)
     set_trainable(method, STAGE.trainable)
     optimizer = torch.optim.AdamW(parameter_groups(method, STAGE), lr=STAGE.lr, betas=(0.9, STAGE.beta2))
-    encoder = Encoder(processor, slot_tokens(LATENT))
+    encoder = Encoder(processor)
     return [_step(method, optimizer, _batches(encoder, step), step) for step in range(STEPS)]
 
 
-def _method(folder: Path) -> tuple[Amvl, AMVLProcessor]:
+def _method(folder: Path) -> tuple[Method, AMVLProcessor]:
     """The method that both curves start from; `folder` takes its base."""
     save_tiny_base(TINY, folder)
     processor = load_processor(str(folder))
     torch.manual_seed(SEED)
-    method = Amvl(load_amvl(str(folder), processor, LATENT, dtype=torch.float64).train(), METHOD)
+    kind = METHOD.implementation()
+    method = kind(kind.load(str(folder), processor, LATENT, dtype=torch.float64).train(), METHOD)
     _disturb(method)
     return method, processor
 
 
-def _disturb(method: Amvl) -> None:
+def _disturb(method: Method) -> None:
     """Moves every weight, so that no bias, and no difference of prior and posterior, hides near zero."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
@@ -182,7 +176,7 @@ def _disturb(method: Amvl) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
 
 
-def _step(method: Amvl, optimizer: Any, micro: list[Batch], step: int) -> dict[str, float]:
+def _step(method: Method, optimizer: Any, micro: list[Batch], step: int) -> dict[str, float]:
     """One optimiser step, as the training loop and its engine take it; the sum of each term."""
     for group in optimizer.param_groups:
         group["lr"] = STAGE.lr * cosine_with_warmup(step, STEPS, STAGE.warmup_ratio)
@@ -209,14 +203,9 @@ def _batches(encoder: Encoder, step: int) -> list[Batch]:
         width, height = (16 * int(random.integers(2, 5)) for _ in range(2))
         pixels = np.full((height, width, 3), 255, dtype=np.uint8)
         pixels[4 : height // 2 + 4, 4 : width // 2 + 4] = colours[colour]
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        segments = [
-            Segment("prompt", "<image>What colour is the rectangle?"),
-            Segment("latent", num_slots=LATENT.num_slots),
-            Segment("answer", f"{colour}, {'wide' if width > height else 'not wide'}"),
-        ]
-        samples.append(encoder.encode(f"{step}-{number}", segments, [buffer.getvalue()]))
+        question, answer = "<image>What colour is the rectangle?", f"{colour}, {'' if width > height else 'not '}wide"
+        sample = StoredSample(f"{step}-{number}", "made", "colour", question, (), (), answer, (png(pixels),))
+        samples.append(laid_out(encoder, METHOD, LATENT, sample))
     return [collate(samples[i : i + AT_ONCE]) for i in range(0, SAMPLES, AT_ONCE)]
 
 

@@ -40,7 +40,7 @@ import psutil
 from PIL import Image
 
 from amvl_core.contracts.config import ChatJsonlSource, ClusterConfig, DataConfig, RunConfig
-from amvl_core.methods.amvl.presets import demo
+from amvl_core.contracts.presets import PRESETS
 from benchmarks import pictures
 from data_prep.images import JPEG_QUALITY, MAX_ASPECT, MIN_SIDE, PixelBudget, StoredImage, budget_size, standardise
 
@@ -100,7 +100,8 @@ def _photos(source: str, shard_rows: int = PHOTO_SHARD_ROWS) -> RunConfig:
 
 def _config(source: str, **data: int) -> RunConfig:
     chat = ChatJsonlSource(uri=source, name="photos")
-    return demo().model_copy(update={"data": DataConfig(sources=(chat,), target="answer", max_tokens=10**5, **data)})
+    images = DataConfig(sources=(chat,), target="answer", max_tokens=10**5, **data)
+    return PRESETS["demo"]().model_copy(update={"data": images})
 
 
 def _prepare(config: RunConfig, out: str) -> float:

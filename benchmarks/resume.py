@@ -18,8 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from amvl_core.contracts import storage
-from tests.distributed import local
-from tests.distributed.trial import Trial
+from benchmarks import local
+from benchmarks.trial import Trial
 
 STEPS, EVERY = 40, 5
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration
+
+METHOD, SFT = PRESETS["paper"]().method, PRESETS["demo"]().stages["sft"].method
+"""The paper's method, and what it is measured against."""
 
 SPECIAL = 16
 """Token ids below are special tokens; 0 to k - 1 are the slots."""
@@ -47,11 +51,14 @@ def latent_config() -> LatentConfig:
     return LatentConfig() if torch.cuda.is_available() else LatentConfig(dim=64, head_hidden=128)
 
 
-def model_config() -> AMVLConfig:
-    """An AMVL configuration of the shape for this machine."""
+def model_config(method: MethodConfig) -> Any:
+    """A configuration of the shape for this machine, for a model that `method` trains."""
+    if method.model_type:
+        method.implementation()  # registers its classes
     latent = latent_config()
     text = SEVEN_B if torch.cuda.is_available() else SMALL
-    return AMVLConfig(
+    return AutoConfig.for_model(
+        method.model_type or "qwen2_5_vl",
         text_config={**text, "max_position_embeddings": 32768, "tie_word_embeddings": False},
         vision_config={**VISION, "out_hidden_size": text["hidden_size"], "fullatt_block_indexes": [0]},
         image_token_id=SPECIAL - 1,
@@ -66,18 +73,13 @@ def model_config() -> AMVLConfig:
     )
 
 
-def build(kind: type[Any]) -> Any:
-    """A random model of class `kind`, AMVL's or the stock one, its vision encoder frozen, in training mode."""
-    assert kind in (AMVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)
+def build(method: MethodConfig) -> Any:
+    """A random model that `method` trains, its vision encoder frozen, in training mode."""
     torch.manual_seed(0)
     where = device()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if where.type == "cuda" else torch.float32)
-    try:
-        with where:
-            model = kind._from_config(model_config())
-    finally:
-        torch.set_default_dtype(before)
+    with where:
+        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+        model = AutoModelForImageTextToText.from_config(model_config(method), dtype=dtype)
     model.model.visual.requires_grad_(False)
     return model.train()
 

@@ -13,18 +13,11 @@ import sys
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from amvl_core.methods.amvl.config import AmvlMethod
-from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.methods.method import Clock
-from amvl_core.methods.sft.config import SftMethod
-from amvl_core.methods.sft.method import Sft
 from amvl_core.rows.flops import PEAK_BF16_FLOPS
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes
-from benchmarks.shapes import build, latent_config, text_batch
-from tests.reference import three_pass
+from benchmarks.shapes import METHOD, SFT, build, latent_config, text_batch
 
 PREFIXES, ANSWERS = (256, 1024, 2048), (32, 128, 256)
 
@@ -37,7 +30,7 @@ def main() -> None:
     parser.add_argument("--y", type=int, nargs="+", default=ANSWERS, help="tokens of the answer")
     parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
     arguments = parser.parse_args()
-    stock, ours = build(Qwen2_5_VLForConditionalGeneration), build(AMVLForConditionalGeneration)
+    stock, ours = build(SFT), build(METHOD)
     for model in (stock, ours) if arguments.checkpointing else ():
         model.activation_checkpointing_enable()
     rows = []
@@ -55,7 +48,7 @@ def measure(stock: Any, ours: Any, x: int, y: int, repeats: int) -> list[dict[st
     steps = _steps(stock, ours, x, y)
     seconds = interleaved(steps, repeats)
     peaks = {name: peak_bytes(step) for name, step in steps.items()}
-    text, ways = ours.config.text_config, AmvlMethod().cost(latent_config()).ways(x, y)
+    text, ways = ours.config.text_config, METHOD.cost(latent_config()).ways(x, y)
     flops = {
         "sft_stock": ways["sft"].flops(text, x + y),
         "sft": ways["sft"].flops(text, y),
@@ -83,13 +76,12 @@ def _steps(stock: Any, ours: Any, x: int, y: int) -> dict[str, Step]:
     plain = text_batch(x, y, block=False, vocab_size=vocab_size)
     latent = text_batch(x, y, block=True, vocab_size=vocab_size)
     clock = Clock(seed=0, step=2000, num_tokens=y, num_samples=1)
-    sft, config = Sft(stock, SftMethod()), AmvlMethod()
-    amvl = Amvl(ours, config)
+    sft, amvl = SFT.implementation()(stock, SFT), METHOD.implementation()(ours, METHOD)
     ids, labels = plain.input_ids_N[None].to(where), plain.labels_N[None].to(where)
     return {
         "sft_stock": lambda: stock(input_ids=ids, labels=labels, use_cache=False).loss.backward(),
         "sft": lambda: sft(plain, clock).loss.backward(),
-        "amvl_three_pass": lambda: three_pass(ours, latent, config, clock)[0].backward(),
+        "amvl_three_pass": lambda: amvl.reference(latent, clock).backward(),
         "amvl_shared_prefix": lambda: amvl(latent, clock).loss.backward(),
     }
 

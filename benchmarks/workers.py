@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from amvl_core.contracts.config import TinyConfig
-from tests.distributed.trial import Trial
+from benchmarks.trial import Trial
 
 MODEL = TinyConfig(hidden_size=384, num_layers=4, num_heads=6, num_kv_heads=2, intermediate_size=1024)
 GLOBAL_BATCH = 16

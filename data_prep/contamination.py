@@ -1,9 +1,9 @@
 """Keys of the benchmarks that a run evaluates, so that no training sample gives one of their questions away.
 
-Questions are read one at a time (an image of HR-Bench 8K has 33 million pixels), their images are brought into the
-run's pixel budget as those of the training data are, so that equal images have equal digests, and what is kept of
-them are the keys of `data_prep/duplicates.py`. They lie in `{storage}/prepare/benchmarks/`, shared by all datasets
-with the same budget: a benchmark is read once.
+Questions are read one at a time, because an image of HR-Bench 8K has 33 million pixels. Their images are brought into
+the run's pixel budget like those of the training data, so that equal images have equal digests. Only the keys of
+`data_prep/duplicate_keys.py` are kept. They lie in `{storage}/prepare/benchmarks/`, and all datasets with the same
+budget share them. So a benchmark is read once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VERSION = 3
 
 BATCH_QUESTIONS = 64
 BATCH_BYTES = 32 * 2**20
-"""A batch is one task and one file: it ends at whichever of the two is reached first."""
+"""A batch is one task and one file. It ends when one of the two limits is reached."""
 
 _SUFFIX = ".keys.parquet"
 
@@ -41,7 +41,7 @@ _SUFFIX = ".keys.parquet"
 class BenchmarkRecord(Record):
     """A benchmark that training samples can be compared with; `files` are keys below `uri`.
 
-    `images` counts those that can be compared: not those that preparation would refuse, by size or proportions.
+    `images` counts those that can be compared. Preparation would refuse the others, by their size or proportions.
     `dropped` counts the published rows that are no question.
     """
 
@@ -77,7 +77,7 @@ class _Batch:
 def prepare(
     sources: Sequence[BenchmarkSource], budget: PixelBudget, folder: str, on_progress: ProgressFn
 ) -> list[BenchmarkRecord]:
-    """The keys of every benchmark, below `folder`; Ray must be initialised. What is there already is not done again.
+    """The keys of every benchmark, below `folder`. Ray must be initialised. Keys that are there are not made again.
 
     Raises DataError where a benchmark is not what its reader takes, StorageError where `folder` cannot be written.
     """
@@ -120,7 +120,7 @@ def _cut(sources: Sequence[BenchmarkSource], uris: Sequence[str], source: int) -
 
 
 def _batches(source: int, questions: Iterator[Any], finished: Collection[str]) -> Iterator[_Batch]:
-    """Cut by what was published alone, so that a run that was killed cuts them again at the same places."""
+    """Cuts by what was published alone, so that a run that was killed cuts again at the same places."""
     waiting: list[Question] = []
     dropped: Counter[str] = Counter()
     number = size = 0

@@ -26,9 +26,9 @@ _THREADS = max(4, os.cpu_count() or 1)
 def content_identity(uri: str) -> dict[str, Any]:
     """Size and MD5 of a file; of a folder, all names with theirs. Hidden files, times and places do not count.
 
-    It is the MD5 because an object store has it already: an ETag is one, unless the object was uploaded in parts. Such
-    an object is read, as a local file is. Raises DataError if there is nothing at `uri`, StorageError where the disk
-    or the store does not answer.
+    MD5 is used because an object store has it already: an ETag is one, unless the object was uploaded in parts. Such an
+    object is read, as a local file is. Raises DataError if there is nothing at `uri`, and StorageError if the disk or
+    the store does not answer.
     """
     with storage.reaching(uri, "read"):
         return _identity(uri)

@@ -1,4 +1,4 @@
-"""What equal and similar samples are found by: the keys of each row of a shard, written beside it.
+"""The keys of each row of a shard, which equal and similar samples are found by. They are written beside the shard.
 
 Shape suffixes: N rows, M images of all rows, F features, D values of a thumbnail, HWC its pixels.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Split
 from data_prep.images import THUMB_SIDE, StoredImage
 from data_prep.shards import parquet_writer
@@ -27,7 +27,7 @@ MIN_WORDS = 8
 """A shorter question is asked of too many images for its words alone to be a key."""
 
 NO_KEY = 0
-"""In the column `question`: the question is too short."""
+"""Stands in the column `question` if the question is too short."""
 
 SCHEMA = pa.schema(
     [
@@ -44,14 +44,20 @@ SCHEMA = pa.schema(
 
 
 def normalise(text: str) -> str:
-    """Text as it is compared: case, spacing and the mark at the end do not count; signs inside it do."""
-    plain = unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold()
-    return " ".join(plain.split()).rstrip(".?! ")
+    """Text as it is compared: case, spacing and the marks at the end do not count; signs inside it do.
+
+    A text of marks alone keeps them, and so does a number its factorial: `5!` is not `5`.
+    """
+    plain = " ".join(unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold().split())
+    bare = plain.rstrip(".?! ")
+    if not bare or (bare[-1].isdigit() and plain[len(bare) :].startswith("!")):
+        return plain
+    return bare
 
 
 @dataclass
 class Keys:
-    """What duplicates of the rows of one shard are found by; collected row by row, written beside the shard."""
+    """The keys of the rows of one shard. They are collected row by row and written beside the shard."""
 
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,9 +69,9 @@ class Keys:
         images: Sequence[StoredImage],
         steps: Sequence[str] = (),
     ) -> None:
-        """The keys of the next row; `steps` are those that it is laid out with.
+        """Adds the keys of the next row; `steps` are those that its shard stores.
 
-        `asked` is of the question and the answer, `text` of the steps too, `question` of the question alone.
+        The column `question` is the hash of the question, `asked` of question and answer, `text` of the steps too.
         """
         plain, right = normalise(question), normalise(answer)
         self._rows.append(
@@ -136,7 +142,7 @@ def count_images(uri: str) -> int:
 def read(file: KeyFile, columns: list[str]) -> pa.Table:
     """Columns of a key file."""
     with storage.opened(file.uri) as stream:
-        return pq.read_table(stream, columns=columns)
+        return ParquetStream(stream).read(columns)
 
 
 def hash64(data: bytes) -> int:

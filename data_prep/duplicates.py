@@ -5,17 +5,17 @@ Three rules, whose false-positive rates `python -m benchmarks.duplicates` measur
 - the **same image**, exactly or nearly: a training sample that shows an image of the test split or of a benchmark is
   contaminated;
 - the **same question**: a training sample that asks a question of a benchmark is contaminated, if the question has
-  `keys.MIN_WORDS` words and is asked of at most `FEW` images in training and as many in the benchmarks. Else it is a
-  template that is filled in again and again, and says nothing;
-- the **same sample**: equal texts (`keys.normalise`), and images that are equal or nearly so. A training sample whose
-  question, laid-out steps and answer are those of another training sample is a duplicate: the first in the order of
-  the sources is kept. Of a sample without images, question and answer of a test sample make it contaminated.
+  `duplicate_keys.MIN_WORDS` words and is asked of at most `FEW` images in training and as many in the benchmarks. Other
+  questions are templates that are filled in again and again, and are no evidence;
+- the **same sample**: equal texts (`duplicate_keys.normalise`), and images that are equal or nearly so. A training
+  sample is a duplicate if its question, stored steps and answer are those of another training sample. The first in the
+  order of the sources is kept. A sample without images is contaminated if it has question and answer of a test sample.
 
-Nearly equal (`nearly_equal`) is decided by the `THUMB_SIDE`-squared RGB thumbnails. A copy that was scaled or
-compressed again differs little, and where its original has contrast; another object, line or letter differs much, or
-where the surroundings are even. Coarse perceptual hashes get that wrong on drawn images. Pairs to compare are
-found by hashing: the same text, and mean brightness and colour in the same cell of one of four shifted grids. Test
-samples are never dropped: scores would no longer compare with published ones.
+The `THUMB_SIDE`-squared RGB thumbnails decide what is nearly equal (`nearly_equal`). A copy that was scaled or
+compressed again differs little, and only at places where its original has contrast. Another object, line or letter
+differs much, or at places with even surroundings. Coarse perceptual hashes get that wrong on drawn images. Pairs to
+compare are found by hashing: the same text, and mean brightness and colour in the same cell of one of four shifted
+grids. Test samples are never dropped, because scores would no longer compare with published ones.
 
 Shape suffixes: N rows, F features, P pairs, M images of all rows, D values of a thumbnail, HWC its pixels.
 """
@@ -78,13 +78,13 @@ class Repeat:
 
 @dataclass(frozen=True)
 class _Rows:
-    """All rows, those that win over others first: test, then training, each in source order."""
+    """All rows. Rows that win over others come first: test, then training, each in source order."""
 
     file_N: np.ndarray
     row_N: np.ndarray
     is_test_N: np.ndarray
     is_asked_N: np.ndarray
-    """By a benchmark."""
+    """Whether the row is a question of a benchmark."""
     text_N: np.ndarray
     asked_N: np.ndarray
     question_N: np.ndarray

@@ -1,4 +1,4 @@
-"""Why a sample is not kept. A predicate returns a `Drop`, or None where the sample is fine; every drop is counted."""
+"""Why a sample is not kept. A predicate returns a `Drop`, or None if the sample is fine. Every drop is counted."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check_placeholders(conversation: Conversation, steps: tuple[str, ...]) -> D
 
 
 def shown_images(conversation: Conversation, config: DataConfig) -> tuple[bytes, ...]:
-    """The images that the laid-out sample shows: those of steps only where steps are a target."""
+    """The images that the stored sample shows. Those of steps are among them only if steps are a target."""
     if config.target == "steps_and_answer":
         return conversation.images
     return conversation.images[: conversation.question.count(IMAGE_PLACEHOLDER)]

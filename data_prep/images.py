@@ -1,9 +1,9 @@
-"""Images are verified once, here: a corrupt one is a counted drop, not a crash in the middle of training.
+"""Images are verified once, here. So a corrupt one is a counted drop, and not a crash in the middle of training.
 
 Each stored image is decoded once, for everything that needs pixels: verification, resizing, and the digest and
-thumbnail that duplicates are found by (`data_prep/duplicates.py`). Where few pixels are enough, a JPEG is decoded at a
-fraction of its size ("draft mode"), which reads and checks all of its data all the same. A converter that cuts a part
-out of an image (`data_prep/sources/pictures.py`) decodes the whole once more for it.
+thumbnail that duplicates are found by (`data_prep/duplicates.py`). If few pixels are enough, a JPEG is decoded at a
+fraction of its size ("draft mode"). All of its data are read and checked all the same. A converter that cuts a part out
+of an image (`data_prep/sources/pictures.py`) decodes the whole once more for it.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class StoredImage:
 def standardise(data: bytes, budget: PixelBudget) -> StoredImage | Drop:
     """The verified image, upright, RGB or grey and within the pixel budget; or why it cannot be used.
 
-    A PNG or JPEG that is all that already keeps its bytes. Otherwise JPEG stays JPEG (quality 95), everything else
-    becomes PNG. What the pixels are, `amvl_core/data/pixels.py` says.
+    A PNG or JPEG that is all of this already keeps its bytes. Any other JPEG is encoded again (quality 95), and
+    everything else becomes PNG. `amvl_core/data/pixels.py` decides what the pixels are.
     """
     try:
         return pixels.read(data, lambda image, read: _check_size(*image.size) or _store(image, read, budget))
@@ -115,7 +115,7 @@ def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
 
 
 def turned_box(box: Box, width: int, height: int, orientation: int) -> Box:
-    """Where a box of a `width` x `height` raster is after turning it upright; one that is no box stays none."""
+    """Where a box of a `width` x `height` raster is after the raster is turned upright. What is no box stays none."""
     x1, y1, x2, y2 = box
     if orientation in (2, 3, 7, 8):
         x1, x2 = width - x2, width - x1

@@ -1,4 +1,4 @@
-"""Cuts a source into units, lazily: however many rows there are, those of one unit for each split are held."""
+"""Cuts a source into units, lazily. Only the rows of one unit for each split are held, however many rows there are."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _archived(
     def rows() -> Iterable[RawRow]:
         return list_rows(config, data.sources[source].kind, archive, data.seed)
 
-    # Listed twice, because who watches wants to know how far it is; keeping the rows would take memory instead.
+    # The rows are listed twice, because progress needs their number and keeping them would take memory.
     total = sum(1 for _ in rows())
 
     def cut(split: Split) -> Unit:

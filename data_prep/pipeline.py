@@ -1,9 +1,10 @@
-"""Preparation: sources -> verified, laid-out, sharded samples, with Ray Data.
+"""Preparation: sources -> verified samples in shards, with Ray Data.
 
-Each source is prepared on its own, into a folder that is named by its fingerprint and shared by all datasets that it is
-part of (`{storage}/prepare/sources/`): a mixture that grows by one source prepares that one. The dataset is then put
-together without decoding anything: duplicates and contaminated samples, which need all sources and the benchmarks that
-the run evaluates, are left out of copies of the shards they are in; all other shards are linked.
+Each source is prepared on its own, into a folder that is named by its fingerprint (`{storage}/prepare/sources/`). All
+datasets that the source is part of share the folder. So a mixture that grows by one source prepares that one. The
+dataset is then put together without decoding anything. Duplicates and contaminated samples can be found only with all
+sources and the benchmarks that the run evaluates. A shard that holds some is copied without them. All other shards are
+linked.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetReco
 
 
 def _absolute(config: RunConfig) -> RunConfig:
-    """Tasks run in working directories of their own."""
+    """The configuration with absolute places, because tasks run in working directories of their own."""
     sources = tuple(
         source
         if isinstance(source, MicroworldSource)

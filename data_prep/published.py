@@ -1,7 +1,7 @@
 """A published benchmark as a dataset with a test split alone, so that it is evaluated as any other is.
 
-Reading it once, before anything is trained, finds what is damaged while it costs nothing, counts what is no question,
-and gives every worker random access to the rest.
+It is read once, before anything is trained. So damage is found while it costs nothing, rows that are no question are
+counted, and every worker has random access to the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
 from amvl_core.data.encode import MAX_ASPECT, TokenCounter
 from amvl_core.data.pixels import upright_size
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.benchmark import Drop, Question
+from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion
 from amvl_core.eval.benchmarks.prepared import stored
 from data_prep.content_identity import content_identity
 from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT
@@ -33,7 +33,7 @@ STAGE_VERSION = 4
 
 
 def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:
-    """Names the questions by what the files hold, not by where they are; lengths depend on the model. DataError."""
+    """Names the questions by the files' content, and by what their lengths depend on. Raises DataError."""
     return records.fingerprint(
         STAGE,
         STAGE_VERSION,
@@ -55,9 +55,9 @@ def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: Prog
     with storage.writing(storage.join(uri, name)) as file:
         writer = ShardWriter(file)
         for number, found in enumerate(benchmark.read(storage.absolute(source.uri)), 1):
-            sizes = [] if isinstance(found, Drop) else [upright_size(data) for data in found.images]
-            item = found if isinstance(found, Drop) else _unanswerable(found, sizes) or found
-            if isinstance(item, Drop):
+            sizes = [] if isinstance(found, SkippedQuestion) else [upright_size(data) for data in found.images]
+            item = found if isinstance(found, SkippedQuestion) else _unanswerable(found, sizes) or found
+            if isinstance(item, SkippedQuestion):
                 counts[item.reason] += 1
                 if len(dropped[item.reason]) < EXAMPLES_PER_REASON:
                     dropped[item.reason].append(DroppedExample(sample_id=item.place, detail=item.detail))
@@ -100,16 +100,20 @@ def _row(question: Question, sizes: list[Size], config: RunConfig, source: str, 
     return ShardRow(stored(question, source), sizes, tokens)
 
 
-def _unanswerable(question: Question, sizes: list[Size]) -> Drop | None:
-    """Why no model can be asked: found now, it is a drop; found by a worker, it would end the run."""
-    # A text that shows another number of images than there are cannot be asked; without places they come first.
+def _unanswerable(question: Question, sizes: list[Size]) -> SkippedQuestion | None:
+    """Why no model can be asked this. Found now, it is a drop. Found by a worker, it would end the run."""
+    # A text with another number of places than there are images cannot be asked. Without places the images come first.
     places = question.prompt.count(IMAGE_PLACEHOLDER)
     if places not in (0, len(question.images)):
-        return Drop(question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images")
+        return SkippedQuestion(
+            question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images"
+        )
     if token := control_token(question.prompt):
-        return Drop(question.item_id, RESERVED_TEXT, f"the text contains {token!r}, a control token of the model")
+        return SkippedQuestion(
+            question.item_id, RESERVED_TEXT, f"the text contains {token!r}, a control token of the model"
+        )
     for width, height in sizes:
         if max(width, height) > MAX_ASPECT * min(width, height):
             detail = f"{width} x {height} pixels, one side is more than {MAX_ASPECT} times the other"
-            return Drop(question.item_id, EXTREME_ASPECT, detail)
+            return SkippedQuestion(question.item_id, EXTREME_ASPECT, detail)
     return None

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.records import DatasetRecord
 from amvl_core.contracts.sample import Split
 from amvl_core.pages import thumbnail
@@ -35,7 +35,7 @@ _SHOWN = ["sample_id", "question", "answer", "images"]
 
 @dataclass
 class Statistics:
-    """What the kept samples of one source and split look like; counters, so that memory does not grow with rows.
+    """What the kept samples of one source and split look like. These are counters, so memory does not grow with rows.
 
     `sides` counts images by the square root of their area in pixels. Of free-form answers the commonest are counted.
     """
@@ -98,11 +98,11 @@ def write(record: DatasetRecord, benchmarks: Sequence[BenchmarkRecord]) -> None:
 
 
 def _statistics(record: DatasetRecord) -> dict[tuple[str, Split], Statistics]:
-    """A row group at a time, without images but those that are shown; a shard is of one source."""
+    """Reads a row group at a time, and only the images that are shown. A shard is of one source."""
     found: dict[tuple[str, Split], Statistics] = {}
     for shard in record.shards:
         with storage.opened(storage.join(record.uri, shard.file)) as stream:
-            file = pq.ParquetFile(stream)
+            file = ParquetStream(stream)
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group, _COUNTED)
                 statistics = found.setdefault((rows["source"][0].as_py(), shard.split), Statistics())

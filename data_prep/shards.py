@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.sample import Split, StoredSample
 
 SCHEMA_VERSION = 2
@@ -79,7 +80,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._waiting:
-            self._file.write_table(_table(self._waiting), row_group_size=ROW_GROUP_ROWS)
+            self._file.write_table(shard_table(self._waiting), row_group_size=ROW_GROUP_ROWS)
         self._waiting = []
 
 
@@ -118,7 +119,7 @@ def copy_without(source: str, target: str, left_out: Collection[int]) -> tuple[i
     No image is decoded. Nothing is written where no row is left.
     """
     with storage.opened(source) as file:
-        shard = pq.ParquetFile(file)
+        shard = ParquetStream(file)
         kept = sorted(set(range(shard.metadata.num_rows)).difference(left_out))
         if not kept:
             return 0, ""
@@ -152,7 +153,8 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _table(rows: Sequence[ShardRow]) -> pa.Table:
+def shard_table(rows: Sequence[ShardRow]) -> pa.Table:
+    """Rows as they are stored."""
     return pa.Table.from_pylist([_columns(row) for row in rows], schema=SCHEMA)
 
 

@@ -1,4 +1,4 @@
-"""Ray Data as this package uses it: lazily cut items, one task each, results in whatever order they are done."""
+"""Ray Data as this package uses it: items are cut lazily, each is one task, and results come as they are done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 AHEAD_BYTES = 128 * 2**20
-"""How much of the object store items that wait for a CPU may take: cutting stops until there is room again."""
+"""Items that wait for a CPU may take so much of the object store. Then cutting stops until there is room again."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def stream(inputs: Sequence[S], cut: Callable[[S], Iterator[T]], run: Callable[[
             items = ray.data.from_items(
                 [{"input": pickle.dumps(one)} for one in inputs], override_num_blocks=len(inputs)
             )
-            # No CPU is asked for: cutting is mostly waiting, and must never wait for the tasks that wait for it.
+            # Cutting asks for no CPU. It is mostly waiting, and it must never wait for the tasks that wait for it.
             cut_items = items.map_batches(
                 partial(_cut, cut=ray.put(cut)),
                 batch_size=None,
@@ -94,7 +94,7 @@ def _packed(name: str, value: Any) -> pa.Table:
 
 @contextmanager
 def _settings(context: Any) -> Iterator[None]:
-    """Every row is a block, so that one task gets one item; and Ray Data does not narrate on the console."""
+    """Makes every row a block, so that one task gets one item, and keeps Ray Data quiet on the console."""
     logger = logging.getLogger("ray.data")
     limits = context.execution_options
     before = logger.level, context.enable_progress_bars, context.target_max_block_size, limits.resource_limits

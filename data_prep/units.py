@@ -1,8 +1,8 @@
-"""The unit of preparation: a range of one source's rows that becomes one shard, on whichever machine is free.
+"""The unit of preparation is a range of one source's rows. It becomes one shard, on whichever machine is free.
 
-Units are cut by input rows, not by kept ones, so what a shard holds does not depend on any other unit; that is what
-makes shards parallel, repeatable and byte-identical however many machines there are. A unit's record is written after
-its shard: a unit whose record is there is finished.
+Units are cut by input rows, not by kept ones. So what a shard holds does not depend on any other unit. That makes
+shards parallel, repeatable and byte-identical, however many machines there are. A unit's record is written after its
+shard, so a unit whose record is there is finished.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data_prep.sources import convert, source_name
 from data_prep.sources.archive import open_archive
 from data_prep.sources.raw_row import ImageRef, RawRow, images_of
 
-# easy-VQA asks ten questions in a row about an image; it is verified once. Few, because images may be large.
+# easy-VQA asks ten questions in a row about an image, which is verified once. Few are kept: images may be large.
 _standardise = lru_cache(maxsize=4)(standardise)
 
 
@@ -104,7 +104,7 @@ class _Tally:
 
 
 class Work:
-    """Everything that all units share. Picklable, and cheap to unpickle: no torch, no transformers.
+    """Everything that all units share. It is picklable, and cheap to unpickle: it needs no torch and no transformers.
 
     `uris` are the folders that the units of each source go to.
     """
@@ -201,7 +201,7 @@ def load_unit(where: str) -> UnitRecord | None:
 
 
 def step_images(conversation: Conversation) -> tuple[int | None, ...]:
-    """Which image each step is about: the first that it shows; its region's, where each step has one; the only one."""
+    """Which image each step is about: the first that it shows, its region's if each step has one, or the only one."""
     numbers: list[int | None] = []
     shown = conversation.question.count(IMAGE_PLACEHOLDER)
     paired = len(conversation.regions) == len(conversation.steps)
@@ -233,7 +233,7 @@ def _conversations(source: Source, unit: Unit) -> Iterator[tuple[str, Conversati
         for conversation in microworld.generate(source, unit.split, unit.start, unit.stop):
             yield conversation.sample_id, conversation
         return
-    # What the source's storage refuses is not to be taken for what the output's does.
+    # A fault of the source's storage must not be taken for one of the output's.
     opened = open_archive(source.uri) if unit.payload is None else nullcontext()
     with storage.reaching(source.uri, "read"), opened as archive:
         for row in unit.rows:

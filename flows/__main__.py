@@ -1,6 +1,7 @@
 """`python -m flows demo` runs the pipeline here; `python -m flows serve` opens the pages and takes deployment runs."""
 
 import argparse
+import signal
 import sys
 
 from amvl_core.contracts.errors import AmvlError
@@ -31,4 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for sign in (signal.SIGTERM, signal.SIGHUP):  # they end a run as Ctrl-C does: in order
+        if signal.getsignal(sign) is signal.SIG_DFL:  # `nohup` has a hang-up ignored
+            signal.signal(sign, signal.default_int_handler)
     sys.exit(main())

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-
 from amvl_core.contracts.ablations import PAPER_COLUMNS, Table
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import AblationRecord, AblationRow, DatasetRecord, SeedScores
 from amvl_core.eval.faithfulness import effect, nats, points
 from amvl_core.eval.significance import p_text
+from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
 from infra.tracking import Tracker

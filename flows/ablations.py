@@ -44,9 +44,9 @@ from amvl_core.eval.analysis import analysis_of
 from amvl_core.eval.pairing import outcomes, variant_items
 from amvl_core.eval.seeds import base_scores, score_row, swap_row
 from amvl_core.eval.significance import Unit
-from flows import ablation_report, tasks
+from flows import ablation_report, outbox, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
-from flows.reporter import Reporter, progress_page
+from flows.reporter import Reporter
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
 from infra.tracking import Tracker
@@ -105,7 +105,7 @@ def ablations(
     chosen = table_of(config, table)
     plan = planned(config, chosen, seeds)
     try:
-        with Tracker(config, f"table {table}") as tracker:
+        with outbox.sending(), Tracker(config, f"table {table}") as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
@@ -163,7 +163,7 @@ def run_rows(
     ray_cluster.connect(config.cluster)
     jobs = ray_cluster.jobs_at_once(config.cluster)
     log = get_run_logger()
-    report = Reporter(tracker, log, progress_page("rows", log))
+    report = Reporter(tracker, log, outbox.progress_page("rows"))
     parent = tracker.start()
     found: Found = {label: {} for label in plan}
     todo = [(label, seed, row) for label, by_seed in plan.items() for seed, row in by_seed.items()]

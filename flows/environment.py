@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.loopback import past_proxies
 from amvl_core.contracts.storage import LOCAL_STORAGE
 
 STATE = Path(".amvl")
@@ -20,6 +21,7 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # the default of 5 blocks a call for a minute when the server is down
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": _LINE,
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": _LINE,
@@ -30,7 +32,8 @@ _DEFAULTS = {
 
 
 def set_up() -> None:
-    """All local state below `.amvl/` of the working directory, by absolute path; one log line without decoration."""
+    """All local state below `.amvl/` of the working directory, by absolute path; no proxy between our own servers."""
+    past_proxies()
     home = (STATE / "prefect").absolute()
     home.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str(home))

@@ -7,7 +7,7 @@ from prefect.runtime import flow_run
 
 from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
-from flows import tasks
+from flows import outbox, tasks
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
 from flows.report import labels
 from infra import cluster as ray_cluster
@@ -47,7 +47,7 @@ def full_pipeline(
         tracking=tracking,
     )
     try:
-        with Tracker(config) as tracker:
+        with outbox.sending(), Tracker(config) as tracker:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
@@ -79,13 +79,14 @@ def full_pipeline(
                 if config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)
 
+            first, second = labels(before, after)
             run = RunResult(
                 config=config,
                 dataset=dataset,
                 checkpoint=final,
                 before=before,
                 after=after,
-                labels=tuple(labels(before, after)),
+                labels=(first, second),
                 scores=rows,
                 model=registered,
                 tables=tables,

@@ -3,9 +3,6 @@
 import time
 from collections.abc import Callable
 
-import httpx
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
 from amvl_core.contracts.progress import Progress
 from flows import report
 from infra.tracking import Tracker
@@ -45,16 +42,3 @@ class Reporter:
             self.log.info(self.prefix + progress.line())
         share = 100.0 * progress.done / max(progress.total, 1)
         self.page(share, report.page_text(progress.line(), self.warnings))
-
-
-def progress_page(key: str, log: report.Log) -> Callable[[float, str], None]:
-    """A progress artifact of the task that calls this, and what shows progress there."""
-    artifact = create_progress_artifact(0.0, key=key.lower().replace("_", "-"), description=key)
-
-    def show(share: float, text: str) -> None:
-        try:
-            update_progress_artifact(artifact, share, description=text)
-        except httpx.HTTPError as error:  # the page lags behind; the stage must not suffer for it
-            log.debug("the progress artifact was not updated: %s", error)
-
-    return show

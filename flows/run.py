@@ -17,7 +17,7 @@ from flows.servers import prefect_api
 
 FILE_WIDTH = 120
 """Columns of the tables where they go to a file or a pipe, whose width nobody knows."""
-NOISE = ("Finished in state", "Beginning flow run", "Created task run")
+NOISE = ("Finished in state", "Beginning flow run", "Created task run", "Crash detected")
 
 
 def run_here(preset: str, data: list[str], params: list[str]) -> int:
@@ -26,9 +26,10 @@ def run_here(preset: str, data: list[str], params: list[str]) -> int:
     resolve(preset, **changes)  # a typo is refused before anything is started
     served = prefect_api()
     from flows.full_pipeline import full_pipeline
+    from flows.outbox import told
 
     quiet()
-    outcome = full_pipeline(preset, **changes)
+    outcome = told(full_pipeline, preset, **changes)
     show(Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH), outcome, served)
     return 0
 

@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +24,6 @@ from flows.environment import (
 )
 
 START_S = 180.0
-STOP_S = 15.0
 
 
 class ServerError(AmvlError):
@@ -33,18 +31,21 @@ class ServerError(AmvlError):
 
 
 class Child:
-    """A child process in a session of its own, so that Ctrl-C reaches only its parent, which stops it in order."""
+    """A server as a child process, with its own children: it ends when it is told to, or with this process.
+
+    It has a session of its own, so that Ctrl-C reaches only this process, which stops it in order.
+    """
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
         self.name, self.log = name, STATE / "logs" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [sys.executable, "-m", "flows.leash", *command],
                 env={**os.environ, **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 start_new_session=True,
             )
 
@@ -72,15 +73,10 @@ class Child:
         threading.Thread(target=wait, daemon=True).start()
 
     def stop(self) -> None:
-        """Asks the process and its children to end, and makes them after a while."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            if self.process.poll() is not None:
-                return
-            os.killpg(self.process.pid, sign)
-            try:
-                self.process.wait(timeout=STOP_S)
-            except subprocess.TimeoutExpired:
-                continue
+        """Lets go of the leash, and returns when the process and its children have ended."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def prefect_server(port: int) -> Child:
@@ -108,8 +104,9 @@ def mlflow_server() -> Child:
 def prefect_api() -> bool:
     """Points PREFECT_API_URL at a server that runs, else at one of its own until this process ends.
 
-    Returns whether one ran. Call it before Prefect is imported: the own server is then stopped after Prefect has
-    sent its last log lines and events, because exit handlers run in reverse order.
+    Its own has a port that nobody else asks, so that no other run takes it for a lasting one. Returns whether one ran.
+    Call it before Prefect is imported: the own server is then stopped after Prefect has sent its last log lines and
+    events, because exit handlers run in reverse order.
     """
     named = os.environ.get("PREFECT_API_URL")
     api = named or f"{PREFECT_URL}/api"
@@ -118,7 +115,7 @@ def prefect_api() -> bool:
         return True
     if named:
         raise ServerError(f"no Prefect server answers at PREFECT_API_URL ({named}): start it, or unset the variable")
-    port = PREFECT_PORT if port_free(PREFECT_PORT) else any_port()
+    port = any_port()
     api = f"http://{HOST}:{port}/api"
     server = prefect_server(port)
     atexit.register(server.stop)
@@ -137,7 +134,6 @@ def serve() -> int:
             )
     if not Path("prefect.yaml").is_file():
         raise ServerError("prefect.yaml is not in this folder: run it in the checkout")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: list[Child] = []
     ended = threading.Event()
     try:

@@ -10,7 +10,8 @@ from prefect import get_run_logger
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import Place, Record, load_record
-from flows.reporter import Reporter, progress_page
+from flows.outbox import progress_page
+from flows.reporter import Reporter
 from infra import cluster
 from infra.tracking import Tracker
 
@@ -67,5 +68,5 @@ def working(config: RunConfig, tracker: Tracker, name: str) -> Iterator[Reporter
     log = get_run_logger()
     log.info("%s: starts, %d workers on %s", name, workers.num_workers, workers.device)
     started = time.monotonic()
-    yield Reporter(tracker, log, progress_page(name, log))
+    yield Reporter(tracker, log, progress_page(name))
     log.info("%s: done in %.0f s", name, time.monotonic() - started)

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from amvl_core.contracts import ablations, fingerprints, storage
@@ -26,7 +25,8 @@ from amvl_core.contracts.records import (
     save_record,
 )
 from flows import checks, report
-from flows.reporter import Reporter, progress_page
+from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
+from flows.reporter import Reporter
 from flows.stage import all_finished_or, finished_or, place, working
 from infra import registry
 from infra.mlflow_client import tracking_uri
@@ -73,7 +73,7 @@ def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
         def make() -> DatasetRecord:
             tracker.start()
             log = get_run_logger()
-            on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}", log))
+            on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}"))
             return published.read(config, source, where.uri, on_progress)
 
         return finished_or(name, where, DatasetRecord, make)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,7 @@ def address(config: ClusterConfig) -> str | None:
 def connect(config: ClusterConfig) -> None:
     """Joins the cluster, or starts a private one; does nothing where this process has joined one already.
 
-    Raises ClusterError if the address does not answer.
+    Raises ClusterError if the address does not answer, or if no Ray can be started here.
     """
     for name, value in _ENVIRONMENT.items():  # read when Ray is imported, and inherited by its processes
         os.environ.setdefault(name, value)
@@ -67,15 +69,22 @@ def connect(config: ClusterConfig) -> None:
     if chosen is None:
         # An address in the environment would win over "local", and "auto" is not an address but our own word.
         os.environ.pop("RAY_ADDRESS", None)
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            object_store_memory=_object_store_bytes(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                object_store_memory=_object_store_bytes(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ClusterError(
+                f"Ray cannot start on this machine ({str(error).splitlines()[0]}); its files and sockets lie below "
+                "RAY_TMPDIR, else TMPDIR: set RAY_TMPDIR to a short path with room on its disk, such as /tmp"
+            ) from error
+        _take_sigterm()
         return
     try:
         _probe(chosen)
@@ -85,6 +94,17 @@ def connect(config: ClusterConfig) -> None:
             f"no Ray cluster answers at {chosen!r} ({str(error).splitlines()[0]}); start one "
             "(`ray up ray_cluster.yaml`), or unset RAY_ADDRESS and leave cluster.address at auto to run on this machine"
         ) from error
+    _take_sigterm()
+
+
+def _take_sigterm() -> None:
+    """Ends this process in order on SIGTERM, as Ctrl-C does.
+
+    Ray's own handler kills it three seconds later, whatever it still has to put away; Prefect's raises what Ray's calls
+    do not let through.
+    """
+    if threading.current_thread() is threading.main_thread():  # no other may set it
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _probe(chosen: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.loopback import past_proxies
 
 MAX_NAME = 250
 """MLflow's own limit on the name of a metric, parameter or tag."""
@@ -31,6 +32,7 @@ def tracking_uri(config: RunConfig) -> str:
     """
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if named:
+        past_proxies()  # the server may be on this machine
         return named
     if not storage.is_local(config.storage):
         raise ConfigError(

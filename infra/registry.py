@@ -166,7 +166,7 @@ def decide(
     elif found.high < 0:
         verdict = "worse than the present"
     else:
-        verdict = f"not shown to be less than {margin:g} points worse than the present"
+        verdict = f"not shown to lose less than tracking.margin ({margin:g} points) against the present"
     reason = f"{verdict} {alias}, version {present.version}: {change(found)}"
     if not against_best.startswith(f"version {present.version}:"):
         reason += f"; against the best so far, {against_best}"

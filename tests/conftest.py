@@ -1,12 +1,12 @@
-"""What tests of several rooms share: one Ray, one S3 endpoint and where the real data lies."""
+"""What tests of several rooms share: one Ray, one S3 endpoint, and that nothing is skipped in CI."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 import pytest
 from transformers.utils import logging as hf_logging
@@ -15,7 +15,7 @@ from tests.shared import FOLDER
 
 hf_logging.disable_progress_bar()
 
-REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,12 +25,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def real_data(name: str) -> Path:
-    """The path of a real archive; the calling test is skipped where it is absent."""
-    path = REAL_DATA / name
-    if not path.exists():
-        pytest.skip(f"{name} is not in shared/data beside the repository")
-    return path
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI runs the tests, nothing that they need may be missing: one that skips itself has failed."""
+    return _refused_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """So has a file that skips itself."""
+    return _refused_if_skipped((yield))
+
+
+def _refused_if_skipped(report: Report) -> Report:
+    if report.skipped and os.environ.get("CI"):
+        report.outcome, report.longrepr = "failed", f"in CI a skip is a failure: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

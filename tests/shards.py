@@ -12,7 +12,7 @@ import pyarrow as pa
 from amvl_core.contracts import storage
 from amvl_core.contracts.records import DatasetRecord, Shard
 from amvl_core.contracts.sample import StoredSample
-from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, _table, sha256, shard_name
+from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name, shard_table
 from tests.tiny import picture
 
 
@@ -39,7 +39,7 @@ def sample_of(
 
 def table(samples: Sequence[StoredSample]) -> pa.Table:
     """As preparation writes them; sizes and token counts are made up."""
-    return _table(
+    return shard_table(
         [ShardRow(sample, [(32, 32)] * len(sample.images), 15 + 4 * len(sample.images)) for sample in samples]
     )
 

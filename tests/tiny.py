@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.config import TinyConfig
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.methods.block import block_text, slot_tokens
-from tests.shared import FOLDER
-
-TINY = TinyConfig(hidden_size=64, num_layers=2, intermediate_size=96, vision_hidden_size=32, vision_layers=2)
-LATENT = LatentConfig(num_slots=3, dim=8, head_hidden=32)
+from benchmarks.tiny import LATENT, TINY, picture
+from tests.shared import once
 
 
 @lru_cache(maxsize=1)
 def stock_folder() -> str:
     """A stock Qwen2.5-VL checkpoint folder with random weights, which the first process that asks makes."""
-    shared = Path(os.environ[FOLDER])
-    stock = shared / "stock"
-    if not stock.exists():
-        made = mkdtemp(dir=shared)
-        save_tiny_base(TINY, Path(made))
-        try:
-            Path(made).rename(stock)
-        except OSError:  # another process was first
-            shutil.rmtree(made)
-    return str(stock)
+    return str(once("stock", lambda folder: save_tiny_base(TINY, folder)))
 
 
 def tied_folder(folder: Path) -> str:
@@ -67,14 +49,6 @@ def amvl_model(
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype))
     return model, processor
-
-
-def picture(seed: int, width: int = 32, height: int = 32) -> bytes:
-    """A PNG of random pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 SAMPLES: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [

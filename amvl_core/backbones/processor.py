@@ -20,6 +20,7 @@ class AMVLProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token = "<|image_pad|>"
+        self.image_text = f"<|vision_start|>{self.image_token}<|vision_end|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 

@@ -24,7 +24,7 @@ NO_FIGURES: Figures = MappingProxyType({})
 
 
 class Row(NamedTuple):
-    """One line of a table: its name, what it changes, and the paper's figures: scores in per cent, and of the latents."""
+    """One line of a table: its name, what it changes, and the paper's scores in per cent and its latents' figures."""
 
     label: str
     change: Change

@@ -261,7 +261,7 @@ class StageConfig(Frozen):
     def _length(self) -> StageConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
-        if self.trainable == "new_rows" and not self.method.slots(LatentConfig()):
+        if self.trainable == "new_rows" and not self.method.added_tokens(LatentConfig()):
             raise ValueError(f"{self.method.kind} has no new token rows to train; use trainable = all or language")
         return self
 
@@ -289,7 +289,7 @@ class TrainerConfig(Frozen):
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints to resume from")
-    keep_last: int = Field(2, ge=1, description="checkpoints kept while a stage runs, beside that of the lowest loss")
+    keep_last: int = Field(2, ge=1, description="checkpoints kept while a stage runs")
     log_every: int = Field(1, ge=1, description="optimiser steps between logged metrics")
     loader_workers: int = Field(4, ge=0, description="processes per worker that decode images ahead of the step")
     max_failures: int = Field(3, ge=0, description="how often a failed worker group is started again")

@@ -137,22 +137,8 @@ class DatasetRecord(Record):
             )
 
 
-class BestModel(BaseModel):
-    """The model as it was at the checkpoint of the lowest training loss: a Hugging Face folder at `uri`.
-
-    `loss` is the mean of the losses logged up to `step` since the checkpoint before it. It is no validation: weights
-    of the loss's terms change on the way, so it tells of a run that went wrong late, not which model answers best.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    uri: str
-    step: int
-    loss: float
-
-
 class CheckpointRecord(Record):
-    """A trained model: a Hugging Face folder at `uri`/model; `best` is None where the end has the lowest loss."""
+    """A trained model: a Hugging Face folder at `uri`/model."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     stage: str
@@ -163,7 +149,6 @@ class CheckpointRecord(Record):
     parent: str | None
     num_parameters: int
     metrics: dict[str, float]
-    best: BestModel | None = None
 
     @property
     def model_uri(self) -> str:

@@ -22,6 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.loopback import past_proxies
 
 _S3_OPTIONS = {"config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}}}
 """The default gives up within seconds; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, where they are set, decide instead."""
@@ -34,7 +35,10 @@ _UNFINISHED = ".tmp"
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of `uri` and the path inside it."""
-    options = _S3_OPTIONS if uri.startswith("s3://") and "AWS_MAX_ATTEMPTS" not in os.environ else {}
+    options = {}
+    if uri.startswith("s3://"):
+        past_proxies()  # the endpoint may be on this machine
+        options = _S3_OPTIONS if "AWS_MAX_ATTEMPTS" not in os.environ else {}
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:

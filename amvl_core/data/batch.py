@@ -17,7 +17,7 @@ from amvl_core.data.encode import IGNORED, Encoded
 
 @dataclass
 class Batch:
-    """Samples one after the other. All tensors are on the CPU: a method plans its step there and moves what it runs.
+    """Samples one after the other. All tensors are on the CPU. A method plans its step there and moves what it runs.
 
     `lengths` and `num_images` count each sample's tokens and images; `pixel_values` [P, ...] and `image_grid_thw`
     [I, 3] hold the images of all samples in order, and are None where no sample has one.
@@ -33,13 +33,13 @@ class Batch:
 
     @property
     def num_label_tokens(self) -> int:
-        """Tokens that the next-token loss is taken on; a sample's first token is predicted by nothing."""
+        """The number of tokens that the next-token loss is taken on. Nothing predicts a sample's first token."""
         first = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
         return int((self.labels_N != IGNORED).sum() - (self.labels_N[first] != IGNORED).sum())
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all samples."""
+        """The number of tokens of all samples."""
         return sum(self.lengths)
 
 

@@ -14,17 +14,17 @@ from amvl_core.contracts.errors import StorageError
 
 
 class DiskCache:
-    """Tables by name in a folder of at most about `limit` bytes; where it is full, the oldest go.
+    """Tables by name in a folder of at most about `limit` bytes. When it is full, the oldest tables are removed.
 
-    Any number of processes use it at once; each table is read by one of them while the others wait. A file that goes
-    stays readable to who has mapped it.
+    Any number of processes use it at once. One of them reads a table while the others wait. A process that has mapped a
+    file can read it after it was removed.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
 
     def get(self, name: str, read: Callable[[], pa.Table]) -> pa.Table:
-        """The table `name`, a hexadecimal digest of all that it depends on; `read` gives it where it is not there."""
+        """The table `name`, a hexadecimal digest of all that it depends on. `read` makes it if it is not there."""
         file = self.folder / f"{name}.arrow"
         with self._alone(name):
             try:
@@ -37,7 +37,7 @@ class DiskCache:
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """One of 256 locks, which go with the process that holds them."""
+        """Holds one of 256 locks. A lock ends with the process that holds it."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = open(self.folder / f"{name[:2]}.lock", "w")  # noqa: SIM115

@@ -55,8 +55,8 @@ class PixelBudget:
     def units(self, width: int, height: int) -> tuple[int, int]:
         """Columns and rows of units that an image is resized to, never of more than `max_pixels`.
 
-        The rule is that of Qwen2-VL's image processor (`smart_resize`), whose result may be larger: where growing to
-        `min_pixels` or a side of less than one unit leads over `max_pixels`.
+        The rule is that of Qwen2-VL's image processor (`smart_resize`). The processor's result may be larger in two
+        cases: when growing to `min_pixels`, or a side of less than one unit, leads over `max_pixels`.
         """
         unit, most = self.unit, self.max_pixels // self.unit**2
         columns, rows = round(width / unit), round(height / unit)
@@ -121,7 +121,7 @@ class Encoder:
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
             return self.prompt(segment.text)
-        text = segment.text.replace(IMAGE_PLACEHOLDER, f"<|vision_start|>{self.processor.image_token}<|vision_end|>")
+        text = segment.text.replace(IMAGE_PLACEHOLDER, self.processor.image_text)
         return text + (self.end_of_turn if last else "")
 
     def _pixels(self, sample_id: str, images: Sequence[bytes]) -> tuple[Any, Any, list[int]]:
@@ -162,7 +162,7 @@ def chat(question: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts a sample's tokens from its text and image sizes alone; small, picklable, without torch.
+    """Counts a sample's tokens from its text and image sizes alone. It is small and picklable and needs no torch.
 
     `overhead` is what the chat template puts around a text of the user.
     """
@@ -190,7 +190,7 @@ class TokenCounter:
     def count(
         self, texts: Sequence[str], image_sizes: Sequence[tuple[int, int]], min_pixels: int, max_pixels: int
     ) -> int:
-        """Tokens of a sample without what a method adds: its question, steps and answer, and its images in pixels."""
+        """Tokens of a sample without what a method adds. `image_sizes` are widths and heights in pixels."""
         tokenizer = _tokenizer(self.tokenizer_json)
         total = self.overhead
         for text in texts:

@@ -48,8 +48,8 @@ class StepDataset(Dataset[list[Batch]]):
 def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> Iterator[list[Batch]]:
     """Items `start` to `total` in order; `workers` processes decode ahead (0: in this process).
 
-    An AmvlError of a loader process is raised as it is. A loader process that is killed is a RuntimeError: nothing is
-    wrong with the run, and its workers may be started again.
+    An AmvlError of a loader process is raised as it is. A killed loader process is a RuntimeError, because nothing is
+    wrong with the run and its workers may be started again.
     """
     if not workers:
         return map(dataset.__getitem__, range(start, total))
@@ -66,7 +66,7 @@ def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> It
 
 
 def _checked(items: Iterator[list[Batch] | AmvlError], rank: int) -> Iterator[list[Batch]]:
-    """Takes each item over while the step before it runs: to map its tensors takes some milliseconds."""
+    """Takes each item over while the step before it runs, because mapping its tensors takes some milliseconds."""
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(next, items, None)
         while True:
@@ -87,7 +87,7 @@ def _checked(items: Iterator[list[Batch] | AmvlError], rank: int) -> Iterator[li
 
 
 class _Caught(Dataset[list[Batch] | AmvlError]):
-    """An AmvlError as an item: torch would wrap it in a message of its own."""
+    """Gives an AmvlError as an item. Torch would wrap it in a message of its own."""
 
     def __init__(self, dataset: StepDataset) -> None:
         self.dataset = dataset

@@ -13,15 +13,15 @@ import numpy as np
 from amvl_core.contracts.errors import ConfigError
 
 WINDOW_BLOCKS = 512
-"""Blocks whose rows are mixed with each other: what an epoch reads from at a time, 16,384 samples in blocks of 32."""
+"""Blocks whose rows are mixed with each other. An epoch reads from so many at once: 16,384 samples, at 32 a block."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
     """What the order depends on: tokens of each sample [rows], and rows of each block [blocks], in stored order.
 
-    A block is what is read at once (a row group). A sample's tokens are those of its sequence in the stage, what the
-    method adds included. What a method runs of it is in proportion.
+    A block is what is read at once (a row group). A sample's tokens are those of its sequence in the stage, with what
+    the method adds. The work that a method does for the sample is in proportion to them.
     """
 
     num_tokens: np.ndarray
@@ -69,9 +69,9 @@ def global_batch(seed: int, step: int, size: int, sizes: Sizes) -> np.ndarray:
 def micro_batches(indices: np.ndarray, num_tokens: np.ndarray, world_size: int, budget: int) -> list[list[np.ndarray]]:
     """A global batch, the longest first, in turns; in each turn one micro-batch for every rank.
 
-    No micro-batch is empty, and none has more than `budget` tokens but a single sample that alone is longer. There are
-    as few turns as that takes. A turn holds neighbours in length, spread over the ranks so that all have about as many
-    tokens: each sample, the longest first, goes to the rank that has the fewest (Graham 1969).
+    No micro-batch is empty. None has more than `budget` tokens, except a single sample that alone is longer. There are
+    as few turns as this allows. The samples of a turn are neighbours in length. They are spread over the ranks so that
+    all have about as many tokens: each sample, the longest first, goes to the rank that has the fewest (Graham 1969).
     """
     lengths = num_tokens[indices]
     most = len(indices) // world_size
@@ -89,7 +89,7 @@ def micro_batches(indices: np.ndarray, num_tokens: np.ndarray, world_size: int, 
 def _turns(indices: np.ndarray, lengths: np.ndarray, turns: int, world_size: int) -> Iterator[np.ndarray]:
     """Cuts the batch into `turns` stretches of about as many tokens each, all but the last a multiple of the ranks.
 
-    Samples of a turn are alike in length, so where each rank gets equally many they are alike in tokens.
+    Samples of a turn are alike in length. So if each rank gets equally many, the ranks are alike in tokens.
     """
     tokens = np.cumsum(lengths)
     most = len(indices) // world_size
@@ -115,7 +115,7 @@ def _spread(indices: np.ndarray, num_tokens: np.ndarray, world_size: int) -> tup
 
 
 def num_steps(epochs: float | None, steps: int | None, rows: int, size: int) -> int:
-    """Optimiser steps of a stage that gives either a number of epochs or of steps."""
+    """The optimiser steps of a stage, which is given a number of either epochs or steps."""
     if steps is not None:
         return steps
     assert epochs is not None

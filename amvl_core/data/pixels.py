@@ -26,7 +26,7 @@ UNREADABLE_IMAGE = "unreadable_image"
 DECOMPRESSION_BOMB = "decompression_bomb"
 
 MAX_PIXELS = 89_478_485
-"""A larger image is not decoded: a few bytes can say that they are gigabytes."""
+"""A larger image is not decoded. A file of a few bytes can claim to be gigabytes."""
 
 T = TypeVar("T")
 
@@ -64,8 +64,8 @@ class PictureError(DataError):
 def decode(data: bytes) -> Image.Image:
     """The picture as a model sees it: 8-bit RGB, upright, the first frame. Raises PictureError.
 
-    Transparency shows white, palettes and CMYK become RGB, wide samples are scaled as `to_rgb` says. Metadata say how
-    it is to be turned and decide on nothing else: their damage or size makes no image unreadable.
+    Transparency shows white, palettes and CMYK become RGB, and wide samples are scaled (`to_rgb`). Metadata tell how
+    the image is to be turned. They decide on nothing else, so their damage or size makes no image unreadable.
     """
     return read(data, upright)
 
@@ -122,9 +122,9 @@ def is_plain(image: Image.Image) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of the decoded raster, on white where it is transparent.
 
-    16-bit samples keep their upper 8 bits where they use a quarter of the range that these have. Other wide samples,
-    signed ones and floating-point ones take the first of the ranges 0..1, 0..255, 0..65535 of which they use a quarter;
-    where there is none, the range that they do use becomes 0..255. Raises PictureError where that cannot be said.
+    16-bit samples keep their upper 8 bits if they use a quarter of their range. Other wide samples, signed ones and
+    floating-point ones take the first of the ranges 0..1, 0..255, 0..65535 of which they use a quarter. If there is
+    none, the range that they use becomes 0..255. Raises PictureError if they are not finite or have no range.
     """
     if image.mode in (*_SIXTEEN_BITS, "I", "F"):
         samples_HW, key = np.asarray(image), image.info.get("transparency")
@@ -140,7 +140,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """1 to 8: how the raster is turned or mirrored; 1 is upright, and what cannot be read is taken for it."""
+    """1 to 8: how the raster is turned or mirrored. 1 is upright. Exif data that cannot be read count as 1."""
     if image.format == "PNG":
         image.load()  # it may say so behind its pixels
     try:
@@ -151,7 +151,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def raster_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the raster of an opened image as it lies in the file; of a TIFF, Pillow says the upright."""
+    """Width and height of the raster of an opened image as it lies in the file. Pillow gives a TIFF's upright ones."""
     return turned_size(*image.size, exif_orientation(image)) if image.format == "TIFF" else image.size
 
 
@@ -216,8 +216,8 @@ def _show_low_samples(image: Image.Image, data: bytes) -> None:
         return
     with Image.open(io.BytesIO(data)) as low:
         layout = _layout(low)
-        # In the other byte order the upper byte is the lower one. Pillow has none for grey with alpha: as four samples
-        # of 8 bits, their second is it.
+        # In the other byte order the upper byte is the lower one. Pillow has no such order for grey with alpha. Read as
+        # four samples of 8 bits, the second one is the lower byte of grey.
         other = "RGBA" if layout == "LA;16B" else layout[:-1] + _OTHER_ORDER[layout[-1]]
         low.tile = [
             tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other) for tile in low.tile

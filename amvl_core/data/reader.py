@@ -1,8 +1,8 @@
 """Random access to the rows of a prepared dataset, local or on S3.
 
-A row group is read whole and kept: in memory as far as `CACHE_BYTES` go, and what comes over a network also on the
+A row group is read whole. It is kept in memory, up to `CACHE_BYTES`. What comes over a network is also kept on the
 machine's own disk, where all its processes find it. Training asks for rows in an order that stays within a window of
-row groups for a while (`amvl_core/data/order.py`), so a machine reads each of them about once per epoch.
+row groups for a while (`amvl_core/data/order.py`). So a machine reads each row group about once per epoch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ShardReader:
         self.forget()
 
     def forget(self) -> None:
-        """Drops open files and what is in memory: a forked process must not share a connection with its parent."""
+        """Drops open files and what is in memory. A forked process must not share a connection with its parent."""
         self._files: dict[int, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._cached = 0
@@ -100,7 +100,7 @@ class ShardReader:
         raise StorageError(f"{self.uris[file]} has fewer rows than its record says; prepare the data again")
 
     def _of_each_file(self, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
-        """`read` of every shard, many at once: over a network the time is spent waiting."""
+        """`read` of every shard, many at once, because over a network the time is spent waiting."""
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             return list(pool.map(lambda file: self._reading(file, read), range(len(self.uris))))
 

@@ -8,7 +8,7 @@ MARK = "{# what the method adds to a prompt #}"
 
 
 def end_prompts_with(processor: Any, text: str) -> None:
-    """From now on every generation prompt of `processor` ends with `text`, and with nothing added before."""
+    """Makes every generation prompt of `processor` end with `text`, and with nothing that was added before."""
     addition = MARK + "{% if add_generation_prompt %}" + text + "{% endif %}"
     processor.chat_template = processor.tokenizer.chat_template = base_template(processor) + addition
 

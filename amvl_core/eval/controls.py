@@ -1,4 +1,4 @@
-"""Models without latents, asked what a latent one is asked by its probes."""
+"""Models without latents. They are asked the same items as the probes of a latent model."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def _units(items: Sequence[Mapping[str, Any]], value: str) -> list[Unit]:
 def verdict(rows: Sequence[VariantScore]) -> str:
     """One sentence on what swapping the latents between items does, from intervals and p alone.
 
-    Swapping keeps the latents what the model was trained on, and takes from them only what they say about their own
-    item: a model that ignores them does not notice.
+    Swapped latents are still such as the model was trained on. They only lose what they hold about their own item. A
+    model that ignores them does not notice.
     """
     row = next(row for row in rows if row.variant == SWAPPED)
     accuracy, likelihood = (f"p = {p:.3f}" if p >= 0.001 else "p < 0.001" for p in (row.p_value, row.log_likelihood_p))

@@ -60,7 +60,7 @@ def occurrences(said: str, options: Mapping[str, str]) -> dict[str, list[Place]]
 
 
 def _pattern(wanted: str) -> re.Pattern[str]:
-    """The text's words and signs: blanks around an operator do not count, a hyphen between words is a blank."""
+    """The text's words and signs. Blanks around an operator do not count, and a hyphen between words is a blank."""
     wanted = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", " ", wanted)
     parts = re.findall(rf"[{_OPERATORS}]|[^\s{_OPERATORS}]+", wanted)
     pattern = re.escape(parts[0])

@@ -1,12 +1,11 @@
-"""What is paired by item, from stored predictions: two evaluations, or the latents' variants."""
+"""Pairs stored predictions by item: two evaluations, or the variants of the latents."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.records import TEST_SPLIT, EvalRecord, FaithfulnessRecord
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Outcome, mean
@@ -24,7 +23,7 @@ def outcomes(record: EvalRecord) -> list[Unit]:
     own = record.benchmark == TEST_SPLIT
     columns = ["sample_id", "group", "correct"] + ["task", "part"] * (not own)
     with storage.opened(record.predictions_uri) as file:
-        rows = pq.read_table(file, columns=columns).to_pylist()
+        rows = ParquetStream(file).read(columns).to_pylist()
     overall = mean() if own else next(iter(BENCHMARKS[record.benchmark].metrics.values()))
     return overall(
         [
@@ -37,7 +36,7 @@ def outcomes(record: EvalRecord) -> list[Unit]:
 def variant_items(record: FaithfulnessRecord) -> list[dict[str, Any]]:
     """Every item under every variant of the latents, as `score_variants` takes them."""
     with storage.opened(record.items_uri) as file:
-        rows: list[dict[str, Any]] = pq.read_table(file, columns=ITEMS).to_pylist()
+        rows: list[dict[str, Any]] = ParquetStream(file).read(ITEMS).to_pylist()
     return rows
 
 

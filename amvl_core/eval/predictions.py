@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.records import EvalRecord
 from amvl_core.eval.benchmarks import benchmark_of
 from amvl_core.eval.benchmarks.scoring import compare_checkpoints, predictions
@@ -20,7 +19,7 @@ def sample(record: EvalRecord) -> dict[str, list[Any]]:
     """The first predictions of every task, wrong ones first, as columns."""
     fs, path = storage.filesystem(record.predictions_uri)
     with fs.open(path, "rb") as file:
-        rows = pq.read_table(file, columns=list(COLUMNS)).to_pylist()
+        rows = ParquetStream(file).read(COLUMNS).to_pylist()
     kept: list[dict[str, Any]] = []
     for task in sorted({row["task"] for row in rows}):
         of_task = sorted((row for row in rows if row["task"] == task), key=lambda row: row["sample_id"])

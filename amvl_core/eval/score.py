@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 MAX_CANDIDATES = 16
-"""A task with more different answers has no closed set of them."""
+"""A task with more different answers than this has no closed set of answers."""
 
 _SIGNS = str.maketrans(
     {"\u2212": "-", "\u2044": "/", "\u066a": "%", "\u066b": ".", "\u066c": ","}
@@ -44,8 +44,8 @@ _END = re.compile(
 def folded(text: str) -> str:
     """The text in one form of each character: NFKC, ASCII digits, quotes and dashes, no invisible ones.
 
-    A power, a base and a mixed number keep their value: "5²" is 5^2, "1½" is 1 1/2. Of a text of one character the
-    quotes and dashes stay as they are: there the form is what is asked for.
+    A power, a base and a mixed number keep their value: "5²" is 5^2, "1½" is 1 1/2. In a text of one character the
+    quotes and dashes stay as they are, because there the form is what is asked for.
     """
     text = _VULGAR.sub(" ", _LOWERED.sub(r"_\g<0>", _RAISED.sub(r"^\g<0>", text)))
     text = unicodedata.normalize("NFKC", text)
@@ -91,9 +91,9 @@ def majority_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def closed_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The answers of each task among (task, answer) of the training split, where they are few enough to try them all.
+    """The answers of each task among (task, answer) of the training split, if they are few enough to try them all.
 
-    Of answers that are the same after normalisation the first is kept.
+    If answers are the same after normalisation, the first is kept.
     """
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for task, answer in pairs:

@@ -1,9 +1,9 @@
 """One row of an ablation table from what each seed answered: two intervals, a paired test, and what a swap of the
 latents does. Needs no model.
 
-Two things vary: the seed of the training and the items asked. With three seeds no single interval covers both well, so
-each is given by itself: Student's over the seeds' means (what another training would score on these items), and the
-bootstrap's over items with the seeds of an item together (what these trainings would score on other items).
+Two things vary: the seed of the training and the items asked. With three seeds no single interval covers both well. So
+there are two. Student's interval over the seeds' means tells what another training would score on these items. The
+bootstrap's over items, with the seeds of an item together, tells what these trainings would score on other items.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 from amvl_core.contracts.records import PRIOR, SWAPPED, SeedScores, VariantScore
 from amvl_core.eval.faithfulness import score_variants
 from amvl_core.eval.significance import Unit, compare, estimate, weighted_mean
@@ -20,21 +22,14 @@ from amvl_core.eval.significance import Unit, compare, estimate, weighted_mean
 Answers = Sequence[Unit]
 """Each item of one evaluation, 1 where it was answered rightly."""
 
-_T_975 = [
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-]
-"""Student's t at 97.5 % for 1 to 30 degrees of freedom; more degrees take the last, which errs to the wide side."""
-
 
 def over_seeds(values: list[float]) -> tuple[float, float] | None:
     """Student's 95 % interval of the mean of `values`, cut to 0 to 1; None for fewer than two."""
     if len(values) < 2:
         return None
-    half = _T_975[min(len(values) - 1, len(_T_975)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return max(0.0, mean - float(half)), min(1.0, mean + float(half))
 
 
 def units(answers: Mapping[int, Answers]) -> list[Unit]:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from amvl_core.contracts.errors import DataError
 
-Z_95 = 1.959963984540054
+Z_95 = float(stats.norm.ppf(0.975))
 RESAMPLES = 10_000
 
 
@@ -25,7 +26,7 @@ class Unit(NamedTuple):
     value: float
     weight: float = 1.0
     group: str = ""
-    """Units that are not independent share one; empty: the unit stands alone."""
+    """Units that are not independent share a group. A unit with an empty one stands alone."""
     stratum: str = ""
 
     @property
@@ -78,8 +79,8 @@ def weighted_mean(units: Sequence[Unit]) -> float:
 def estimate(units: Sequence[Unit], seed: int = 0) -> Estimate:
     """The weighted mean with its interval: Wilson's for a plain share of independent items, else the bootstrap's.
 
-    The bootstrap is the percentile one over groups within strata. It says nothing where all groups score alike (all
-    right, say): then it is Wilson's for as many items as there are groups. Without units: 0, from 0 to 1.
+    The bootstrap is the percentile one over groups within strata. If all groups score alike (all right, say), it has no
+    width. Then the interval is Wilson's for as many items as there are groups. Without units it is 0, from 0 to 1.
     """
     if not units:
         return Estimate(0, 0.0, 0.0, 1.0, "wilson")
@@ -101,10 +102,10 @@ def bootstrap_mean(units: Sequence[Unit], seed: int = 0) -> tuple[float, float]:
 def compare(first: Sequence[Unit], second: Sequence[Unit], seed: int = 0) -> Comparison:
     """A paired comparison. Raises DataError where the two were not scored on the same items.
 
-    McNemar's exact test where the units are right-or-wrong, independent and of equal weight; else random sign flips
-    of each group's difference, which is the same test without that structure. Where all groups change alike (not at
-    all, say) the bootstrap has no width; another difference may then be as frequent as Wilson's bound on 0 of so many
-    groups.
+    The test is McNemar's exact one if the units are right-or-wrong, independent and of equal weight. Else it is random
+    sign flips of each group's difference, which is the same test without that structure. If all groups change alike
+    (not at all, say), the bootstrap has no width. Another difference may then be as frequent as Wilson's bound on 0 of
+    so many groups.
     """
     before, after = ({unit.key: unit for unit in units} for units in (first, second))
     if len(before) != len(first) or len(after) != len(second):
@@ -146,9 +147,7 @@ def sign_flip_p(changes: Sequence[Unit], seed: int = 0) -> float:
 
 def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact two-sided p: how likely a fair coin divides the changed items at least this unevenly."""
-    changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, tail / 2 ** (changed - 1)) if changed else 1.0
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def table(rows: Iterable[tuple[str, Comparison]], first: str, second: str, seed: str) -> str:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.parquet import ParquetStream
 
 
 def write_table(uri: str, table: pa.Table) -> None:
@@ -21,4 +22,4 @@ def write_table(uri: str, table: pa.Table) -> None:
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """These columns, or all."""
     with storage.opened(uri) as file:
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+        return ParquetStream(file).read(columns)

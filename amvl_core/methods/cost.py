@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from amvl_core.rows.flops import rows_flops, sft_rows
+from amvl_core.rows.flops import prefill_flops, rows_flops, sft_rows
 from amvl_core.rows.spans import Rows
 
 
@@ -35,6 +35,10 @@ class Cost:
     def step(self, x: int, y: int) -> RowsOfStep:
         """A step as it is run."""
         return next(iter(self.ways(x, y).values()))
+
+    def prefill_flops(self, config: Any, x: int) -> float:
+        """Up to the first token of an answer, behind a prompt of x tokens and what the layout adds."""
+        return prefill_flops(config, x + self.added)
 
     def parts(self, size: int) -> dict[str, int]:
         """Its own parameters by part, on a model whose hidden states have `size` elements."""

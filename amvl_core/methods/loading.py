@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import logging
 
+from amvl_core.backbones.backbone import family
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.method import MethodConfig, configurations
 from amvl_core.methods.block import add_latent_tokens, token_ids
+from amvl_core.methods.exact import exact_mean
 
 
 def method_of_model(model_type: str) -> type[MethodConfig] | None:
@@ -23,22 +25,21 @@ def method_of_model(model_type: str) -> type[MethodConfig] | None:
 
 def load_model(folder: str, **kwargs: Any) -> Any:
     """The model in `folder` (or of a Hub id), a method's or a stock one."""
-    if method := method_of_model(AutoConfig.from_pretrained(folder).model_type):
+    fields, _ = PreTrainedConfig.get_config_dict(folder)
+    if method := method_of_model(fields["model_type"]):
         method.implementation()  # registers its classes
     return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
 
 
-def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str], **kwargs: Any) -> Any:
-    """A stock Qwen2.5-VL model; with `slots`, the block's tokens are added to it and to `processor`.
+def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str] | None, **kwargs: Any) -> Any:
+    """A stock model. With `slots`, it and `processor` get the tokens of a block of these, or of no slot.
 
     A CheckpointError names weights that do not fit.
     """
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen2_5_vl":
-        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; this method trains a qwen2_5_vl one")
-    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
+    model, report = family(config.model_type).model_class.from_pretrained(folder, output_loading_info=True, **kwargs)
     check_weights(folder, report)
-    if slots:
+    if slots is not None:
         old_tokens = len(processor.tokenizer)
         add_latent_tokens(processor, slots)
         model.config.update(token_ids(processor, slots))
@@ -74,7 +75,7 @@ def check_weights(folder: str, report: dict[str, Any], new_parts: tuple[str, ...
 
 
 def grow(model: Any, old: int, new: int) -> None:
-    """Room for tokens `old` to `new`, each row at the mean of the first `old` rows."""
+    """Room for tokens `old` to `new`, each row at the mean of the first `old` rows: the same bits in every process."""
     if new == old:
         return
     if new > model.get_input_embeddings().num_embeddings:
@@ -82,4 +83,4 @@ def grow(model: Any, old: int, new: int) -> None:
     with torch.no_grad():
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight = module.weight
-            weight[old:new] = weight[:old].float().mean(0).to(weight.dtype)
+            weight[old:new] = exact_mean(weight[:old]).to(weight.dtype)

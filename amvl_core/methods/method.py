@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError, DataError
 from amvl_core.contracts.latent import LatentConfig
@@ -49,6 +50,8 @@ class Method(nn.Module, ABC):
     def __init__(self, model: Any, config: Any) -> None:
         super().__init__()
         check_model(model)
+        self.backbone = backbone_of(model)
+        self.backbone.check(model)
         self.model = model
         self.config = config
 
@@ -60,6 +63,17 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Loss and terms of one micro-batch."""
+
+    def reference(self, batch: Batch, clock: Clock) -> Tensor:
+        """The loss of `forward` with nothing shared between passes: what the step's time and numbers are held against.
+
+        A method whose step shares nothing has no other.
+        """
+        return self.forward(batch, clock).loss
+
+    def rows(self, batch: Batch) -> int:
+        """How many rows a micro-batch needs of the text stack: its tokens, where each of them runs once."""
+        return batch.num_tokens
 
     def own_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that may have a learning rate of their own (`lr_scale.latent`).
@@ -87,59 +101,49 @@ class Method(nn.Module, ABC):
         The vision encoder runs on every rank in every step: a batch without images shows it a blank one, whose
         features count with weight zero. A rank that skipped it would leave the others waiting.
         """
-        model = self.model
-        vision = model.config.vision_config
-        check_images(batch, model.config.image_token_id, vision.spatial_merge_size)
+        model, base = self.model, self.backbone
+        self._check_images(batch)
         device = model.get_input_embeddings().weight.device
         embeds_ND: Tensor = model.get_input_embeddings()(batch.input_ids_N.to(device))
-        trained = any(parameter.requires_grad for parameter in model.model.visual.parameters())
+        trained = any(parameter.requires_grad for parameter in base.vision(model).parameters())
         pixels, grid = batch.pixel_values, batch.image_grid_thw
         if pixels is None or grid is None:
-            grid = torch.tensor([[1, vision.spatial_merge_size, vision.spatial_merge_size]])
-            width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-            pixels = torch.zeros(vision.spatial_merge_size**2, width)
+            pixels, grid = base.blank_image(model)
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            output = model.model.get_image_features(pixels.to(device), grid.to(device)).pooler_output
-            features = torch.cat(output).to(embeds_ND.dtype)
+            features_FD = base.image_features(model, pixels.to(device), grid.to(device)).to(embeds_ND.dtype)
         if batch.pixel_values is None:
-            return embeds_ND + 0.0 * features.sum()
+            return embeds_ND + 0.0 * features_FD.sum()
         is_image_N = (batch.input_ids_N == model.config.image_token_id).to(device)
-        return embeds_ND.masked_scatter(is_image_N[:, None].expand_as(embeds_ND), features)
+        return embeds_ND.masked_scatter(is_image_N[:, None].expand_as(embeds_ND), features_FD)
 
     def positions(self, batch: Batch) -> Tensor:
-        """M-RoPE positions [3, N] of the packed batch, each sample's as the stock model gives them."""
+        """Positions [3, N] of the packed batch, each sample's as the stock model gives them."""
         parts = []
         images = 0
         for ids_N, count in zip(batch.input_ids_N.split(batch.lengths), batch.num_images, strict=True):
-            if batch.image_grid_thw is None or count == 0:
-                parts.append(torch.arange(len(ids_N)).expand(3, -1))
-                continue
-            grid = batch.image_grid_thw[images : images + count]
-            images += count
-            is_image = (ids_N == self.model.config.image_token_id).int()[None]
-            positions_31N, _ = self.model.model.get_rope_index(ids_N[None], is_image, image_grid_thw=grid)
-            parts.append(positions_31N[:, 0])
+            grid = None
+            if batch.image_grid_thw is not None and count:
+                grid = batch.image_grid_thw[images : images + count]
+                images += count
+            parts.append(self.backbone.positions(self.model, ids_N[None], grid)[:, 0])
         return torch.cat(parts, 1).to(self.model.get_input_embeddings().weight.device)
 
-
-def check_images(batch: Batch, image_token_id: int, merge_size: int) -> None:
-    """A DataError names the sample whose image tokens are not as many as its images' features."""
-    counts = [0] * len(batch.lengths)
-    if batch.image_grid_thw is not None:
-        per_image = batch.image_grid_thw.prod(-1) // merge_size**2
-        counts = [int(part.sum()) for part in per_image.split(batch.num_images)]
-    rows = zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), counts, strict=True)
-    for name, ids_N, features in rows:
-        tokens = int((ids_N == image_token_id).sum())
-        if tokens != features:
-            raise DataError(f"{name}: {tokens} image tokens, but its images have {features} features")
+    def _check_images(self, batch: Batch) -> None:
+        """A DataError names the sample whose image tokens are not as many as its images' features."""
+        counts = [0] * len(batch.lengths)
+        if batch.image_grid_thw is not None:
+            per_image = self.backbone.features_per_image(self.model, batch.image_grid_thw)
+            counts = [int(part.sum()) for part in per_image.split(batch.num_images)]
+        rows = zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), counts, strict=True)
+        for name, ids_N, features in rows:
+            tokens = int((ids_N == self.model.config.image_token_id).sum())
+            if tokens != features:
+                raise DataError(f"{name}: {tokens} image tokens, but its images have {features} features")
 
 
 def check_model(model: Any) -> None:
-    """A CheckpointError where parts of the model differ in dtype, or use attention that a packed row has not."""
+    """A CheckpointError where parts of the model differ in dtype."""
     first, *others = [(name, p.dtype) for name, p in model.named_parameters()]
     for name, dtype in others:
         if dtype != first[1]:
             raise CheckpointError(f"{first[0]} is {first[1]}, but {name} is {dtype}; load the whole model in one dtype")
-    if "sliding_attention" in model.config.text_config.layer_types:
-        raise CheckpointError("the model uses sliding-window attention; turn use_sliding_window off")

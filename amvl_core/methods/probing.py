@@ -23,9 +23,14 @@ class Prober(Protocol):
     """A latent model under every change of its latents; made from a model, its processor and its method's fields."""
 
     def __call__(
-        self, items: Sequence[StoredSample], donor: StoredSample, max_new_tokens: int, seed: int
+        self,
+        items: Sequence[StoredSample],
+        donor: StoredSample,
+        max_new_tokens: int,
+        seed: int,
+        only: Sequence[str] = (),
     ) -> list[ProbeAnswer]:
-        """Every variant on every item, in order of variants, the unchanged model first.
+        """Every variant (`only` these, where given) on every item, in order of variants, the unchanged model first.
 
         Item i is given the latents of item i + 1 in the swap, and the last one those of `donor`.
         """

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from amvl_core.rows.spans import Piece, Rows, Span, located
+from amvl_core.rows.spans import Piece, Rows, Span, located, of_one_row
 
 
 class KeyValues(NamedTuple):
@@ -51,7 +51,7 @@ def plan_row(
 
     `repeats` query heads share a key-value head; `like` says where and in which dtype.
     """
-    kind = _OneRowSpans if all(span.rows == 1 for span in spans) else _LongSpans
+    kind = _OneRowSpans if of_one_row(spans) else _LongSpans
     return kind(spans, before, queries, repeats, like)
 
 
@@ -109,13 +109,13 @@ class _LongSpans(Plan):
         rows = zip(query_RHC.split(self.queries), *(part.split(self.sizes) for part in own), strict=True)
         for (query_MHC, *key_value), context, mask in zip(rows, self.contexts, self.masks, strict=True):
             if len(query_MHC):
-                seen = [
+                key_SGC, value_SGC = (
                     torch.cat([*chain.from_iterable(pieces[row][kind][place] for row, place in context), behind])
                     if context
                     else behind
                     for kind, behind in enumerate(key_value)
-                ]
-                outputs.append(_attend(module, query_MHC, *seen, mask))
+                )
+                outputs.append(_attend(module, query_MHC, key_SGC, value_SGC, mask))
         return torch.cat(outputs)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amvl_core.backbones.backbone import backbone_of
+
 
 @dataclass
 class Prefilled:
@@ -33,7 +35,8 @@ class Prefilled:
 
 def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefilled:
     """Runs the processor's `inputs`, padded on the left; `latent` are AMVL's own arguments (tau, latent_noise)."""
-    positions_3BT = _positions(model, inputs)
+    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    positions_3BT = backbone_of(model).positions(model, ids_BT, inputs.get("image_grid_thw"), mask_BT)
     output = model(**inputs, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
     return prefilled(output, inputs["attention_mask"].bool(), positions_3BT.amax((0, 2)) + 1)
 
@@ -182,13 +185,17 @@ def _rest(
 
 def _run(model: Any, cache: Any, ids_BM: Tensor, position_BM: Tensor, mask_B1MS: Tensor, before: int) -> Tensor:
     """Final hidden states [B, M, D] of tokens behind the `before` columns of the cache, to which they are added."""
-    hidden_BMD: Tensor = model.model.language_model(
-        inputs_embeds=model.get_input_embeddings()(ids_BM),
-        attention_mask=mask_B1MS[..., : before + ids_BM.shape[1]],
-        position_ids=position_BM.expand(3, *position_BM.shape),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    hidden_BMD: Tensor = (
+        backbone_of(model)
+        .language_model(model)(
+            inputs_embeds=model.get_input_embeddings()(ids_BM),
+            attention_mask=mask_B1MS[..., : before + ids_BM.shape[1]],
+            position_ids=position_BM.expand(3, *position_BM.shape),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        .last_hidden_state
+    )
     return hidden_BMD
 
 
@@ -200,17 +207,6 @@ def _wide(logits: Tensor) -> Tensor:
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a column is seen, the lowest number where it is not."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-
-
-def _positions(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """M-RoPE positions [3, B, T], as the stock model gives them."""
-    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-    if "image_grid_thw" not in inputs:
-        return (mask_BT.long().cumsum(-1) - 1).clamp_min(0).expand(3, *ids_BT.shape)
-    positions_3BT: Tensor = model.model.get_rope_index(
-        ids_BT, inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"], attention_mask=mask_BT
-    )[0]
-    return positions_3BT
 
 
 def _end_tokens(model: Any) -> set[int]:

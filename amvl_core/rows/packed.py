@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
 
+from amvl_core.backbones.backbone import Rope, TextStack
 from amvl_core.rows.attention import Context, KeyValues, Plan, plan_row
 from amvl_core.rows.spans import Span
 
 
 def run_row(
-    text_model: Any,
+    text: TextStack,
     embeds_ND: Tensor,
     positions_3N: Tensor,
     spans: Sequence[Span],
@@ -35,33 +35,31 @@ def run_row(
 ) -> tuple[Tensor, Context]:
     """Final hidden states of the rows that are read, [R, D], after the last norm; and the row as a context.
 
-    `text_model` is a stock Qwen2.5-VL text model, `positions_3N` are M-RoPE positions. `before` are the step's rows
-    that have been run, so this one is number `len(before)`. A layer whose `gradient_checkpointing` is on is run again
-    in backward.
+    `text` is a stock text model in its parts (`Backbone.text`), `positions_3N` are its positions. `before` are the
+    step's rows that have been run, so this one is number `len(before)`. A layer whose `gradient_checkpointing` is on
+    is run again in backward.
 
     `taps` names, for a layer, rows of this row; their hidden states behind it, [T, D], are in the context's `tapped`.
     Layers count as in Hugging Face's `hidden_states`: 0 are the embeddings, the last one is behind the last norm.
     """
     if sum(span.rows for span in spans) != len(embeds_ND):
         raise ValueError(f"the spans have {sum(span.rows for span in spans)} rows, the embeddings {len(embeds_ND)}")
-    cos_1NC, sin_1NC = text_model.rotary_emb(embeds_ND, positions_3N[:, None])
-    rope = (cos_1NC[0], sin_1NC[0])
-    repeats = text_model.config.num_attention_heads // text_model.config.num_key_value_heads
-    taps, depth = taps or {}, len(text_model.layers)
+    rope, repeats = text.rope(embeds_ND, positions_3N), text.query_groups
+    taps, depth = taps or {}, len(text.layers)
     everywhere = plan_row(spans, before, [span.rows for span in spans], repeats, embeds_ND)
     at_the_end = plan_row(spans, before, _reaching(spans, taps.get(depth, ())), repeats, embeds_ND)
     hidden_ND, layers, tapped = embeds_ND, [], {}
-    for number, layer in enumerate(text_model.layers):
+    for number, layer in enumerate(text.layers):
         if number in taps:
             tapped[number] = _picked(hidden_ND, taps[number])
         now = at_the_end if number == depth - 1 else everywhere
-        arguments = (layer, hidden_ND, rope, now, now.earlier(number))
+        arguments = (text, layer, hidden_ND, rope, now, now.earlier(number))
         if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
             hidden_ND, key_values = checkpoint(_run_layer, *arguments, use_reentrant=False)
         else:
             hidden_ND, key_values = _run_layer(*arguments)
         layers.append(key_values)
-    hidden_RD = text_model.norm(hidden_ND)
+    hidden_RD = text.final_norm(hidden_ND)
     if depth in taps:
         places = {row: place for place, row in enumerate(at_the_end.rows)}
         tapped[depth] = _picked(hidden_RD, [places[row] for row in taps[depth]])
@@ -81,23 +79,14 @@ def _picked(hidden_ND: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _run_layer(
-    layer: Any, hidden_ND: Tensor, rope: tuple[Tensor, Tensor], plan: Plan, earlier: list[KeyValues]
+    text: TextStack, layer: Any, hidden_ND: Tensor, rope: Rope, plan: Plan, earlier: list[KeyValues]
 ) -> tuple[Tensor, KeyValues]:
     """One decoder layer over a row, [R, D], by its stock modules; and the row's keys and values."""
-    attention = layer.self_attn
-    size = attention.head_dim
-    normed_ND = layer.input_layernorm(hidden_ND)
-    key_NGC = _rotate(attention.k_proj(normed_ND).unflatten(-1, (-1, size)), *rope)
-    own = KeyValues(key_NGC, attention.v_proj(normed_ND).unflatten(-1, (-1, size)))
+    normed_ND = text.normed(layer, hidden_ND)
+    own = KeyValues(*text.keys_values(layer, normed_ND, rope))
     if len(plan.rows) < len(hidden_ND):
         hidden_ND, normed_ND, *rope_R = (t.index_select(0, plan.rows_R) for t in (hidden_ND, normed_ND, *rope))
-        rope = (rope_R[0], rope_R[1])
-    query_RHC = _rotate(attention.q_proj(normed_ND).unflatten(-1, (-1, size)), *rope)
-    attended_RHC = plan.attend(attention, query_RHC, own, earlier) if plan.rows else query_RHC
-    hidden_RD = hidden_ND + attention.o_proj(attended_RHC.flatten(1))
-    return hidden_RD + layer.mlp(layer.post_attention_layernorm(hidden_RD)), own
-
-
-def _rotate(value_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
-    """Rotary embedding, as the stock model applies it."""
-    return value_NHC * cos_NC[:, None] + rotate_half(value_NHC) * sin_NC[:, None]
+        rope = Rope(*rope_R)
+    query_RHC = text.queries(layer, normed_ND, rope)
+    attended_RHC = plan.attend(text.attention(layer), query_RHC, own, earlier) if plan.rows else query_RHC
+    return text.finished(layer, hidden_ND, attended_RHC), own

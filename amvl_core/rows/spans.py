@@ -51,6 +51,11 @@ Rows = Sequence[Sequence[Span]]
 """The packed rows of one step."""
 
 
+def of_one_row(spans: Sequence[Span]) -> bool:
+    """Whether each span is one row, such as a state that is fed back: they attend all at once."""
+    return all(span.rows == 1 for span in spans)
+
+
 def located(rows: Rows, piece: Piece) -> tuple[int, int]:
     """Where `piece` begins and ends in its packed row. A ValueError where there is no such piece."""
     if not (0 <= piece.row < len(rows) and 0 <= piece.span < len(rows[piece.row])):

@@ -1,19 +1,17 @@
 """Checkpoints to resume from, by any number of workers, and the model that a stage leaves behind.
 
-    {stage}/checkpoints/step-00000200/rank-00003-00000.safetensors    pieces of weights and moments (masters.py)
+    {stage}/checkpoints/step-00000200/rank-00003-00000.safetensors    pieces of weights and moments (optimizer_state.py)
                                       history.json                    every step logged so far
-                                      complete.json                   written last; sizes, SHA-256, what is where
+                                      complete.json                   written last; lists pieces, sizes, SHA-256
 
-A checkpoint without `complete.json` does not count; one whose files are not what it says is left for the one before.
-Nothing random is saved: the order of samples and the latent noise are functions of the step, and so is the learning
-rate.
+A checkpoint without `complete.json` does not count. If the files are not what it lists, the checkpoint before is taken.
+Nothing random is saved: the order of samples, the latent noise and the learning rate are functions of the step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,15 +32,15 @@ from amvl_core.train.optimizer_state import Piece
 
 MARKER, HISTORY = "complete.json", "history.json"
 FILE_BYTES = 256 * 2**20
-"""Tensors in one file: a rank serialises one at a time in memory and sends it off, so it needs no local copy."""
+"""Size of one file. A rank serialises one file at a time in memory and sends it off, so it needs no local copy."""
 BYTES_PER_ELEMENT = 12
 MAX_FAILED = 10
-"""Tries in a row to write a checkpoint that may fail: training goes on, but not for ever without a safe place.
+"""So many tries in a row to write a checkpoint may fail. Training goes on, but not for ever without a safe place.
 
 With 200 steps between checkpoints the tenth is 455 steps after the first (`Due`).
 """
 SHARD_SIZE = "5GB"
-"""Of the safetensors files that a stage leaves."""
+"""The size of the safetensors files that a stage leaves."""
 
 
 class Stored(BaseModel):
@@ -56,13 +54,12 @@ class Stored(BaseModel):
 
 
 class Marker(BaseModel):
-    """`complete.json`. `loss` is the mean of the losses logged since the checkpoint before; None if there is none."""
+    """`complete.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     world_size: int
-    loss: float | None
     files: dict[str, Stored]
 
 
@@ -78,7 +75,7 @@ class Due:
         self.next = self._regular(start)
 
     def tried(self, done: int, written: bool) -> None:
-        """Takes what came of the try after step `done`."""
+        """Notes whether the try after step `done` was written."""
         self.pause = 0 if written else min(self.every, 2 * self.pause or 1)
         self.next = done + self.pause if self.pause else self._regular(done)
 
@@ -94,18 +91,18 @@ class Checkpoints:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.failed = 0
 
-    def save(self, engine: Engine, step: int, loss: float | None, history: list[Progress]) -> bool:
-        """Writes the state after `step` optimiser steps; keeps the last `keep_last` and the one of the lowest loss.
+    def save(self, engine: Engine, step: int, history: list[Progress]) -> bool:
+        """Writes the state after `step` optimiser steps, and keeps the last `keep_last`.
 
-        `loss` and `history` are rank 0's. Where the storage fails, what was written is removed, a warning says so and
-        this returns False, on every rank: the checkpoints before are as they were. Raises StorageError at the
-        `MAX_FAILED`th time in a row.
+        `history` is rank 0's. If the storage fails, what was written is removed, there is a warning, and
+        every rank returns False. The checkpoints before are as they were. Raises StorageError at the `MAX_FAILED`th
+        failure in a row.
         """
         folder = storage.join(self.uri, _tag(step))
         share = engine.share(self.rank, self.world_size)
         files, problem = self._everywhere(partial(_write_pieces, folder, self.rank, share))
         if problem is None:
-            problem = self._on_first(lambda: self._finish(folder, step, loss, files, history))
+            problem = self._on_first(lambda: self._finish(folder, step, files, history))
         if problem is None:
             self.failed = 0
             problem = self._on_first(self._prune)
@@ -120,7 +117,7 @@ class Checkpoints:
         return False
 
     def resume(self, engine: Engine) -> tuple[int, list[Progress]]:
-        """Loads the last checkpoint that is whole: its step, and on rank 0 what was logged up to it; else 0."""
+        """Loads the last whole checkpoint. Returns its step (0 without one), and on rank 0 what was logged up to it."""
         while (marker := self._from_first(self._latest)) is not None:
             damage = self._damage(marker)
             if damage is None:
@@ -144,30 +141,15 @@ class Checkpoints:
                     _copy(tensors, stored, piece)
         engine.publish()
 
-    def best(self, loss: float | None) -> Marker | None:
-        """The checkpoint of the lowest loss, where that is lower than `loss` (rank 0's), the end of the stage's."""
-
-        def find() -> Marker | None:
-            found = _best(_markers(self.uri))
-            return found if found and _loss(found) < (math.inf if loss is None else loss) else None
-
-        marker: Marker | None = self._from_first(find)
-        if marker is not None and (damage := self._damage(marker)):
-            self._say(f"the checkpoint of the lowest loss, after step {marker.step}, is damaged ({damage})")
-            return None
-        return marker
-
-    def _finish(self, folder: str, step: int, loss: float | None, files: list[Any], history: list[Progress]) -> None:
+    def _finish(self, folder: str, step: int, files: list[Any], history: list[Progress]) -> None:
         content = json.dumps([asdict(event) for event in history]).encode()
         storage.write_bytes(storage.join(folder, HISTORY), content)
         stored = {name: file for part in files for name, file in part.items()} | {HISTORY: _stored(content, {})}
-        marker = Marker(step=step, world_size=self.world_size, loss=loss, files=stored)
+        marker = Marker(step=step, world_size=self.world_size, files=stored)
         storage.write_bytes(storage.join(folder, MARKER), marker.model_dump_json().encode())
 
     def _prune(self) -> None:
-        markers = _markers(self.uri)
-        best = _best(markers)
-        keep = {_tag(marker.step) for marker in (*markers[-self.keep_last :], *([best] if best else []))}
+        keep = set(_complete(self.uri)[-self.keep_last :])
         for tag in storage.list_names(self.uri):
             if tag not in keep:
                 storage.remove(storage.join(self.uri, tag, MARKER))  # first, so that it counts no longer
@@ -238,7 +220,7 @@ def _nothing() -> None:
 
 
 def save_model(engine: Engine, processor: Any, uri: str, rank: int) -> int:
-    """Writes the Hugging Face folder (safetensors, configuration, tokenizer, processor); the number of parameters."""
+    """Writes the Hugging Face folder (weights, configuration, processor) and returns the number of parameters."""
     state = engine.state_dict(rank)
     if rank == 0:
         folder = Path(tempfile.mkdtemp())
@@ -257,12 +239,6 @@ def write_model(model: Any, processor: Any, state: dict[str, Any], folder: Path)
     model.config.dtype = model.dtype
     model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD_SIZE)
     processor.save_pretrained(folder)
-
-
-def mean_loss(history: list[Progress], since: int) -> float | None:
-    """Mean of the losses logged after step `since`; None if there is none."""
-    losses = [event.metrics["loss"] for event in history if event.done > since and "loss" in event.metrics]
-    return sum(losses) / len(losses) if losses else None
 
 
 def _write_pieces(folder: str, rank: int, pieces: list[Piece]) -> dict[str, Stored]:
@@ -340,15 +316,3 @@ def _marker(uri: str, tag: str) -> Marker | None:
         return Marker.model_validate_json(storage.read_bytes(storage.join(uri, tag, MARKER)))
     except ValidationError:
         return None
-
-
-def _markers(uri: str) -> list[Marker]:
-    return [marker for tag in _complete(uri) if (marker := _marker(uri, tag)) is not None]
-
-
-def _loss(marker: Marker) -> float:
-    return math.inf if marker.loss is None else marker.loss
-
-
-def _best(markers: list[Marker]) -> Marker | None:
-    return min(markers, key=_loss, default=None)

@@ -32,9 +32,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def deepspeed_config(stage: StageConfig, trainer: TrainerConfig) -> dict[str, Any]:
     """The DeepSpeed dictionary of one stage.
 
-    How many micro-batches a step has differs from step to step: `Engine` says which is the last, and a loss is the
-    micro-batch's share of the step's. So there is nothing to divide by, and the two sizes say nothing. Offloaded states
-    are stepped by the same torch.optim.AdamW as the others, on the CPU: the same weights, and no extension to compile.
+    The number of micro-batches differs from step to step. `Engine` tells DeepSpeed which one is the last, and a loss is
+    the micro-batch's share of the step's loss. So DeepSpeed has nothing to divide by, and both sizes are 1. Offloaded
+    states are stepped on the CPU by the same torch.optim.AdamW. So the weights are the same, and nothing is compiled.
     """
     zero: dict[str, Any] = {"stage": trainer.zero_stage}
     if trainer.offload != "none":
@@ -61,8 +61,8 @@ def _plain(trainer: TrainerConfig) -> bool:
 class PlainAdamW(torch.optim.AdamW):
     """AdamW for the one case in which DeepSpeed wraps no optimiser of its own around it.
 
-    Does what those do: clips by the global norm and keeps it, and takes no step on a gradient that is not finite
-    (`overflow`). Gradients are summed over ranks already, so every rank decides alike.
+    It does what DeepSpeed's optimisers do. It clips by the global norm and keeps the norm, and it takes no step on a
+    gradient that is not finite (`overflow`). Gradients are summed over ranks already, so every rank decides alike.
     """
 
     def __init__(self, groups: list[dict[str, Any]], clip: float, **options: Any) -> None:
@@ -70,7 +70,7 @@ class PlainAdamW(torch.optim.AdamW):
         self.clip, self.overflow, self._global_grad_norm = clip, False, 0.0
 
     def step(self, closure: Any = None) -> None:
-        """One step, or none."""
+        """Takes a step if the gradient is finite."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self._global_grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
         self.overflow = not math.isfinite(self._global_grad_norm)
@@ -81,7 +81,7 @@ class PlainAdamW(torch.optim.AdamW):
 def set_trainable(method: Method, trainable: str) -> None:
     """Freezes what a stage does not train; `new_rows` lets gradient through to the new embedding rows alone."""
     method.requires_grad_(trainable != "new_rows")
-    visual = method.model.model.visual
+    visual = method.backbone.vision(method.model)
     visual.requires_grad_(trainable == "all")
     for module in method.frozen():
         module.requires_grad_(False)
@@ -96,7 +96,7 @@ def set_trainable(method: Method, trainable: str) -> None:
 def parameter_groups(method: Method, stage: StageConfig) -> list[dict[str, Any]]:
     """Trained parameters by learning rate (`lr_scale`, a factor on the stage's) and by weight decay.
 
-    Decay is on matrices only, and on none where only single rows are trained: decay would move the others.
+    Only matrices decay. None does if only single rows are trained, because decay would move the other rows.
     """
     decay = stage.weight_decay if stage.trainable != "new_rows" else 0.0
     scales = _lr_scales(method, stage)
@@ -116,7 +116,7 @@ def _lr_scales(method: Method, stage: StageConfig) -> dict[nn.Parameter, float]:
     model, factors = method.model, stage.lr_scale
     embeddings = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     return {
-        **dict.fromkeys(model.model.visual.parameters(), factors.vision),
+        **dict.fromkeys(method.backbone.vision(model).parameters(), factors.vision),
         **dict.fromkeys(embeddings, factors.embeddings),
         **dict.fromkeys(method.own_parameters(), factors.latent),
     }
@@ -146,7 +146,7 @@ class Engine:
         self._micro: list[tuple[list[str], Tensor, Callable[[], list[bool]]]] = []
 
     def forward(self, batch: Batch, clock: Clock, last: bool) -> StepOutput:
-        """The share of one micro-batch; `last`: of the rank's in this step, after which gradients are summed."""
+        """The share of one micro-batch. After the rank's `last` one in a step, gradients are summed."""
         self.engine.set_gradient_accumulation_boundary(last)
         output: StepOutput = self.engine(batch, clock)
         return output
@@ -156,15 +156,15 @@ class Engine:
         self.engine.step()
 
     def set_lr(self, lr: float) -> None:
-        """The stage's learning rate of the next optimiser step; each group's is its factor times that."""
+        """Sets the learning rate of the next optimiser step: each group gets its factor times `lr`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
     def backward(self, output: StepOutput, sample_ids: list[str]) -> None:
         """Adds the gradient of a micro-batch's share of the loss; DeepSpeed averages over ranks, but shares add up.
 
-        A loss that is not finite makes every gradient NaN, on all ranks once they are summed: the norm, which is
-        taken anyway, then tells every rank that there is no step to take. Nothing waits for the device here.
+        A loss that is not finite makes every gradient NaN, on all ranks once gradients are summed. The norm, which is
+        computed anyway, then tells every rank that there is no step to take. Nothing waits for the device here.
         """
         loss = output.loss
         finite = torch.isfinite(loss.detach())
@@ -172,9 +172,9 @@ class Engine:
         self.engine.backward(loss * torch.where(finite, float(self.world_size), torch.nan).to(loss))
 
     def refusal(self) -> Refusal | None:
-        """None where the last optimiser step was taken; else the samples, of all ranks, that may be why it was not.
+        """None if the last optimiser step was taken; else the samples of all ranks that may be the cause.
 
-        Every rank calls this after the step. Weights and moments are what they were where it was not taken.
+        Every rank calls this after the step. If the step was not taken, weights and moments are what they were.
         """
         micro, self._micro = self._micro, []
         if self.engine.was_step_applied():
@@ -205,7 +205,7 @@ class Engine:
         return optimizer_state.pieces(self.method, self.engine)
 
     def share(self, rank: int, world_size: int) -> list[optimizer_state.Piece]:
-        """This rank's share of them: over all ranks each element is there once."""
+        """This rank's share of the pieces. Over all ranks each element is in one share."""
         held = self.pieces()
         if not optimizer_state.replicated(self.engine):
             return held

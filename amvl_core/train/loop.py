@@ -1,4 +1,4 @@
-"""Training of one stage on one rank. Knows batches, an engine and named terms; no method, no Ray."""
+"""Training of one stage on one rank. It knows batches, an engine and named terms. It knows no method and no Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.progress import Advice, Progress, ProgressFn
 from amvl_core.contracts.records import (
     CHECKPOINTS,
-    BestModel,
     CheckpointRecord,
     DatasetRecord,
     load_record,
@@ -31,7 +30,7 @@ from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods.method import Clock, Method
-from amvl_core.train.checkpoint import Checkpoints, Due, mean_loss, save_model
+from amvl_core.train.checkpoint import Checkpoints, Due, save_model
 from amvl_core.train.engine import DTYPES, Engine
 from amvl_core.train.schedules import cosine_with_warmup
 from amvl_core.train.steplog import Pace, StepLog
@@ -39,7 +38,7 @@ from amvl_core.train.watch import Skips, watches
 
 
 class TrainJob(BaseModel):
-    """All that a worker needs to know; crosses process borders as JSON.
+    """All that a worker needs to know. It crosses process borders as JSON.
 
     `start_from` is the folder or Hub id of the weights, `parent` the fingerprint of the checkpoint they belong to.
     """
@@ -56,11 +55,12 @@ class TrainJob(BaseModel):
 
 
 def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[], bool]) -> bool:
-    """Runs a stage from its last complete checkpoint to its end and writes the stage's record; whether it got there.
+    """Runs a stage from its last complete checkpoint to its end and writes its record. Returns whether it got there.
 
-    torch.distributed is up; every rank calls this. `on_progress` is called on rank 0, once per logged step, first for
-    those of the checkpoint it goes on from, and where a warning arises. Once `interrupted` is true on any rank, all
-    write a checkpoint at the end of the step, or of the next where the storage fails, and return False.
+    torch.distributed is up, and every rank calls this. Rank 0 calls `on_progress` for each logged step and each
+    warning. The logged steps of the checkpoint that it goes on from come first. Once `interrupted` is true on any rank,
+    all ranks write a checkpoint at the end of the step and return False. If the storage fails, they try again after the
+    next step.
     """
     config, stage = job.config, job.config.stages[job.stage]
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -97,7 +97,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     skips = Skips(config.trainer.on_nonfinite)
     batches = steps_from(dataset, start, total, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
-    saved, due = start, Due(config.trainer.checkpoint_every, start)
+    due = Due(config.trainer.checkpoint_every, start)
     for step in range(start, total):
         log.waiting()
         micro = next(batches)
@@ -119,15 +119,12 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 terms["grad_norm"] = engine.gradient_norm()
             metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
         if (stop or done >= due.next) and done < total:
-            written = checkpoints.save(engine, done, mean_loss(history, saved), history)
+            written = checkpoints.save(engine, done, history)
             due.tried(done, written)
-            if written:
-                saved = done
-                if stop:
-                    engine.close()
-                    return False
+            if written and stop:
+                engine.close()
+                return False
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
-    best = _save_best(engine, processor, checkpoints, mean_loss(history, saved), storage.join(job.uri, "best"), rank)
     engine.close()
     if rank == 0:
         save_record(
@@ -142,24 +139,11 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 parent=job.parent,
                 num_parameters=parameters,
                 metrics=metrics,
-                best=best,
             )
         )
         remove_resume_state(job.uri)
     dist.barrier()
     return True
-
-
-def _save_best(
-    engine: Engine, processor: AMVLProcessor, checkpoints: Checkpoints, loss: float | None, uri: str, rank: int
-) -> BestModel | None:
-    """Writes the model of the checkpoint with the lowest loss, if that is below `loss`, which the stage ends with."""
-    marker = checkpoints.best(loss)
-    if marker is None or marker.loss is None:
-        return None
-    checkpoints.load(engine, marker)
-    save_model(engine, processor, uri, rank)
-    return BestModel(uri=uri, step=marker.step, loss=marker.loss)
 
 
 def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
@@ -176,7 +160,7 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
 
 
 def _sizes(reader: ShardReader, added_tokens: int, rank: int, device: torch.device) -> Sizes:
-    """Read once, by rank 0; every rank calls it."""
+    """The sizes, which rank 0 reads for all. Every rank calls this."""
     found = [reader.sizes(added_tokens) if rank == 0 else None]
     dist.broadcast_object_list(found, device=device)
     assert found[0] is not None
@@ -188,7 +172,8 @@ def _optimiser_step(
 ) -> tuple[dict[str, Tensor], bool]:
     """Forward and backward over the rank's micro-batches, one optimiser step.
 
-    The terms' sums on this rank, and whether any rank is `interrupted`: known to all with the count of label tokens.
+    Returns the terms' sums on this rank, and whether any rank is `interrupted`. All ranks learn of it together with the
+    count of label tokens.
     """
     labels = sum(batch.num_label_tokens for batch in micro)
     samples = sum(len(batch.lengths) for batch in micro)
@@ -207,7 +192,7 @@ def _optimiser_step(
 
 
 def _all_reduced(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each term's sum over all ranks; every rank calls it."""
+    """Each term's sum over all ranks. Every rank calls this."""
     names = sorted(sums)
     totals = torch.cat([sums[name].flatten() for name in names])
     dist.all_reduce(totals)
@@ -216,7 +201,7 @@ def _all_reduced(sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_all_ranks(pace: Pace, device: torch.device) -> list[Pace]:
-    """Every rank calls it."""
+    """The paces of all ranks. Every rank calls this."""
     mine = torch.tensor(pace, dtype=torch.float64, device=device)
     found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(found, mine)

@@ -1,8 +1,8 @@
 """Where DeepSpeed keeps what a checkpoint must hold: float32 weights and Adam's moments, by parameter name.
 
 Under every ZeRO stage a rank holds pieces of parameters, flattened. A piece is known by the parameter's name and its
-first element, so pieces that one number of workers wrote are read by another, under another stage. Frozen weights are
-not among them: they are what the stage started from.
+first element. So another number of workers, under another ZeRO stage, can read the pieces. Frozen weights are not among
+them, because they are what the stage started from.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Piece:
     """Elements `start` to `start + numel` of the trained parameter `name`, flattened.
 
-    `tensors` ("weight", "exp_avg", "exp_avg_sq": float32 [numel]) are views of what the optimiser works on, as is
-    `step` (a scalar: updates that these elements have had); writing into them changes what training goes on with.
+    `tensors` ("weight", "exp_avg", "exp_avg_sq": float32 [numel]) are views of what the optimiser works on. So is
+    `step`, a scalar: the number of updates that these elements have had. Writing into them changes what training goes
+    on with.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""SIGTERM is what a machine sends that is about to be taken away: it asks for a checkpoint at the end of the step."""
+"""A machine that is about to be taken away sends SIGTERM. It asks for a checkpoint at the end of the step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class Sigterm:
-    """Notes the first SIGTERM; the second does what SIGTERM did before."""
+    """Notes the first SIGTERM. The second one does what SIGTERM did before."""
 
     def __init__(self) -> None:
         self.arrived = False
         self._before: Any = signal.SIG_DFL
 
     def listen(self) -> None:
-        """From now on; to be called in the process's main thread."""
+        """Starts to listen. Must be called in the process's main thread."""
         self._before = signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

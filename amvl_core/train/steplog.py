@@ -1,4 +1,4 @@
-"""What is told of a training step: its pace, its metrics, its warnings."""
+"""What is reported of a training step: its pace, its metrics, its warnings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from amvl_core.contracts.watch import Watch
 
 
 class Pace(NamedTuple):
-    """One rank's, over the steps since the one logged before: share of the time it waited for data, tokens, GiB.
+    """The pace of one rank since the step logged before: share of time that it waited for data, tokens, GiB.
 
-    `gpu_memory_gib` is the most that its GPU held, 0 on a CPU.
+    `gpu_memory_gib` is the most that its GPU held. It is 0 on a CPU.
     """
 
     data_wait: float
@@ -23,7 +23,7 @@ class Pace(NamedTuple):
 
 
 class StepLog:
-    """Times optimiser steps and sends one `Progress` per logged step, of all steps since the one logged before it."""
+    """Times optimiser steps. Sends one `Progress` for each logged step, about all steps since the one logged before."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class StepLog:
         self.tokens = self.skipped = 0
 
     def waiting(self) -> None:
-        """The step asks for data."""
+        """Call when the step asks for data."""
         self.mark = self.clock()
 
     def working(self) -> None:
-        """The data are there."""
+        """Call when the data are there."""
         self.waited += self.clock() - self.mark
 
     def worked(self, tokens: int, *, skipped: bool) -> None:
-        """The optimiser has stepped, or left the step out, on `tokens` tokens of this rank."""
+        """Call when the optimiser has taken or skipped the step; `tokens` are those of this rank."""
         self.seconds += self.clock() - self.mark
         self.tokens += tokens
         self.skipped += skipped
@@ -64,14 +64,14 @@ class StepLog:
             self.send(Progress(self.stage, done, self.total, "steps", warnings=tuple(warnings)))
 
     def pace(self, gpu_memory_gib: float) -> Pace:
-        """This rank's, up to now."""
+        """This rank's pace since the last logged step."""
         return Pace(self.waited / self.seconds, self.tokens, gpu_memory_gib)
 
     def step(self, done: int, terms: dict[str, float], ranks: Sequence[Pace]) -> dict[str, float]:
         """Sends and returns the metrics of optimiser step `done`, with the warnings that they give rise to.
 
-        `ranks` are all ranks' paces. A rank that has its data waits for the others where they first meet, so what data
-        cost is the longest wait.
+        `ranks` are all ranks' paces. A rank that has its data waits for the others where they first meet. So the cost
+        of data is the longest wait of any rank.
         """
         left = (self.total - done) * (self.clock() - self.begun) / (done - self.first)
         metrics = {

@@ -1,4 +1,4 @@
-"""What every stage is watched for, and steps whose gradient is not finite."""
+"""The watches of every stage, and what happens to a step whose gradient is not finite."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from amvl_core.contracts.progress import Advice
 from amvl_core.contracts.watch import OVER, Watch
 
 DATA_WAIT = 0.05
-"""Share of a step's time spent waiting for data."""
+"""The share of time spent waiting for data above which there is a warning."""
 MAX_SKIPS = 5
-"""Steps skipped in a row before training stops."""
+"""Training stops at so many skipped steps in a row."""
 NAMED = 16
-"""Sample ids that a message holds at most."""
+"""A message names at most so many samples."""
 
 
 def watches(stage: StageConfig, latent: LatentConfig) -> list[Watch]:
@@ -36,8 +36,8 @@ def watches(stage: StageConfig, latent: LatentConfig) -> list[Watch]:
 class Refusal:
     """A step that was not taken, and the samples of all ranks that may be why.
 
-    They are those whose loss is not finite. Where every `loss` is finite and the gradient is not, they are all of the
-    step: the sum of their gradients does not tell whose it was.
+    They are the samples whose loss is not finite (`loss`). If every loss is finite and the gradient is not, they are
+    all samples of the step, because the sum of their gradients does not tell whose it was.
     """
 
     loss: bool
@@ -59,9 +59,9 @@ class Skips:
     in_a_row: int = 0
 
     def step(self, done: int, refusal: Refusal | None) -> tuple[list[Advice], AmvlError | None]:
-        """Takes optimiser step `done`, which was taken where `refusal` is None: what to say, and then to raise.
+        """Notes optimiser step `done`, which was taken if `refusal` is None. Returns warnings, and an error or None.
 
-        There is an error where training is to stop, or has skipped `MAX_SKIPS` steps in a row.
+        There is an error if training is to stop, or has skipped `MAX_SKIPS` steps in a row.
         """
         if refusal is None:
             self.in_a_row = 0

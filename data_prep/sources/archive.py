@@ -25,11 +25,11 @@ from amvl_core.contracts.errors import DataError
 from data_prep.sources.archive_members import (
     DAMAGED,
     Archive,
+    ByteRange,
     DamagedMemberError,
     DeadLinkError,
     Inner,
     Ref,
-    Span,
     decompressor,
     member_name,
 )
@@ -196,7 +196,7 @@ class _Folder(Archive):
                 return inner.span(packed, member) if isinstance(inner, IndexedTar) else Inner(packed, member)
         return name
 
-    def read_span(self, span: Span) -> bytes:
+    def read_span(self, span: ByteRange) -> bytes:
         return self._for_spans(span.archive).read_span(span)
 
     def names(self) -> list[str]:

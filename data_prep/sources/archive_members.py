@@ -59,7 +59,7 @@ class Inner:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ByteRange:
     """A member of a tar that is itself a member: its bytes are `size` from `offset` on."""
 
     archive: str
@@ -71,7 +71,7 @@ class Span:
         return f"{self.member} of {self.archive}"
 
 
-Ref = str | Inner | Span
+Ref = str | Inner | ByteRange
 """Where a member is: under its name, or in an archive that is itself a member."""
 
 
@@ -108,7 +108,7 @@ class Archive(ABC):
         """The archive that the member `name` is. Raises KeyError if there is none, DataError if it is damaged."""
         raise KeyError(name)
 
-    def read_span(self, span: Span) -> bytes:
+    def read_span(self, span: ByteRange) -> bytes:
         """The bytes of a member of a tar. Raises KeyError if there is none, DamagedMemberError if it is cut."""
         raise KeyError(span.member)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Split
+from amvl_core.data.pixels import from_base64
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE, Drop
-from data_prep.sources.archive_members import Archive, DamagedMemberError, DeadLinkError, Inner, Ref, Span, resolve
+from data_prep.sources.archive_members import Archive, ByteRange, DamagedMemberError, DeadLinkError, Inner, Ref, resolve
 from data_prep.sources.table import Table
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Inline:
         if not head.endswith(";base64"):
             raise ValueError(f"no base64 follows {head[:60]!r}")
         text = "".join(rest.split())
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return from_base64(text + "=" * (-len(text) % 4))
 
 
 ImageRef = Ref | Cell | Inline
@@ -194,7 +194,7 @@ def read_image(archive: Archive | None, image: ImageRef) -> bytes | Drop:
             return archive.read(image)
         if isinstance(image, Inner):
             return archive.inner(image.archive).read(image.member)
-        if isinstance(image, Span):
+        if isinstance(image, ByteRange):
             return archive.read_span(image)
         data = archive.table(image.member).image(image.group, image.row, image.column, image.index)
         return Drop(MISSING_IMAGE, f"{image} is null") if data is None else data

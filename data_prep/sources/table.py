@@ -8,9 +8,9 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.parquet import ParquetStream
 
 _UNREADABLE = (pa.ArrowException, OSError)
 
@@ -49,7 +49,7 @@ class Table:
     def __init__(self, uri: str, file: IO[bytes]) -> None:
         self.uri = uri
         try:
-            self._file = pq.ParquetFile(file)
+            self._file = ParquetStream(file)
         except _UNREADABLE as error:
             raise damaged(uri, error) from error
         self._group: int | None = None

@@ -20,8 +20,8 @@ from amvl_core.contracts.errors import DataError
 from data_prep.sources.archive_members import (
     DAMAGED,
     Archive,
+    ByteRange,
     DamagedMemberError,
-    Span,
     member_name,
     resolve,
     with_links,
@@ -172,7 +172,7 @@ class _Slice(io.RawIOBase):
 class IndexedTar(Archive):
     """A tar that is not compressed, in one file or in `pieces` that follow each other; members are read on their own.
 
-    Who knows where a member lies (`Span`) reads it without going through the tar.
+    Who knows where a member lies (`ByteRange`) reads it without going through the tar.
     """
 
     def __init__(self, uri: str, pieces: Sequence[IO[bytes]]) -> None:
@@ -207,14 +207,14 @@ class IndexedTar(Archive):
     def members(self) -> frozenset[str]:
         return frozenset(self._index)
 
-    def span(self, archive: str, name: str) -> Span:
+    def span(self, archive: str, name: str) -> ByteRange:
         """Where the member `name` lies in this tar, which its folder calls `archive`."""
-        return Span(archive, name, *self._index[name])
+        return ByteRange(archive, name, *self._index[name])
 
     def open(self, name: str) -> IO[bytes]:
         return io.BufferedReader(_Slice(self._file, *self._index[name]), 2**20)
 
-    def read_span(self, span: Span) -> bytes:
+    def read_span(self, span: ByteRange) -> bytes:
         """The bytes of a member. Raises DamagedMemberError where they are not all there."""
         try:
             self._file.seek(span.offset)

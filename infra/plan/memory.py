@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from amvl_core.rows.spans import Rows, Span
+from amvl_core.rows.spans import Piece, Rows, Span, of_one_row
 from infra.plan.shapes import TextShape, VisionShape
 
 Offload = Literal["none", "optimizer", "parameters"]
@@ -78,10 +78,13 @@ class _Row:
 def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Moment]:
     """The end of forward; each layer in backward, the last row's last layer first; the embedding at the end.
 
-    A weight that is used in two rows gets its gradient in two parts: the part of the later row waits, unreduced, until
-    the first row's arrives (docs/decisions/14). Keys and values of the first row get theirs layer by layer too.
+    A weight that is used in several rows gets its gradient in as many parts: those of the later rows wait, unreduced,
+    until the first row's arrives (docs/decisions/14). Keys and values that later rows see get theirs layer by layer.
     """
-    rows = [_row(text, spans, step, shared=len(step.rows) > 1 and not number) for number, spans in enumerate(step.rows)]
+    seeing = [{piece.row for span in spans for piece in span.context} for spans in step.rows]
+    last_seen = [max(n for n, seen in enumerate(seeing) if n == row or row in seen) for row in range(len(step.rows))]
+    made = _made_columns(step.rows)
+    rows = [_row(text, spans, step, made[row], shared=last_seen[row] > row) for row, spans in enumerate(step.rows)]
     layers, width, size = text.num_hidden_layers, step.width, text.hidden_size
     seen, block = _vision(vision, step)
     forward = seen + sum(sum(row.kept) + row.fixed + row.norm for row in rows)
@@ -95,11 +98,16 @@ def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Momen
         row, first = rows[number], number == 0
         before = seen + sum(sum(other.kept) + other.fixed + other.norm for other in rows[:number])
         for layer in reversed(range(layers)):
-            waiting = 0 if len(rows) == 1 else layer + 1 if first else layers - 1 - layer
+            behind = layers - 1 - layer if number == len(rows) - 1 else layers
+            waiting = 0 if len(rows) == 1 else layer + 1 if first else behind
+            key_values = 2 * (layer + 1) * row.key_values  # with gradient
+            for other, last in zip(rows[:number], last_seen, strict=False):
+                back = layers if number < last else layers - 1 - layer if number == last else 0
+                key_values += (layers + back) * other.key_values
             yield Moment(
                 f"row {number + 1}, layer {layer + 1}",
                 before + sum(row.kept[: layer + 1]) + row.fixed + row.again[layer],
-                key_values=(layer + 1 if first else layers) * rows[0].key_values + waiting * rows[0].key_values,
+                key_values=key_values,
                 waiting_gradients=float(width * waiting * text.layer) if step.trained else 0.0,
                 workspace=row.workspace,
             )
@@ -107,8 +115,11 @@ def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Momen
     yield Moment("embedding", seen + rows[0].fixed, workspace=head + 2.0 * width * _count(step.rows[0]) * size)
 
 
-def _row(text: TextShape, spans: Sequence[Span], step: Step, *, shared: bool) -> _Row:
-    """What one row of the text stack leaves. `shared`: a later row reads its keys and values."""
+def _row(text: TextShape, spans: Sequence[Span], step: Step, made: int, *, shared: bool) -> _Row:
+    """What one row of the text stack leaves. `made` columns of other rows are copied to blocks for it.
+
+    `shared`: a later row sees its keys and values.
+    """
     rows, size, width, layers = _count(spans), text.hidden_size, step.width, text.num_hidden_layers
     kept = [_layer(text, spans, width, last=layer == layers - 1) for layer in range(layers)]
     again, key_values = [0.0] * layers, 0.0
@@ -118,9 +129,10 @@ def _row(text: TextShape, spans: Sequence[Span], step: Step, *, shared: bool) ->
         kept = [float(width * rows * size)] * layers
     if shared:
         key_values = 2.0 * width * rows * text.kv_size
-        if not step.checkpointing:
+        if not step.checkpointing and any(not span.context for span in spans):
             kept = [layer - key_values for layer in kept]
     fixed = _masks(text, spans, width) + 2.0 * width * rows * (size // text.num_attention_heads)
+    fixed += 2.0 * width * made * text.kv_size * layers
     norm = float(_norm(width) * sum(span.read for span in spans) * size)
     gradient = size * text.intermediate_size if step.trained else 0
     workspace = float(width * (rows * text.intermediate_size + rows * size + gradient))
@@ -136,11 +148,32 @@ def _layer(text: TextShape, spans: Sequence[Span], width: int, *, last: bool) ->
     plain = total if continued < total else 0  # views of one tensor, which is kept whole
     keys = rows if any(not span.context for span in spans) else 0
     keys += sum(span.keys for span in spans if span.context)  # joined with what they continue
+    softmax = 0
+    if of_one_row(spans):  # at once: scores are joined, and of keys those of other such rows
+        plain, continued = total, -total
+        keys = sum(1 + sum(piece.rows == 1 for piece in span.context) for span in spans)
+        softmax = (4 if width == 4 else 4 + width) * text.num_attention_heads * sum(span.keys for span in spans)
     norms = _norm(width) * (rows + total) * size
     picked = width * total * size if total < rows else 0
     attention = width * size * (plain + continued + 2 * total)  # queries, outputs, outputs of all spans joined
-    attention += 2 * width * text.kv_size * keys + 4 * text.num_attention_heads * total
+    attention += 2 * width * text.kv_size * keys + 4 * text.num_attention_heads * total + softmax
     return float(norms + picked + attention + 4 * width * total * text.intermediate_size)
+
+
+def _made_columns(rows: Rows) -> list[int]:
+    """Of each row of one-row spans, columns of the blocks that are made for it of rows before and kept.
+
+    Those that see the same of a row share a block.
+    """
+    made: set[tuple[int, tuple[tuple[Piece, ...], ...]]] = set()
+    columns = [0] * len(rows)
+    for number, spans in enumerate(rows):
+        for row in range(number) if of_one_row(spans) else ():
+            seen = tuple(tuple(piece for piece in span.context if piece.row == row) for span in spans)
+            if (row, seen) not in made:
+                made.add((row, seen))
+                columns[number] += len(spans) * max(sum(piece.rows for piece in pieces) for pieces in seen)
+    return columns
 
 
 def _norm(width: int) -> int:

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from amvl_core.methods.amvl.method import Amvl
-from benchmarks import loss_compare
+from benchmarks import local, loss_compare
 from benchmarks.loss_compare import CURVE, STAGE_CURVE, TOLERANCE, Curve
-from tests.distributed import local
 
 
 def test_the_loss_has_not_moved(capsys: pytest.CaptureFixture[str]) -> None:

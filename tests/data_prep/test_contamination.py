@@ -14,7 +14,7 @@ from PIL import Image
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import BenchmarkSource, ChatJsonlSource, MicroworldSource, RunConfig
 from amvl_core.contracts.errors import DataError
-from amvl_core.eval.benchmarks.benchmark import Drop, Question
+from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion
 from data_prep import contamination, duplicates, filters
 from data_prep.contamination import BenchmarkRecord
 from data_prep.duplicate_keys import KeyFile, Keys, features
@@ -128,7 +128,7 @@ def test_batches_are_cut_at_the_same_places_when_some_are_finished(monkeypatch: 
     monkeypatch.setattr(contamination, "BATCH_BYTES", 100)
     published: list[Any] = [
         *(question(i) for i in range(4)),
-        Drop("f/4", "missing_image"),
+        SkippedQuestion("f/4", "missing_image"),
         question(5, 95),
         question(6),
     ]

@@ -15,6 +15,9 @@ from data_prep.images import THUMB_SIDE
         ("Is a > b?", "Is a < b?", False),
         ("x + 1", "x - 1", False),
         ("x\u00b2", "x2", False),
+        ("What is 5!", "What is 5", False),
+        ("It is 5.", "It is 5", True),
+        ("?", "!", False),
     ],
 )
 def test_what_counts_in_a_text(one: str, other: str, same: bool) -> None:

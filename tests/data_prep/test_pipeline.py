@@ -312,6 +312,8 @@ def test_fingerprint_covers_what_matters_and_nothing_else() -> None:
     same = [
         base.model_copy(update={"seed": 5, "storage": "/elsewhere"}),
         base.model_copy(update={"cluster": base.cluster.model_copy(update={"num_workers": 7})}),
+        base.model_copy(update={"latent": base.latent.model_copy(update={"num_slots": 5})}),
+        base.model_copy(update={"stages": {"sft": base.stages["sft"]}}),
     ]
     other = [
         configure(MicroworldSource(seed=1)),
@@ -319,7 +321,6 @@ def test_fingerprint_covers_what_matters_and_nothing_else() -> None:
         configure(MicroworldSource(), rows_per_shard=5),
         configure(MicroworldSource(), drop_duplicates=False),
         configure(MicroworldSource(), drop_contaminated=False),
-        base.model_copy(update={"latent": base.latent.model_copy(update={"num_slots": 5})}),
         base.model_copy(update={"model": ModelConfig(base="some/model")}),
     ]
     assert {fingerprint(config) for config in same} == {fingerprint(base)}

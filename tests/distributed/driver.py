@@ -7,10 +7,10 @@ from typing import Any
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
+from benchmarks.trial import configuration, dataset
 from infra import cluster
 from infra.ray_train import train
 from infra.tracking import Tracker
-from tests.distributed.trial import configuration, dataset
 
 
 def settings(root: str, steps: int) -> RunConfig:

@@ -15,8 +15,8 @@ from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.method import Clock
 from amvl_core.train.checkpoint import Checkpoints
-from tests.distributed import local
-from tests.tiny import LATENT, SAMPLES, amvl_model, batch
+from benchmarks import local
+from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder
 
 METHOD = AmvlMethod(beta_warmup=50, gamma_start=10, gamma_warmup=50)
 KINDS = ("zero0-fp32", "zero0-bf16", "zero1-fp32", "zero2-bf16", "zero3-fp32", "zero3-bf16")
@@ -88,7 +88,7 @@ def read(rank: int, root: str, world_size: int) -> None:
 
 def save(ours, uri: str, step: int) -> None:
     events = [Progress("amvl", done, 9, "steps", 1.0, {"loss": 1.0}) for done in range(1, step + 1)]
-    Checkpoints(uri, 2, print).save(ours, step, 1.0, events)
+    Checkpoints(uri, 2, print).save(ours, step, events)
 
 
 def merged(uri: str) -> dict[str, torch.Tensor]:
@@ -120,6 +120,7 @@ def steps(uri: str) -> set[float]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> str:
     where = str(tmp_path_factory.mktemp("checkpoints"))
+    stock_folder()  # once there is a process group the library writes on its first rank alone
     local.run(write, 2, where)
     for world_size in (1, 2, 4):
         local.run(read, world_size, where, world_size)

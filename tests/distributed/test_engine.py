@@ -23,7 +23,7 @@ from amvl_core.contracts.config import LrScale, StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.modeling import NEW_PARTS, AMVLForConditionalGeneration
+from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
@@ -137,7 +137,7 @@ def exported(rank: int, case: tuple[int, str, str], start: str, folder: Path) ->
     """Saves a stock model as a stage does, after one step from `start`; the weights as DeepSpeed holds them."""
     stage, offload, precision = case
     processor = load_processor(start)
-    model = load_stock(start, processor, [], dtype=DTYPES[precision]).train()
+    model = load_stock(start, processor, None, dtype=DTYPES[precision]).train()
     trainer = TrainerConfig(zero_stage=stage, offload=offload, precision=precision, gradient_checkpointing=False)
     plain = STAGE.model_copy(update={"method": SftMethod(), "lr_scale": LrScale()})
     engine = Engine(Sft(model, SftMethod()), plain, trainer, world_size=2)
@@ -173,7 +173,7 @@ def found(folder: Path) -> dict[str, Any]:
 
 def factor(parameter: str) -> float:
     """By name, so that the engine's own sorting is not what is compared to."""
-    if parameter.startswith(NEW_PARTS):
+    if parameter.startswith(AmvlMethod.own_parts):
         return SCALES.latent
     if parameter.startswith("model.visual."):
         return SCALES.vision

@@ -17,10 +17,10 @@ from amvl_core.train import checkpoint
 from amvl_core.train.checkpoint import MAX_FAILED, Checkpoints, Stored
 from amvl_core.train.optimizer_state import Piece
 from amvl_core.train.steplog import Pace, StepLog
+from benchmarks import local
+from benchmarks.trial import Trial
 from tests.data_prep.flaky import flaky
-from tests.distributed import local
 from tests.distributed.test_checkpoint import engine
-from tests.distributed.trial import Trial
 
 
 def names(uri: str) -> list[str]:
@@ -31,15 +31,12 @@ def names(uri: str) -> list[str]:
 
 
 def retention(rank: int, root: str) -> None:
-    """Keeps the last two and the one of the lowest loss."""
+    """Keeps the last two."""
     ours, _ = engine("zero2-fp32", 2)
     checkpoints = Checkpoints(root, 2, print)
-    for step, loss in enumerate([5.0, 1.0, None, 4.0, 2.0], 1):
-        checkpoints.save(ours, step, loss, [])
-    assert names(root) == ["step-00000002", "step-00000004", "step-00000005"]
-    best = checkpoints.best(loss=1.5)
-    assert best is not None and (best.step, best.loss) == (2, 1.0)
-    assert checkpoints.best(loss=0.5) is None, "the stage ends with the lowest loss"
+    for step in range(1, 6):
+        checkpoints.save(ours, step, [])
+    assert names(root) == ["step-00000004", "step-00000005"]
     ours.close()
 
 
@@ -49,7 +46,7 @@ def damage(rank: int, root: str) -> None:
     said: list[str] = []
     checkpoints = Checkpoints(root, 9, said.append)
     for step in range(1, 6):
-        checkpoints.save(ours, step, 1.0, [Progress("amvl", step, 9, "steps")])
+        checkpoints.save(ours, step, [Progress("amvl", step, 9, "steps")])
     if rank == 0:
         flip(Path(root) / "step-00000005" / "rank-00001-00000.safetensors")
         os.truncate(Path(root) / "step-00000004" / "rank-00000-00000.safetensors", 100)
@@ -82,21 +79,21 @@ def full_disk(rank: int, root: str) -> None:
     ours, _ = engine("zero2-fp32", 2)
     said: list[str] = []
     checkpoints = Checkpoints(root, 9, said.append)
-    assert checkpoints.save(ours, 1, 1.0, [])
+    assert checkpoints.save(ours, 1, [])
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, unlimited[1]))  # a write beyond it fails half-way
     for step in range(2, 1 + MAX_FAILED):
-        assert not checkpoints.save(ours, step, 1.0, [])
+        assert not checkpoints.save(ours, step, [])
         assert names(root) == ["step-00000001"]
     if rank == 0:
         assert len(said) == MAX_FAILED - 1
         assert said[0].startswith("no checkpoint after step 2: cannot write") and "step-00000002/rank-00001" in said[0]
     with pytest.raises(StorageError, match="10 in a row have failed"):
-        checkpoints.save(ours, 20, 1.0, [])
+        checkpoints.save(ours, 20, [])
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert checkpoints.save(ours, 21, 1.0, [])
+    assert checkpoints.save(ours, 21, [])
     assert names(root) == ["step-00000001", "step-00000021"] and checkpoints.failed == 0
     assert not list(Path(root).rglob(".*"))
     ours.close()
@@ -109,7 +106,7 @@ def store(rank: int, uri: str) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
     checkpoints = Checkpoints(uri, 2, print)
-    checkpoints.save(ours, 7, 1.0, [])
+    checkpoints.save(ours, 7, [])
     files = names(f"{uri}/step-00000007")
     assert len(files) > 10 and {"complete.json", "history.json", "rank-00001-00003.safetensors"} <= set(files)
     before = {(p.name, kind): t.clone() for p in ours.pieces() for kind, t in p.tensors.items()}
@@ -131,12 +128,12 @@ def refused(rank: int, uri: str) -> None:
     with flaky(os.environ["AWS_ENDPOINT_URL"]) as faults:
         if rank == 1:
             os.environ["AWS_ENDPOINT_URL"] = faults.url
-        checkpoints.save(ours, 1, 1.0, [])
+        checkpoints.save(ours, 1, [])
         faults.unavailable = 10**6
-        checkpoints.save(ours, 2, 1.0, [])
+        checkpoints.save(ours, 2, [])
         faults.unavailable = 0
         assert names(uri) == ["step-00000001"]
-        checkpoints.save(ours, 3, 1.0, [])
+        checkpoints.save(ours, 3, [])
         assert names(uri) == ["step-00000001", "step-00000003"]
         assert checkpoints.resume(ours) == (3, [])
         assert (faults.failed > 0) == (rank == 1)
@@ -149,7 +146,7 @@ def refused(rank: int, uri: str) -> None:
 def another_model(rank: int, root: str) -> None:
     """A checkpoint that has not all of a parameter is refused before anything is taken from it."""
     ours, _ = engine("zero0-fp32", 2, trainable="new_rows")
-    Checkpoints(root, 2, print).save(ours, 1, 1.0, [])
+    Checkpoints(root, 2, print).save(ours, 1, [])
     ours.close()
     ours, _ = engine("zero0-fp32", 2)
     with pytest.raises(CheckpointError, match=r"has 0 of .* it is of another model"):

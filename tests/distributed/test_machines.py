@@ -20,10 +20,10 @@ import pytest
 
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import CheckpointRecord, load_record
+from benchmarks.trial import configuration, dataset
 from infra.mlflow_client import client
 from infra.ray_train import train
 from tests.distributed.driver import settings
-from tests.distributed.trial import configuration, dataset
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY = 150, 10

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from amvl_core.data.batch import Batch
 from amvl_core.data.loader import StepDataset
-from tests.distributed import local
-from tests.distributed.trial import Trial
+from benchmarks import local
+from benchmarks.trial import Trial
 
 # The first step is taken, and leaves weights that no later step can be taken with.
 EXPLODING = {"sft": {"lr": 1e30, "clip": 1e30, "warmup_ratio": 0}}

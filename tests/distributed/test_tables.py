@@ -13,8 +13,8 @@ from amvl_core.contracts.method import configurations
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import CheckpointRecord, fingerprint, load_record
 from amvl_core.train.loop import TrainJob
-from tests.distributed import local
-from tests.distributed.trial import configuration, dataset
+from benchmarks import local
+from benchmarks.trial import configuration, dataset
 
 
 def train_rows(rank: int, root: str, rows: str) -> None:

@@ -10,9 +10,9 @@ import torch
 from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.amvl.reference import three_pass
 from amvl_core.methods.method import Clock
 from tests.distributed.processes import in_two_processes
-from tests.reference import three_pass
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch
 
 METHOD = AmvlMethod(beta_warmup=50, gamma_start=10, gamma_warmup=50, posterior_samples=2)

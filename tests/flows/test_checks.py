@@ -6,13 +6,14 @@ import pytest
 
 from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, RunConfig
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.methods.amvl.presets import paper
 from flows.checks import check_benchmarks
 from tests.amvl_core.eval.benchmarks import published
 
 
 def config(*sources: tuple[str, str]) -> RunConfig:
     benchmarks = tuple(BenchmarkSource.model_validate({"name": name, "uri": uri}) for name, uri in sources)
-    return RunConfig(evaluation=EvaluationConfig(benchmarks=benchmarks))
+    return paper().model_copy(update={"evaluation": EvaluationConfig(benchmarks=benchmarks)})
 
 
 @pytest.mark.parametrize(

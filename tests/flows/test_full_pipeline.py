@@ -6,10 +6,13 @@ One folder for the file: the first run does the work, everything after it finds 
 import io
 import json
 import os
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +35,8 @@ SMALL = [
         for stage in ("sft", "embedding_adaptation", "amvl")
     ),
 ]
+PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+"""Where nobody listens: whatever asks this machine's own servers through a proxy fails."""
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -90,7 +95,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture(scope="module")
 def first(checkout: Checkout) -> subprocess.CompletedProcess[str]:
-    done = checkout.command("flows", "demo", *checkout.small)
+    done = checkout.command("flows", "demo", *checkout.small, **PROXIES)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -115,6 +120,9 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     assert f"http://127.0.0.1:{checkout.prefect_port}/runs/flow-run/" in first.stdout
     assert "Traceback" not in first.stderr
     assert "amvl: 2/2  loss" in first.stderr
+    # Its own server is nowhere where another run would look for one.
+    assert "View at http://127.0.0.1:" in first.stderr
+    assert f"View at http://127.0.0.1:{checkout.prefect_port}/" not in first.stderr
 
 
 def test_the_registered_model_answers(checkout: Checkout, first: subprocess.CompletedProcess[str]) -> None:
@@ -200,7 +208,7 @@ def served(checkout: Checkout) -> Iterator[dict[str, str]]:
     server = subprocess.Popen(
         [sys.executable, "-m", "flows", "serve"],
         cwd=checkout.folder,
-        env=checkout.environment,
+        env=checkout.environment | PROXIES,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -334,6 +342,40 @@ def test_a_port_in_use_is_one_message(checkout: Checkout) -> None:
     assert done.returncode == 1
     assert f"port {port}, which Prefect needs, is in use" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_is_told_to_end_puts_its_server_away_and_marks_its_runs(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows", "demo", *SMALL],
+        cwd=tmp_path,
+        env=checkout.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stderr is not None
+    lines = []
+    for line in run.stderr:
+        lines.append(line)
+        if "prepare: starts" in line:
+            break
+    run.send_signal(signal.SIGTERM)
+    rest = run.stderr.read()
+    assert run.wait(timeout=60) == 130, "".join(lines) + rest
+    assert rest.splitlines()[-1].startswith("interrupted; the next run goes on")
+    assert "Traceback" not in rest
+    page = next(line for line in lines if "View at" in line).split("127.0.0.1:")[1]
+    deadline = time.monotonic() + 20
+    while _listens(int(page.split("/")[0])) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _listens(int(page.split("/")[0]))
+    states = {"prefect/prefect.db": "SELECT state_type FROM flow_run", "storage/mlflow.db": "SELECT status FROM runs"}
+    found = {}
+    for name, query in states.items():
+        with sqlite3.connect(tmp_path / ".amvl" / name) as database:
+            found[name] = database.execute(query).fetchall()
+        database.close()
+    assert found == {"prefect/prefect.db": [("CRASHED",)], "storage/mlflow.db": [("KILLED",)]}
 
 
 def test_a_storage_root_that_cannot_be_written_is_one_message(checkout: Checkout, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """On the Ray that all tests share."""
 
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,49 @@ def test_a_dead_address_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ClusterError, match=rf"no Ray cluster answers at '127.0.0.1:{port}'"):
         cluster.connect(ClusterConfig())
+
+
+PRIVATE = """
+import os, signal
+from amvl_core.contracts.config import ClusterConfig
+from amvl_core.contracts.errors import ClusterError
+from infra import cluster
+try:
+    cluster.connect(ClusterConfig())
+except ClusterError as error:
+    print(error)
+else:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("put away in order")
+    cluster.disconnect()
+"""
+
+
+def private(**environment: str) -> str:
+    """What a process says that starts a Ray of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE],
+        env=kept | environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_folder_too_long_for_rays_sockets_is_one_message(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    assert "Ray cannot start on this machine" in (said := private(TMPDIR=str(long)))
+    assert "set RAY_TMPDIR to a short path" in said
+
+
+def test_ray_does_not_kill_a_process_that_is_told_to_end() -> None:
+    assert private() == "put away in order\n"
 
 
 def test_the_environment_wins_over_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

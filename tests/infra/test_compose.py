@@ -1,7 +1,6 @@
 """`infra/compose.yaml`: its structure, without Docker; with Docker's compose plugin, its own check too."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -78,9 +77,8 @@ def test_the_local_file_of_secrets_is_ignored_by_git() -> None:
     assert ".env" in (INFRA.parent / ".gitignore").read_text().splitlines()
 
 
+@pytest.mark.docker
 def test_compose_itself_accepts_it(tmp_path: Path) -> None:
-    if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
-        pytest.skip("docker compose is not installed")
     values = tmp_path / "env"
     values.write_text("".join(f"{name}={value or 'x'}\n" for name, value in example().items()))
     command = ["docker", "compose", "--file", str(FILE), "--env-file", str(values), "config", "--quiet"]

@@ -27,12 +27,12 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.faithfulness import score_variants, verdict
+from benchmarks.trial import configuration, row
 from data_prep.published import read
 from infra import analysis, analysis_files, ray_analysis
 from infra.ray_eval import Job as EvaluationJob
 from infra.ray_eval import Predictor, _with_predictions
 from tests.amvl_core.eval.benchmarks import published
-from tests.distributed.trial import configuration, row
 from tests.tiny import LATENT, amvl_model, picture, stock_folder
 
 ROWS = 9

@@ -273,7 +273,9 @@ def test_the_interval_must_lie_above_minus_the_margin(
     assert decision.alias == alias
     assert (100 * found.low > -margin) == (alias == "champion")
     if alias == "challenger" and found.high >= 0:
-        said = f"not shown to be less than {margin:g} points worse than the present champion, version 3: "
+        said = (
+            f"not shown to lose less than tracking.margin ({margin:g} points) against the present champion, version 3: "
+        )
         assert decision.reason.startswith(said)
 
 

@@ -254,7 +254,8 @@ def test_save_and_load_give_the_same_model_through_the_auto_classes(tmp_path) ->
     given, same = inputs(processor, SAMPLES), inputs(reader, SAMPLES)
     assert torch.equal(given["input_ids"], same["input_ids"])
     with torch.no_grad():
-        torch.testing.assert_close(model(**given).logits, loaded(**same).logits, rtol=0, atol=0)
+        # Measured: equal. Weights that lie otherwise in memory may be summed in another order.
+        torch.testing.assert_close(model(**given).logits, loaded(**same).logits, rtol=0, atol=1e-12)
 
 
 def test_a_stock_checkpoint_keeps_its_weights_and_gets_mean_rows() -> None:

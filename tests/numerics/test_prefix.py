@@ -1,4 +1,4 @@
-"""The shared-prefix step against three whole passes of the stock model, sample by sample (`tests/reference.py`)."""
+"""The shared-prefix step against three whole passes of the stock model, sample by sample."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl, latent_noise
+from amvl_core.methods.amvl.reference import three_pass
 from amvl_core.methods.method import Clock
-from tests.reference import three_pass
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch
 
 CLOCK = Clock(seed=5, step=40, num_tokens=7.0, num_samples=4)

@@ -4,12 +4,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import CheckpointError
+from amvl_core.methods.amvl.reference import samples
 from amvl_core.methods.method import Clock
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.pause.method import Pause
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
-from tests.reference import samples
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder
 
 
@@ -111,7 +111,7 @@ def test_methods_of_the_base_model_refuse_a_latent_checkpoint(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for method in (Sft, Pause):
-        with pytest.raises(CheckpointError, match="holds a 'amvl' model; this method trains a qwen2_5_vl one"):
+        with pytest.raises(CheckpointError, match="a 'amvl' model is no known base model, which are qwen2_5_vl"):
             method.load(str(tmp_path), processor, LATENT)
 
 

@@ -1,6 +1,6 @@
 """transformers' own common model and generation tests, run against `AMVLForConditionalGeneration`.
 
-They are not part of the installed package, so they are skipped unless a checkout of the installed version is at hand:
+They are not part of the installed package, so they are a run of their own, on a checkout of the installed version:
 
     git clone --depth 1 --branch v5.23.0 https://github.com/huggingface/transformers /tmp/transformers
     pip install parameterized
@@ -18,35 +18,25 @@ import re
 import unittest
 from pathlib import Path
 
-import pytest
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import tests
 from amvl_core.methods.amvl.modeling import AMVLConfig, AMVLForConditionalGeneration
-
-VARIABLE = "AMVL_TRANSFORMERS_TESTS"
+from tests.transformers_common.conftest import VARIABLE
 
 
 def checkout() -> Path:
-    """The checkout's root; the whole module is skipped, with what to do, where there is none that fits."""
-    folder = os.environ.get(VARIABLE)
-    if not folder:
-        pytest.skip(
-            f"set {VARIABLE} to a checkout of transformers v{transformers.__version__}", allow_module_level=True
-        )
-    root = Path(folder)
+    """The checkout's root; a RuntimeError says what does not fit."""
+    root = Path(os.environ[VARIABLE])
     source = root / "src" / "transformers" / "__init__.py"
     found = re.search(r'^__version__ = "(.+)"', source.read_text(), re.MULTILINE) if source.exists() else None
     if found is None or found[1] != transformers.__version__:
         version = found[1] if found else "no transformers"
-        pytest.skip(
-            f"{VARIABLE}={folder} holds {version}, version {transformers.__version__} is installed",
-            allow_module_level=True,
-        )
+        raise RuntimeError(f"{VARIABLE}={root} holds {version}, version {transformers.__version__} is installed")
     if importlib.util.find_spec("parameterized") is None:
-        pytest.skip("transformers' tests need `pip install parameterized`", allow_module_level=True)
+        raise RuntimeError("transformers' tests need `pip install parameterized`")
     return root
 
 

@@ -54,7 +54,7 @@ class Question:
         }
 
 
-class Drop(NamedTuple):
+class SkippedQuestion(NamedTuple):
     """A published row that is no question, and why."""
 
     place: str
@@ -64,7 +64,7 @@ class Drop(NamedTuple):
 
 
 class BadRowError(Exception):
-    """Raised by a benchmark's converter; the reader turns it into a `Drop`."""
+    """Raised by a benchmark's converter; the reader turns it into a `SkippedQuestion`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -96,7 +96,7 @@ class Benchmark:
     name: str
     size: int | None
     """Published questions, for the reader of a table to see what is missing; None: the data set decides."""
-    read: Callable[[str], Iterator[Question | Drop]]
+    read: Callable[[str], Iterator[Question | SkippedQuestion]]
     check: Callable[[str], object]
     """`check(uri)` raises a DataError, at once and without reading on, where the files are not there."""
     readings: Mapping[str, Extractor]
@@ -107,7 +107,7 @@ class Benchmark:
 
 def convert(
     rows: Iterator[tuple[str, str, dict[str, Any]]], to_question: Callable[[str, dict[str, Any]], Question]
-) -> Iterator[Question | Drop]:
+) -> Iterator[Question | SkippedQuestion]:
     """Each (place, file, row) as `to_question(file, row)`, or as a drop, named by its place, where that is no question.
 
     A bad row is one that lacks a field, has one of another type or an unreadable image, or repeats an item.
@@ -125,10 +125,10 @@ def convert(
             for data in question.images:
                 _check_image(data)
         except BadRowError as bad:
-            yield Drop(place, bad.reason, bad.detail)
+            yield SkippedQuestion(place, bad.reason, bad.detail)
             continue
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            yield Drop(place, "malformed_row", f"{type(error).__name__}: {error}")
+            yield SkippedQuestion(place, "malformed_row", f"{type(error).__name__}: {error}")
             continue
         seen.add(question.item_id)
         yield question

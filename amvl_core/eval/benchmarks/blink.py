@@ -13,9 +13,9 @@ from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
 from amvl_core.eval.benchmarks.benchmark import (
     Benchmark,
-    Drop,
     Outcome,
     Question,
+    SkippedQuestion,
     convert,
     letter,
     lettered,
@@ -53,7 +53,7 @@ FILES = files.Published(
 )
 
 
-def read(uri: str) -> Iterator[Question | Drop]:
+def read(uri: str) -> Iterator[Question | SkippedQuestion]:
     """The questions of the validation split, task by task."""
     yield from convert(FILES.rows(uri), _question)
 

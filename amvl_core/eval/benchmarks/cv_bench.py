@@ -12,8 +12,8 @@ from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
 from amvl_core.eval.benchmarks.benchmark import (
     Benchmark,
-    Drop,
     Question,
+    SkippedQuestion,
     convert,
     letter,
     lettered,
@@ -32,7 +32,7 @@ FILES = files.Published(
 )
 
 
-def read(uri: str) -> Iterator[Question | Drop]:
+def read(uri: str) -> Iterator[Question | SkippedQuestion]:
     """The questions in published order."""
     yield from convert(FILES.rows(uri), _question)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.data.pixels import UNREADABLE_IMAGE, from_base64
 from amvl_core.eval.benchmarks.benchmark import BadRowError
 
@@ -67,7 +67,7 @@ def rows(uri: str) -> Iterator[dict[str, Any]]:
         with storage.opened(uri) as file:
             if ending == ".parquet":
                 # A few rows at a time: one row of HR-Bench 8K holds an image of some 10 MB.
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=4):
+                for batch in ParquetStream(file).iter_batches(batch_size=4):
                     yield from batch.to_pylist()
                 return
             lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if ending != ".jsonl" else None)

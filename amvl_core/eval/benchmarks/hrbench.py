@@ -15,8 +15,8 @@ from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
 from amvl_core.eval.benchmarks.benchmark import (
     Benchmark,
-    Drop,
     Question,
+    SkippedQuestion,
     convert,
     digest,
     letter,
@@ -53,7 +53,7 @@ def _benchmark(resolution: str) -> Benchmark:
         single=True,
     )
 
-    def read(uri: str) -> Iterator[Question | Drop]:
+    def read(uri: str) -> Iterator[Question | SkippedQuestion]:
         """The 800 rows of this resolution in published order."""
         yield from convert(published.rows(uri), partial(_question, name))
 

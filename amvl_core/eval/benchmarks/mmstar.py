@@ -11,7 +11,15 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Question, convert, letter, mean, mean_of_tasks
+from amvl_core.eval.benchmarks.benchmark import (
+    Benchmark,
+    Question,
+    SkippedQuestion,
+    convert,
+    letter,
+    mean,
+    mean_of_tasks,
+)
 
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly"
 CATEGORIES = (
@@ -27,7 +35,7 @@ FILES = files.Published(
 )
 
 
-def read(uri: str) -> Iterator[Question | Drop]:
+def read(uri: str) -> Iterator[Question | SkippedQuestion]:
     """The questions in published order."""
     yield from convert(FILES.rows(uri), _question)
 

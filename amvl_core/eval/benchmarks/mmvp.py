@@ -12,7 +12,15 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Question, convert, letter, mean, whole_groups
+from amvl_core.eval.benchmarks.benchmark import (
+    Benchmark,
+    Question,
+    SkippedQuestion,
+    convert,
+    letter,
+    mean,
+    whole_groups,
+)
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}
@@ -26,7 +34,7 @@ FILES = files.Published(
 )
 
 
-def read(uri: str) -> Iterator[Question | Drop]:
+def read(uri: str) -> Iterator[Question | SkippedQuestion]:
     """The 300 questions in published order."""
     yield from convert(FILES.rows(uri), _question)
 

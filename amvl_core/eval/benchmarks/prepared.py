@@ -13,13 +13,13 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, load_record
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, StoredSample, placed
 from amvl_core.data.reader import ShardReader
-from amvl_core.eval.benchmarks.benchmark import EXACT, Benchmark, Drop, Metric, Question, digest, mean
+from amvl_core.eval.benchmarks.benchmark import EXACT, Benchmark, Metric, Question, SkippedQuestion, digest, mean
 
 
-def read(source: str) -> Callable[[str], Iterator[Question | Drop]]:
+def read(source: str) -> Callable[[str], Iterator[Question | SkippedQuestion]]:
     """A reader of one source's samples, in the order of the shards."""
 
-    def reader(uri: str) -> Iterator[Question | Drop]:
+    def reader(uri: str) -> Iterator[Question | SkippedQuestion]:
         shards = ShardReader(_record(uri), "test")
         sources = shards.column("source")
         for number in range(len(shards)):
@@ -90,11 +90,13 @@ def test_split(tasks: Iterable[str]) -> Benchmark:
     return _exact(TEST_SPLIT, _everything, {"all": mean(), **{task: mean(task) for task in sorted(set(tasks))}})
 
 
-def _exact(name: str, read: Callable[[str], Iterator[Question | Drop]], metrics: Mapping[str, Metric]) -> Benchmark:
+def _exact(
+    name: str, read: Callable[[str], Iterator[Question | SkippedQuestion]], metrics: Mapping[str, Metric]
+) -> Benchmark:
     return Benchmark(name, None, read, _record, {}, metrics, headline=EXACT)
 
 
-def _everything(uri: str) -> Iterator[Question | Drop]:
+def _everything(uri: str) -> Iterator[Question | SkippedQuestion]:
     shards = ShardReader(_record(uri), "test")
     yield from (question(shards[number]) for number in range(len(shards)))
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.eval.benchmarks.benchmark import EXACT, OURS, Benchmark, Outcome
 from amvl_core.eval.benchmarks.paper import PAPER
 from amvl_core.eval.extract import Extraction, Extractor, unwrapped
@@ -45,7 +45,7 @@ def predictions(uri: str, benchmark: str | None = None) -> list[dict[str, Any]]:
     """
     with storage.opened(uri) as file:
         try:
-            stored = pq.ParquetFile(file)
+            stored = ParquetStream(file)
             there = stored.schema_arrow.names
             missing = [name for name in COLUMNS if name not in there]
             wanted = [*COLUMNS, *(name for name in (*LIKELIHOODS, "seed") if name in there)]

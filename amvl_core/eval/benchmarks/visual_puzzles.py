@@ -10,7 +10,7 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Question, convert, letter, lettered, mean
+from amvl_core.eval.benchmarks.benchmark import Benchmark, Question, SkippedQuestion, convert, letter, lettered, mean
 
 INSTRUCTION = "Answer the question with the option's letter from the given choices directly."
 IN_THE_IMAGE = "\nOptions: Choose from (A) (B) (C) (D) in the image."
@@ -23,7 +23,7 @@ FILES = files.Published(
 )
 
 
-def read(uri: str) -> Iterator[Question | Drop]:
+def read(uri: str) -> Iterator[Question | SkippedQuestion]:
     """The puzzles in published order."""
     yield from convert(FILES.rows(uri), _question)
 

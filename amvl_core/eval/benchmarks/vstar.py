@@ -12,7 +12,7 @@ from typing import Any
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
-from amvl_core.eval.benchmarks.benchmark import Benchmark, Drop, Question, convert, letter, mean
+from amvl_core.eval.benchmarks.benchmark import Benchmark, Question, SkippedQuestion, convert, letter, mean
 
 _OPTION = re.compile(r"^\(([A-D])\)[ \t]*(.*)$", re.MULTILINE)
 
@@ -23,7 +23,7 @@ FILES = files.Published(
 )
 
 
-def read(uri: str) -> Iterator[Question | Drop]:
+def read(uri: str) -> Iterator[Question | SkippedQuestion]:
     """The questions in published order."""
     yield from convert(FILES.rows(uri), _question)
 

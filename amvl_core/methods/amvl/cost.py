@@ -26,6 +26,12 @@ class AmvlCost(Cost):
             "sft": RowsOfStep(sft_rows(x, y)),
         }
 
+    def prefill_flops(self, config: Any, x: int) -> float:
+        """x, the start marker and the slots are read; then Z and the end marker take the slots' place."""
+        k, prompt = self.latent.num_slots, (Piece(row=0, span=0, start=0, stop=x + 1),)
+        reading, decoding = Span(x + 1 + k, read=x + 1 + k), Span(k + 1, read=k + 1, context=prompt)
+        return row_flops(config, [reading]) + rows_flops(config, [[decoding]], 1)
+
     def parts(self, size: int) -> dict[str, int]:
         """The variational heads and the injector."""
         latent = self.latent
@@ -37,13 +43,6 @@ def shared_prefix_rows(x: int, y: int, k: int, draws: int = 1) -> Rows:
     prefix = (Piece(row=0, span=0, start=0, stop=x),)
     context = [Span(x + k, k), Span(y + k, k, prefix)]
     return [context, [Span(k + y, y, prefix)] * draws]
-
-
-def prefill_flops(config: Any, x: int, k: int) -> float:
-    """Up to the first token behind a prompt of x tokens and a block of k slots that is filled."""
-    prompt = (Piece(row=0, span=0, start=0, stop=x + 1),)
-    reading, decoding = Span(x + 1 + k, read=x + 1 + k), Span(k + 1, read=k + 1, context=prompt)
-    return row_flops(config, [reading]) + rows_flops(config, [[decoding]], 1)
 
 
 def _head(latent: LatentConfig, size: int) -> int:

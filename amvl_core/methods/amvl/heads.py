@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amvl_core.methods.amvl.gaussian import Gaussian, soft_clamp
+from amvl_core.methods.exact import exact_linear, exact_rms
 from amvl_core.methods.losses import widen
 
 LOGVAR_OFFSET = -1.0
@@ -98,14 +99,16 @@ class LatentInjector(nn.Module):
             self.body = nn.Linear(dim, size)
         self.scale = nn.Parameter(torch.ones(1))
 
+    @torch.no_grad()
     def calibrate(self, embedding_rms: float, dim: int) -> None:
-        """Sets `scale` from the RMS that unit Gaussian latents come out at; keeps the random state."""
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(256, dim, generator=generator)
-        weight = next(self.parameters())
-        with torch.no_grad():
-            rms = self.body(probe.to(weight.device, weight.dtype)).float().square().mean().sqrt()
-            self.scale.fill_(embedding_rms / float(rms))
+        """Sets `scale` from the RMS that unit Gaussian latents come out at; keeps the random state.
+
+        Every process finds the same bits. (After a GELU that is next to certain: its own last bit is rounded away.)
+        """
+        values_NC = torch.randn(256, dim, generator=torch.Generator().manual_seed(0)).to(self.scale.device)
+        for layer in self.body if isinstance(self.body, nn.Sequential) else [self.body]:
+            values_NC = exact_linear(layer, values_NC) if isinstance(layer, nn.Linear) else layer(values_NC)
+        self.scale.fill_(embedding_rms / exact_rms(values_NC))
 
     def forward(self, latent_KZ: Tensor) -> Tensor:
         """[..., K, Z] -> [..., K, D]."""

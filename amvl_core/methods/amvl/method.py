@@ -18,7 +18,7 @@ from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
-from amvl_core.methods.amvl.prefix import Passes, run_passes
+from amvl_core.methods.amvl.prefix import Passes, find_blocks, run_passes
 from amvl_core.methods.amvl.schedules import ramp
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.losses import token_losses
@@ -83,7 +83,8 @@ class Amvl(Method):
         beta, gamma = self.weights(clock.step)
         share = len(batch.lengths) / clock.num_samples
         kl, kl_reverse = share * forward_BK.mean(), share * reverse_BK.mean()
-        loss = c.ntp_weight * ntp + beta * kl + gamma * kl_reverse
+        further = {name: share * value for name, value in self.further_terms(passes).items()}
+        loss = c.ntp_weight * ntp + beta * kl + gamma * kl_reverse + sum(further.values())
         means = {
             "kl_slots": forward_BK.detach().mean(0),
             "beta": torch.tensor(beta),
@@ -92,13 +93,32 @@ class Amvl(Method):
         }
         if c.posterior_samples > 1:
             means["ntp_variance"] = _variance_over_draws(losses_MN.detach(), passes.sample_N, len(batch.lengths))
-        terms = {"loss": loss, "ntp": ntp, "kl_forward": kl, "kl_reverse": kl_reverse}
+        terms = {"loss": loss, "ntp": ntp, "kl_forward": kl, "kl_reverse": kl_reverse, **further}
         return StepOutput(
             loss,
             {name: value.detach() for name, value in terms.items()}
             | {name: share * value for name, value in means.items()},
             partial(_finite, losses_MN.detach(), passes.sample_N, forward_BK.detach(), reverse_BK.detach()),
         )
+
+    def further_terms(self, passes: Passes) -> dict[str, Tensor]:
+        """Terms that are added to the objective and logged by their names: each a mean over the batch's samples.
+
+        The paper has none. A new term is a weight in `AmvlMethod` and an entry here (docs/extending.md).
+        """
+        return {}
+
+    def reference(self, batch: Batch, clock: Clock) -> Tensor:
+        """Three whole passes for each sample."""
+        from amvl_core.methods.amvl.reference import three_pass
+
+        return three_pass(self.model, batch, self.config, clock)[0]
+
+    def rows(self, batch: Batch) -> int:
+        """Those of the context row, and of the decoder row once for each draw of Z."""
+        slots, draws = self.model.config.slot_token_ids or [], self.config.posterior_samples
+        blocks = find_blocks(batch, slots)
+        return sum(block.prefix + len(slots) + (1 + draws) * (block.answer + len(slots)) for block in blocks)
 
     def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """As the base's; the KL of each slot by its number, and the share of latent dimensions that are active."""

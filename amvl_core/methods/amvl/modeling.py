@@ -34,10 +34,12 @@ from transformers.utils import can_return_tuple
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.data.template import base_template
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.heads import LatentInjector, VariationalHead
 from amvl_core.methods.block import add_latent_tokens, slot_tokens, token_ids
+from amvl_core.methods.exact import exact_rms
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
 
 
@@ -56,24 +58,21 @@ class AMVLConfig(Qwen2_5_VLConfig):
         return len(self.slot_token_ids or [])
 
 
-class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """Reads the prior at the slots, samples, injects, and goes on decoding on the same K/V cache."""
+class LatentParts:
+    """What AMVL adds to a base model's class: one or two heads and the injector. The base comes behind it."""
 
-    config_class = AMVLConfig
-    config: AMVLConfig
-
-    def __init__(self, config: AMVLConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
         latent = LatentConfig.model_validate(config.latent or {})
         size = config.text_config.hidden_size
         self.prior_head = _head(latent, size)
         self.posterior_head = _head(latent, size) if latent.separate_heads else None
         self.injector = LatentInjector(latent.injector, latent.dim, size)
-        self.post_init()
+        self.post_init()  # type: ignore[attr-defined]
 
     def _init_weights(self, module: Any) -> None:
         """The base model's initialisation, which does not know the injector's own parameter."""
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[misc]
         if isinstance(module, LatentInjector):
             init.ones_(module.scale)
 
@@ -84,6 +83,13 @@ class AMVLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     def posterior(self, hidden_BKD: Tensor) -> Gaussian:
         """q(Z | x, y) from the final hidden states at the slots of [x, y, slots] (Eq. 7)."""
         return Gaussian(*(self.prior_head if self.posterior_head is None else self.posterior_head)(hidden_BKD))
+
+
+class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGeneration):
+    """Reads the prior at the slots, samples, injects, and goes on decoding on the same K/V cache."""
+
+    config_class = AMVLConfig
+    config: AMVLConfig
 
     def embed(self, input_ids_BT: Tensor, features: Tensor | None) -> Tensor:
         """Token embeddings [B, T, D] with image features in the places of the image tokens."""
@@ -400,29 +406,29 @@ def _joined(reading: Any, decoding: Any, first: int) -> tuple[Tensor | None, ...
     )
 
 
-def load_amvl(
-    folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any
-) -> AMVLForConditionalGeneration:
-    """An AMVL model from a folder of its own, or, with new parts, from a stock Qwen2.5-VL one.
+def load_amvl(folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
+    """An AMVL model from a folder of its own, or, with new parts, from a base model's.
 
     `processor` is the one that was loaded from the same folder; a CheckpointError names weights that do not fit.
     """
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type == "qwen2_5_vl":
-        return _from_base(folder, config, processor, latent, **kwargs)
-    if config.model_type != "amvl":
-        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; AMVL starts from a qwen2_5_vl one")
+    if config.model_type in MODELS:
+        return _from_base(MODELS[config.model_type], folder, config, processor, latent, **kwargs)
+    own = {kind.config_class.model_type: kind for kind in MODELS.values()}
+    if config.model_type not in own:
+        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; AMVL starts from: {', '.join(MODELS)}")
     if config.num_slots != latent.num_slots:
         raise CheckpointError(f"{folder} has {config.num_slots} latent slots, the run asks for {latent.num_slots}")
-    model: AMVLForConditionalGeneration
-    model, report = AMVLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
+    if base_template(processor) == processor.chat_template:
+        raise CheckpointError(
+            f"{folder} was written by an earlier version, whose prompts end in another way; train again"
+        )
+    model, report = own[config.model_type].from_pretrained(folder, output_loading_info=True, **kwargs)
     check_weights(folder, report)
     return model
 
 
-def _from_base(
-    folder: str, base: Any, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any
-) -> AMVLForConditionalGeneration:
+def _from_base(kind: Any, folder: str, base: Any, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
     """Adds the latent tokens to `processor` and the new parts to the base weights.
 
     New embedding rows start at the mean of the old ones (App. E); no row is ever removed.
@@ -432,26 +438,31 @@ def _from_base(
     add_latent_tokens(processor, slots)
     skipped = ("model_type", "architectures", *token_ids(processor, slots))
     fields = {key: value for key, value in base.to_dict().items() if key not in skipped}
-    config = AMVLConfig(**fields, latent=latent.model_dump(), **token_ids(processor, slots))
-    model: AMVLForConditionalGeneration
+    config = kind.config_class(**fields, latent=latent.model_dump(), **token_ids(processor, slots))
     with quiet():  # the library warns about the new parts; check_weights says whether anything else is missing
-        model, report = AMVLForConditionalGeneration.from_pretrained(
-            folder, config=config, output_loading_info=True, **kwargs
-        )
+        model, report = kind.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
     check_weights(folder, report, AmvlMethod.own_parts)
     grow(model, old_tokens, len(processor.tokenizer))
-    embedding = model.get_input_embeddings().weight
-    model.injector.calibrate(float(embedding[:old_tokens].detach().float().square().mean().sqrt()), latent.dim)
+    model.injector.calibrate(exact_rms(model.get_input_embeddings().weight.detach()[:old_tokens]), latent.dim)
     model.generation_config.suppress_tokens = block_ids(model)
     return model
 
 
-# A checkpoint's names of the base weights are those of a stock Qwen2.5-VL one, in reading and in writing.
-register_checkpoint_conversion_mapping(
-    AMVLForConditionalGeneration.__name__,
-    get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__),
-    overwrite=True,
-)
-AutoConfig.register("amvl", AMVLConfig, exist_ok=True)
-AutoModelForImageTextToText.register(AMVLConfig, AMVLForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(AMVLConfig, AMVLProcessor, exist_ok=True)
+MODELS: dict[str, Any] = {}
+"""Model type of a base model -> AMVL's class on it, which has a model type of its own."""
+
+
+def register(kind: Any, base: Any) -> None:
+    """Makes AMVL's class on a base model's class known to this package and to transformers.
+
+    A checkpoint's names of the base weights are those of the base model's, in reading and in writing.
+    """
+    MODELS[base.config_class.model_type] = kind
+    mapping = get_checkpoint_conversion_mapping(base.__name__)
+    register_checkpoint_conversion_mapping(kind.__name__, mapping, overwrite=True)
+    AutoConfig.register(kind.config_class.model_type, kind.config_class, exist_ok=True)
+    AutoModelForImageTextToText.register(kind.config_class, kind, exist_ok=True)
+    AutoProcessor.register(kind.config_class, AMVLProcessor, exist_ok=True)
+
+
+register(AMVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)

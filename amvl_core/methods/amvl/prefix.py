@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.contracts.errors import DataError
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
@@ -89,7 +90,7 @@ def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
 
 
 @dataclass
-class Reading:
+class ContextRow:
     """The context row of a batch: both distributions [B, K, Z], and what continues it.
 
     `samples` are the batch's samples in their parts, `context` holds their keys and values: of sample i, x and the
@@ -99,7 +100,7 @@ class Reading:
     prior: Gaussian
     posterior: Gaussian
     blocks: list[Block]
-    samples: list[Sample]
+    samples: list[SampleRows]
     context: Context
 
 
@@ -124,21 +125,21 @@ def run_passes(
 
 def read(
     model: Any, batch: Batch, embeds_ND: Tensor, positions_3N: Tensor, posterior_positions: PosteriorPositions
-) -> Reading:
+) -> ContextRow:
     """The context row: prior and posterior of every sample. Arguments as of `run_passes`."""
     num_slots = model.config.num_slots
     blocks = find_blocks(batch, model.config.slot_token_ids)
     samples = _samples(embeds_ND, positions_3N, blocks, num_slots)
     rows = [row for sample in samples for row in sample.context_row(posterior_positions)]
     spans = [span for i, block in enumerate(blocks) for span in _context_spans(i, block, num_slots)]
-    hidden_RD, context = run_row(model.model.language_model, *joined(rows), spans)
+    hidden_RD, context = run_row(backbone_of(model).text(model), *joined(rows), spans)
     hidden_B2KD = hidden_RD.unflatten(0, (len(blocks), 2, num_slots))
     prior, posterior = model.prior(hidden_B2KD[:, 0]), model.posterior(hidden_B2KD[:, 1])
-    return Reading(prior, posterior, blocks, samples, context)
+    return ContextRow(prior, posterior, blocks, samples, context)
 
 
 def decode(
-    model: Any, batch: Batch, reading: Reading, latent_MBKZ: Tensor, kept: Sequence[int] | None = None
+    model: Any, batch: Batch, reading: ContextRow, latent_MBKZ: Tensor, kept: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The decoder row on each of M latents: logits [M, N, V] where y is predicted, its labels [N], their samples [N].
 
@@ -154,11 +155,11 @@ def decode(
         for row in s.decoder_row(z, slots)
     ]
     spans = [_decoder_span(i, block, len(slots)) for i, block in enumerate(reading.blocks)]
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans * len(latent_MBKZ), [reading.context])
+    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans * len(latent_MBKZ), [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=len(latent_MBKZ))
 
 
-def decode_without_block(model: Any, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+def decode_without_block(model: Any, batch: Batch, reading: ContextRow) -> tuple[Tensor, Tensor, Tensor]:
     """As `decode`, once, with y right behind the question: no marker and no slot (M = 1)."""
     shift = model.config.num_slots + 2
     rows = [
@@ -173,7 +174,7 @@ def decode_without_block(model: Any, batch: Batch, reading: Reading) -> tuple[Te
         Span(block.answer, read=block.answer - block.first_label, context=(_x(i, block.prefix - 2),))
         for i, block in enumerate(reading.blocks)
     ]
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, [reading.context])
+    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
 
 
@@ -196,7 +197,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleRows:
     """One sample in its four parts."""
 
     x: Rows
@@ -226,10 +227,10 @@ class Sample:
         return [z, self.end, Rows(self.y.embeds_ND[:-1], self.y.positions_3N[:, :-1])]
 
 
-def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[Sample]:
+def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[SampleRows]:
     sizes = [size for block in blocks for size in (block.prefix, num_slots, 1, block.answer)]
     parts = [Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True)]
-    return [Sample(*parts[i : i + 4]) for i in range(0, len(parts), 4)]
+    return [SampleRows(*parts[i : i + 4]) for i in range(0, len(parts), 4)]
 
 
 def joined(rows: Sequence[Rows]) -> Rows:

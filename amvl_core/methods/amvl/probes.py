@@ -27,7 +27,7 @@ from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoded, Encoder, laid_out
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.prefix import Reading, decode, decode_without_block, read
+from amvl_core.methods.amvl.prefix import ContextRow, decode, decode_without_block, read
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.probing import ProbeAnswer, sums
 from amvl_core.rows.decode import Prefilled, greedy, prefilled
@@ -92,7 +92,7 @@ class Prober:
             return parts.occlusion(self, items, rows)
         return {"latents": parts.latents, "information": parts.information}[kind](self, items, seed)
 
-    def read(self, items: Sequence[StoredSample]) -> tuple[Batch, Reading]:
+    def read(self, items: Sequence[StoredSample]) -> tuple[Batch, ContextRow]:
         """Prior and posterior of every item, and the keys and values of its question."""
         batch = collate([self.encode(item) for item in items])
         positions_3N = self.method.positions(batch)
@@ -103,7 +103,7 @@ class Prober:
         self,
         items: Sequence[StoredSample],
         batch: Batch,
-        reading: Reading,
+        reading: ContextRow,
         chosen: Sequence[Variant],
         max_new_tokens: int,
         drafts: Sequence[Sequence[int]],
@@ -116,7 +116,7 @@ class Prober:
         names = [(item.sample_id, variant.name) for variant in chosen for item in items]
         return [ProbeAnswer(*name, text, score) for name, text, score in zip(names, texts, scores, strict=True)], tokens
 
-    def _log_likelihoods(self, batch: Batch, reading: Reading, variant: Variant) -> list[float]:
+    def _log_likelihoods(self, batch: Batch, reading: ContextRow, variant: Variant) -> list[float]:
         """log p of every item's reference answer."""
         if variant.latent_BKZ is None:
             logits_1NV, labels_N, sample_N = decode_without_block(self.model, batch, reading)
@@ -124,7 +124,7 @@ class Prober:
             logits_1NV, labels_N, sample_N = decode(self.model, batch, reading, variant.latent_BKZ[None], variant.kept)
         return sums(-token_losses(logits_1NV[0], labels_N), sample_N, len(reading.blocks))
 
-    def _start(self, batch: Batch, reading: Reading, chosen: Sequence[Variant]) -> Prefilled:
+    def _start(self, batch: Batch, reading: ContextRow, chosen: Sequence[Variant]) -> Prefilled:
         """All variants [V x B], which have a block or have none, behind copies of the same questions' cache."""
         slots = self.model.config.num_slots
         block = chosen[0].latent_BKZ is not None
@@ -167,7 +167,7 @@ def _together(chosen: Sequence[Variant]) -> Iterator[list[Variant]]:
             yield same[first : first + AT_ONCE]
 
 
-def question_cache(model: Any, reading: Reading, columns: Sequence[int], copies: int) -> DynamicCache:
+def question_cache(model: Any, reading: ContextRow, columns: Sequence[int], copies: int) -> DynamicCache:
     """The keys and values of the first `columns` tokens of every question, padded on the left, `copies` times over."""
     cache = DynamicCache(config=model.config.text_config)
     sizes = [span.rows for span in reading.context.spans]
@@ -186,7 +186,7 @@ def question_cache(model: Any, reading: Reading, columns: Sequence[int], copies:
     return cache
 
 
-def variants(reading: Reading, donors_BKZ: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
+def variants(reading: ContextRow, donors_BKZ: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
     """Every change of the latents of a batch.
 
     - prior: mu of the prior, unchanged; posterior: mu of the posterior, which sees the answer (oracle).

@@ -23,7 +23,7 @@ class Sft(Method):
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """The stock Qwen2.5-VL model."""
-        return load_stock(folder, processor, [], **kwargs)
+        return load_stock(folder, processor, None, **kwargs)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Next-token loss."""
@@ -36,7 +36,7 @@ class Sft(Method):
         """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
         spans = [Span(length, read=length) for length in batch.lengths]
         model = self.model
-        hidden_ND, _ = run_row(model.model.language_model, self.embed(batch), self.positions(batch), spans)
+        hidden_ND, _ = run_row(self.backbone.text(model), self.embed(batch), self.positions(batch), spans)
         labels_N = batch.labels_N.roll(-1)
         ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
         labels_N[ends] = IGNORED

@@ -12,7 +12,7 @@ import pytest
 
 from amvl_core.eval import lmms_eval, numerals, vlmevalkit
 from amvl_core.eval.extract import Extraction, Extractor
-from tests.conftest import real_data
+from tests.shared import unpacked
 
 ABCD = dict.fromkeys("ABCD", "")
 
@@ -41,7 +41,7 @@ NUMBERS: dict[str, Callable[[str], float | None]] = {
 
 
 def golden(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (real_data("extraction-golden") / name).read_text().splitlines()]
+    return [json.loads(line) for line in (unpacked("extraction-golden") / name).read_text().splitlines()]
 
 
 @cache
@@ -59,7 +59,7 @@ def expected(value: object) -> Extraction:
 
 @pytest.mark.parametrize("column", WITHOUT_TEXTS)
 def test_letters_on_blink_outputs(column: str) -> None:
-    folder = real_data("formats/blink") / "saved_outputs"
+    folder = unpacked("blink") / "saved_outputs"
     extractor, options = WITHOUT_TEXTS[column]
     rows = golden("blink_val_letters.jsonl")
     wrong = [

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
+from amvl_core.backbones.qwen2_5_vl import QwenText
 from amvl_core.rows.attention import Context
 from amvl_core.rows.packed import run_row
 from amvl_core.rows.spans import Piece, Rows, Span
@@ -137,7 +138,7 @@ def packed(model: Any, case: Case, embeds_ND: Tensor) -> Tensor:
     before: list[Context] = []
     parts = zip(embeds_ND.split(sizes), case.positions_3N.split(sizes, 1), strict=True)
     for spans, (embeds, positions), taps in zip(case.rows, parts, case.taps, strict=True):
-        hidden, context = run_row(model, embeds, positions, spans, before, taps)
+        hidden, context = run_row(QwenText(model), embeds, positions, spans, before, taps)
         before.append(context)
         found += [hidden, *(context.tapped[layer] for layer in taps)]
     return torch.cat(found)
@@ -185,9 +186,12 @@ def errors(model: Any, case: Case) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("dtype", "outputs_within", "gradients_within"),
     [
-        # Measured worst case over 300 random cases.
+        # Measured worst case over 300 random cases: 1.4e-16 and 1.8e-14. The stock norms round to float32: where they
+        # once round another way, a gradient is off by 1e-7.
         (torch.float64, 1e-12, 1e-6),
-        (torch.float32, 1e-5, 2e-5),
+        # 1.7e-7 and 1.2e-5.
+        (torch.float32, 1e-6, 1e-4),
+        # 4.7e-3 and 5.7e-2.
         (torch.bfloat16, 1e-2, 1e-1),
     ],
     ids=["float64", "float32", "bfloat16"],
@@ -213,7 +217,7 @@ def slot_rows_fed_back(model: Any, xs: list[Tensor], steps: list[list[Tensor]]) 
     """
     ends = [len(x) for x in xs]
     positions = torch.cat([torch.arange(end) for end in ends]).expand(3, -1)
-    hidden, context = run_row(model, torch.cat(xs), positions, [Span(end, 1) for end in ends])
+    hidden, context = run_row(QwenText(model), torch.cat(xs), positions, [Span(end, 1) for end in ends])
     before, states = [context], dict(enumerate(hidden.split(1)))
     chains = {i: (Piece(0, i, 0, 2), Piece(0, i, 2, 4), Piece(0, i, 4, end)) for i, end in enumerate(ends)}
     found: list[list[Tensor]] = [[] for _ in xs]
@@ -221,7 +225,7 @@ def slot_rows_fed_back(model: Any, xs: list[Tensor], steps: list[list[Tensor]]) 
     def run(inputs: dict[int, Tensor], spans: list[Span], taps: dict[int, range]) -> None:
         sizes = {i: len(rows) for i, rows in inputs.items()}
         positions = torch.cat([ends[i] + torch.arange(size) for i, size in sizes.items()]).expand(3, -1)
-        hidden, context = run_row(model, torch.cat([*inputs.values()]), positions, spans, before, taps)
+        hidden, context = run_row(QwenText(model), torch.cat([*inputs.values()]), positions, spans, before, taps)
         parts = hidden.split([span.read for span in spans])
         for place, (i, size) in enumerate(sizes.items()):
             states[i] = parts[place][-1:]
@@ -297,7 +301,7 @@ def test_only_rows_from_the_first_that_is_read_or_tapped_pass_the_last_mlp() -> 
     rows: list[int] = []
     model.layers[-1].mlp.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
     for taps in ({}, {1: [0]}, {DEPTH: [7, 5]}):
-        run_row(model, embeds_ND, torch.arange(9).expand(3, -1), [Span(4, 2), Span(5, 0)], taps=taps)
+        run_row(QwenText(model), embeds_ND, torch.arange(9).expand(3, -1), [Span(4, 2), Span(5, 0)], taps=taps)
     assert rows == [2, 2, 2 + 4]
 
 
@@ -305,12 +309,12 @@ def test_a_pass_without_gradient_does_not_take_it_from_the_next() -> None:
     model = text_model()
     embeds_ND = torch.randn(6, SIZE, dtype=torch.float64, requires_grad=True)
     positions = torch.arange(6).expand(3, -1)
-    _, context = run_row(model, embeds_ND[:5], positions[:, :5], [Span(5, 0)])
+    _, context = run_row(QwenText(model), embeds_ND[:5], positions[:, :5], [Span(5, 0)])
     found = []
     for enabled in (False, True):
         with torch.set_grad_enabled(enabled):
             spans = [Span(1, 1, (Piece(0, 0, 0, 5),))]
-            found.append(run_row(model, embeds_ND[5:], positions[:, 5:], spans, [context])[0])
+            found.append(run_row(QwenText(model), embeds_ND[5:], positions[:, 5:], spans, [context])[0])
     found[1].sum().backward()
     assert torch.equal(*found) and embeds_ND.grad is not None and bool((embeds_ND.grad != 0).any(1).all())
 
@@ -326,21 +330,4 @@ def test_a_pass_without_gradient_does_not_take_it_from_the_next() -> None:
 )
 def test_a_piece_that_is_not_there_is_refused(piece: Piece, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        run_row(text_model(), torch.zeros(5, SIZE), torch.zeros(3, 5), [Span(3, 0), Span(2, 2, (piece,))])
-
-
-if __name__ == "__main__":
-    import sys
-    import time
-
-    torch.set_num_threads(1)
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        for cp in (False, True):
-            model = text_model(dtype)
-            if cp:
-                model.activation_checkpointing_enable()
-            worst = [0.0, 0.0]
-            t = time.time()
-            for seed in range(int(sys.argv[1])):
-                worst = [max(a, b) for a, b in zip(worst, errors(model, random_case(seed)))]
-            print(dtype, cp, worst, time.time() - t)
+        run_row(QwenText(text_model()), torch.zeros(5, SIZE), torch.zeros(3, 5), [Span(3, 0), Span(2, 2, (piece,))])

@@ -14,7 +14,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
 from data_prep.filters import MISSING_IMAGE, Drop
 from data_prep.sources.archive import open_archive
-from data_prep.sources.archive_members import DeadLinkError, Inner, Span, resolve, with_links
+from data_prep.sources.archive_members import ByteRange, DeadLinkError, Inner, resolve, with_links
 from data_prep.sources.raw_row import read_image
 from tests.data_prep.archives import Files, as_folder, as_tar, as_zip
 
@@ -251,7 +251,7 @@ def test_a_tar_in_a_folder_is_part_of_it_also_in_pieces(tmp_path: Path, s3_bucke
                 assert file.read() == data
         assert archive.find_folder("cot") == f"{base}/cot".lstrip("/")
         located = {name: archive.located(name) for name in (*inside, "a.txt", "gone.txt")}
-    assert all(isinstance(located[name], Span) for name in inside)
+    assert all(isinstance(located[name], ByteRange) for name in inside)
     assert (located["a.txt"], located["gone.txt"]) == ("a.txt", "gone.txt")
     with open_archive(uri) as archive:  # as a task does: nothing is listed
         for name, data in inside.items():

@@ -13,10 +13,10 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation, Region
 from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE
 from data_prep.sources import detect
-from tests.conftest import real_data
 from tests.data_prep.archives import as_folder, as_tar, as_zip, json_lines
 from tests.data_prep.pictures import decode, encode, noise
 from tests.data_prep.sources.reading import converted, drops, listed, outcomes
+from tests.shared import unpacked
 
 BIRD = "001.Black_footed_Albatross/x.jpg"
 INSTRUCTION = " Please provide the bounding box coordinate of the region that can help you answer the question better."
@@ -207,7 +207,7 @@ def _blank(width: int, height: int) -> bytes:
 
 
 def test_real_metadata(tmp_path: Path) -> None:
-    folder = real_data("formats/visual-cot/metadata")
+    folder = unpacked("visual-cot") / "metadata"
     files, boxes = {}, 0
     for name in ("cub", "dude", "sroie", "vsr"):
         data = (folder / f"{name}_cot_train.jsonl").read_bytes()
@@ -222,7 +222,7 @@ def test_real_metadata(tmp_path: Path) -> None:
 
 
 def test_real_conversations(tmp_path: Path) -> None:
-    folder = real_data("formats/visual-cot/viscot_benchmark")
+    folder = unpacked("visual-cot") / "viscot_benchmark"
     items, sizes = [], {}
     for file in sorted((folder / "benchmark").glob("*.json")):
         items += (published := json.loads(file.read_bytes()))

@@ -12,6 +12,8 @@ from infra.plan.__main__ import main
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text()
 HEAD = "| `python -m infra.plan` with |"
+BASE_32B = ["--param", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "--param", "trainer.zero_stage=3"]
+"""What the page calls 32B."""
 
 
 def rows(number: int) -> list[list[str]]:
@@ -22,9 +24,9 @@ def rows(number: int) -> list[list[str]]:
 
 def options(cell: str) -> list[str]:
     """What the first cell of a row says the command line is."""
-    command = re.match(r"`([^`]*)`|nothing", cell)
+    command = re.match(r"(32B with )?`([^`]*)`|nothing", cell)
     assert command is not None
-    return shlex.split(command[1] or "")
+    return [*(BASE_32B if command[1] else []), *shlex.split(command[2] or "")]
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[bool, dict[str, Any]]:
@@ -54,10 +56,10 @@ def test_with_the_optimiser_on_the_cpus(row: list[str], capsys: pytest.CaptureFi
 
 
 def test_what_32b_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--param", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "--param", "trainer.zero_stage=3"]
-    many = [*base, "--param", "cluster.num_workers=64"]
+    assert f"`{shlex.join(BASE_32B)}`" in PAGE.replace("\n", " ")
+    many = [*BASE_32B, "--param", "cluster.num_workers=64"]
     assert not planned(capsys, *many)[0]
-    for arguments in ([*base, "--gpu", "H200-141GB"], [*many, "--param", "stages.amvl.micro_tokens=4096"]):
+    for arguments in ([*BASE_32B, "--gpu", "H200-141GB"], [*many, "--param", "stages.amvl.micro_tokens=4096"]):
         fits, found = planned(capsys, *arguments)
         assert fits
         assert f"`{' '.join(arguments[4:6])}`, {found['stages']['amvl']['needed_gib']:.1f} GiB)" in PAGE

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.methods.amvl.gaussian import Gaussian
-from amvl_core.methods.amvl.prefix import PosteriorPositions, Reading, Rows, joined
+from amvl_core.methods.amvl.prefix import ContextRow, PosteriorPositions, Rows, joined
 from amvl_core.rows.packed import run_row
 from amvl_core.rows.spans import Piece, Span
 
@@ -52,7 +53,7 @@ def information_bounds(posterior: Gaussian, draws: int, generator: torch.Generat
     return Bounds(lower.mean((0, 2)), upper.mean((0, 2)))
 
 
-def cross_posteriors(model: Any, reading: Reading, positions: PosteriorPositions) -> Gaussian:
+def cross_posteriors(model: Any, reading: ContextRow, positions: PosteriorPositions) -> Gaussian:
     """q(Z | x of sample i, y of sample j) for all pairs of a batch, [B, B, K, Z].
 
     Every answer continues every question's keys and values, which are those of `reading`: no question is run again.
@@ -72,7 +73,7 @@ def cross_posteriors(model: Any, reading: Reading, positions: PosteriorPositions
             length = reading.blocks[j].answer + slots
             x = Piece(row=0, span=2 * i, start=0, stop=reading.blocks[i].prefix)
             spans.append(Span(length, read=slots, context=(x,)))
-    hidden_RD, _ = run_row(model.model.language_model, *joined(rows), spans, [reading.context])
+    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     size = len(reading.samples)
     posterior: Gaussian = model.posterior(hidden_RD.unflatten(0, (size, size, slots)))
     return posterior

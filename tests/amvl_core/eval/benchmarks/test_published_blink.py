@@ -13,7 +13,7 @@ from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.blink import SEVEN, SIZES, published
 from amvl_core.eval.extract import Extractor, unwrapped
 from amvl_core.eval.significance import weighted_mean
-from tests.conftest import real_data
+from tests.shared import unpacked
 
 # github.com/zeyofu/BLINK_Benchmark, README, "Mini-Leaderboard", column Val (1,901)
 LEADERBOARD = {
@@ -46,7 +46,7 @@ def answers(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("model", LEADERBOARD)
 def test_leaderboard_to_the_last_digit(model: str) -> None:
-    folder = real_data("formats/blink")
+    folder = unpacked("blink")
     predictions = json.loads((folder / "saved_val_predictions" / f"{model}.json").read_text())
     units = BENCHMARKS["blink"].metrics["overall"](published(predictions, answers(folder)))
     # The leaderboard rounds the paper's two digits once more: Claude 3 Opus is 44.046 -> 44.05 -> 44.1.
@@ -55,7 +55,7 @@ def test_leaderboard_to_the_last_digit(model: str) -> None:
 
 
 def test_every_published_model_and_question_is_in_the_table() -> None:
-    folder = real_data("formats/blink")
+    folder = unpacked("blink")
     assert {file.stem for file in (folder / "saved_val_predictions").glob("*.json")} == set(LEADERBOARD)
     outcomes = published({}, answers(folder))
     assert {task: sum(o.task == task for o in outcomes) for task in SIZES} == SIZES
@@ -74,7 +74,7 @@ EXTRACTORS: dict[str, tuple[Extractor, str]] = {
 
 def texts(model: str) -> list[dict[str, str]]:
     """A model's published texts on the seven tasks, with the answers and what the official judge model read."""
-    folder = real_data("formats/blink") / "saved_outputs" / model
+    folder = unpacked("blink") / "saved_outputs" / model
     items = [item for file in sorted(folder.glob("*.json")) for item in json.loads(file.read_text())["val"]]
     assert len(items) == sum(SIZES[task] for task in SEVEN) == 950
     return items

@@ -12,7 +12,7 @@ from amvl_core.contracts.config import MICROWORLD_TASKS, MicroworldSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.benchmark import Drop, Question, lettered
+from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion, lettered
 from amvl_core.eval.benchmarks.mmstar import options_in
 from amvl_core.eval.benchmarks.prepared import question
 from data_prep import microworld
@@ -31,7 +31,7 @@ def questions(name: str, uri: Path) -> list[Question]:
 
 
 def drops(name: str, uri: Path) -> list[tuple[str, str]]:
-    return [(item.place, item.reason) for item in BENCHMARKS[name].read(str(uri)) if isinstance(item, Drop)]
+    return [(item.place, item.reason) for item in BENCHMARKS[name].read(str(uri)) if isinstance(item, SkippedQuestion)]
 
 
 def prepared_prompts(samples: Iterable[Conversation]) -> dict[str, str]:

@@ -11,10 +11,10 @@ from amvl_core.eval.controls import Control
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.probes import Prober, variants
+from amvl_core.methods.amvl.reference import samples, stock_hidden
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
-from tests.reference import samples, stock_hidden
 from tests.shards import sample_of
 from tests.tiny import LATENT, SAMPLES, amvl_model, picture, stock_folder
 
@@ -164,7 +164,7 @@ def test_a_control_is_scored_as_the_stock_model_scores_itself(kind: type, tmp_pa
     processor = load_processor(stock_folder())
     method = kind()
     slots = method.slots(LATENT)
-    model = load_stock(stock_folder(), processor, slots, dtype=torch.float64)
+    model = load_stock(stock_folder(), processor, slots or None, dtype=torch.float64)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     answerer = Answerer.from_pretrained(str(tmp_path))

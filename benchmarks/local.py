@@ -17,11 +17,10 @@ from typing import Any
 from amvl_core.contracts.progress import Progress
 from amvl_core.train.loop import TrainJob, train_stage
 from amvl_core.train.preemption import Sigterm
-from tests.tiny import stock_folder
 
 # A server that has the libraries loaded forks the workers; it has no threads that a fork could break.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.distributed.local"])
+CONTEXT.set_forkserver_preload(["benchmarks.local"])
 LIMIT_S, GRACE_S = 120.0, 10.0
 
 
@@ -99,7 +98,6 @@ def _member(
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     hf_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    stock_folder()  # once there is a process group the library writes on its first rank alone
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     target(rank, *arguments)
     dist.barrier()

@@ -12,24 +12,26 @@ import pyarrow.parquet as pq
 from amvl_core.backbones.loading import base_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Shard, load_record
 from amvl_core.contracts.sample import StoredSample
-from amvl_core.methods.amvl.presets import demo
 from amvl_core.train.loop import TrainJob
-from data_prep.shards import SCHEMA_VERSION
-from tests.distributed import local
-from tests.shards import sample_of, table
-from tests.tiny import LATENT, TINY, picture
+from benchmarks import local
+from benchmarks.tiny import LATENT, TINY, picture
+from data_prep.shards import SCHEMA_VERSION, ShardRow, shard_table
 
 ANSWERS = ("red", "blue")
 
 
-def dataset(root: str) -> DatasetRecord:
-    """24 training and 6 test samples; every fifth has no image."""
+def dataset(root: str, place: str = "<image>") -> DatasetRecord:
+    """24 training and 6 test samples; every fifth has no image. `place` stands where an image goes."""
     shards = []
     for split, rows in (("train", 24), ("test", 6)):
         buffer = io.BytesIO()
-        pq.write_table(table([sample(f"{split}-{i}", i) for i in range(rows)]), buffer, row_group_size=8)
+        samples = [sample(f"{split}-{number}", number, place) for number in range(rows)]
+        # The counts of tokens are made up.
+        stored = [ShardRow(one, [(32, 32)] * len(one.images), 15 + 4 * len(one.images)) for one in samples]
+        pq.write_table(shard_table(stored), buffer, row_group_size=8)
         storage.write_bytes(storage.join(root, f"{split}.parquet"), buffer.getvalue())
         shards.append(Shard(file=f"{split}.parquet", split=split, rows=rows, sha256=""))
     return DatasetRecord(
@@ -37,10 +39,11 @@ def dataset(root: str) -> DatasetRecord:
     )
 
 
-def sample(name: str, number: int) -> StoredSample:
-    images = [] if number % 5 == 4 else [picture(number)]
-    question, answer = "<image>" * len(images) + "What colour is it?", ANSWERS[number % 2]
-    return sample_of(name, question, answer, images, source="made", task="colour")
+def sample(name: str, number: int, place: str = "<image>") -> StoredSample:
+    """What the samples are that `dataset` writes."""
+    images = () if number % 5 == 4 else (picture(number),)
+    question, answer = place * len(images) + "What colour is it?", ANSWERS[number % 2]
+    return StoredSample(name, "made", "colour", question, (), (), answer, images)
 
 
 def configuration(root: str, **changes: Any) -> RunConfig:
@@ -58,7 +61,7 @@ def configuration(root: str, **changes: Any) -> RunConfig:
         "trainer": {"checkpoint_every": 2, "log_every": 1, "loader_workers": 0},
         "evaluation": {"batch_size": 4, "max_new_tokens": 4},
     }
-    return override(override(demo(), small), changes)
+    return override(override(PRESETS["demo"](), small), changes)
 
 
 class Trial:

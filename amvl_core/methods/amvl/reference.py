@@ -4,7 +4,7 @@
     posterior  [x, <abs>, y, slots]
     decoder    [x, <abs>, Z, </abs>, y]
 
-It is what the shared-prefix step is compared to, in tests and in the benchmark.
+It is what the shared-prefix step is compared with.
 """
 
 from __future__ import annotations

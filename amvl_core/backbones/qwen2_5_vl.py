@@ -1,0 +1,114 @@
+"""Qwen2.5-VL, by the stock modules of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
+
+from amvl_core.backbones.backbone import Backbone, Rope, TextStack
+from amvl_core.contracts.errors import CheckpointError
+
+
+class QwenText(TextStack):
+    """Its text model: grouped-query attention, multimodal rotary positions, RMSNorm before each part of a layer."""
+
+    def __init__(self, text_model: Any) -> None:
+        self.model, self.layers = text_model, text_model.layers
+        self.query_groups = text_model.config.num_attention_heads // text_model.config.num_key_value_heads
+
+    def rope(self, embeds_ND: Tensor, positions_3N: Tensor) -> Rope:
+        """The stock module's, of one sequence."""
+        cos_1NC, sin_1NC = self.model.rotary_emb(embeds_ND, positions_3N[:, None])
+        return Rope(cos_1NC[0], sin_1NC[0])
+
+    def attention(self, layer: Any) -> Any:
+        """The layer's own."""
+        return layer.self_attn
+
+    def normed(self, layer: Any, hidden_ND: Tensor) -> Tensor:
+        """Behind the first norm."""
+        return layer.input_layernorm(hidden_ND)
+
+    def keys_values(self, layer: Any, normed_ND: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """By the stock projections."""
+        attention = layer.self_attn
+        key_NGC = attention.k_proj(normed_ND).unflatten(-1, (-1, attention.head_dim))
+        return _rotate(key_NGC, rope), attention.v_proj(normed_ND).unflatten(-1, (-1, attention.head_dim))
+
+    def queries(self, layer: Any, normed_RD: Tensor, rope: Rope) -> Tensor:
+        """By the stock projection."""
+        attention = layer.self_attn
+        return _rotate(attention.q_proj(normed_RD).unflatten(-1, (-1, attention.head_dim)), rope)
+
+    def finished(self, layer: Any, hidden_RD: Tensor, attended_RHC: Tensor) -> Tensor:
+        """Output projection, residual, MLP, residual."""
+        hidden_RD = hidden_RD + layer.self_attn.o_proj(attended_RHC.flatten(1))
+        return hidden_RD + layer.mlp(layer.post_attention_layernorm(hidden_RD))
+
+    def final_norm(self, hidden_RD: Tensor) -> Tensor:
+        """The stock module's."""
+        return self.model.norm(hidden_RD)
+
+
+def _rotate(value_NHC: Tensor, rope: Rope) -> Tensor:
+    """Rotary embedding, as the stock model applies it."""
+    return value_NHC * rope.cos[:, None] + rotate_half(value_NHC) * rope.sin[:, None]
+
+
+class Qwen25VL(Backbone):
+    """Qwen2.5-VL."""
+
+    model_class = Qwen2_5_VLForConditionalGeneration
+
+    def text(self, model: Any) -> TextStack:
+        """The text model in its parts."""
+        return QwenText(self.language_model(model))
+
+    def language_model(self, model: Any) -> Any:
+        """`model.language_model` of the stock class."""
+        return model.model.language_model
+
+    def vision(self, model: Any) -> nn.Module:
+        """Patch embedding, blocks and merger."""
+        return model.model.visual
+
+    def image_features(self, model: Any, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Behind the merger."""
+        return torch.cat(list(model.model.get_image_features(pixel_values, image_grid_thw).pooler_output))
+
+    def blank_image(self, model: Any) -> tuple[Tensor, Tensor]:
+        """One merged patch of zeros."""
+        vision = model.config.vision_config
+        merge = vision.spatial_merge_size
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        return torch.zeros(merge**2, width), torch.tensor([[1, merge, merge]])
+
+    def features_per_image(self, model: Any, image_grid_thw: Tensor) -> Tensor:
+        """One for each merged patch."""
+        return image_grid_thw.prod(-1) // model.config.vision_config.spatial_merge_size**2
+
+    def positions(
+        self, model: Any, ids_BT: Tensor, image_grid_thw: Tensor | None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """M-RoPE positions; the same in all three dimensions where there is no image."""
+        if image_grid_thw is None:
+            if attention_mask is None:
+                return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand(3, *ids_BT.shape)
+            return (attention_mask.long().cumsum(-1) - 1).clamp_min(0).expand(3, *ids_BT.shape)
+        is_image_BT = (ids_BT == model.config.image_token_id).int()
+        positions_3BT: Tensor = model.model.get_rope_index(
+            ids_BT, is_image_BT, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+        )[0]
+        return positions_3BT
+
+    def check(self, model: Any) -> None:
+        """Sliding windows are refused."""
+        if "sliding_attention" in model.config.text_config.layer_types:
+            raise CheckpointError("the model uses sliding-window attention; turn use_sliding_window off")
+
+
+BACKBONE = Qwen25VL()

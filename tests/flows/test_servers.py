@@ -1,0 +1,64 @@
+"""Servers as child processes; the real ones run in `test_full_pipeline.py` and `test_outbox.py`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.environment import any_port, port_free
+from flows.servers import Child
+
+pytestmark = pytest.mark.timeout(60)
+NESTED = """
+import subprocess, sys
+subprocess.call([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", sys.argv[1]])
+"""
+OWNER = """
+import sys, time
+from flows.servers import Child
+child = Child("web", ["nested", sys.argv[1]], {})
+child.wait_healthy(f"http://127.0.0.1:{sys.argv[1]}")
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a module whose server is a process of its own, as Prefect's is."""
+    (tmp_path / "nested.py").write_text(NESTED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])]))
+    return tmp_path
+
+
+def within(seconds: float, met: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not met() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return met()
+
+
+def test_a_child_ends_with_its_own_children(folder: Path) -> None:
+    port = any_port()
+    child = Child("web", ["nested", str(port)], {})
+    child.wait_healthy(f"http://127.0.0.1:{port}")
+    child.stop()
+    assert child.process.poll() is not None
+    assert within(5, lambda: port_free(port))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_ends_with_its_owner_however_that_ends(folder: Path, sign: int) -> None:
+    port = any_port()
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(port)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "up\n"
+    owner.send_signal(sign)
+    owner.wait(timeout=10)
+    assert within(10, lambda: port_free(port))
