@@ -61,7 +61,9 @@ class LatentAnalysis:
 def analysis_of(model: CheckpointRecord) -> Analysis:
     """What the checkpoint's method measures. Raises DataError where that is nothing."""
     if (found := configurations()[model.method].analysis()) is None:
-        raise DataError(f"{model.uri} was trained by {model.method} and has no latents; give a checkpoint that has some")
+        raise DataError(
+            f"{model.uri} was trained by {model.method} and has no latents; give a checkpoint that has some"
+        )
     return found
 
 
