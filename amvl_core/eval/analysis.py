@@ -11,6 +11,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.analysis import Analysis, Item, Tables
 from amvl_core.contracts.config import RunConfig, trained_by
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.method import configurations
 from amvl_core.contracts.parts import Part
 from amvl_core.contracts.records import AnalysisRecord, CheckpointRecord, DatasetRecord, Place, save_record
 from amvl_core.eval.questions import Questions
@@ -59,9 +60,10 @@ class LatentAnalysis:
 
 def analysis_of(model: CheckpointRecord) -> Analysis:
     """What the checkpoint's method measures. Raises DataError where that is nothing."""
-    method, _ = trained_by(model.config, model.stage)
-    if (found := method.analysis()) is None:
-        raise DataError(f"{model.uri} was trained by {method.kind} and has no latents; give a checkpoint that has some")
+    if (found := configurations()[model.method].analysis()) is None:
+        raise DataError(
+            f"{model.uri} was trained by {model.method} and has no latents; give a checkpoint that has some"
+        )
     return found
 
 

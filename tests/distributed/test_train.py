@@ -14,7 +14,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.progress import Progress
-from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, load_record
+from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Place, load_record
 from benchmarks.trial import configuration, dataset
 from infra.ray_eval import evaluate
 from infra.ray_train import train
@@ -93,7 +93,8 @@ def test_the_vision_encoder_learns_in_sft_and_is_bit_unchanged_later(chain) -> N
 def test_evaluation_stores_predictions_and_scores_them(chain, tmp_path) -> None:
     config, data, records, _ = chain
     events: list[Progress] = []
-    record = evaluate(config, data, records["amvl"], str(tmp_path / "eval"), "e", events.append)
+    asked = [(data, Place(str(tmp_path / "eval"), "e"))]
+    (record,) = evaluate(config, asked, records["amvl"], events.append)
     rows = pq.read_table(record.predictions_uri).to_pylist()
     assert [r["sample_id"] for r in rows] == [f"test-{i}" for i in range(6)]
     assert record.overall.n == 6 and record.overall.correct == sum(r["correct"] for r in rows)

@@ -115,23 +115,19 @@ def suite(folder: Path, name: str, swapped: int) -> FaithfulnessRecord:
 
 
 def analysis(cosine: float) -> AnalysisRecord:
-    return AnalysisRecord(
-        uri="u",
-        fingerprint="a",
-        checkpoint="c",
-        stage="amvl",
-        dataset="d1",
-        n=9,
-        measured={"D_L2": 2.0, "cos": cosine},
-        kl_per_slot=[],
-        active_units=1,
-        mutual_information=0.1,
-        mutual_information_upper=0.2,
-        candidates=8.0,
-        similarity=[],
-        sensitivity={},
-        files=[],
-    )
+    numbers = {
+        "n": 9,
+        "geometry": {"D_L2": 2.0, "cos": cosine},
+        "kl_per_slot": [],
+        "active_units": 1,
+        "mutual_information": 0.1,
+        "mutual_information_upper": 0.2,
+        "candidates": 8.0,
+        "similarity": [],
+        "sensitivity": {},
+    }
+    about = {"uri": "u", "fingerprint": "a", "checkpoint": "c", "stage": "amvl", "dataset": "d1"}
+    return AnalysisRecord(**about, numbers=numbers, files=[])
 
 
 @pytest.fixture()

@@ -13,7 +13,7 @@ from typing import Any
 
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.progress import ProgressFn
-from amvl_core.contracts.records import DatasetRecord, EvalRecord, Shard, load_record, save_record
+from amvl_core.contracts.records import DatasetRecord, EvalRecord, Place, Shard, load_record, save_record
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter
 from tests.shards import sample_of
 from tests.tiny import picture, stock_folder
@@ -78,7 +78,8 @@ def run(settings: RunConfig, data: DatasetRecord, uri: str, on_progress: Progres
     """Evaluates the base model on the Ray that this process has joined."""
     from infra.ray_eval import evaluate
 
-    return evaluate(settings, data, None, uri, "e", on_progress)
+    (record,) = evaluate(settings, [(data, Place(uri, "e"))], None, on_progress)
+    return record
 
 
 if __name__ == "__main__":

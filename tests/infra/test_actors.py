@@ -1,16 +1,22 @@
-"""Actors over real Ray: every task is answered, also where one dies; who keeps dying is named."""
+"""Actors over real Ray: every part is worked on, also where one dies; who keeps dying is named."""
 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ClusterError
+from amvl_core.contracts.parts import Part
+from amvl_core.contracts.progress import Progress
 from amvl_core.methods.amvl.presets import demo
-from infra.actors import Actors, part_name
+from infra.actors import Actors
+
+PARTS = [Part("odd" if number % 2 else "even", (number,), 1) for number in range(5)]
 
 
 class Squares:
@@ -19,12 +25,15 @@ class Squares:
     def __init__(self, folder: Path, deaths: int) -> None:
         self.folder, self.deaths = folder, deaths
 
-    def square(self, number: int) -> int:
+    def prepare(self, asked: int, part: Part) -> int:
+        return asked + part.items[0]
+
+    def work(self, number: int) -> list[dict[str, Any]]:
         died = len(list(self.folder.iterdir()))
         if number == 2 and died < self.deaths:
             (self.folder / str(died)).touch()
             os._exit(1)
-        return number * number
+        return [{"square": number * number}]
 
 
 @pytest.fixture()
@@ -32,18 +41,30 @@ def config() -> RunConfig:
     return override(demo(), {"cluster": {"num_workers": 1}})
 
 
-def test_a_task_whose_actor_dies_is_done_by_the_next(ray_cluster: None, config: RunConfig, tmp_path: Path) -> None:
-    with Actors(config, Squares, tmp_path, 1) as actors:
-        assert sorted(actors.run("square", [(number,) for number in range(5)], "squares")) == [0, 1, 4, 9, 16]
-        assert list(actors.run("square", [], "nothing")) == []
-    assert len(list(tmp_path.iterdir())) == 1
+@pytest.fixture()
+def deaths(tmp_path: Path) -> Path:
+    folder = tmp_path / "deaths"
+    folder.mkdir()
+    return folder
 
 
-def test_what_keeps_dying_is_named(ray_cluster: None, config: RunConfig, tmp_path: Path) -> None:
-    with Actors(config, Squares, tmp_path, 99) as actors, pytest.raises(ClusterError, match=r"^squares: a worker died"):
-        list(actors.run("square", [(2,)], "squares"))
+def test_a_part_whose_actor_dies_is_done_by_the_next_and_none_is_done_twice(
+    ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path
+) -> None:
+    events: list[Progress] = []
+    with Actors(config, partial(Squares, deaths, 1)) as actors:
+        for _ in range(2):
+            tables = actors.tables(0, PARTS, str(tmp_path / "parts"), "squares", events.append)
+            squares = {kind: table["square"].to_pylist() for kind, table in tables.items()}
+            assert squares == {"even": [0, 4, 16], "odd": [1, 9]}
+    assert len(list(deaths.iterdir())) == 1
+    assert [event.done for event in events] == [0, 1, 2, 3, 4, 5, 5]
+    assert events[-2].seconds_left == 0
 
 
-def test_a_part_is_named_by_its_number_and_what_is_in_it() -> None:
-    assert part_name(3, [1, 2]) == part_name(3, (1, 2)) != part_name(3, [2, 1])
-    assert part_name(3, [1, 2]).startswith("000003-")
+def test_what_keeps_dying_is_named(ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path) -> None:
+    with (
+        Actors(config, partial(Squares, deaths, 99)) as actors,
+        pytest.raises(ClusterError, match=r"^squares: a worker died"),
+    ):
+        actors.tables(0, PARTS[2:3], str(tmp_path / "parts"), "squares", lambda _: None)

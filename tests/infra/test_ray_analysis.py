@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from infra.ray_analysis import Job, Questions, Worker
 
 from amvl_core.contracts.config import BenchmarkSource, RunConfig, override
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.parts import Part
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -21,18 +23,24 @@ from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
     FaithfulnessRecord,
+    Place,
     Shard,
     load_record,
     save_record,
 )
+from amvl_core.eval.analysis import read_tables
 from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.evaluation import EvaluationWorker, with_predictions
 from amvl_core.eval.faithfulness import score_variants, verdict
-from benchmarks.trial import configuration, row
+from amvl_core.eval.questions import Questions
+from amvl_core.eval.suite import ProbingWorker
+from amvl_core.methods.amvl.analysis.analysis import HEAT_MAPS, AmvlAnalysis
+from amvl_core.methods.amvl.analysis.summary import Summary
+from benchmarks.trial import configuration, sample
 from data_prep.published import read
-from infra import analysis, analysis_files, ray_analysis
-from infra.ray_eval import Job as EvaluationJob
-from infra.ray_eval import Predictor, _with_predictions
+from infra import analysis, ray_eval
 from tests.amvl_core.eval.benchmarks import published
+from tests.shards import table
 from tests.tiny import LATENT, amvl_model, picture, stock_folder
 
 ROWS = 9
@@ -56,8 +64,7 @@ def config(root: Path) -> RunConfig:
 def dataset(root: Path) -> DatasetRecord:
     folder = root / "prepare" / "data"
     folder.mkdir(parents=True)
-    rows = [row(f"test-{i}", i, LATENT.num_slots) for i in range(ROWS)]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "test.parquet")
+    pq.write_table(table([sample(f"test-{i}", i) for i in range(ROWS)]), folder / "test.parquet")
     shards = [Shard(file="test.parquet", split="test", rows=ROWS, sha256="")]
     record = DatasetRecord(
         uri=str(folder), fingerprint="data", schema_version=1, shards=shards, kept=ROWS, dropped={}, reports=[]
@@ -114,16 +121,20 @@ def test_interrupted_suites_go_on_and_give_the_same_files(
     controls = [("plain", sft)]
     questions, config = published_questions(config, "vstar", tmp_path)
 
-    def asked(folder: Path) -> list[tuple[DatasetRecord, str, str]]:
-        return [(dataset, str(folder / "test"), "t"), (questions, str(folder / "vstar"), "v")]
+    def run(folder: Path, on_progress: Callable[[Progress], None]) -> list[FaithfulnessRecord]:
+        asked = [(dataset, Place(str(folder / "test"), "t")), (questions, Place(str(folder / "vstar"), "v"))]
+        return list(ray_eval.faithfulness(config, asked, amvl, controls, on_progress))
+
+    events: list[Progress] = []
 
     def stop(progress: Progress) -> None:
-        if progress.done == 2:
+        events.append(progress)
+        if len(events) == 3:  # the first one says what is there already
             raise Stopped
 
     interrupted, whole = root / "interrupted", root / "whole"
     with pytest.raises(Stopped):
-        ray_analysis.faithfulness(config, asked(interrupted), amvl, controls, stop)
+        run(interrupted, stop)
     assert load_record(str(interrupted / "test"), FaithfulnessRecord) is None
     left = sorted(interrupted.glob("test/parts/*/*.parquet"))
     assert len(left) >= 2
@@ -134,12 +145,12 @@ def test_interrupted_suites_go_on_and_give_the_same_files(
         seen.append(progress)
         assert {path: path.stat().st_mtime_ns for path in left} == before
 
-    record, of_vstar = ray_analysis.faithfulness(config, asked(interrupted), amvl, controls, watch)
+    record, of_vstar = run(interrupted, watch)
     stages = [f"faithfulness {who}{where}" for who in ("amvl", "plain") for where in ("", " on vstar")]
     assert list(dict.fromkeys(event.stage for event in seen)) == stages
     assert (record.benchmark, of_vstar.benchmark, of_vstar.rows[0].n) == (TEST_SPLIT, "vstar", 2)
     assert not any(interrupted.glob("*/parts"))
-    ray_analysis.faithfulness(config, asked(whole), amvl, controls, lambda _: None)
+    run(whole, lambda _: None)
     for name in ("test/items.parquet", "vstar/items.parquet"):
         assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
 
@@ -161,21 +172,20 @@ def test_interrupted_suites_go_on_and_give_the_same_files(
 def test_a_published_benchmark_is_asked_and_read_as_in_its_evaluation(config, amvl, sft, tmp_path, name: str) -> None:
     """The suite's unchanged model says what the evaluation's says, with the same log p: same prompt, pixels, layout."""
     questions, config = published_questions(config, name, tmp_path)
-    asked, most = Questions.of(questions), config.evaluation.max_pixels
+    asked = Questions.of(questions)
     assert asked.benchmark == name
     for variant, model in (("prior", amvl), ("plain", sft)):
-        worker = Worker(config, model, "" if variant == "prior" else variant)
-        worker.write(asked, Job("answers", [0, 1], 0), str(tmp_path / f"{variant}.parquet"))
-        items = pq.read_table(tmp_path / f"{variant}.parquet").to_pylist()
+        worker = ProbingWorker(config, model, "" if variant == "prior" else variant)
+        items = worker.work(worker.prepare(asked, Part("answers", (0, 1), 2, donor=0)))
         found = {item["sample_id"]: item for item in items if item["variant"] == variant}
-        stored = predictions(config, questions, name, model, most, tmp_path)
+        stored = predictions(config, asked, model)
         assert found.keys() == {prediction["sample_id"] for prediction in stored}
         for prediction in stored:
             item = found[prediction["sample_id"]]
             assert {key: item[key] for key in COMMON} == {key: prediction[key] for key in COMMON}
             assert item["log_likelihood"] == pytest.approx(of_answer(prediction), abs=TOLERANCE)
     if name == "vstar":  # its picture is larger than either budget: what was compared above depends on the pixels
-        shrunk = predictions(config, questions, name, sft, config.data.max_pixels, tmp_path)
+        shrunk = predictions(override(config, {"evaluation": {"max_pixels": config.data.max_pixels}}), asked, sft)
         assert abs(of_answer(shrunk[0]) - of_answer(stored[0])) > 10 * TOLERANCE
 
 
@@ -191,14 +201,11 @@ def published_questions(config: RunConfig, name: str, folder: Path) -> tuple[Dat
     return read(config, source, str(folder / f"{name}-questions"), lambda _: None), config
 
 
-def predictions(
-    config: RunConfig, questions: DatasetRecord, name: str, model: CheckpointRecord, most: int, folder: Path
-) -> list[dict[str, Any]]:
+def predictions(config: RunConfig, asked: Questions, model: CheckpointRecord) -> list[dict[str, Any]]:
     """What the evaluation stores, without Ray."""
-    job = EvaluationJob(questions, str(folder), model.fingerprint, (config.data.min_pixels, most), {})
-    Predictor(config, model.model_uri).predict(job, 0, [0, 1], "part.parquet")
-    table = pq.read_table(folder / "part.parquet")
-    return _with_predictions(table, table.to_pylist(), BENCHMARKS[name]).to_pylist()
+    worker = EvaluationWorker(config, model)
+    table = pa.Table.from_pylist(worker.work(worker.prepare(asked, Part("answers", (0, 1), 2))))
+    return with_predictions(table, table.to_pylist(), BENCHMARKS[asked.benchmark]).to_pylist()
 
 
 def of_answer(prediction: dict[str, Any]) -> float:
@@ -208,40 +215,40 @@ def of_answer(prediction: dict[str, Any]) -> float:
 
 
 def test_an_error_of_a_worker_is_the_users_own(ray_cluster: None, config, amvl, tmp_path) -> None:
-    rows = [row(f"test-{i}", 0, LATENT.num_slots + 1) for i in range(2)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    damaged = [replace(sample(f"test-{i}", i), images=(b"no picture",)) for i in range(2)]
+    pq.write_table(table(damaged), tmp_path / "test.parquet")
     shards = [Shard(file="test.parquet", split="test", rows=2, sha256="")]
-    wide = DatasetRecord(
-        uri=str(tmp_path), fingerprint="wide", schema_version=1, shards=shards, kept=2, dropped={}, reports=[]
+    record = DatasetRecord(
+        uri=str(tmp_path), fingerprint="damaged", schema_version=1, shards=shards, kept=2, dropped={}, reports=[]
     )
-    with pytest.raises(DataError, match=r"^test-\d: the sample has a block of 4 latent slots, the model has 3"):
-        ray_analysis.analyse(config, wide, amvl, str(tmp_path / "a"), "a", lambda _: None)
+    with pytest.raises(DataError):
+        ray_eval.analyse(config, record, amvl, Place(str(tmp_path / "a"), "a"), lambda _: None)
 
 
 def test_an_analysis_holds_what_its_tables_say(ray_cluster: None, config, dataset, amvl, root) -> None:
     uri = root / "analyse" / "a"
-    record = ray_analysis.analyse(config, dataset, amvl, str(uri), "a", lambda _: None)
+    record = ray_eval.analyse(config, dataset, amvl, Place(str(uri), "a"), lambda _: None)
     assert load_record(str(uri), AnalysisRecord) == record
     assert all((uri / name).exists() for name in record.files)
     assert {"geometry.png", "similarity.png", "sensitivity.png", "information.png", "occlusion.png"} <= {*record.files}
-    tables = analysis_files.read_tables(record)
-    assert tables["latents"].num_rows == record.n == ROWS
-    assert len(record.kl_per_slot) == len(record.similarity) == LATENT.num_slots
-    assert set(record.sensitivity) == {"image", "text"}
-    assert record.mutual_information <= np.log(record.candidates)
-    assert record.mutual_information <= record.mutual_information_upper
-    assert tables["occlusion"].num_rows == ray_analysis.HEAT_MAPS
+    tables, found = read_tables(record), Summary.of(record)
+    assert tables["latents"].num_rows == found.n == ROWS
+    assert len(found.kl_per_slot) == len(found.similarity) == LATENT.num_slots
+    assert set(found.sensitivity) == {"image", "text"}
+    assert found.mutual_information <= np.log(found.candidates)
+    assert found.mutual_information <= found.mutual_information_upper
+    assert tables["occlusion"].num_rows == HEAT_MAPS
     for name in ("geometry", "similarity", "sensitivity", "information", "occlusion"):
-        columns = analysis_files.data(record, name)
+        columns = AmvlAnalysis().data(record, tables, name)
         assert len({len(column) for column in columns.values()}) == 1
-    cells = analysis_files.data(record, "occlusion")
+    cells = AmvlAnalysis().data(record, tables, "occlusion")
     assert len(cells["shift"]) == sum(np.prod(row["shape"]) for row in tables["occlusion"].to_pylist())
 
 
 def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None:
     small = dataset.model_copy(update={"shards": [dataset.shards[0].model_copy(update={"rows": 1})]})
     with pytest.raises(DataError, match="swaps latents between at least 2"):
-        ray_analysis.faithfulness(config, [(small, str(root / "x"), "x")], amvl, [], lambda _: None)
+        list(ray_eval.faithfulness(config, [(small, Place(str(root / "x"), "x"))], amvl, [], lambda _: None))
 
 
 def test_the_command_leaves_published_benchmarks_to_a_run(

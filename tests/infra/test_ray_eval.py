@@ -37,9 +37,7 @@ def uninterrupted(data: DatasetRecord, ray_cluster: None, tmp_path_factory: pyte
 
     def kill_once(event: Progress) -> None:
         if event.done and not killed:
-            workers = [
-                p for p in psutil.Process().children(recursive=True) if "ray::Predictor" in " ".join(p.cmdline())
-            ]
+            workers = [p for p in psutil.Process().children(recursive=True) if "ray::Actor" in " ".join(p.cmdline())]
             assert len(workers) == 1
             killed.append(workers[0].pid)
             workers[0].kill()

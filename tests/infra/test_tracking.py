@@ -86,7 +86,7 @@ def test_a_run_holds_parameters_metrics_data_and_tables(
         tracker.reused(checkpoint(stage="sft"))
         tracker.evaluation(evaluation("amvl", 9))
         tracker.table("scores", {"task": ["a"], "n": [1]})
-        tracker.figure("figures/curves.png", figures.curves(tracker.history, ["amvl"]))
+        tracker.figure("figures/curves.png", figures.curves(tracker.history, tracked.stages))
     assert tracker.refused == []
     mlflow = client(tracked)
     run = mlflow.get_run(run_id)

@@ -1,20 +1,23 @@
-"""One evaluation actor without Ray: what it stores is enough to score without the model."""
+"""One evaluation worker without Ray: what it stores is enough to score without the model."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts.config import override
-from amvl_core.contracts.records import DatasetRecord, Shard
+from amvl_core.contracts.parts import Part
+from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, Shard
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.scoring import predictions, score_benchmark
+from amvl_core.eval.evaluation import EvaluationWorker
+from amvl_core.eval.questions import Questions
 from amvl_core.methods.amvl.presets import paper
-from infra.ray_eval import Job, Predictor
 from tests.shards import sample_of, table
 from tests.tiny import picture, stock_folder
 
@@ -31,16 +34,21 @@ def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys:
     )
     config = override(paper(), {"model": {"base": stock_folder()}, "evaluation": {"max_new_tokens": 2}})
     pixels = (config.data.min_pixels, 2 * config.data.min_pixels)
-    job = Job(dataset, str(tmp_path), "base", pixels, {"easy_vqa/color": ["blue", "red"]})
-    path = tmp_path / "predictions.parquet"
-    assert Predictor(config, None).predict(job, 7, [0, 1], path.name) == 7
+    config = override(config, {"data": {"max_pixels": pixels[1]}})
+    asked = Questions(dataset, TEST_SPLIT, {"easy_vqa/color": ["blue", "red"]})
+    worker, path = EvaluationWorker(config, None), tmp_path / "predictions.parquet"
+    pq.write_table(pa.Table.from_pylist(worker.work(worker.prepare(asked, Part("answers", (0, 1), 1)))), path)
     rows = predictions(str(path), "easy_vqa")
     assert [(row["sample_id"], row["task"], row["answer"]) for row in rows] == [
         (f"easy_vqa/{i}", "easy_vqa/color", "red") for i in range(2)
     ]
     first = pq.read_table(path).to_pylist()[0]
     assert (first["min_pixels"], first["max_pixels"], first["dtype"]) == (*pixels, "float32")
-    assert (first["prompt"], first["checkpoint"], first["dataset"]) == ("<image>What colour is it?", "base", "d")
+    assert (first["prompt"], first["checkpoint"], first["dataset"]) == (
+        "<image>What colour is it?",
+        stock_folder(),
+        "d",
+    )
     found = score_benchmark(BENCHMARKS["easy_vqa"], rows)
     assert list(found) == ["exact match", "unwrapped", "likelihood"]
     likelier = [json.loads(row["log_likelihoods"]) for row in rows]
