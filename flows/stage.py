@@ -30,12 +30,14 @@ def finished_or(
     make: Callable[[], R],
     found: Callable[[R], object] = lambda record: None,
     valid: Callable[[R], bool] = lambda record: True,
+    about: Callable[[R], str] | None = None,
 ) -> R:
     """The record at `where`, or what `make` gives; `found` is told of one that is there.
 
-    One that is not `valid` any more is made again.
+    One that is not `valid` any more is made again. The log calls a record that is reused by `name` and fingerprint,
+    or says what `about` gives.
     """
-    (record,) = all_finished_or(name, [where], kind, lambda missing: [make()], found, valid)
+    (record,) = all_finished_or(name, [where], kind, lambda missing: [make()], found, valid, about)
     return record
 
 
@@ -46,12 +48,13 @@ def all_finished_or(
     make: Callable[[list[Place]], Iterable[R]],
     found: Callable[[R], object] = lambda record: None,
     valid: Callable[[R], bool] = lambda record: True,
+    about: Callable[[R], str] | None = None,
 ) -> list[R]:
     """The same for several; `make` is given the places of those that are missing, and gives them in that order."""
     there: dict[Place, R] = {}
     for where in places:
         if (record := load_record(where.uri, kind)) is not None and valid(record):
-            get_run_logger().info("%s: reused %s", name, where.fingerprint)
+            get_run_logger().info("%s", about(record) if about else f"{name}: reused {where.fingerprint}")
             found(record)
             there[where] = record
     if missing := [where for where in places if where not in there]:

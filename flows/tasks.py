@@ -144,7 +144,11 @@ def evaluate(
 
             yield from ray_eval.evaluate(config, [(places[where], where) for where in missing], model, on_progress)
 
-    records = all_finished_or(f"evaluate {name}", list(places), EvalRecord, make)
+    def about(record: EvalRecord) -> str:
+        on = "" if record.benchmark == TEST_SPLIT else f" on {record.benchmark}"
+        return f"evaluate {name}{on}: reused {record.fingerprint}"
+
+    records = all_finished_or(f"evaluate {name}", list(places), EvalRecord, make, about=about)
     for record in records:
         tracker.evaluation(record)
     return records
@@ -186,7 +190,10 @@ def faithfulness(
             todo = [(places[where], where) for where in missing]
             yield from ray_eval.faithfulness(config, todo, model, controls, on_progress)
 
-    records = all_finished_or(f"faithfulness {model.stage}", list(places), FaithfulnessRecord, make)
+    def about(record: FaithfulnessRecord) -> str:
+        return f"faithfulness {model.stage} on {record.benchmark}: reused {record.fingerprint}"
+
+    records = all_finished_or(f"faithfulness {model.stage}", list(places), FaithfulnessRecord, make, about=about)
     for record in records:
         _show_faithfulness(record, tracker)
     return records
@@ -308,7 +315,10 @@ def register(
         )
         return record
 
-    return finished_or("register", where, ModelRecord, make, valid=partial(registry.is_current, config))
+    def about(record: ModelRecord) -> str:
+        return f"register: reused models:/{record.name}/{record.version}"
+
+    return finished_or("register", where, ModelRecord, make, valid=partial(registry.is_current, config), about=about)
 
 
 def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:

@@ -198,6 +198,8 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
     assert second.stderr.count("reused") == 14
+    for line in ("evaluate amvl: ", "evaluate amvl on blink: ", "faithfulness amvl on blink: ", "register: "):
+        assert second.stderr.count(f"{line}reused") == 1
     assert "models:/amvl/1 (champion" in second.stdout
     assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
 

@@ -17,7 +17,7 @@ def reporter(caplog: pytest.LogCaptureFixture) -> tuple[Reporter, Tracker, list[
 
 
 def event(done: int, **fields: object) -> Progress:
-    return Progress("amvl", done, 100, "steps", 60.0, **fields)  # type: ignore[arg-type]
+    return Progress("amvl", done, 100, "steps", 60.0, columns={"loss": ("loss",)}, **fields)  # type: ignore[arg-type]
 
 
 def test_every_metric_is_tracked_and_the_line_is_shown_now_and_then(reporter, caplog) -> None:
