@@ -21,7 +21,7 @@ def test_both_stages_run_and_are_measured(tmp_path) -> None:
         "stages": {stage: {"steps": 3, "global_batch": 8, "micro_tokens": 512} for stage in demo().stages},
         "trainer": {"log_every": 1, "checkpoint_every": 1000},
     }
-    record = write(str(tmp_path / "data"), [[row(number, slots=LATENT.num_slots) for number in range(70)]])
+    record = write(str(tmp_path / "data"), [[row(number) for number in range(70)]])
     found = measure(override(demo(), changes), record, str(tmp_path))
     assert 0 <= found["data_wait_share"] < 1
     assert found["padding_waste"] == 0
