@@ -94,7 +94,7 @@ def apply(tmp_path: Path) -> Callable[[str], Path]:
 
     def changed(section: str) -> Path:
         tree = tmp_path / "tree"
-        for name in ("amvl_core", "data_prep", "tests"):
+        for name in ("amvl_core", "benchmarks", "data_prep", "tests"):
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         done = subprocess.run(["git", "apply", "-"], cwd=tree, input=CHANGES[section], text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
