@@ -20,7 +20,9 @@ from prefect import Flow
 from prefect.artifacts import Artifact, LinkArtifact, MarkdownArtifact, ProgressArtifact, TableArtifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.context import FlowRunContext
 from prefect.events import Event
+from prefect.events.related import object_as_related_resource
 from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import set_api_log_sink
@@ -58,6 +60,7 @@ class Outbox:
         set_api_log_sink(self._take_log)
         # The one client of Prefect's that hands events on; it would drop the events of a client that it does not know.
         EventsWorker.set_client_override(ProcessPoolForwardingEventsClient, event_queue=self)
+        EventsWorker.attach_related_resources_from_context = _attach_related
         self._thread = threading.Thread(target=self._send_all, name="amvl-prefect", daemon=True)
         self._thread.start()
         atexit.register(self._last_lines)
@@ -136,6 +139,22 @@ class Outbox:
 
 
 OUTBOX = Outbox()
+_attach_with_lookups = EventsWorker.attach_related_resources_from_context
+
+
+async def _attach_related(worker: EventsWorker, event: Event) -> None:
+    """Names what the event belongs to. Prefect asks the server for it, and drops the event where that does not answer.
+
+    The flow run is known here, and is what the server needs to find the run of a task again.
+    """
+    try:
+        await _attach_with_lookups(worker, event)
+    except httpx.HTTPError:
+        context = FlowRunContext.get()
+        if context is not None and context.flow_run is not None:
+            related = object_as_related_resource("flow-run", "flow-run", context.flow_run)
+            if related.id not in {resource.id for resource in event.involved_resources}:
+                event.related.append(related)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(240)
 RUN = """
 import sys
 from prefect import flow, get_run_logger, task
+from prefect.events.related import RESOURCE_CACHE
 from flows import outbox
 from flows.run import quiet
 
@@ -38,6 +39,7 @@ def ask(text):
 def run(name):
     with outbox.sending():
         ask("started")
+        RESOURCE_CACHE.clear()  # as where the server goes before Prefect asked it anything
         work(name)
         ask("worked")
     return name
