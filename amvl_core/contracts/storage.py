@@ -96,11 +96,11 @@ class RemoteFile(io.RawIOBase):
         self._uri, self._file = uri, file
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true: the store opens it for reading."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true: the store reads from any byte on."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

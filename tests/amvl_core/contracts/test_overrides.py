@@ -36,8 +36,8 @@ def test_json_or_dotted_path() -> None:
             {"stages": {"amvl": {"method": {"kind": "amvl", "beta_max": 2, "gamma_max": 1}}}},
         ),
         (
-            ['data.layout={"kind": "replace_steps", "steps": 2}', 'data.layout={"kind": "before_steps"}'],
-            {"data": {"layout": {"kind": "before_steps"}}},
+            ['stages.amvl.method={"kind": "amvl", "beta_max": 2}', 'stages.amvl.method={"kind": "pause"}'],
+            {"stages": {"amvl": {"method": {"kind": "pause"}}}},
         ),
         (['evaluation.controls=["sft"]', "evaluation.controls=[]"], {"evaluation": {"controls": []}}),
         (["seed=3", "seed=4"], {"seed": 4}),
