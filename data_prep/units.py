@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import DataConfig, MicroworldSource, Source
 from amvl_core.contracts.errors import StorageError, shortened
+from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, NOTES, DroppedExample, Shard, SourceReport
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Region, Split, StoredSample, reply
 from data_prep import microworld
@@ -77,10 +78,8 @@ def unit_name(split: Split, number: int) -> str:
     return shard_name(split, number).removesuffix(".parquet")
 
 
-class UnitRecord(BaseModel):
+class UnitRecord(Frozen):
     """What became of a unit, written beside its shard. `shard` is None where no row was kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: Split
     number: int

@@ -18,16 +18,7 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig, configurations
 
 MicroworldTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
-MICROWORLD_TASKS: tuple[MicroworldTask, ...] = (
-    "colour",
-    "shape",
-    "count",
-    "compare",
-    "relation",
-    "odd_one_out",
-    "jigsaw",
-    "maze",
-)
+MICROWORLD_TASKS: tuple[MicroworldTask, ...] = get_args(MicroworldTask)
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -1,4 +1,4 @@
-"""What every configuration model is."""
+"""What every configuration and every record is."""
 
 from __future__ import annotations
 

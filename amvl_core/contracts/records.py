@@ -13,10 +13,11 @@ import math
 from collections import Counter
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError, StorageError, shortened
+from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.sample import Split
 
 RECORD_NAME = "record.json"
@@ -31,10 +32,8 @@ NOTES = 20
 """Of a source, the commonest: a file may have another field in each of its rows."""
 
 
-class Record(BaseModel):
+class Record(Frozen):
     """Base of all records: frozen, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str
     fingerprint: str
@@ -47,10 +46,8 @@ class Place(NamedTuple):
     fingerprint: str
 
 
-class Shard(BaseModel):
+class Shard(Frozen):
     """One Parquet file of a dataset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     split: Split
@@ -58,22 +55,18 @@ class Shard(BaseModel):
     sha256: str
 
 
-class DroppedExample(BaseModel):
+class DroppedExample(Frozen):
     """A sample that was not kept, for the report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sample_id: Annotated[str, AfterValidator(shortened)]
     detail: Annotated[str, AfterValidator(shortened)]
 
 
-class SourceReport(BaseModel):
+class SourceReport(Frozen):
     """What one source gave: `read == kept + sum(dropped.values())`, always.
 
     `notes` count what was passed over in rows that may be kept all the same, such as a field that nothing reads.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     split: Split
@@ -81,7 +74,7 @@ class SourceReport(BaseModel):
     kept: int
     dropped: dict[str, int]
     examples: dict[str, list[DroppedExample]]
-    notes: dict[str, int] = {}
+    notes: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> SourceReport:
@@ -156,13 +149,11 @@ class CheckpointRecord(Record):
         return storage.join(self.uri, "model")
 
 
-class TaskScore(BaseModel):
+class TaskScore(Frozen):
     """Accuracy on one task with its 95 % interval, and what always giving the commonest answer scores.
 
     The commonest answer is that of the training split, or of a published benchmark itself, which has none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     n: int
@@ -173,10 +164,8 @@ class TaskScore(BaseModel):
     majority: float
 
 
-class MetricScore(BaseModel):
+class MetricScore(Frozen):
     """A metric of a benchmark over `n` items with its 95 % interval (`eval/significance.py`), all shares of 1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: str
     n: int
@@ -185,13 +174,11 @@ class MetricScore(BaseModel):
     high: float
 
 
-class ReadingScore(BaseModel):
+class ReadingScore(Frozen):
     """Every metric under one way of reading the answers, and how many items that way did not decide.
 
     `unanswered` items are wrong; `drawn` ones have a fixed option in the place of a harness's random one.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reading: str
     scores: list[MetricScore]
@@ -233,15 +220,13 @@ NO_BLOCK = "no block"
 """The question without its latent block."""
 
 
-class VariantScore(BaseModel):
+class VariantScore(Frozen):
     """A model with its latents changed in one way, against the same model with its prior's means, on the same items.
 
     Shares of 1; `log_likelihood` is the mean over items of log p(y | question, latents) in nats, y being all tokens
     that the model is trained to write. Intervals are 95 %; differences are to the unchanged model, paired by item;
     `p_value` is that of `test` on the accuracies, `log_likelihood_p` that of random sign flips on the log-likelihoods.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str
     n: int
@@ -316,7 +301,7 @@ class ReportRecord(Record):
     run_id: str
 
 
-class SeedScores(BaseModel):
+class SeedScores(Frozen):
     """What the seeds of one row score on one benchmark of `n` items; shares of 1, intervals 95 %.
 
     `accuracies` has one entry per seed that finished (none for the base model, which is one). `mean` is over seeds and
@@ -324,8 +309,6 @@ class SeedScores(BaseModel):
     items with the seeds of an item together. `difference` is to the headline row on the same items and seeds (None
     where there is nothing to compare), `p_value` that of `test`, paired by item.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     accuracies: dict[int, float]
     n: int

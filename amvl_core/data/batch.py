@@ -32,10 +32,14 @@ class Batch:
     image_grid_thw: Tensor | None
 
     @property
+    def label_counts(self) -> list[int]:
+        """Of each sample, the tokens that the next-token loss is taken on. Nothing predicts a sample's first token."""
+        return [int((labels_N[1:] != IGNORED).sum()) for labels_N in self.labels_N.split(self.lengths)]
+
+    @property
     def num_label_tokens(self) -> int:
-        """The number of tokens that the next-token loss is taken on. Nothing predicts a sample's first token."""
-        first = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
-        return int((self.labels_N != IGNORED).sum() - (self.labels_N[first] != IGNORED).sum())
+        """The tokens of all samples that the next-token loss is taken on."""
+        return sum(self.label_counts)
 
     @property
     def num_tokens(self) -> int:

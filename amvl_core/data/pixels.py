@@ -81,7 +81,7 @@ def read(data: bytes, use: Callable[[Image.Image, bytes], T]) -> T:
             return _opened(data, use)
         except (PictureError, MemoryError):
             raise
-        except Exception:
+        except Exception:  # whatever a decoder raised, damaged metadata may be the reason
             bare = _without_metadata(data)
             if bare == data:
                 raise
@@ -145,6 +145,8 @@ def exif_orientation(image: Image.Image) -> int:
         image.load()  # it may say so behind its pixels
     try:
         found = image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # damaged Exif data raise as the decoders do
         return 1
     return found if found in _UPRIGHT else 1

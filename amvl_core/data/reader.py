@@ -112,14 +112,19 @@ class ShardReader:
 
     def _file(self, file: int) -> pq.ParquetFile:
         if file not in self._files:
-            fs, path = storage.filesystem(self.uris[file])
             try:
-                # Over a network a row group's columns are asked for in one piece, and nothing is read ahead.
-                source = path if self.disk is None else fs.open(path, "rb", cache_type="none")
+                source = self._source(self.uris[file])
                 self._files[file] = pq.ParquetFile(source, pre_buffer=self.disk is not None)
             except (OSError, pa.ArrowInvalid) as error:
                 raise StorageError(f"{self.uris[file]} cannot be read ({error}); prepare the data again") from error
         return self._files[file]
+
+    def _source(self, uri: str) -> str | storage.RemoteFile:
+        fs, path = storage.filesystem(uri)
+        if self.disk is None:
+            return path
+        with storage.reaching(uri, "read"):  # a row group's columns are asked for in one piece, nothing is read ahead
+            return storage.RemoteFile(uri, fs.open(path, "rb", cache_type="none"))
 
     def _group(self, file: int, group: int) -> pa.Table:
         key = (file, group)

@@ -10,7 +10,7 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import collate
-from amvl_core.data.encode import IGNORED, Encoder, laid_out
+from amvl_core.data.encode import Encoder, laid_out
 from amvl_core.eval.benchmarks.prepared import question_images
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.losses import token_losses
@@ -32,8 +32,7 @@ class Control:
         texts = self.answerer.answer(images, questions, max_new_tokens)
         batch = collate([laid_out(self.encoder, self.method.config, self.latent, item) for item in items])
         logits_NV, labels_N = self.method.logits(batch)
-        counts = torch.tensor([int((labels[1:] != IGNORED).sum()) for labels in batch.labels_N.split(batch.lengths)])
-        sample_N = torch.arange(len(items)).repeat_interleave(counts).to(labels_N.device)
+        sample_N = torch.arange(len(items)).repeat_interleave(torch.tensor(batch.label_counts)).to(labels_N.device)
         scores = sums(-token_losses(logits_NV, labels_N), sample_N, len(items))
         found = zip(items, texts, scores, strict=True)
         return [ProbeAnswer(item.sample_id, label, text, score) for item, text, score in found]

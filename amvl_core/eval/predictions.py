@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from amvl_core.contracts import storage
-from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.records import EvalRecord
 from amvl_core.eval.benchmarks import benchmark_of
 from amvl_core.eval.benchmarks.scoring import compare_checkpoints, predictions
 from amvl_core.eval.significance import Comparison
+from amvl_core.eval.stored import read_table
 
 SAMPLES_PER_TASK = 12
 COLUMNS = ("task", "sample_id", "prompt", "answer", "prediction", "correct", "raw_output")
@@ -17,9 +16,7 @@ COLUMNS = ("task", "sample_id", "prompt", "answer", "prediction", "correct", "ra
 
 def sample(record: EvalRecord) -> dict[str, list[Any]]:
     """The first predictions of every task, wrong ones first, as columns."""
-    fs, path = storage.filesystem(record.predictions_uri)
-    with fs.open(path, "rb") as file:
-        rows = ParquetStream(file).read(COLUMNS).to_pylist()
+    rows = read_table(record.predictions_uri, COLUMNS).to_pylist()
     kept: list[dict[str, Any]] = []
     for task in sorted({row["task"] for row in rows}):
         of_task = sorted((row for row in rows if row["task"] == task), key=lambda row: row["sample_id"])

@@ -58,4 +58,6 @@ class Readers:
         self._found: dict[str, ShardReader] = {}
 
     def __getitem__(self, asked: Questions) -> ShardReader:
-        return self._found.setdefault(asked.dataset.uri, ShardReader(asked.dataset, "test"))
+        if asked.dataset.uri not in self._found:
+            self._found[asked.dataset.uri] = ShardReader(asked.dataset, "test")
+        return self._found[asked.dataset.uri]

@@ -7,7 +7,7 @@ Z is its word for "none of the options".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from amvl_core.eval.extract import NOTHING, Extraction
 
@@ -74,58 +74,7 @@ def visual_puzzles(text: str, options: Mapping[str, str]) -> Extraction:
     return Extraction(found[-1].upper() if found else NO_OPTION)
 
 
-# --- the matcher of its spatial benchmarks ---
-
-_ZERO_WIDTH = re.compile("[\u200b\u200c\u200d\ufeff]")
-_LETTERS, _DEFAULT_LETTERS = "ABCDEFGHIJ", "ABCDEF"
-_OPEN, _CLOSE = r"[([{（【]?\s*", r"\s*[)\]}）】]?"
-_TAGGED = re.compile(r"<\s*answer\b[^>]*>\s*([A-J]).*?<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
-_LISTED = re.compile(r"^[*_>\-\s]*(?:option|选项)\s+[A-J]\s*[:：]", re.IGNORECASE)
-_ALONE = re.compile(r"[*_`>（）\[\]【】()]*\s*([A-F])\s*[*_`（）\[\]【】()]*", re.IGNORECASE)
-_LABEL = re.compile(r"([A-F])\s*[.．:：)\]】、-]\s+", re.IGNORECASE)
-_INLINE = re.compile(r"(?<![A-Za-z])[*_`（\[{(]*\s*([A-F])\s*[*_`）\]})]*(?=$|[\s.,:;!?)\]】》」』，。；、：）])")
-_CONCLUSIONS = (
-    r"final\s*answer|the\s*answer\s*is|answer(?:\s*is)?|correct\s*answer|"
-    r"答案|最终答案|结论|所以|因此|我选(?:择)?|选择|选"
-)
-_TAIL_CHARACTERS, _TAIL_LINES = 800, 6
-
-
-def match_option(text: str, options: Mapping[str, str]) -> Extraction:
-    """Tagged answer, letter before a closing tag, last lines, concluding phrase, only capital: the first that hits.
-
-    `options` narrows the letters as upstream's `choices` does; without any they are A to F.
-    """
-    said = _ZERO_WIDTH.sub("", text.strip())
-    letters = "".join(letter for letter in _LETTERS if letter in options) or _DEFAULT_LETTERS
-    if tagged := _TAGGED.search(said):
-        return Extraction(tagged[1].upper())
-    for tag in ("answer", "think"):
-        closing = rf"(?<![A-Za-z]){_OPEN}([{letters}]){_CLOSE}\s*</\s*{tag}\s*>"
-        if found := re.search(closing, said[-_TAIL_CHARACTERS:], re.IGNORECASE):
-            return Extraction(found[1].upper())
-    for part in (after_thought(said), said[-_TAIL_CHARACTERS:]):
-        if picked := _from_lines(part.splitlines()[-_TAIL_LINES:]):
-            return Extraction(picked)
-    concluded = rf"(?:{_CONCLUSIONS})\s*[:：>＝=]?\s*{_OPEN}([{letters}]){_CLOSE}(?:\b|[.)、。])"
-    if found := re.search(concluded, said, re.IGNORECASE):
-        return Extraction(found[1].upper())
-    rest = "\n".join(line for line in said.splitlines() if not _LISTED.search(line))
-    capitals = set(re.findall(rf"(?<![A-Za-z]){_OPEN}([{letters}]){_CLOSE}(?![A-Za-z])", rest))
-    return Extraction(capitals.pop()) if len(capitals) == 1 else NOTHING
-
-
-def _from_lines(lines: Sequence[str]) -> str | None:
-    """From the last line back: a letter alone, as a label, or the only capital; lines that list options are skipped."""
-    for line in reversed([line.strip() for line in lines if line.strip()]):
-        if _LISTED.search(line):
-            continue
-        if found := _ALONE.fullmatch(line) or _LABEL.match(line):
-            return found[1].upper()
-        inline = set(_INLINE.findall(line))
-        if len(inline) == 1:
-            return str(inline.pop())
-    return None
+# --- what its readings share ---
 
 
 def after_thought(text: str) -> str:

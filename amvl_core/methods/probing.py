@@ -36,7 +36,7 @@ class Prober(Protocol):
         """
 
     def analyse(self, kind: str, items: Sequence[StoredSample], seed: int, rows: int) -> list[dict[str, Any]]:
-        """One part of the method's analysis (`MethodConfig.analyses`), `rows` sequences at a time: its table's rows."""
+        """One part of the method's analysis (`Analysis.parts`), `rows` sequences at a time: its table's rows."""
 
 
 def sums(value_N: Tensor, sample_N: Tensor, samples: int) -> list[float]:

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import torch as safetensors
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import CheckpointError, StorageError
+from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.progress import Progress
 from amvl_core.train.engine import Engine
 from amvl_core.train.optimizer_state import Piece
@@ -43,20 +44,16 @@ SHARD_SIZE = "5GB"
 """The size of the safetensors files that a stage leaves."""
 
 
-class Stored(BaseModel):
+class Stored(Frozen):
     """A file of a checkpoint; `pieces` are first element, one past the last, and updates of each parameter in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int
     sha256: str
     pieces: dict[str, tuple[int, int, float]]
 
 
-class Marker(BaseModel):
+class Marker(Frozen):
     """`complete.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     world_size: int

@@ -8,13 +8,13 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from amvl_core.backbones.loading import model_folder, set_pixel_budget
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.progress import Advice, Progress, ProgressFn
 from amvl_core.contracts.records import (
     CHECKPOINTS,
@@ -37,13 +37,11 @@ from amvl_core.train.steplog import Pace, StepLog
 from amvl_core.train.watch import Skips, watches
 
 
-class TrainJob(BaseModel):
+class TrainJob(Frozen):
     """All that a worker needs to know. It crosses process borders as JSON.
 
     `start_from` is the folder or Hub id of the weights, `parent` the fingerprint of the checkpoint they belong to.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: RunConfig
     stage: str

@@ -101,14 +101,14 @@ def images(cell: Any) -> tuple[bytes, ...]:
     return (image(cell),)
 
 
-def resolved(uri: str, key: str = "index") -> Iterator[dict[str, Any]]:
+def resolved(uri: str) -> Iterator[dict[str, Any]]:
     """`rows(uri)` with an image cell that only names another row replaced by that row's, wherever it stands.
 
     Only images that are named are kept, so a file without such cells is read twice but never held. A cell that names
     no row stays, and is dropped when it is decoded.
     """
     named = {row["image"] for row in rows(uri) if _names_a_row(row)}
-    held = {str(row[key]): row["image"] for row in rows(uri) if str(row.get(key)) in named} if named else {}
+    held = {str(row["index"]): row["image"] for row in rows(uri) if str(row.get("index")) in named} if named else {}
     for row in rows(uri):
         yield {**row, "image": held.get(row["image"], "")} if _names_a_row(row) else row
 

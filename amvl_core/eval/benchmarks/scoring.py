@@ -80,13 +80,13 @@ def likeliest(row: Mapping[str, Any]) -> Extraction | None:
     return Extraction(candidates[scores.index(max(scores))])
 
 
-def score_benchmark(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Reading]:
+def score_benchmark(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]]) -> dict[str, Reading]:
     """Every metric under every way of reading that applies to some of the rows."""
     result = {}
     for name, reader in readers(benchmark).items():
         scored, unanswered, drawn = outcomes(reader, rows)
         if scored or name != LIKELIHOOD:
-            scores = {metric: estimate(units(scored), seed) for metric, units in benchmark.metrics.items()}
+            scores = {metric: estimate(units(scored)) for metric, units in benchmark.metrics.items()}
             result[name] = Reading(scores, unanswered, drawn)
     return result
 
@@ -96,7 +96,6 @@ def compare_checkpoints(
     first: Sequence[Mapping[str, Any]],
     second: Sequence[Mapping[str, Any]],
     reading: str = OURS,
-    seed: int = 0,
 ) -> list[tuple[str, Comparison]]:
     """Every metric that has items, paired by item, under one way of reading.
 
@@ -105,7 +104,7 @@ def compare_checkpoints(
     reader = readers(benchmark)[reading]
     before, after = (outcomes(reader, rows)[0] for rows in (first, second))
     pairs = ((name, units(before), units(after)) for name, units in benchmark.metrics.items())
-    return [(name, compare(mine, theirs, seed)) for name, mine, theirs in pairs if mine or theirs]
+    return [(name, compare(mine, theirs)) for name, mine, theirs in pairs if mine or theirs]
 
 
 def score_table(benchmark: Benchmark, found: Mapping[str, Reading]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,8 +13,9 @@ from torch.nn import functional
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
+from amvl_core.methods.amvl.analysis.geometry import ACTIVE_VARIANCE
 from amvl_core.methods.amvl.config import AmvlMethod
-from amvl_core.methods.amvl.gaussian import Gaussian
+from amvl_core.methods.amvl.gaussian import Gaussian, keyed_generator
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
 from amvl_core.methods.amvl.prefix import Passes, find_blocks, run_passes
@@ -24,9 +24,6 @@ from amvl_core.methods.loading import block_ids
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.methods.probing import Prober
-
-ACTIVE_VARIANCE = 0.01
-"""A latent dimension is active where the variance of its posterior mean over samples is larger (Burda et al. 2016)."""
 
 
 class Amvl(Method):
@@ -166,8 +163,7 @@ def latent_noise(clock: Clock, sample_ids: list[str], draws: int, like_BKZ: Tens
     """
     rows = []
     for sample_id in sample_ids:
-        key = hashlib.sha256(f"{clock.seed}/{clock.step}/{sample_id}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        generator = keyed_generator(clock.seed, clock.step, sample_id)
         rows.append(torch.stack([torch.randn(like_BKZ.shape[1:], generator=generator) for _ in range(draws)]))
     return torch.stack(rows, 1).to(like_BKZ)
 

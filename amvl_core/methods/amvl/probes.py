@@ -10,7 +10,6 @@ dimensions.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoded, Encoder, laid_out
 from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.gaussian import keyed_generator
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.prefix import ContextRow, decode, decode_without_block, read
 from amvl_core.methods.losses import token_losses
@@ -68,11 +68,7 @@ class Prober:
         seed: int,
         only: Sequence[str] = (),
     ) -> list[ProbeAnswer]:
-        """Every variant (`only` these, where given) on every item, in order of variants.
-
-        Item i is given the latents of item i + 1 in the swap, and the last one those of `donor`. Noise is keyed by
-        `seed` and the item, so nothing depends on what is asked together.
-        """
+        """As `Prober`. Noise is keyed by `seed` and the item, so nothing depends on what is asked together."""
         batch, reading = self.read(items)
         donor_1KZ = self.read([donor])[1].prior.mean  # and nothing else of it: its keys and values are large
         donors_BKZ = torch.cat([reading.prior.mean[1:], donor_1KZ])
@@ -218,18 +214,13 @@ def variants(reading: ContextRow, donors_BKZ: Tensor, sample_ids: Sequence[str],
     return [*found, Variant(NO_BLOCK, None)]
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-
-
 def _noise(seed: int, name: str, like_KZ: Tensor) -> Tensor:
-    return torch.randn(like_KZ.shape, generator=_generator(seed, name)).to(like_KZ)
+    return torch.randn(like_KZ.shape, generator=keyed_generator(seed, name)).to(like_KZ)
 
 
 def _moved(seed: int, name: str, slots: int) -> list[int]:
     """A random order of the slots in which none stays: each goes to the next place of one random cycle."""
-    cycle = torch.randperm(slots, generator=_generator(seed, f"shuffled/{name}")).tolist()
+    cycle = torch.randperm(slots, generator=keyed_generator(seed, "shuffled", name)).tolist()
     order = [0] * slots
     for here, there in zip(cycle, cycle[1:] + cycle[:1], strict=True):
         order[here] = there

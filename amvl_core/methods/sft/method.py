@@ -46,8 +46,7 @@ class Sft(Method):
 
 def _finite(batch: Batch, losses_N: Tensor) -> list[bool]:
     """Of each sample, whether the losses of its label tokens are finite."""
-    counts = [int((labels_N[1:] != IGNORED).sum()) for labels_N in batch.labels_N.split(batch.lengths)]
-    return [bool(part.isfinite().all()) for part in losses_N.split(counts)]
+    return [bool(part.isfinite().all()) for part in losses_N.split(batch.label_counts)]
 
 
 METHOD = Sft

@@ -202,8 +202,6 @@ def test_rules_of_vlmevalkit() -> None:
     assert vlmevalkit.infer_option("The answer is any of them, A or B", COLOURS) == Extraction("A")
     assert vlmevalkit.infer("it is blue", COLOURS) == Extraction("B")
     assert vlmevalkit.infer("it is blue " + 40 * "x", COLOURS) == Extraction(None)
-    assert vlmevalkit.match_option("E", {}) == Extraction("E")
-    assert vlmevalkit.match_option("the answer is clearly the first", {}) == Extraction(None)
     assert vlmevalkit.visual_puzzles("Answer: (B)", COLOURS) == Extraction("Z")
     assert vlmevalkit.visual_puzzles("non_answer: B", COLOURS) == Extraction("Z")
 

@@ -25,7 +25,6 @@ WITHOUT_TEXTS: dict[str, tuple[Extractor, dict[str, str]]] = {
     "lmms_mmvp": (lmms_eval.mmvp, ABCD),
     "lmms_hrbench_can_infer_option": (lmms_eval.hrbench_option, ABCD),
     "vlmeval_can_infer_option": (vlmevalkit.infer_option, ABCD),
-    "vlmeval_can_match_option": (vlmevalkit.match_option, {}),
     "vlmeval_visualpuzzles": (vlmevalkit.visual_puzzles, ABCD),
 }
 WITH_TEXTS: dict[str, Extractor] = {

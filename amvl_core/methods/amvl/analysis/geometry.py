@@ -18,6 +18,7 @@ TABLE_7 = {
 """The paper's values, of a 7B model with k = 8 and d = 512."""
 
 ACTIVE_VARIANCE = 0.01
+"""A latent dimension is active where the variance of its posterior mean over samples is larger (Burda et al. 2016)."""
 
 
 class Latents(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import collate
+from amvl_core.methods.amvl.gaussian import keyed_generator
 from amvl_core.methods.amvl.prefix import read
 from amvl_core.methods.amvl.probes import Prober
 
@@ -64,5 +64,4 @@ def question_columns(ids: Sequence[int], template: Sequence[int]) -> range:
 
 
 def _order(seed: int, name: str, size: int) -> Tensor:
-    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.randperm(size, generator=torch.Generator().manual_seed(int.from_bytes(key[:7], "big")))
+    return torch.randperm(size, generator=keyed_generator(seed, name))
