@@ -93,7 +93,10 @@ class MethodConfig(Frozen):
 
     @classmethod
     def control(cls, config: RunConfig) -> tuple[str, RunConfig] | None:
-        """A run without latents to hold `config` against, and what tables call it. None: this method is no control."""
+        """A run without latents to hold `config` against, and what tables call it. None: this method is no control.
+
+        The faithfulness suite asks the trained control for `logits(batch)`, as `Sft` gives them.
+        """
         return None
 
     @classmethod

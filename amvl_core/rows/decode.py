@@ -2,7 +2,7 @@
 
 The prompts (images, latent block and all) run once and leave their keys and values. Greedy decoding goes on from there
 with the rows that have not ended yet; the candidates of a question are so many short continuations of the same prompt,
-run side by side in one pass. The model is a stock Qwen2.5-VL one or AMVL's.
+run side by side in one pass. The model is a stock one or a method's.
 
 Shape suffixes: B prompts, T prompt columns (padded on the left), S columns of the cache, M columns of continuations,
 N continued tokens of all prompts, V vocabulary.
@@ -34,7 +34,7 @@ class Prefilled:
 
 
 def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefilled:
-    """Runs the processor's `inputs`, padded on the left; `latent` are AMVL's own arguments (tau, latent_noise)."""
+    """Runs the processor's `inputs`, padded on the left; `latent` are arguments of the method's own model."""
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
     positions_3BT = backbone_of(model).positions(model, ids_BT, inputs.get("image_grid_thw"), mask_BT)
     output = model(**inputs, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)

@@ -13,7 +13,6 @@ from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import files
 from amvl_core.eval.benchmarks.benchmark import (
     Benchmark,
-    Outcome,
     Question,
     SkippedQuestion,
     convert,
@@ -84,14 +83,6 @@ def task_of(idx: str) -> str:
 def short_answer(options: Mapping[str, str]) -> str:
     """lmms-eval's first line, which names the letters there are."""
     return f"Note: You only need to respond with {', '.join(options)} without providing any additional information.\n"
-
-
-def published(predictions: Mapping[str, str], answers: Mapping[str, str]) -> list[Outcome]:
-    """The official scoring of published predictions, idx -> "(A)": right where the two texts are equal.
-
-    A prediction that repeats the option ("(C) Point C") is wrong, and so is one that is missing.
-    """
-    return [Outcome(idx, task_of(idx), "", "", predictions.get(idx) == right) for idx, right in answers.items()]
 
 
 BLINK = Benchmark(

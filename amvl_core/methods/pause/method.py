@@ -16,7 +16,7 @@ class Pause(Sft):
 
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
-        """The stock Qwen2.5-VL model with rows for the block's tokens."""
+        """The stock model with rows for the block's tokens."""
         return load_stock(folder, processor, slot_tokens(latent), **kwargs)
 
     def new_token_rows(self) -> list[int]:

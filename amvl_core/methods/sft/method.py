@@ -22,7 +22,7 @@ class Sft(Method):
 
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
-        """The stock Qwen2.5-VL model."""
+        """The stock model."""
         return load_stock(folder, processor, None, **kwargs)
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from amvl_core.eval import lmms_eval, vlmevalkit
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.blink import SEVEN, SIZES, published
+from amvl_core.eval.benchmarks.benchmark import Outcome
+from amvl_core.eval.benchmarks.blink import SEVEN, SIZES, task_of
 from amvl_core.eval.extract import Extractor, unwrapped
 from amvl_core.eval.significance import weighted_mean
 from tests.shared import unpacked
@@ -42,6 +44,14 @@ LEADERBOARD = {
 def answers(folder: Path) -> dict[str, str]:
     found: dict[str, str] = json.loads((folder / "val_answers.json").read_text())
     return found
+
+
+def published(predictions: Mapping[str, str], answers: Mapping[str, str]) -> list[Outcome]:
+    """The official scoring of published predictions, idx -> "(A)": right where the two texts are equal.
+
+    A prediction that repeats the option ("(C) Point C") is wrong, and so is one that is missing.
+    """
+    return [Outcome(idx, task_of(idx), "", "", predictions.get(idx) == right) for idx, right in answers.items()]
 
 
 @pytest.mark.parametrize("model", LEADERBOARD)
