@@ -1,4 +1,4 @@
-"""How often `data_prep/duplicates.py` is wrong: `python -m benchmarks.duplicates [FOLDER] [--rows N] [--drawings N]`.
+"""How often `data_prep/duplicates.py` is wrong: `python -m benchmarks.duplicates FOLDER [--rows N] [--drawings N]`.
 
 False positives: rows of data sets without copies that are taken for near copies of another row with the same text. All
 of microworld, easy-VQA, NLVR and the VSP mazes is compared, and 16 crops of each natural photograph as if the same had
@@ -54,7 +54,7 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
 def main() -> None:
     """Prints one line for each data set and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("../shared/data"), help="where the real data lies")
+    parser.add_argument("folder", type=Path, help="where the real data lies")
     parser.add_argument("--rows", type=int, default=22_000, help="of microworld, an eleventh of them for the test")
     parser.add_argument("--drawings", type=int, default=60, help="of each kind, at most")
     chosen = parser.parse_args()

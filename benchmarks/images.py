@@ -1,4 +1,4 @@
-"""Where the time of one image goes, and what other ways would save and cost: `python -m benchmarks.images [ARCHIVE]`.
+"""Where the time of one image goes, and what other ways would save and cost: `python -m benchmarks.images ARCHIVE`.
 
 Milliseconds (the best of several) on one core for photographs of 1600 x 1200 and 2400 x 3200, each part by itself.
 PSNR in dB against the resized image without JPEG, the median over the natural photographs scaled by 0.7: of what is
@@ -32,7 +32,7 @@ BUDGET = PixelBudget(256 * 28 * 28, 1280 * 28 * 28, 28)
 def main() -> None:
     """Prints the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", nargs="?", type=Path, default=Path("../shared/data/natural-photos.tar.gz"))
+    parser.add_argument("archive", type=Path, help="photographs")
     parser.add_argument("--repeats", type=int, default=15, help="of each part, of which the best counts")
     chosen = parser.parse_args()
     found: dict[str, Any] = {

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -83,8 +83,5 @@ def _stored(fs: Any, file: tuple[str, dict[str, Any]]) -> tuple[int, str]:
         return info["size"], _md5(stream)
 
 
-def _md5(file: IO[bytes]) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    while data := file.read(2**20):
-        digest.update(data)
-    return digest.hexdigest()
+def _md5(file: Any) -> str:
+    return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

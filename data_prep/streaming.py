@@ -55,6 +55,8 @@ def stream(inputs: Sequence[S], cut: Callable[[S], Iterator[T]], run: Callable[[
                 if isinstance(result, AmvlError):
                     raise result
                 yield result
+    except ray.exceptions.UserCodeException:
+        raise  # a fault of `cut` or `run`, not of Ray
     except ray.exceptions.RayError as error:
         raise ClusterError(f"Ray could not finish the preparation; run it again. It said: {error}") from error
 
@@ -87,6 +89,7 @@ def _run(block: pa.Table, run: Any) -> pa.Table:
 
 
 def _packed(name: str, value: Any) -> pa.Table:
+    """A block with one value, pickled: Arrow has no such type. Only processes of this run write and read it."""
     import pyarrow as pa
 
     return pa.table({name: pa.array([pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)], pa.large_binary())})

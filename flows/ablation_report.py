@@ -143,9 +143,8 @@ def show(config: RunConfig, table: Table, record: AblationRecord, dataset: Datas
         tracker.table(f"ablation_{record.table}", _columns(rows))
         for name, found in further.items():
             tracker.table(f"ablation_{record.table}_{name}", _columns(found))
-        tracker.text(f"tables/ablation_{record.table}.md", text)
         tracker.text(f"tables/ablation_{record.table}.record.json", record.model_dump_json(indent=2))
-        tracker.tag({"mlflow.note.content": text})
+        tracker.note(text, f"tables/ablation_{record.table}.md")
     return page
 
 

@@ -24,7 +24,7 @@ from prefect.context import FlowRunContext
 from prefect.events import Event
 from prefect.events.related import object_as_related_resource
 from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.logging.handlers import set_api_log_sink
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.context import get_task_and_flow_run_ids
@@ -76,9 +76,9 @@ class Outbox:
     def flush(self, limit_s: float) -> None:
         """Sends what is waiting, at most `limit_s` long."""
         deadline = time.monotonic() + limit_s
+        self._wake.set()
         while (self._events or self._logs or self._calls) and time.monotonic() < deadline:
-            self._wake.set()
-            time.sleep(0.05)
+            time.sleep(0.05)  # what waits may grow meanwhile, so there is nothing to join
 
     def _last_lines(self) -> None:
         if not self._lost:
@@ -127,7 +127,7 @@ class Outbox:
             send()
         except Exception as error:
             if not _may_pass(error):
-                log.warning("Prefect refused an entry: %s", error)
+                log.warning("Prefect refused what it was sent: %s", error)
                 return True
             log.warning(
                 "Prefect at %s does not answer; the run goes on, and what it tells Prefect is kept until it does",
@@ -145,11 +145,12 @@ _attach_with_lookups = EventsWorker.attach_related_resources_from_context
 async def _attach_related(worker: EventsWorker, event: Event) -> None:
     """Names what the event belongs to. Prefect asks the server for it, and drops the event where that does not answer.
 
-    The flow run is known here, and is what the server needs to find the run of a task again.
+    The flow run is known here, and is what the server needs to find the run of a task again. Prefect keeps what it was
+    told, so this counts where the server goes before the first event.
     """
     try:
         await _attach_with_lookups(worker, event)
-    except httpx.HTTPError:
+    except (httpx.HTTPError, ObjectNotFound):
         context = FlowRunContext.get()
         if context is not None and context.flow_run is not None:
             related = object_as_related_resource("flow-run", "flow-run", context.flow_run)
@@ -166,7 +167,7 @@ def _may_pass(error: Exception) -> bool:
 
 @contextmanager
 def sending() -> Iterator[None]:
-    """For the body of a flow: what it tells Prefect goes through the outbox, and has gone out when the block ends."""
+    """For the body of a flow: what it tells Prefect goes through the outbox, and is sent when the block ends."""
     OUTBOX.open()
     try:
         yield

@@ -19,12 +19,11 @@ from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.paper import PAPER
 from amvl_core.eval.faithfulness import nats, points
 from amvl_core.eval.significance import Comparison, p_text
+from infra.tracking import MAX_NOTE
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 """What Prefect's `get_run_logger` returns."""
 SHOWN_WARNINGS = 10
-NOTE = 8000
-"""MLflow's own limit on the value of a tag; it cuts a longer one."""
 
 
 def page_text(line: str, warnings: list[str]) -> str:
@@ -174,12 +173,12 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def note(rows: list[dict[str, str]]) -> str:
-    """A score table as the note of a run: the whole, and as many tasks as fit into MLflow's `NOTE` characters."""
+    """A score table as the note of a run: the whole, and as many tasks as fit into MLflow's limit."""
     *head, whole = markdown_table(rows).split("\n")
     fitting, size = [], len(whole) + 100
     for line in head:
         size += len(line) + 1
-        if size > NOTE:
+        if size > MAX_NOTE:
             break
         fitting.append(line)
     left_out = len(head) - len(fitting)

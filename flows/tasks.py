@@ -1,6 +1,5 @@
 """The tasks of the pipeline: each looks for the stage's record and calls one function of the rooms below."""
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from amvl_core.contracts.records import (
     save_record,
 )
 from flows import checks, report
+from flows.environment import MLFLOW_URL
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
 from flows.reporter import Reporter
 from flows.stage import all_finished_or, finished_or, place, working
@@ -326,21 +326,23 @@ def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: st
     present, best = registry.champion(config), registry.best(config)
     scored: dict[int, EvalRecord] = {}
     trouble = ""
-    for version, name in ((present, "champion"), (best, "best")):
-        if version is None or version.checkpoint is None or version.version in scored:
-            continue
-        label = f"{name}-{version.version}"
+    held = present.version if present else 0
+    asked = {version.version: version.checkpoint for version in (present, best) if version and version.checkpoint}
+    for number, checkpoint in asked.items():
+        label = f"{'champion' if number == held else 'best'}-{number}"
         try:
             # A tracking run of its own below the pipeline's: the metrics of two models must not mix.
             with Tracker(config, label, parent=run_id) as tracker:
-                (scored[version.version],) = evaluate(config, label, [dataset], version.checkpoint, tracker)
+                (scored[number],) = evaluate(config, label, [dataset], checkpoint, tracker)
         except AmvlError as error:
-            if version is present:
+            if number == held:
                 trouble = f"it cannot be evaluated on these items ({error})"
             else:
-                get_run_logger().warning("register: not compared with version %d, the best: %s", version.version, error)
-    held = scored.get(present.version) if present else None
-    return registry.decide(config, new, present, held, trouble, scored)
+                get_run_logger().warning("register: not compared with version %d, the best: %s", number, error)
+    decision = registry.decide(config, new, present, scored.get(held), trouble, scored)
+    if best and best.version in asked.keys() - scored.keys():  # it is there and was not compared, so it stays the best
+        return decision._replace(best=best.version)
+    return decision
 
 
 @task(cache_policy=NO_CACHE)
@@ -380,7 +382,7 @@ def show_report(run: RunResult, tracker: Tracker) -> str:
 def mlflow_page(config: RunConfig, run_id: str) -> str:
     """Address of a run's page: on the tracking server, or on the one that `make serve` opens on the same database."""
     uri = tracking_uri(config)
-    server = uri if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
+    server = uri if uri.startswith("http") else MLFLOW_URL
     return server.rstrip("/") + registry.run_fragment(config, run_id)
 
 

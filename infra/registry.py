@@ -76,13 +76,8 @@ def is_current(config: RunConfig, record: ModelRecord) -> bool:
     Whether that version is still the champion is not asked: a finished pipeline that is run again must not take the
     alias back from a newer one.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        version = client(config).get_model_version(record.name, str(record.version))
-    except MlflowException:
-        return False
-    return version.run_id == record.run_id and champion(config) is not None
+    version = _found(config, lambda asked: asked.get_model_version(record.name, str(record.version)))
+    return version is not None and version.run_id == record.run_id and champion(config) is not None
 
 
 def champion(config: RunConfig) -> Champion | None:
@@ -100,22 +95,29 @@ def best(config: RunConfig) -> Champion | None:
 
 
 def _held(config: RunConfig, find: Callable[[Any], Any]) -> Champion | None:
-    """What `find` finds in the registry, or None.
+    """The version that `find` finds in the registry, or None.
 
     Its checkpoint is looked for below the present storage root, then where it was when it was registered.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = find(client(config))
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise StorageError(f"the model registry at {tracking_uri(config)} does not answer: {error}") from error
+    found = _found(config, find)
+    if found is None:
+        return None
     fingerprint = found.tags.get("checkpoint_fingerprint", "")
     here = storage.join(storage.absolute(config.storage), "train", fingerprint)
     checkpoints = (_checkpoint(uri, fingerprint) for uri in (here, found.tags.get("checkpoint_uri", here)))
     return Champion(int(found.version), next((c for c in checkpoints if c is not None), None))
+
+
+def _found(config: RunConfig, find: Callable[[Any], Any]) -> Any:
+    """What `find` asks the registry for, or None where it has no such thing. StorageError where it does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return find(client(config))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise StorageError(f"the model registry at {tracking_uri(config)} does not answer: {error}") from error
 
 
 def _checkpoint(uri: str, fingerprint: str) -> CheckpointRecord | None:

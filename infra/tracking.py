@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 PIPELINE_TAG = "amvl.pipeline"
 SHOWN_SOURCES = 4
 MAX_DATA_NAME = 120
+MAX_NOTE = 8000
+"""MLflow's own limit on the value of a tag; it cuts a longer one."""
 MAX_PARAM_LENGTH = 6000
 """MLflow's own limit on the value of a parameter."""
 PARAMS_PER_BATCH = 100
@@ -136,6 +138,14 @@ class Tracker:
         """Sets tags of the run."""
         for name, value in tags.items():
             self.call(f"tag {name}", "set_tag", key=metric_name(name), value=value)
+
+    def note(self, markdown: str, name: str) -> None:
+        """The text on the run's page, cut at a line where MLflow has no room, and whole as the artifact `name`."""
+        self.text(name, markdown)
+        if len(markdown) > MAX_NOTE:
+            rest = f"\n\nThe rest is in `{name}`."
+            markdown = markdown[: MAX_NOTE - len(rest)].rpartition("\n")[0] + rest
+        self.tag({"mlflow.note.content": markdown})
 
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Logs `values` as `{stage}/{name}` at optimiser step `step`, once: a step done again is the same step."""

@@ -49,7 +49,8 @@ class Zip(Archive):
     def _leads_to(self, name: str, link: zipfile.ZipInfo) -> str | None:
         try:
             return resolve(posixpath.dirname(name), self._zip.read(link).decode())
-        except (*DAMAGED, NotImplementedError, RuntimeError, UnicodeDecodeError):  # of an encrypted one too
+        except (*DAMAGED, NotImplementedError, RuntimeError, UnicodeDecodeError):
+            # It cannot be read, or is encrypted. Then it names nothing, and whoever asks for it is told so.
             return None
 
     def names(self) -> list[str]:

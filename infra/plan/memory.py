@@ -8,7 +8,7 @@ the text stack runs), and the allocator's fragmentation, for which the planner k
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
@@ -72,7 +72,7 @@ class _Row:
     key_values: float
     fixed: float
     norm: float
-    workspace: float = field(default=0.0)
+    workspace: float
 
 
 def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Moment]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amvl_core.contracts.records import TEST_SPLIT, FaithfulnessRecord, VariantScore
-from amvl_core.eval.faithfulness import nats
+from amvl_core.eval.faithfulness import nats, points
 from amvl_core.eval.significance import p_text
 
 WIDTH, LINE, RIGHT = 520.0, 22.0, 130.0
@@ -22,7 +22,7 @@ def suite(record: FaithfulnessRecord) -> dict[str, Any]:
             {
                 **about,
                 "accuracy": f"{100 * row.accuracy:.1f} % ({100 * row.low:.1f}-{100 * row.high:.1f})",
-                "difference": _points(row.difference, row.difference_low, row.difference_high) if i else "-",
+                "difference": points(row) if i else "-",
                 "p": p_text(row.p_value) if i else "-",
                 "test": row.test if i else "-",
             }
@@ -79,10 +79,6 @@ def forest(rows: Sequence[VariantScore]) -> dict[str, Any]:
             for i, row in enumerate(rows)
         ],
     }
-
-
-def _points(value: float, low: float, high: float) -> str:
-    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _short(name: str) -> str:

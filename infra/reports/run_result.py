@@ -24,8 +24,9 @@ Rows = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gave. `before` and `after` are the evaluations of the model it is compared with and of its own, by
-    what tables call them; `scores` are the rows of the score table, `tables` those of each published benchmark.
+    """What a run gave. `before` and `after` are the evaluations of the model it is compared with and of its own.
+
+    `labels` are what tables call the two. `scores` are the rows of the score table, `tables` those of each benchmark.
     """
 
     config: RunConfig

@@ -12,6 +12,7 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.eval.significance import Comparison, Unit, compare
 from flows import report
+from infra.tracking import MAX_NOTE
 
 
 def comparison(changed: int) -> Comparison:
@@ -173,7 +174,7 @@ def test_a_note_of_many_tasks_keeps_the_whole_and_says_what_is_elsewhere() -> No
     shown = len(lines) - 5  # two of the head, the whole, and what is said below
     assert lines[2 + shown] == "| all | 1 |"
     assert lines[-1] == f"{999 - shown:,} more rows are in `tables/scores.md`."
-    assert report.NOTE - 140 < len(note) <= report.NOTE
+    assert MAX_NOTE - 140 < len(note) <= MAX_NOTE
     assert report.note(rows[-3:]) == report.markdown_table(rows[-3:])
 
 

@@ -2,14 +2,15 @@
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pytest
 from prefect.logging import disable_run_logger
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import override
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.errors import ClusterError, DataError
 from amvl_core.contracts.fingerprints import evaluate_fingerprint, train_fingerprint
 from amvl_core.contracts.records import (
     CheckpointRecord,
@@ -25,6 +26,7 @@ from amvl_core.methods.amvl.presets import demo
 from data_prep import pipeline
 from flows import stage, tasks
 from flows.stage import place
+from infra import registry
 from infra.mlflow_client import client
 from infra.tracking import Tracker
 
@@ -100,18 +102,18 @@ def test_the_gate_asks_the_champion_and_the_best_version_the_same_items(
     monkeypatch.setattr(tasks, "evaluate", tasks.evaluate.fn)
     config = override(demo(), {"storage": str(tmp_path), "tracking": {"margin": 5}})
     data = dataset("d", "test", 200)
-    registry = client(config)
-    registry.create_registered_model("amvl")
+    held = client(config)
+    held.create_registered_model("amvl")
     for number, right in ((1, 150), (2, 140)):
         fields = {"stage": "amvl", "method": "amvl", "step": 1, "config": {}, "dataset": "d", "parent": None}
         uri = place(config, "train", f"c{number}").uri
         model = CheckpointRecord(uri=uri, fingerprint=f"c{number}", num_parameters=1, metrics={}, **fields)
         save_record(model)
         answers(place(config, "evaluate", evaluate_fingerprint(config, data, model)).uri, right)
-        registry.create_model_version("amvl", "nowhere")
-        registry.set_model_version_tag("amvl", str(number), "checkpoint_fingerprint", model.fingerprint)
-    registry.set_registered_model_alias("amvl", "champion", "2")
-    registry.set_registered_model_tag("amvl", "best_version", "1")
+        held.create_model_version("amvl", "nowhere")
+        held.set_model_version_tag("amvl", str(number), "checkpoint_fingerprint", model.fingerprint)
+    held.set_registered_model_alias("amvl", "champion", "2")
+    held.set_registered_model_tag("amvl", "best_version", "1")
     new = answers(str(tmp_path / "new"), 139)
 
     decision = tasks._gate(config, data, new, "run")
@@ -126,9 +128,29 @@ def test_the_gate_asks_the_champion_and_the_best_version_the_same_items(
     assert said.text.count("evaluate best-1: reused") == 1
 
 
+def test_a_version_that_cannot_be_asked_is_asked_once_and_stays_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def evaluate(config: RunConfig, label: str, *_: object) -> list[EvalRecord]:
+        asked.append(label)
+        raise ClusterError("gone for a while")
+
+    held = registry.Champion(2, checkpoint=cast(CheckpointRecord, object()))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tasks, "evaluate", evaluate)
+    monkeypatch.setattr(registry, "champion", lambda _: held)
+    monkeypatch.setattr(registry, "best", lambda _: held._replace())
+    config = override(demo(), {"storage": str(tmp_path)})
+    decision = tasks._gate(config, dataset("d", "test", 200), answers(str(tmp_path / "new"), 139), "run")
+    assert (decision.alias, decision.best, asked) == ("challenger", 2, ["champion-2"])
+    assert "it cannot be evaluated on these items (gone for a while)" in decision.reason
+
+
 def answers(uri: str, right: int) -> EvalRecord:
     """A stored evaluation on 200 items, the first `right` of them answered rightly."""
-    columns = {"sample_id": [f"s{i}" for i in range(200)], "group": [""] * 200}
+    columns = {"sample_id": [f"s{i}" for i in range(200)]} | {name: [""] * 200 for name in ("task", "part", "group")}
     table = pa.table({**columns, "correct": [i < right for i in range(200)]})
     write_table(storage.join(uri, "predictions.parquet"), table)
     share = right / 200

@@ -211,6 +211,8 @@ def answered(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable[
         (tmp_path / name).mkdir()
         columns = {
             "sample_id": [f"s{i}" for i in range(items)],
+            "task": ["a"] * items,
+            "part": [""] * items,
             "group": [""] * items,
             "correct": [i in right for i in range(items)],
         }

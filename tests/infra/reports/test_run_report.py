@@ -70,6 +70,7 @@ def evaluated(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable
             {
                 "sample_id": f"s{i:02d}",
                 "group": "",
+                "part": "",
                 "task": f"microworld/{TASKS[i % 3]}",
                 "prompt": f"<image>Which {i}? {NASTY}",
                 "answer": "red",
