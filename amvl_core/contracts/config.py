@@ -442,6 +442,9 @@ class RunConfig(Frozen):
             if before is not None and not stage.method.follows(before):
                 raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before.kind}; put it first")
             before = stage.method
+            layers = self.model.tiny.num_layers if self.model.base == "tiny" else None
+            if problem := stage.method.problem(self.latent, layers, self.trainer.zero_stage):
+                raise ValueError(f"stages.{name}: {problem}")
         return self
 
     @property

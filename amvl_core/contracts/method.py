@@ -8,11 +8,12 @@ configuration, which loads the rest on demand.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment, StoredSample, reply
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
     from amvl_core.methods.cost import Cost
 
-METHODS = ("sft", "pause", "amvl")
+METHODS = ("sft", "pause", "amvl", "valr")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
 
 
@@ -40,7 +41,7 @@ class MethodConfig(Frozen):
     model_type: ClassVar[str | None] = None
     """The Hugging Face model type of its checkpoints. None: a stock base model."""
     own_parts: ClassVar[tuple[str, ...]] = ()
-    """What the names of those parameters of its model begin with that a stock model does not have."""
+    """What the names of its own trained parameters begin with, which a stock model does not have."""
     columns: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("loss",), "ntp": ("ntp",)}
     """Columns of a progress line -> the logged terms that stand in each."""
     schedules: ClassVar[tuple[str, ...]] = ()
@@ -56,6 +57,10 @@ class MethodConfig(Frozen):
         """The training sequence of a sample: prompt, then what the model is to write. No text is changed."""
         return [Segment("prompt", sample.question), *reply(sample)]
 
+    def shown(self, sample: StoredSample) -> Sequence[int]:
+        """The sample's images that stand in the sequence, by number."""
+        return range(len(sample.images))
+
     def added_tokens(self, latent: LatentConfig) -> int:
         """How many tokens the layout adds to what a sample has in its shard, at most."""
         return 0
@@ -64,6 +69,18 @@ class MethodConfig(Frozen):
         """What a training step takes, for the planner: that of one plain row."""
         cost: Cost = import_module("amvl_core.methods.cost").Cost(self.added_tokens(latent))
         return cost
+
+    @property
+    def aligned_with(self) -> tuple[EncoderConfig, ...]:
+        """Frozen encoders whose features of the images that blocks are about (`Segment.image`) its loss needs."""
+        return ()
+
+    def problem(self, latent: LatentConfig, num_layers: int | None, zero_stage: int) -> str | None:
+        """What is wrong with these settings for this method, and what to do; None: nothing is.
+
+        `num_layers` are the base model's decoder layers, where they are known before it is loaded.
+        """
+        return None
 
     def follows(self, before: MethodConfig) -> bool:
         """Whether a stage may start from the checkpoint of `before`: one of the same kind, or of a stock model.

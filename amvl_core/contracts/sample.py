@@ -66,10 +66,14 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a training sequence. The text of a latent block is its tokens."""
+    """A stretch of a training sequence. The text of a latent block is its tokens.
+
+    `image` is the number of the sample's image that a latent block is about, where it is about one.
+    """
 
     kind: SegmentKind
     text: str
+    image: int | None = None
 
 
 STEP_END = "\n"

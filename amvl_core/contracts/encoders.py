@@ -1,0 +1,29 @@
+"""A frozen vision encoder whose patch features a method aligns its latents with. Imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from amvl_core.contracts.frozen import Frozen
+
+BASE = "base"
+"""The source of the base model's own vision encoder."""
+
+
+class EncoderConfig(Frozen):
+    """Where an encoder comes from, and the size of what it is shown."""
+
+    name: str = Field(description="what tables and logged terms call it")
+    source: str = Field(
+        description="a Hub id or a folder of a DINOv3, DINOv2, SigLIP, SigLIP2 or CLIP model; `base`: the base model's "
+        "own vision encoder; `tiny:KIND`: one that is built offline; `features:URI`: features that were computed "
+        "elsewhere (docs/valr.md)"
+    )
+    size: int = Field(224, ge=8, description="an image is resized to this many pixels on each side")
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"{name!r} is no name: give letters, digits, - and _ (it is part of metrics' names)")
+        return name
