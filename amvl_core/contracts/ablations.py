@@ -6,19 +6,29 @@ The stages before those are what all rows start from. A method brings its own ta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, validate
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.method import configurations
+from amvl_core.contracts.method import MethodConfig, configurations
 
 Change: TypeAlias = Callable[[RunConfig], RunConfig]
 Figures: TypeAlias = Mapping[str, float]
 
 VSTAR, HR_4K, HR_8K = "V*", "HR-4K", "HR-8K"
-PAPER_COLUMNS = {VSTAR: "vstar", HR_4K: "hrbench_4k", HR_8K: "hrbench_8k"}
+BLINK, MMVP, MMSTAR, CV_BENCH = "BLINK", "MMVP", "MMStar", "CV-Bench"
+PAPER_COLUMNS = {
+    VSTAR: "vstar",
+    HR_4K: "hrbench_4k",
+    HR_8K: "hrbench_8k",
+    BLINK: "blink",
+    MMVP: "mmvp",
+    MMSTAR: "mmstar",
+    CV_BENCH: "cv_bench",
+}
 """A column of a paper's tables -> the name of that benchmark here (`evaluation.benchmarks`)."""
 NO_FIGURES: Figures = MappingProxyType({})
 
@@ -71,6 +81,31 @@ def with_stages(config: RunConfig, stages: Mapping[str, StageConfig]) -> RunConf
     return validate(config.model_copy(update={"stages": {**shared, **stages}}).model_dump(mode="json"))
 
 
+def replaced(config: RunConfig, method: type[MethodConfig]) -> RunConfig:
+    """The same run with `method` in the stages of the run's method, under names of their own.
+
+    Fields that both methods have stay; a learning rate for parts that `method` does not have goes.
+    """
+    stages = {}
+    for name, stage in method_stages(config).items():
+        own = stage.method.model_dump(include={*method.model_fields} - {"kind"})
+        scale = stage.lr_scale.model_copy(update={} if method.own_parts else {"latent": 1.0})
+        changes = {"method": method.model_validate(own), "lr_scale": scale}
+        stages[f"{method.model_fields['kind'].default}_{name}"] = stage.model_copy(update=changes)
+    return with_stages(config, stages)
+
+
+def control_row(method: type[MethodConfig]) -> Change:
+    """The run that trains the control `method` in the place of the run's own."""
+
+    def change(config: RunConfig) -> RunConfig:
+        found = method.control(config)
+        assert found is not None
+        return found[1]
+
+    return change
+
+
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
     """The same run with another seed of training and of drawn latents; the data stay."""
     return override(config, {"seed": seed, "evaluation": {"seed": seed}})
@@ -78,13 +113,23 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 def difference(before: RunConfig, after: RunConfig) -> str:
     """What a row changes, as `beta_max 1.0 -> 0.0, ...`; fields that only one of the two methods has are left out."""
-    old, new = flatten(before), flatten(after)
+    old, new = _by_name(flatten(before)), _by_name(flatten(after))
     kinds = {name: stage.method.kind for name, stage in after.stages.items() if name not in before.stages}
     found = {
         f"{key.rsplit('.', 1)[-1]} {old[key]} -> {new[key]}" for key in old.keys() & new.keys() if old[key] != new[key]
     }
     found |= {f"{kind} in the place of {before.method.kind}" for kind in kinds.values()}
     return ", ".join(sorted(found)) or "as configured"
+
+
+def _by_name(fields: Mapping[str, str]) -> dict[str, str]:
+    """A list whose entries have names as these names, in the place of all fields of its entries."""
+    lists: dict[str, list[str]] = {}
+    for key, value in fields.items():
+        if entry := re.fullmatch(r"(.+)\.\d+\.name", key):
+            lists.setdefault(entry[1], []).append(value)
+    plain = {key: value for key, value in fields.items() if not key.startswith(tuple(f"{name}." for name in lists))}
+    return plain | {name: " + ".join(values) for name, values in lists.items()}
 
 
 def controls(config: RunConfig) -> dict[str, RunConfig]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import Field, field_validator
 
 from amvl_core.contracts.frozen import Frozen
@@ -27,3 +29,16 @@ class EncoderConfig(Frozen):
         if not name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"{name!r} is no name: give letters, digits, - and _ (it is part of metrics' names)")
         return name
+
+
+class Patches(NamedTuple):
+    """What an encoder gives for an image: `rows` x `columns` patches of `width` numbers each."""
+
+    rows: int
+    columns: int
+    width: int
+
+    @property
+    def number(self) -> int:
+        """P."""
+        return self.rows * self.columns

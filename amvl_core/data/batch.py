@@ -6,7 +6,7 @@ Shape suffixes: N tokens of all samples, P patches, I images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ class Batch:
     """Samples one after the other. All tensors are on the CPU. A method plans its step there and moves what it runs.
 
     `lengths` and `num_images` count each sample's tokens and images; `pixel_values` [P, ...] and `image_grid_thw`
-    [I, 3] hold the images of all samples in order, and are None where no sample has one.
+    [I, 3] hold the images of all samples in order, and are None where no sample has one. `about` says of each latent
+    block of each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
     """
 
     sample_ids: list[str]
@@ -30,6 +31,8 @@ class Batch:
     labels_N: Tensor
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
+    about: list[list[int | None]] = field(default_factory=list)
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def label_counts(self) -> list[int]:
@@ -59,4 +62,24 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         labels_N=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
         pixel_values=torch.from_numpy(np.concatenate(pixels)) if pixels else None,
         image_grid_thw=torch.from_numpy(np.concatenate(grids)) if grids else None,
+        about=_about(samples),
+        targets=_targets(samples),
     )
+
+
+def _about(samples: Sequence[Encoded]) -> list[list[int | None]]:
+    """Each sample's, counted through the batch."""
+    found: list[list[int | None]] = []
+    before = 0
+    for sample in samples:
+        found.append([None if number is None else before + number for number in sample.targets.about])
+        before += len(next(iter(sample.targets.arrays.values()), ()))
+    return found
+
+
+def _targets(samples: Sequence[Encoded]) -> dict[str, Tensor]:
+    names = dict.fromkeys(name for sample in samples for name in sample.targets.arrays)
+    return {
+        name: torch.from_numpy(np.concatenate([s.targets.arrays[name] for s in samples if name in s.targets.arrays]))
+        for name in names
+    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment, StoredSample
-from amvl_core.data.pixels import PictureError, decode
+from amvl_core.data.pixels import PictureError, decode, square
 from amvl_core.data.template import base_template
 
 if TYPE_CHECKING:
@@ -72,6 +72,21 @@ class PixelBudget:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What the blocks of a sample are aligned with.
+
+    `about` says of each block in order which target it is about, or None. `arrays` hold all targets in their first
+    dimension, by the name of the encoder: its features [P, D], or the image that it is shown, uint8 [3, S, S].
+    """
+
+    about: tuple[int | None, ...]
+    arrays: Mapping[str, np.ndarray]
+
+
+NO_TARGETS = Targets((), {})
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images."""
 
@@ -80,6 +95,7 @@ class Encoded:
     labels: np.ndarray
     pixel_values: np.ndarray | None
     image_grid_thw: np.ndarray | None
+    targets: Targets = NO_TARGETS
 
 
 class Encoder:
@@ -140,7 +156,43 @@ class Encoder:
 
 def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sample: StoredSample) -> Encoded:
     """A stored sample as `method` lays it out."""
-    return encoder.encode(sample.sample_id, method.layout(sample, latent), sample.images)
+    images = [sample.images[number] for number in method.shown(sample)]
+    return encoder.encode(sample.sample_id, method.layout(sample, latent), images)
+
+
+def laid_out_to_train(
+    encoder: Encoder,
+    method: MethodConfig,
+    latent: LatentConfig,
+    sample: StoredSample,
+    features: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> Encoded:
+    """As `laid_out`, with what the blocks are aligned with.
+
+    `features` are those of all the sample's images by encoder, where they have been computed; else the encoder is shown
+    the image.
+    """
+    encoded = laid_out(encoder, method, latent, sample)
+    if not method.aligned_with:
+        return encoded
+    about = [segment.image for segment in method.layout(sample, latent) if segment.kind == "latent"]
+    images = sorted({image for image in about if image is not None})
+    arrays: dict[str, np.ndarray] = {}
+    for config in method.aligned_with if images else ():
+        if features is not None:
+            found = [features[config.name][image] for image in images]
+        else:
+            found = [_square(sample, image, config.size) for image in images]
+        arrays[config.name] = np.stack(found)
+    targets = Targets(tuple(None if image is None else images.index(image) for image in about), arrays)
+    return replace(encoded, targets=targets)
+
+
+def _square(sample: StoredSample, image: int, size: int) -> np.ndarray:
+    try:
+        return square(sample.images[image], size)
+    except PictureError as error:
+        raise DataError(f"{sample.sample_id}: image {image + 1} cannot be read: {error}") from error
 
 
 def fitted(image: Image.Image, budget: PixelBudget) -> Image.Image:

@@ -70,6 +70,12 @@ def decode(data: bytes) -> Image.Image:
     return read(data, upright)
 
 
+def square(data: bytes, size: int) -> np.ndarray:
+    """An encoded image as a vision encoder is shown it, uint8 [3, size, size]. A PictureError as `decode`."""
+    pixels_SS3 = np.asarray(decode(data).resize((size, size), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(pixels_SS3.transpose(2, 0, 1))
+
+
 def read(data: bytes, use: Callable[[Image.Image, bytes], T]) -> T:
     """What `use` makes of the opened image, not decoded yet, and of its bytes. Raises PictureError.
 

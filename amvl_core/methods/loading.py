@@ -48,6 +48,13 @@ def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str] | Non
     return model
 
 
+def add_tokens(model: Any, processor: AMVLProcessor, tokens: Sequence[str]) -> None:
+    """Adds those of `tokens` that the processor does not have, with rows for them."""
+    old_tokens = len(processor.tokenizer)
+    processor.tokenizer.add_special_tokens({"extra_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
+    grow(model, old_tokens, len(processor.tokenizer))
+
+
 def block_ids(model: Any) -> list[int]:
     """Token ids of the block: start marker, slots (each id once), end marker."""
     config = model.config

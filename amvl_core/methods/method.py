@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import AMVLProcessor
+from amvl_core.contracts.encoders import Patches
 from amvl_core.contracts.errors import CheckpointError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
@@ -82,6 +83,12 @@ class Method(nn.Module, ABC):
         """
         inside = [p for name, p in self.model.named_parameters() if name.startswith(self.config.own_parts)]
         return inside + [p for name, p in self.named_parameters() if not name.startswith("model.")]
+
+    def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches]) -> None:
+        """Adds what training needs beside the model, such as teachers and projectors.
+
+        `computed` has the encoders of `MethodConfig.aligned_with` whose features are in the batch already.
+        """
 
     def frozen(self) -> list[nn.Module]:
         """Modules that no stage trains, such as a teacher."""

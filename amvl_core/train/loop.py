@@ -25,7 +25,7 @@ from amvl_core.contracts.records import (
     save_record,
 )
 from amvl_core.data.batch import Batch
-from amvl_core.data.encode import Encoder, laid_out
+from amvl_core.data.encode import Encoder, laid_out_to_train
 from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
@@ -69,7 +69,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     method, processor = build_method(job)
-    encode = partial(laid_out, Encoder(processor), stage.method, config.latent)
+    encode = partial(laid_out_to_train, Encoder(processor), stage.method, config.latent)
     reader = ShardReader(job.dataset, "train")
     total = num_steps(stage.epochs, stage.steps, len(reader), stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
@@ -154,7 +154,9 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
         set_pixel_budget(processor, config.data)
         model = kind.load(folder, processor, config.latent, dtype=dtype)
     model.train()
-    return kind(model, stage.method), processor
+    method = kind(model, stage.method)
+    method.equip(processor, {})
+    return method, processor
 
 
 def _sizes(reader: ShardReader, added_tokens: int, rank: int, device: torch.device) -> Sizes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from amvl_core.contracts.ablations import HR_4K, HR_8K, VSTAR, Change, Row, Table, method_stages
+from amvl_core.contracts.ablations import HR_4K, HR_8K, VSTAR, Change, Row, Table, control_row, method_stages
 from amvl_core.contracts.config import RunConfig, override
-from amvl_core.contracts.method import MethodConfig
 from amvl_core.methods.amvl.analysis.geometry import TABLE_7
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.pause.config import PauseMethod
@@ -65,17 +64,6 @@ def _latent(**fields: Any) -> Change:
 
 def _tau(tau: float) -> Change:
     return lambda config: override(config, {"evaluation": {"tau": tau}})
-
-
-def _control(method: type[MethodConfig]) -> Change:
-    """The run that trains `method` in the place of AMVL."""
-
-    def change(config: RunConfig) -> RunConfig:
-        found = method.control(config)
-        assert found is not None
-        return found[1]
-
-    return change
 
 
 def _scores(vstar: float, hr_4k: float | None = None, hr_8k: float | None = None) -> dict[str, float]:
@@ -164,8 +152,8 @@ TABLES: dict[str, Table] = {
         "Controls: the same steps without latents",
         "AMVL",
         (
-            Row("SFT, equal steps", _control(SftMethod), _scores(81.68, 68.38, 61.63)),
-            Row(PauseMethod.label, _control(PauseMethod)),
+            Row("SFT, equal steps", control_row(SftMethod), _scores(81.68, 68.38, 61.63)),
+            Row(PauseMethod.label, control_row(PauseMethod)),
             Row(AmvlMethod.label, _as_configured, _AMVL, TABLE_7["AMVL"]),
         ),
         _BASE,

@@ -22,11 +22,9 @@ class PauseMethod(BlockMethod):
     @classmethod
     def control(cls, config: RunConfig) -> tuple[str, RunConfig]:
         """Learned pause tokens in the place of the latents, in the same stages."""
-        from amvl_core.contracts.ablations import method_stages, with_stages
+        from amvl_core.contracts.ablations import replaced
 
-        stages = method_stages(config).items()
-        paused = {f"pause_{name}": stage.model_copy(update={"method": cls()}) for name, stage in stages}
-        return cls.label, with_stages(config, paused)
+        return cls.label, replaced(config, cls)
 
 
 CONFIG = PauseMethod

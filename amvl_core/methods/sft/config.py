@@ -33,7 +33,14 @@ class SftMethod(MethodConfig):
         steps, epochs = [s.steps for s in stages if s.steps], [s.epochs for s in stages if s.epochs]
         if steps and epochs:
             raise ConfigError(f"the {kind} stages give both steps and epochs; give all in one of them, to be added up")
-        last = kept[-1].model_copy(update={"method": cls(), "steps": sum(steps) or None, "epochs": sum(epochs) or None})
+        last = kept[-1].model_copy(
+            update={
+                "method": cls(),
+                "steps": sum(steps) or None,
+                "epochs": sum(epochs) or None,
+                "lr_scale": kept[-1].lr_scale.model_copy(update={"latent": 1.0}),
+            }
+        )
         return "SFT, equal steps", with_stages(config, {"sft_equal_steps": last})
 
 

@@ -1,0 +1,108 @@
+"""Latent blocks in a model's reply: their tokens and layouts, for every method that has them. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, STEP_END, Segment, StoredSample, reply
+
+LATENT_START = "<latent>"
+LATENT_END = "</latent>"
+SLOT = "<latent_slot>"
+"""Stands in a slot in token ids. Its embedding is never used: a slot's input is the state before it."""
+
+
+class ReplyBlocks(MethodConfig):
+    """The fields of a method whose reply has blocks of `latent.num_slots` slots between its steps.
+
+    The model writes a block's entry marker, which carries a label; slots and exit marker carry none.
+    """
+
+    reserved = r"</?latent>|<latent_slot>"
+    blocks: Literal["paper", "first_step", "every_step", "interleaved"] = Field(
+        "paper",
+        description="where blocks stand: before the first step, before every step, or in the place of the images that "
+        "steps show, which leave the input; paper: interleaved where steps show images, every step where the question "
+        "shows several, else the first step (VaLR, App. B)",
+    )
+    max_blocks: int = Field(8, ge=1, description="blocks in a sample, at most; later steps have none")
+
+    def slots(self, latent: LatentConfig) -> list[str]:
+        """K times the same token."""
+        return [SLOT] * latent.num_slots
+
+    def block(self, latent: LatentConfig, image: int | None) -> tuple[Segment, ...]:
+        """A block; `image` is the image that it is about."""
+        inside = "".join(self.slots(latent)) + LATENT_END
+        return Segment("step", LATENT_START), Segment("latent", inside, image)
+
+    def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
+        """Prompt, then blocks and steps, then the answer."""
+        return [Segment("prompt", sample.question), *self._reply(sample, latent)]
+
+    def shown(self, sample: StoredSample) -> list[int]:
+        """The images in the sequence: where blocks take the place of steps' images, those of the question alone."""
+        shown = len(sample.images)
+        if self._places(sample) == "interleaved":
+            shown = sample.question.count(IMAGE_PLACEHOLDER)
+        return list(range(shown))
+
+    def added_tokens(self, latent: LatentConfig) -> int:
+        """Slots and markers of as many blocks as there may be."""
+        return (1 if self.blocks == "first_step" else self.max_blocks) * (len(self.slots(latent)) + 2)
+
+    def follows(self, before: MethodConfig) -> bool:
+        """Its own, or a stock model's without another block."""
+        return before.kind == self.kind or (before.model_type is None and not before.reserved)
+
+    def _places(self, sample: StoredSample) -> str:
+        if self.blocks != "paper":
+            return self.blocks
+        if any(IMAGE_PLACEHOLDER in step for step in sample.steps):
+            return "interleaved"
+        return "every_step" if sample.question.count(IMAGE_PLACEHOLDER) > 1 else "first_step"
+
+    def _reply(self, sample: StoredSample, latent: LatentConfig) -> Iterator[Segment]:
+        places = self._places(sample)
+        if places == "interleaved":
+            yield from self._interleaved(sample, latent)
+            return
+        *steps, answer = reply(sample)
+        if not steps:
+            only = 0 if len(sample.images) == 1 else None
+            yield from (*self.block(latent, only), answer)
+            return
+        most = 1 if places == "first_step" else self.max_blocks
+        for number, (step, image) in enumerate(zip(steps, sample.step_images, strict=True)):
+            if number < most:
+                if image is not None and not 0 <= image < len(sample.images):
+                    raise DataError(
+                        f"{sample.sample_id}: step {number + 1} is about image {image + 1}, but the sample has "
+                        f"{len(sample.images)}; prepare the data again"
+                    )
+                yield from self.block(latent, image)
+            yield step
+        yield answer
+
+    def _interleaved(self, sample: StoredSample, latent: LatentConfig) -> Iterator[Segment]:
+        """A block in the place of each image that a step shows: the image is its target, and leaves the input."""
+        first = image = sample.question.count(IMAGE_PLACEHOLDER)
+        for step in sample.steps:
+            text, *others = f"{step}{STEP_END}".split(IMAGE_PLACEHOLDER)
+            yield from _written(text)
+            for text in others:
+                if image - first < self.max_blocks:
+                    yield from self.block(latent, image)
+                yield from _written(text)
+                image += 1
+        yield Segment("answer", sample.answer)
+
+
+def _written(text: str) -> list[Segment]:
+    return [Segment("step", text)] if text else []

@@ -1,0 +1,191 @@
+"""Vision-aligned latent reasoning: L = L_CE + lambda L_REPA, on blocks of fed-back states.
+
+Shape suffixes: N tokens, R rows with a label, T slots, B blocks with a target, K slots of a block, P patches, D hidden
+size, E an encoder's width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amvl_core.backbones.processor import AMVLProcessor
+from amvl_core.contracts.encoders import Patches
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
+from amvl_core.encoders.loading import load_encoder
+from amvl_core.methods.losses import token_losses
+from amvl_core.methods.method import Clock, Method, StepOutput
+from amvl_core.methods.probing import Prober
+from amvl_core.methods.valr.alignment import Projector, similarities, upsampled
+from amvl_core.methods.valr.config import ValrMethod
+from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration, load_valr
+from amvl_core.rows.feedback import run_fed_back
+
+
+class Valr(Method):
+    """Next-token loss on what the model writes, and alignment of its slots in one layer."""
+
+    model: VaLRForConditionalGeneration
+    config: ValrMethod
+
+    def __init__(self, model: Any, config: ValrMethod) -> None:
+        super().__init__(model, config)
+        self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
+        self.patches: dict[str, Patches] = {}
+
+    @classmethod
+    def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
+        """A VaLR model, from a checkpoint of its own or a stock Qwen2.5-VL one."""
+        return load_valr(folder, processor, latent, **kwargs)
+
+    @staticmethod
+    def prober(model: VaLRForConditionalGeneration, processor: Any, method: ValrMethod) -> Prober:
+        """Its model under every change of its slots' inputs."""
+        from amvl_core.methods.valr import probes
+
+        return probes.Prober(model, processor, method)
+
+    def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches]) -> None:
+        """The encoders whose features have not been `computed`, and a new projector for each encoder."""
+        size = self.model.config.text_config.hidden_size
+        weight = self.model.get_input_embeddings().weight
+        for config in self.config.aligned_with:
+            if config.name not in computed:
+                self.encoders[config.name] = load_encoder(config, self.backbone, self.model, processor)
+                self.patches[config.name] = self.encoders[config.name].patches
+            else:
+                self.patches[config.name] = computed[config.name]
+            projector = Projector(size, self.config.projector_width, self.patches[config.name].width)
+            self.projectors[config.name] = projector.to(weight)
+
+    def frozen(self) -> list[nn.Module]:
+        """The encoders."""
+        return [self.encoders]
+
+    def new_token_rows(self) -> list[int]:
+        """Both markers; a slot's own embedding is never read."""
+        return [self.model.config.latent_start_token_id, self.model.config.latent_end_token_id]
+
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        """The objective and its terms."""
+        slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
+        labels_N = batch.labels_N.roll(-1)
+        ends = torch.tensor(batch.lengths).cumsum(0) - 1
+        labels_N[ends] = IGNORED
+        wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
+        embeds_ND = self.embed(batch)
+        fed = run_fed_back(
+            self.backbone.text(self.model),
+            embeds_ND,
+            self.positions(batch),
+            batch.lengths,
+            slots,
+            wanted,
+            self.config.align_layer if self.projectors else None,
+            self.config.gradient_hops,
+        )
+        labels_R = labels_N[wanted].to(embeds_ND.device)
+        losses_R = token_losses(self.model.lm_head(fed.hidden_RD), labels_R)
+        ntp = losses_R.sum() / clock.num_tokens
+        terms, aligned_BM = {"ntp": ntp}, losses_R.new_zeros(0, 1)
+        loss = ntp
+        if self.projectors:
+            assert fed.tapped_TD is not None
+            aligned_BM = self.aligned(batch, fed.tapped_TD)
+            share_B = torch.tensor(shares(batch), dtype=aligned_BM.dtype, device=aligned_BM.device) / clock.num_samples
+            means_M = -(share_B[:, None] * aligned_BM).sum(0)
+            terms["align"] = means_M.mean()
+            loss = ntp + self.config.align_weight * terms["align"]
+            if len(means_M) > 1:
+                terms |= {f"align_{name}": mean for name, mean in zip(self.projectors, means_M, strict=True)}
+        with torch.no_grad():
+            norms = fed.inputs_TD.norm(dim=-1).sum() / max(1, len(fed.inputs_TD))
+            terms["slot_norm"] = norms * len(batch.lengths) / clock.num_samples
+        terms["loss"] = loss
+        found = {name: value.detach() for name, value in terms.items()}
+        return StepOutput(loss, found, partial(_finite, batch, losses_R.detach(), aligned_BM.detach()))
+
+    def aligned(self, batch: Batch, tapped_TD: Tensor) -> Tensor:
+        """The similarity of each block that has a target with each encoder's features, [B, encoders].
+
+        Every projector runs on every rank in every step: without a target it runs on zeros, which count nothing.
+        """
+        slots_BKD = tapped_TD.unflatten(0, (-1, self.model.config.num_slots)) if len(tapped_TD) else tapped_TD[:, None]
+        about = [number for sample in batch.about for number in sample]
+        if len(about) != len(slots_BKD):
+            raise DataError(f"{batch.sample_ids}: {len(slots_BKD)} blocks of slots, but targets for {len(about)}")
+        blocks = [block for block, number in enumerate(about) if number is not None]
+        targets = [number for number in about if number is not None]
+        found = []
+        for name, projector in self.projectors.items():
+            if not blocks:
+                nothing_1D = tapped_TD.new_zeros(1, projector[0].in_features)
+                found.append(0.0 * projector(nothing_1D).sum() + tapped_TD.new_zeros(0))
+                continue
+            up_BPD = upsampled(slots_BKD[blocks], self.patches[name], self.config.interpolation)
+            found.append(similarities(projector(up_BPD), self.features(name, batch)[targets]))
+        return torch.stack(found, 1)
+
+    @torch.no_grad()
+    def features(self, name: str, batch: Batch) -> Tensor:
+        """What the encoder gives for the batch's targets, [targets, P, E]: computed before, or here.
+
+        A DataError where they have another shape than the encoder's.
+        """
+        given = batch.targets[name].to(self.model.get_input_embeddings().weight.device)
+        features_BPE: Tensor = given if given.is_floating_point() else self.encoders[name](given)
+        patches = self.patches[name]
+        if features_BPE.shape[1:] != (patches.number, patches.width):
+            raise DataError(
+                f"the features of {name} are {tuple(features_BPE.shape[1:])}, the encoder's are "
+                f"{patches.rows} x {patches.columns} patches of {patches.width}"
+            )
+        return features_BPE
+
+    def reference(self, batch: Batch, clock: Clock) -> Tensor:
+        """The stock model token by token through the slots, one sample at a time."""
+        from amvl_core.methods.valr.reference import one_by_one
+
+        return one_by_one(self, batch, clock)
+
+
+def find_slots(batch: Batch, slot_token_id: int, num_slots: int) -> list[list[range]]:
+    """Where each sample's blocks have their slots.
+
+    A DataError names the sample with a block of another length, or with one at its very end or beginning.
+    """
+    found = []
+    for name, ids_N in zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), strict=True):
+        places = (ids_N == slot_token_id).nonzero()[:, 0].tolist()
+        blocks = [range(first, first + num_slots) for first in places[::num_slots]]
+        if places != [place for block in blocks for place in block]:
+            raise DataError(f"{name}: latent slots stand at tokens {places}, not in blocks of {num_slots}")
+        found.append(blocks)
+    return found
+
+
+def shares(batch: Batch) -> list[float]:
+    """Of each block that has a target, its share of its sample's alignment: a mean over the sample's blocks."""
+    counts = [sum(number is not None for number in sample) for sample in batch.about]
+    return [1.0 / count for count in counts for _ in range(count)]
+
+
+def _finite(batch: Batch, losses_R: Tensor, aligned_BM: Tensor) -> list[bool]:
+    """Of each sample, whether the losses of its label tokens and its blocks' similarities are finite."""
+    tokens = [bool(part.isfinite().all()) for part in losses_R.split(batch.label_counts)]
+    counts: Sequence[int] = [0] * len(tokens)
+    if len(aligned_BM):
+        counts = [sum(number is not None for number in sample) for sample in batch.about]
+    return [
+        fine and bool(part.isfinite().all()) for fine, part in zip(tokens, aligned_BM.split(list(counts)), strict=True)
+    ]
+
+
+METHOD = Valr

@@ -1,0 +1,168 @@
+"""Sequences in which the model's own state is the next input, for many samples at once ("wavefront").
+
+A slot's input is the final state of the row before it, after the last norm: what the LM head reads. So the slots of a
+block run one after the other, but no token runs twice, and samples run side by side:
+
+    packed row   all samples up to their first slot
+    K passes     one row for each sample that has a first block
+    packed row   all samples that have a first block, from its end up to their second slot
+    ...
+
+Shape suffixes: N tokens of all samples, R wanted rows, T slots, B samples in a pass, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amvl_core.backbones.backbone import TextStack
+from amvl_core.rows.attention import Context
+from amvl_core.rows.packed import run_row
+from amvl_core.rows.spans import Piece, Span
+
+
+class FedBack(NamedTuple):
+    """What a batch gives, in packed order."""
+
+    hidden_RD: Tensor
+    """Final states, after the last norm, of the rows that are wanted."""
+    inputs_TD: Tensor
+    """What the slots were given: the final state of the row before each."""
+    tapped_TD: Tensor | None
+    """States of the slots behind the tapped layer."""
+
+
+def run_fed_back(
+    text: TextStack,
+    embeds_ND: Tensor,
+    positions_3N: Tensor,
+    lengths: Sequence[int],
+    slots: Sequence[Sequence[range]],
+    wanted: Sequence[int],
+    tap: int | None = None,
+    hops: int | None = None,
+) -> FedBack:
+    """Runs packed samples of `lengths` tokens, each with blocks of `slots`: ranges of the sample's own tokens.
+
+    `wanted` are rows of the packed batch, ascending, none of them a slot. `tap` counts layers as in `hidden_states`.
+    `hops` is how many feed-back links in a row gradient passes (None: all): the state is detached at every link
+    number j of a block, counted from 0, with j % (hops + 1) == 0. The forward pass is the same.
+    Raises ValueError where blocks are empty, out of order, touch, or begin at a sample's first token.
+    """
+    run = _Run(text, embeds_ND, positions_3N, lengths, slots, wanted)
+    for block in range(1 + max(map(len, slots), default=0)):
+        samples = [sample for sample, own in enumerate(slots) if len(own) >= block]
+        states = run.segments(samples, block)
+        samples = [sample for sample in samples if len(slots[sample]) > block]
+        for link in range(max((len(slots[sample][block]) for sample in samples), default=0)):
+            going = [sample for sample in samples if link < len(slots[sample][block])]
+            if hops is not None and link % (hops + 1) == 0:
+                states = {sample: state.detach() for sample, state in states.items()}
+            states = run.slots(going, block, link, states, tap)
+    return run.result(tap)
+
+
+class _Run:
+    """Packed rows as they are run, and what is kept of them."""
+
+    def __init__(
+        self,
+        text: TextStack,
+        embeds_ND: Tensor,
+        positions_3N: Tensor,
+        lengths: Sequence[int],
+        slots: Sequence[Sequence[range]],
+        wanted: Sequence[int],
+    ) -> None:
+        self.text, self.embeds_ND, self.positions_3N = text, embeds_ND, positions_3N
+        self.starts = [0, *accumulate(lengths)]
+        self.places, self.wanted = slots, set(wanted)
+        self.before: list[Context] = []
+        self.chains: list[list[Piece]] = [[] for _ in lengths]
+        self.edges = [_edges(length, own) for length, own in zip(lengths, slots, strict=True)]
+        self.read: list[tuple[list[int], Tensor]] = []
+        self.fed: list[tuple[list[int], Tensor]] = []
+        self.tapped: list[tuple[list[int], Tensor]] = []
+
+    def segments(self, samples: Sequence[int], block: int) -> dict[int, Tensor]:
+        """Runs what stands before block `block` of each sample; gives the last state [D] where that block is."""
+        spans, rows, read, last = [], [], [], {}
+        for sample in samples:
+            start, stop = (self.starts[sample] + edge for edge in self.edges[sample][block])
+            asked = [row for row in range(start, stop) if row in self.wanted]
+            if len(self.places[sample]) > block:
+                asked.append(stop - 1)
+            first = min(asked, default=stop)
+            spans.append(Span(stop - start, stop - first, tuple(self.chains[sample])))
+            rows += range(start, stop)
+            read += range(first, stop)
+            if len(self.places[sample]) > block:
+                last[sample] = len(read) - 1
+        hidden_RD = self._row(samples, spans, rows, self._of(self.embeds_ND, rows, 0), None)
+        self.read.append((read, hidden_RD))
+        return {sample: hidden_RD[place] for sample, place in last.items()}
+
+    def slots(
+        self, samples: Sequence[int], block: int, link: int, states: dict[int, Tensor], tap: int | None
+    ) -> dict[int, Tensor]:
+        """Runs slot `link` of a block of each sample on its state; gives the states behind."""
+        rows = [self.starts[sample] + self.places[sample][block][link] for sample in samples]
+        feeds = [link + 1 < len(self.places[sample][block]) for sample in samples]
+        spans = [Span(1, int(goes_on), tuple(self.chains[s])) for s, goes_on in zip(samples, feeds, strict=True)]
+        inputs_BD = torch.stack([states[sample] for sample in samples])
+        self.fed.append((rows, inputs_BD))
+        hidden_RD = self._row(samples, spans, rows, inputs_BD, tap)
+        going = [sample for sample, goes_on in zip(samples, feeds, strict=True) if goes_on]
+        return dict(zip(going, hidden_RD, strict=True))
+
+    def result(self, tap: int | None) -> FedBack:
+        """All that was kept, in packed order."""
+        hidden_RD = _in_order(self.read, self.embeds_ND, self.wanted)
+        inputs_TD = _in_order(self.fed, self.embeds_ND)
+        return FedBack(hidden_RD, inputs_TD, None if tap is None else _in_order(self.tapped, self.embeds_ND))
+
+    def _row(
+        self, samples: Sequence[int], spans: Sequence[Span], rows: list[int], inputs_ND: Tensor, tap: int | None
+    ) -> Tensor:
+        """Runs a packed row; its spans go on their samples' chains."""
+        taps = {} if tap is None else {tap: range(len(rows))}
+        positions_3N = self._of(self.positions_3N, rows, 1)
+        hidden_RD, context = run_row(self.text, inputs_ND, positions_3N, spans, self.before, taps)
+        for number, (sample, span) in enumerate(zip(samples, spans, strict=True)):
+            self.chains[sample].append(Piece(len(self.before), number, 0, span.rows))
+        self.before.append(context)
+        if tap is not None:
+            self.tapped.append((rows, context.tapped[tap]))
+        return hidden_RD
+
+    @staticmethod
+    def _of(whole: Tensor, rows: list[int], dim: int) -> Tensor:
+        if rows == list(range(whole.shape[dim])):
+            return whole
+        return whole.index_select(dim, torch.tensor(rows, device=whole.device))
+
+
+def _edges(length: int, slots: Sequence[range]) -> list[tuple[int, int]]:
+    """Where the stretches between blocks begin and end."""
+    starts, stops = [0, *(block.stop for block in slots)], [*(block.start for block in slots), length]
+    edges = list(zip(starts, stops, strict=True))
+    if any(start >= stop for start, stop in edges) or any(not block for block in slots):
+        raise ValueError(f"blocks {list(slots)} of a sample of {length} tokens: each needs a slot and tokens around it")
+    return edges
+
+
+def _in_order(parts: Sequence[tuple[list[int], Tensor]], like_ND: Tensor, kept: set[int] | None = None) -> Tensor:
+    """The rows of all parts by their number, those that are `kept`."""
+    if not parts:
+        return like_ND[:0]
+    rows = [row for numbers, _ in parts for row in numbers]
+    order = sorted((row, place) for place, row in enumerate(rows) if kept is None or row in kept)
+    if kept is not None and len(order) < len(kept):
+        raise ValueError("a wanted row is a slot, or stands in no sample")
+    places = torch.tensor([place for _, place in order], dtype=torch.long, device=like_ND.device)
+    return torch.cat([part for _, part in parts]).index_select(0, places)
