@@ -70,6 +70,12 @@ def decode(data: bytes) -> Image.Image:
     return read(data, upright)
 
 
+def square(data: bytes, size: int) -> np.ndarray:
+    """The picture as [3, size, size] 8-bit levels, resized by Pillow's bicubic filter. Raises PictureError."""
+    resized_HWC = np.asarray(decode(data).resize((size, size), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(resized_HWC.transpose(2, 0, 1))
+
+
 def read(data: bytes, use: Callable[[Image.Image, bytes], T]) -> T:
     """What `use` makes of the opened image, not decoded yet, and of its bytes. Raises PictureError.
 
