@@ -3,7 +3,8 @@
 The packed rows ask `TextStack` for the parts of a decoder layer. The methods ask `Backbone` for images and positions.
 Neither knows a family; `backbone_of` finds it by the model.
 
-Shape suffixes: N rows, R rows that go on, H heads, G key-value heads, C head size, D hidden size, F image features.
+Shape suffixes: N rows, R rows that go on, H heads, G key-value heads, C head size, D hidden size, F image features,
+B images, S pixels along a side.
 """
 
 from __future__ import annotations
@@ -85,6 +86,17 @@ class Backbone(ABC):
     @abstractmethod
     def image_features(self, model: Any, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Features of all images in order, [F, D]."""
+
+    @abstractmethod
+    def feature_pixels(self, model: Any) -> int:
+        """Pixels along the square that one feature of an image is of."""
+
+    @abstractmethod
+    def square_images(self, model: Any, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised square images as pixel values and grids, as the image processor gives them.
+
+        S is a multiple of `feature_pixels`.
+        """
 
     @abstractmethod
     def blank_image(self, model: Any) -> tuple[Tensor, Tensor]:

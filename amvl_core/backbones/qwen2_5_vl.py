@@ -80,6 +80,22 @@ class Qwen25VL(Backbone):
         """Behind the merger."""
         return torch.cat(list(model.model.get_image_features(pixel_values, image_grid_thw).pooler_output))
 
+    def feature_pixels(self, model: Any) -> int:
+        """Of a merged patch."""
+        vision = model.config.vision_config
+        return int(vision.patch_size * vision.spatial_merge_size)
+
+    def square_images(self, model: Any, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches in the order in which they are merged; a still image is shown at all times of a patch."""
+        vision = model.config.vision_config
+        patch, merge, frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        sides = (-1, merge, patch)
+        blocks_B3RmpQmp = pixels_B3SS.unflatten(3, sides).unflatten(2, sides)
+        patches_BRQmm3pp = blocks_B3RmpQmp.permute(0, 2, 5, 3, 6, 1, 4, 7)
+        over_time = patches_BRQmm3pp.unsqueeze(6).expand(*[-1] * 6, frames, -1, -1)
+        side = pixels_B3SS.shape[-1] // patch
+        return over_time.flatten(5).flatten(0, 4), torch.tensor([[1, side, side]] * len(pixels_B3SS))
+
     def blank_image(self, model: Any) -> tuple[Tensor, Tensor]:
         """One merged patch of zeros."""
         vision = model.config.vision_config

@@ -10,6 +10,11 @@ from amvl_core.contracts.frozen import Frozen
 
 BASE = "base"
 """The source of the base model's own vision encoder."""
+TINY = "tiny:"
+"""Begins the source of an encoder that is built offline; its kind follows."""
+TINY_KINDS = ("dinov3", "dinov2", "siglip", "clip")
+STORED = "features:"
+"""Begins the source of features that were computed elsewhere; the folder follows."""
 
 
 class EncoderConfig(Frozen):
@@ -30,6 +35,19 @@ class EncoderConfig(Frozen):
             raise ValueError(f"{name!r} is no name: give letters, digits, - and _ (it is part of metrics' names)")
         return name
 
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source.startswith(TINY) and source.removeprefix(TINY) not in TINY_KINDS:
+            raise ValueError(f"{source!r} cannot be built; give {TINY} and one of {', '.join(TINY_KINDS)}")
+        if source in ("", STORED):
+            raise ValueError(f"{source!r} names no encoder; give a Hub id, a folder, or {STORED} and a folder")
+        return source
+
+    @property
+    def stored(self) -> str | None:
+        """The folder of features that were computed elsewhere, where this is no model."""
+        return self.source.removeprefix(STORED) if self.source.startswith(STORED) else None
 
 class Patches(NamedTuple):
     """What an encoder gives for an image: `rows` x `columns` patches of `width` numbers each."""

@@ -71,9 +71,9 @@ def decode(data: bytes) -> Image.Image:
 
 
 def square(data: bytes, size: int) -> np.ndarray:
-    """An encoded image as a vision encoder is shown it, uint8 [3, size, size]. A PictureError as `decode`."""
-    pixels_SS3 = np.asarray(decode(data).resize((size, size), Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(pixels_SS3.transpose(2, 0, 1))
+    """The picture as [3, size, size] 8-bit levels, resized by Pillow's bicubic filter. Raises PictureError."""
+    resized_HWC = np.asarray(decode(data).resize((size, size), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(resized_HWC.transpose(2, 0, 1))
 
 
 def read(data: bytes, use: Callable[[Image.Image, bytes], T]) -> T:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.encoders import Patches
+from amvl_core.contracts.encoders import BASE, EncoderConfig, Patches
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.encoders.loading import load_encoder
+from amvl_core.encoders.base import BaseEncoder
+from amvl_core.encoders.encoder import VisionEncoder
+from amvl_core.encoders.pretrained import load_encoder
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.methods.probing import Prober
@@ -57,13 +59,18 @@ class Valr(Method):
         size = self.model.config.text_config.hidden_size
         weight = self.model.get_input_embeddings().weight
         for config in self.config.aligned_with:
-            if config.name not in computed:
-                self.encoders[config.name] = load_encoder(config, self.backbone, self.model, processor)
-                self.patches[config.name] = self.encoders[config.name].patches
-            else:
+            if config.name in computed:
                 self.patches[config.name] = computed[config.name]
+            else:
+                encoder = self.encoders[config.name] = self._encoder(config, processor)
+                self.patches[config.name] = Patches(*encoder.grid, encoder.width)
             projector = Projector(size, self.config.projector_width, self.patches[config.name].width)
             self.projectors[config.name] = projector.to(weight)
+
+    def _encoder(self, config: EncoderConfig, processor: AMVLProcessor) -> VisionEncoder:
+        if config.source == BASE:
+            return BaseEncoder(config, self.backbone, self.model, processor.image_processor)
+        return load_encoder(config)
 
     def frozen(self) -> list[nn.Module]:
         """The encoders."""

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from amvl_core.data.pixels import DECOMPRESSION_BOMB, UNREADABLE_IMAGE, PictureError, decode, from_base64, upright_size
+from amvl_core.data.pixels import (
+    DECOMPRESSION_BOMB,
+    UNREADABLE_IMAGE,
+    PictureError,
+    decode,
+    from_base64,
+    square,
+    upright_size,
+)
 from tests.data_prep.pictures import bomb, encode, noise, png
 from tests.kinds import HEIGHT, WIDTH, chunk, deep, exif, grey, kinds, large_text, ramp
 
@@ -226,6 +234,15 @@ def test_every_orientation_is_turned_upright(form: str, orientation: int) -> Non
         expected = ImageOps.exif_transpose(image)
     assert np.array_equal(decode(data), expected)
     assert upright_size(data) == expected.size
+
+
+def test_a_square_is_the_decoded_picture_resized() -> None:
+    data = encode(noise(WIDTH, HEIGHT), exif=exif(6))
+    found_CHW = square(data, 24)
+    assert (found_CHW.dtype, found_CHW.shape, found_CHW.flags["C_CONTIGUOUS"]) == (np.uint8, (3, 24, 24), True)
+    assert np.array_equal(found_CHW.transpose(1, 2, 0), decode(data).resize((24, 24), Image.Resampling.BICUBIC))
+    with pytest.raises(PictureError):
+        square(b"no image", 24)
 
 
 def test_base64_may_be_broken_into_lines_or_a_data_url() -> None:
