@@ -140,7 +140,8 @@ class PretrainedEncoder(VisionEncoder):
     @torch.no_grad()
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Of the last hidden state."""
-        hidden = self.kind.call(self.model, normalised(pixels_B3SS, self.mean, self.std)).last_hidden_state
+        seen_B3SS = normalised(pixels_B3SS, self.mean, self.std).to(self.model.dtype)
+        hidden = self.kind.call(self.model, seen_B3SS).last_hidden_state
         features_BPD: Tensor = hidden[:, self.kind.special(self.model.config) :].float()
         return features_BPD
 

@@ -78,7 +78,7 @@ class Valr(Method):
 
     def new_token_rows(self) -> list[int]:
         """Both markers; a slot's own embedding is never read."""
-        return [self.model.config.latent_start_token_id, self.model.config.latent_end_token_id]
+        return [self.model.config.block_start_token_id, self.model.config.block_end_token_id]
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """The objective and its terms."""

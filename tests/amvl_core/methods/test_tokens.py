@@ -20,4 +20,4 @@ def test_every_special_token_of_a_latent_model_is_a_control_token(kind: str) -> 
 
 
 def test_a_text_that_only_looks_like_one_is_text() -> None:
-    assert control_token("<image>Is a < b | c > d? <tag> <latent>") is None
+    assert control_token("<image>Is a < b | c > d? <tag> <latents>") is None
