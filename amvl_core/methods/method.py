@@ -81,8 +81,10 @@ class Method(nn.Module, ABC):
 
         What hangs on the module beside `model` is trained and kept for resuming, and never exported.
         """
+        frozen = {id(parameter) for module in self.frozen() for parameter in module.parameters()}
         inside = [p for name, p in self.model.named_parameters() if name.startswith(self.config.own_parts)]
-        return inside + [p for name, p in self.named_parameters() if not name.startswith("model.")]
+        beside = [p for name, p in self.named_parameters() if not name.startswith("model.") and id(p) not in frozen]
+        return inside + beside
 
     def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches]) -> None:
         """Adds what training needs beside the model, such as teachers and projectors.

@@ -40,4 +40,5 @@ def upsampled(slots_BKD: Tensor, patches: Patches, interpolation: Literal["bilin
 
 def similarities(projected_BPE: Tensor, features_BPE: Tensor) -> Tensor:
     """The mean over its patches of each block's cosine similarity with its target, [B]."""
-    return functional.cosine_similarity(widen(projected_BPE), widen(features_BPE), dim=-1).mean(1)
+    wide_BPE = widen(projected_BPE)
+    return functional.cosine_similarity(wide_BPE, features_BPE.to(wide_BPE.dtype), dim=-1).mean(1)
