@@ -17,7 +17,7 @@ from transformers import (
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.methods.valr.config import LATENT_END, LATENT_START, SLOT
+from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT
 from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration, load_valr
 from tests.numerics.test_generation import inputs, steps
 from tests.tiny import LATENT, SAMPLES, picture, stock_folder

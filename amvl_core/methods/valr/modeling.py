@@ -38,7 +38,7 @@ from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
-from amvl_core.methods.valr.config import LATENT_END, LATENT_START, SLOT
+from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT
 
 LatentMode = Literal["written", "first_step", "every_step", "never"]
 
