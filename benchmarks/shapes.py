@@ -18,6 +18,8 @@ METHOD, SFT = PRESETS["paper"]().method, PRESETS["demo"]().stages["sft"].method
 
 SPECIAL = 16
 """Token ids below are special tokens; 0 to k - 1 are the slots."""
+START, END = SPECIAL - 5, SPECIAL - 6
+"""A block's markers."""
 
 SMALL = {
     "vocab_size": 4096,  # its share of the work is that of Qwen2.5-VL-7B's vocabulary
@@ -51,11 +53,21 @@ def latent_config() -> LatentConfig:
     return LatentConfig() if torch.cuda.is_available() else LatentConfig(dim=64, head_hidden=128)
 
 
-def model_config(method: MethodConfig) -> Any:
-    """A configuration of the shape for this machine, for a model that `method` trains."""
+def block_fields() -> dict[str, Any]:
+    """The fields of AMVL's models: its block of the paper's k slots."""
+    latent = latent_config()
+    return {
+        "latent": latent.model_dump(),
+        "slot_token_ids": list(range(latent.num_slots)),
+        "block_start_token_id": START,
+        "block_end_token_id": END,
+    }
+
+
+def model_config(method: MethodConfig, fields: dict[str, Any]) -> Any:
+    """A configuration of the shape for this machine, for a model that `method` trains and that has these `fields`."""
     if method.model_type:
         method.implementation()  # registers its classes
-    latent = latent_config()
     text = SEVEN_B if torch.cuda.is_available() else SMALL
     return AutoConfig.for_model(
         method.model_type or "qwen2_5_vl",
@@ -66,20 +78,19 @@ def model_config(method: MethodConfig) -> Any:
         vision_start_token_id=SPECIAL - 3,
         vision_end_token_id=SPECIAL - 4,
         tie_word_embeddings=False,
-        latent=latent.model_dump(),
-        slot_token_ids=list(range(latent.num_slots)),
-        block_start_token_id=SPECIAL - 5,
-        block_end_token_id=SPECIAL - 6,
+        **fields,
     )
 
 
-def build(method: MethodConfig) -> Any:
-    """A random model that `method` trains, its vision encoder frozen, in training mode."""
+def build(method: MethodConfig, fields: dict[str, Any] | None = None) -> Any:
+    """A random model that `method` trains, its vision encoder frozen, in training mode. `fields`: AMVL's, or these."""
     torch.manual_seed(0)
     where = device()
     with where:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        model = AutoModelForImageTextToText.from_config(model_config(method), dtype=dtype)
+        model = AutoModelForImageTextToText.from_config(
+            model_config(method, block_fields() if fields is None else fields), dtype=dtype
+        )
     model.model.visual.requires_grad_(False)
     return model.train()
 
@@ -90,7 +101,7 @@ def text_batch(x: int, y: int, *, block: bool, vocab_size: int, seed: int = 0) -
     ids = torch.randint(SPECIAL, vocab_size, (x + y,), generator=torch.Generator().manual_seed(seed))
     labels = torch.where(torch.arange(x + y) < x, IGNORED, ids)
     if block:
-        inner = torch.tensor([*range(latent.num_slots), SPECIAL - 6])
-        ids = torch.cat([ids[: x - 1], torch.tensor([SPECIAL - 5]), inner, ids[x:]])
+        inner = torch.tensor([*range(latent.num_slots), END])
+        ids = torch.cat([ids[: x - 1], torch.tensor([START]), inner, ids[x:]])
         labels = torch.cat([labels[:x], torch.full_like(inner, IGNORED), labels[x:]])
     return Batch(["sample"], [len(ids)], [0], ids, labels, None, None)

@@ -5,6 +5,7 @@ import signal
 import sys
 
 from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.presets import PRESETS
 from flows.environment import set_up
 from flows.run import run_here
 from flows.servers import serve
@@ -14,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 1 a failure that one message explains, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for preset in ("demo", "paper"):
+    for preset in PRESETS:
         run = commands.add_parser(preset, help=f"run the pipeline with the preset `{preset}`")
         run.add_argument("--data", nargs="*", default=[], metavar="PATH", help="folder or archive; several are mixed")
         run.add_argument("--param", action="append", default=[], metavar="FIELD=JSON", help="a field of RunConfig")

@@ -10,7 +10,7 @@ from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -45,7 +45,7 @@ from amvl_core.eval.pairing import outcomes, variant_items
 from amvl_core.eval.seeds import base_scores, score_row, swap_row
 from amvl_core.eval.significance import Unit
 from flows import ablation_report, outbox, tasks
-from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
+from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
 from flows.reporter import Reporter
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
@@ -76,7 +76,7 @@ Found = dict[str, dict[int, Result | str]]
 def ablations(
     table: Annotated[str | int, Field(description="a table of the last stage's method: 3, 4 ... controls")],
     seeds: Annotated[int, Field(ge=1, description="trainings of each row, from `seed` on")] = 3,
-    preset: Literal["paper", "demo", "ablation"] = "paper",
+    preset: Preset = "paper",
     storage: str | None = None,
     seed: Seed | None = None,
     data: Data | None = None,

@@ -1,6 +1,6 @@
 """The pipeline on one page: prepare -> train -> evaluate -> register."""
 
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
 from flows import outbox, tasks
-from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Stage, Tracking, Trainer, resolve
+from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
 from flows.report import labels
 from infra import cluster as ray_cluster
 from infra.reports.run_result import RunResult
@@ -17,7 +17,7 @@ from infra.tracking import Tracker
 
 @flow(name="amvl")
 def full_pipeline(
-    preset: Literal["paper", "demo"] = "paper",
+    preset: Preset = "paper",
     storage: str | None = None,
     seed: Seed | None = None,
     data: Data | None = None,

@@ -2,7 +2,7 @@
 
 from functools import cache
 from types import GenericAlias, NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -20,6 +20,12 @@ from amvl_core.contracts.config import (
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.presets import PRESETS
+
+if TYPE_CHECKING:
+    Preset: TypeAlias = str
+else:
+    Preset = Literal[tuple(PRESETS)]
+"""The name of a whole configuration."""
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 

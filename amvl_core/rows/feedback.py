@@ -91,7 +91,10 @@ class _Run:
 
     def segments(self, samples: Sequence[int], block: int) -> dict[int, Tensor]:
         """Runs what stands before block `block` of each sample; gives the last state [D] where that block is."""
-        spans, rows, read, last = [], [], [], {}
+        spans: list[Span] = []
+        rows: list[int] = []
+        read: list[int] = []
+        last: dict[int, int] = {}
         for sample in samples:
             start, stop = (self.starts[sample] + edge for edge in self.edges[sample][block])
             asked = [row for row in range(start, stop) if row in self.wanted]

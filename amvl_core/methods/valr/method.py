@@ -78,7 +78,8 @@ class Valr(Method):
 
     def new_token_rows(self) -> list[int]:
         """Both markers; a slot's own embedding is never read."""
-        return [self.model.config.block_start_token_id, self.model.config.block_end_token_id]
+        config = self.model.config
+        return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """The objective and its terms."""
@@ -163,7 +164,7 @@ class Valr(Method):
         return one_by_one(self, batch, clock)
 
 
-def find_slots(batch: Batch, slot_token_id: int, num_slots: int) -> list[list[range]]:
+def find_slots(batch: Batch, slot_token_id: int | None, num_slots: int) -> list[list[range]]:
     """Where each sample's blocks have their slots.
 
     A DataError names the sample with a block of another length, or with one at its very end or beginning.

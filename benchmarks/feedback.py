@@ -1,0 +1,116 @@
+"""A training step with fed-back slots against plain fine-tuning: `python -m benchmarks.feedback`.
+
+Variants: `sft`, ours, without a block; `one_by_one`, the stock model with a cache, one sample at a time and token by
+token through its slots; `valr`, ours, all samples at once. Text alone and no alignment, which costs a stage of its own.
+The last line is one JSON object; ratios are of medians over interleaved rounds in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import torch
+
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
+from amvl_core.methods.method import Clock
+from amvl_core.rows.flops import rows_flops, sft_rows
+from benchmarks.measure import Step, device_name, interleaved, peak_bytes
+from benchmarks.shapes import END, SFT, SPECIAL, START, build
+
+METHOD = PRESETS["valr"]().method.model_copy(update={"encoders": (), "align_layer": 1, "blocks": "every_step"})
+SLOT = 0
+"""Its token id."""
+
+
+def main() -> None:
+    """Measures every shape and prints the table, then the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="interleaved rounds per shape")
+    parser.add_argument("--x", type=int, nargs="+", default=(512,), help="tokens of context and question")
+    parser.add_argument("--y", type=int, nargs="+", default=(128,), help="tokens of steps and answer")
+    parser.add_argument("--blocks", type=int, nargs="+", default=(1, 4), help="blocks, each before an equal part of y")
+    parser.add_argument("--slots", type=int, default=16, help="slots of a block")
+    parser.add_argument("--samples", type=int, default=8, help="samples of a step")
+    parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
+    chosen = parser.parse_args()
+    fields = {
+        "slot_token_id": SLOT,
+        "num_slots": chosen.slots,
+        "block_start_token_id": START,
+        "block_end_token_id": END,
+    }
+    stock, ours = build(SFT, {}), build(METHOD, fields)
+    for model in (stock, ours) if chosen.checkpointing else ():
+        model.activation_checkpointing_enable()
+    rows = []
+    for x in chosen.x:
+        for y in chosen.y:
+            for blocks in chosen.blocks:
+                rows += measure(stock, ours, x, y, blocks, chosen)
+                for row in rows[-3:]:
+                    print(json.dumps(row), file=sys.stderr)
+    result = {"rows": rows, "device": device_name(), "threads": torch.get_num_threads(), "repeats": chosen.repeats}
+    print(json.dumps(result | {"samples": chosen.samples, "checkpointing": chosen.checkpointing}))
+
+
+def measure(stock: Any, ours: Any, x: int, y: int, blocks: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """The three variants at one shape."""
+    slots, samples = chosen.slots, chosen.samples
+    vocab_size = ours.config.text_config.vocab_size
+    plain = text_batch(x, y, 0, slots, samples, vocab_size)
+    fed_back = text_batch(x, y, blocks, slots, samples, vocab_size)
+    clock = Clock(seed=0, step=0, num_tokens=y * samples, num_samples=samples)
+    sft, valr = SFT.implementation()(stock, SFT), METHOD.implementation()(ours, METHOD)
+    steps: dict[str, Step] = {
+        "sft": lambda: sft(plain, clock).loss.backward(),
+        "valr": lambda: valr(fed_back, clock).loss.backward(),
+    }
+    if not chosen.checkpointing:  # the stock model keeps no cache then
+        steps["one_by_one"] = lambda: valr.reference(fed_back, clock).backward()
+    seconds = interleaved(steps, chosen.repeats)
+    peaks = {name: peak_bytes(step) for name, step in steps.items()}
+    # Every token runs once, slots and markers too, with logits where something is predicted.
+    text = ours.config.text_config
+    least = rows_flops(text, sft_rows(x, y + blocks * (slots + 2)), y + blocks)
+    limit = least / rows_flops(text, sft_rows(x, y), y)
+    return [
+        {
+            "x": x,
+            "y": y,
+            "blocks": blocks,
+            "slots": slots,
+            "variant": name,
+            "time_vs_sft": round(seconds[name] / seconds["sft"], 4),
+            "peak_vs_sft": round(peaks[name] / peaks["sft"], 4),
+            "flops_limit_vs_sft": 1.0 if name == "sft" else round(limit, 4),
+        }
+        for name in steps
+    ]
+
+
+def text_batch(x: int, y: int, blocks: int, slots: int, samples: int, vocab_size: int) -> Batch:
+    """Samples of x tokens and y label tokens, which are cut in equal parts with a block before each."""
+    generator = torch.Generator().manual_seed(0)
+    ids: list[int] = []
+    labels: list[int] = []
+    for _ in range(samples):
+        tokens = torch.randint(SPECIAL, vocab_size, (x + y,), generator=generator).tolist()
+        ids += tokens[:x]
+        labels += [IGNORED] * x
+        for part in range(max(1, blocks)):
+            own = tokens[x + y * part // max(1, blocks) : x + y * (part + 1) // max(1, blocks)]
+            inside = [*[SLOT] * slots, END] if blocks else []
+            ids += [*([START] if blocks else []), *inside, *own]
+            labels += [*([START] if blocks else []), *[IGNORED] * len(inside), *own]
+    length = len(ids) // samples
+    names = [f"sample-{number}" for number in range(samples)]
+    return Batch(names, [length] * samples, [0] * samples, torch.tensor(ids), torch.tensor(labels), None, None)
+
+
+if __name__ == "__main__":
+    main()
