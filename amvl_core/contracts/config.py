@@ -179,6 +179,11 @@ class DataConfig(Frozen):
     rows_per_shard: int = Field(
         1024, ge=1, description="rows of a source that become one shard, and are redone together"
     )
+    features: bool = Field(
+        False,
+        description="compute the features of the frozen encoders that stages' methods align with once, into shards "
+        "beside the dataset; else in every step",
+    )
     seed: Seed = 0
 
     @model_validator(mode="after")
