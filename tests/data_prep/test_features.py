@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ConfigError, DataError, StorageError
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord, FeaturesRecord, load_record
+from amvl_core.data import features as reading
 from amvl_core.data.features import FeatureReader
 from amvl_core.data.pixels import square
 from amvl_core.data.reader import ShardReader
@@ -25,6 +28,8 @@ from data_prep import features
 from data_prep.shards import ShardRow
 from tests import shards
 from tests.tiny import picture
+
+Computed = tuple[DatasetRecord, FeaturesRecord, list[Progress]]
 
 TINY = EncoderConfig(name="dino", source="tiny:dinov3", size=32)
 
@@ -52,14 +57,21 @@ def compute(
     return features.compute(data, encoder, str(uri), 2, "cpu", events.append), events
 
 
+@pytest.fixture(scope="module")
+def computed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Computed:
+    """By a model; its actors import torch, which takes seconds."""
+    root = tmp_path_factory.mktemp("computed")
+    data = dataset(root / "data")
+    return data, *compute(data, root / "features")
+
+
 def images(data: DatasetRecord) -> list[bytes]:
     reader = ShardReader(data, "train")
     return [image for index in range(len(reader)) for image in reader[index].images]
 
 
-def test_stored_features_are_those_that_the_encoder_gives(ray_cluster: None, tmp_path: Path) -> None:
-    data = dataset(tmp_path / "data")
-    record, events = compute(data, tmp_path / "features")
+def test_stored_features_are_those_that_the_encoder_gives(computed: Computed) -> None:
+    data, record, events = computed
     assert record.grid == (4, 4) and record.width == 32 and record.encoder == TINY and record.dataset == "data"
     assert [(shard.file, shard.rows) for shard in record.shards] == [(shard.file, shard.rows) for shard in data.shards]
     assert load_record(record.uri, FeaturesRecord) == record
@@ -81,12 +93,9 @@ def test_stored_features_are_those_that_the_encoder_gives(ray_cluster: None, tmp
     assert seen == len(images(data)) == 48
 
 
-def test_a_run_that_was_cut_off_takes_over_what_is_finished(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = dataset(tmp_path / "data")
-    whole, _ = compute(data, tmp_path / "whole")
-    compute(data, tmp_path / "cut")
+def test_a_run_that_was_cut_off_takes_over_what_is_finished(computed: Computed, tmp_path: Path) -> None:
+    data, whole, _ = computed
+    shutil.copytree(whole.uri, tmp_path / "cut")
     cut = tmp_path / "cut"
     (cut / "record.json").unlink()
     for name in ("train-00001.parquet", "train-00001.json", "train-00003.json"):  # the last lies there without a record
@@ -101,38 +110,51 @@ def test_a_run_that_was_cut_off_takes_over_what_is_finished(
         assert hashlib.sha256((cut / shard.file).read_bytes()).hexdigest() == shard.sha256
 
 
-def test_one_row_is_one_row_group(ray_cluster: None, tmp_path: Path) -> None:
-    record, _ = compute(dataset(tmp_path / "data"), tmp_path / "features")
-    file = pq.ParquetFile(tmp_path / "features" / record.shards[1].file)
+def test_one_row_is_one_row_group(computed: Computed) -> None:
+    _, record, _ = computed
+    file = pq.ParquetFile(Path(record.uri) / record.shards[1].file)
     assert file.num_row_groups == file.metadata.num_rows == 40
 
 
 def test_s3_in_and_out(ray_cluster: None, s3_bucket: str, tmp_path: Path) -> None:
-    here, _ = compute(dataset(tmp_path / "data"), tmp_path / "features")
-    data = dataset(f"{s3_bucket}/features/data")
-    there, _ = compute(data, f"{s3_bucket}/features/out")
-    assert there.shards == here.shards
+    data, root = dataset(tmp_path / "data"), f"{s3_bucket}/features"
+    encoder = stored(tmp_path / "pi3", images(data))
+    here, _ = compute(data, tmp_path / "features", encoder)
+    storage.upload(tmp_path / "pi3", f"{root}/pi3")
+    data = dataset(f"{root}/data")
+    there, _ = compute(data, f"{root}/out", encoder.model_copy(update={"source": f"features:{root}/pi3"}))
+    assert there.shards == here.shards and there.fingerprint == here.fingerprint
     rows, local, remote = ShardReader(data, "train"), FeatureReader(here), FeatureReader(there)
     for index in (48, 0, 7, 20):
         for one, other in zip(local.of(index, rows[index]), remote.of(index, rows[index]), strict=True):
             assert np.array_equal(one, other)
 
 
-def test_features_of_another_image_are_refused(ray_cluster: None, tmp_path: Path) -> None:
-    data = dataset(tmp_path / "data")
-    record, _ = compute(data, tmp_path / "features")
+def test_features_of_another_image_are_refused(computed: Computed, tmp_path: Path) -> None:
+    data, record, _ = computed
     rows, reader = ShardReader(data, "train"), FeatureReader(record)
     with pytest.raises(
         DataError, match=r"sample-4: the features of dino in .*train-00001\.parquet are those of another"
     ):
         reader.of(7, rows[4])  # of one image, as row 7
-    with pytest.raises(DataError, match="sample-4: .* are of 2 images, it has 1; remove the folder"):
+    with pytest.raises(DataError, match=r"sample-4: .* are of 2 images, it has 1; remove the folder"):
         reader.of(8, rows[4])
     with pytest.raises(IndexError):
         reader.of(49, rows[0])
-    (tmp_path / "features" / record.shards[2].file).write_bytes(b"no Parquet")
+    shutil.copytree(record.uri, tmp_path / "damaged")
+    (tmp_path / "damaged" / record.shards[2].file).write_bytes(b"no Parquet")
+    reader = FeatureReader(record.model_copy(update={"uri": str(tmp_path / "damaged")}))
     with pytest.raises(StorageError, match=r"train-00002\.parquet cannot be read .* remove the folder"):
         reader.of(43, rows[43])
+
+
+def test_a_reader_keeps_few_files_open(computed: Computed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "OPEN_FILES", 2)
+    data, record, _ = computed
+    rows, reader = ShardReader(data, "train"), FeatureReader(record)
+    for index in (0, 10, 43, 48, 1, 11):
+        assert len(reader.of(index, rows[index])) == index % 3 and len(reader._files) <= 2
+    assert not pickle.loads(pickle.dumps(reader))._files  # an open file stays in its process
 
 
 def test_faults_of_an_encoder_are_raised_as_they_are(ray_cluster: None, tmp_path: Path) -> None:
@@ -142,11 +164,13 @@ def test_faults_of_an_encoder_are_raised_as_they_are(ray_cluster: None, tmp_path
     assert not storage.exists(str(tmp_path / "features" / "record.json"))
 
 
-def test_an_image_that_cannot_be_read_names_its_sample(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_names_its_sample(tmp_path: Path) -> None:
     bad = ShardRow(shards.sample_of("broken", "<image>?", "yes", [b"no image"]), [(32, 32)], 20)
-    data = shards.write(str(tmp_path / "data"), [[row(1)], [bad]])
+    data = shards.write(str(tmp_path / "data"), [[bad]])
+    work = features.Work(data.uri, TINY, str(tmp_path / "features"), "cpu")
     with pytest.raises(DataError, match="broken: an image of the prepared dataset cannot be read"):
-        compute(data, tmp_path / "features")
+        work(data.shards[0])
+    assert not (tmp_path / "features" / data.shards[0].file).exists()
 
 
 def stored(folder: Path, known: list[bytes], dtype: Any = np.float32) -> EncoderConfig:
@@ -203,5 +227,5 @@ def test_the_fingerprint_says_what_features_depend_on(tmp_path: Path) -> None:
 
 
 def test_what_half_precision_cannot_hold_is_refused() -> None:
-    with pytest.raises(DataError, match="s: its features are not all finite in half precision .the largest is 70000"):
+    with pytest.raises(DataError, match=r"s: its features are not all finite in half precision \(the largest is 70000"):
         features._half("s", np.array([70_000.0, 1.0], np.float32))
