@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.latent import LatentConfig
@@ -456,6 +457,11 @@ class RunConfig(Frozen):
     def method(self) -> MethodConfig:
         """The method of the last stage: what the run is about."""
         return list(self.stages.values())[-1].method
+
+    @property
+    def encoders(self) -> tuple[EncoderConfig, ...]:
+        """The frozen encoders that the stages' methods align with, each once."""
+        return tuple(dict.fromkeys(one for stage in self.stages.values() for one in stage.method.aligned_with))
 
 
 def trained_by(config: Mapping[str, Any], stage: str) -> tuple[MethodConfig, LatentConfig]:
