@@ -78,7 +78,7 @@ def _compared(config: RunConfig) -> tuple[BenchmarkSource, ...]:
 
 def _source_fingerprints(config: RunConfig) -> list[str]:
     """What each source gives by itself: its content and settings, and what is done with each of its rows."""
-    data = config.data.model_dump(mode="json", exclude={"sources", "drop_duplicates", "drop_contaminated"})
+    data = config.data.model_dump(mode="json", exclude={"sources", "drop_duplicates", "drop_contaminated", "features"})
     model = _tokenizer_identity(config.model)
     return [
         records.fingerprint(

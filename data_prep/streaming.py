@@ -1,4 +1,4 @@
-"""Ray Data as this package uses it: items are cut lazily, each is one task, and results come as they are done."""
+"""Ray Data as this package uses it: items are cut lazily, each is one call, and results come as they are done."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,16 +18,29 @@ if TYPE_CHECKING:
 AHEAD_BYTES = 128 * 2**20
 """Items that wait for a CPU may take so much of the object store. Then cutting stops until there is room again."""
 
+
+@dataclass(frozen=True)
+class Actors:
+    """Processes that keep what a call leaves in `run`, and what each of them asks of Ray."""
+
+    count: int
+    num_cpus: float
+    num_gpus: float = 0.0
+
+
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def stream(inputs: Sequence[S], cut: Callable[[S], Iterator[T]], run: Callable[[T], R]) -> Iterator[R]:
+def stream(
+    inputs: Sequence[S], cut: Callable[[S], Iterator[T]], run: Callable[[T], R], actors: Actors | None = None
+) -> Iterator[R]:
     """`run(item)` for each item of `cut(input)` for each of `inputs`, on every CPU of the Ray that is connected.
 
-    `cut` runs on this machine, an item at a time and no further ahead than `AHEAD_BYTES`. The user's
-    errors (AmvlError) are raised as they are; ClusterError where Ray itself fails.
+    `cut` runs on this machine, an item at a time and no further ahead than `AHEAD_BYTES`. Where `run` is dear to set
+    up, `actors` call it in place of tasks. The user's errors (AmvlError) are raised as they are; ClusterError where Ray
+    itself fails.
     """
     import ray
     import ray.data
@@ -47,9 +61,7 @@ def stream(inputs: Sequence[S], cut: Callable[[S], Iterator[T]], run: Callable[[
                 num_cpus=0,
                 label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             )
-            results = cut_items.map_batches(
-                partial(_run, run=ray.put(run)), batch_size=None, batch_format="pyarrow", num_cpus=1
-            )
+            results = cut_items.map_batches(**_called(ray.put(run), actors), batch_size=None, batch_format="pyarrow")
             for row in results.iter_rows():
                 result = pickle.loads(row["result"])
                 if isinstance(result, AmvlError):
@@ -73,16 +85,47 @@ def _cut(block: pa.Table, cut: Any) -> Iterator[pa.Table]:
         yield _packed("item", error)
 
 
+def _called(run: Any, actors: Actors | None) -> dict[str, Any]:
+    """How Ray Data is to call `run`, which lies in the object store."""
+    import ray.data
+
+    if actors is None:
+        return {"fn": partial(_run, run=run), "num_cpus": 1}
+    return {
+        "fn": _Actor,
+        "fn_constructor_args": (run,),
+        "compute": ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=1),
+        "num_cpus": actors.num_cpus,
+        "num_gpus": actors.num_gpus,
+    }
+
+
+class _Actor:
+    """Holds one copy of `run` for all of its calls."""
+
+    def __init__(self, run: Any) -> None:
+        import ray
+
+        self.run = ray.get(run)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return _result(block, self.run)
+
+
 def _run(block: pa.Table, run: Any) -> pa.Table:
-    """The user's errors come back as values: Ray would wrap them beyond recognition."""
     import ray
 
+    return _result(block, ray.get(run))
+
+
+def _result(block: pa.Table, run: Callable[[Any], Any]) -> pa.Table:
+    """The user's errors come back as values: Ray would wrap them beyond recognition."""
     assert block.num_rows == 1
     item = pickle.loads(block["item"][0].as_py())
     if isinstance(item, AmvlError):
         return _packed("result", item)
     try:
-        result = ray.get(run)(item)
+        result = run(item)
     except AmvlError as error:
         result = error
     return _packed("result", result)

@@ -37,6 +37,7 @@ from amvl_core.contracts.records import (
     DatasetRecord,
     EvalRecord,
     FaithfulnessRecord,
+    FeaturesRecord,
     SeedScores,
     save_record,
 )
@@ -109,11 +110,13 @@ def ablations(
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
+            configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
+            encoders = tasks.computed_once([config, *(one for row in configs.values() for one in row)])
+            features = tasks.features(config, encoders, dataset, tracker) if encoders else []
             base: CheckpointRecord | None = None
             for stage in shared_stages(config):
-                base = tasks.train(config, stage, dataset, base, tracker)
+                base = tasks.train(config, stage, dataset, base, tracker, features=features)
 
-            configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
             fingerprint = ablation_fingerprint(str(table), configs, dataset, base, benchmarks)
             where = place(config, "ablation", fingerprint)
 
@@ -121,7 +124,7 @@ def ablations(
                 run_id = tracker.start()
                 name, asked = base.stage if base else "base", [dataset, *benchmarks]
                 before = tasks.evaluate(config, name, asked, base, tracker)
-                found = run_rows(config, plan, dataset, benchmarks, base, tracker)
+                found = run_rows(config, plan, dataset, benchmarks, base, tracker, features)
                 record = AblationRecord(
                     **where._asdict(),
                     table=str(table),
@@ -158,6 +161,7 @@ def run_rows(
     benchmarks: list[DatasetRecord],
     base: CheckpointRecord | None,
     tracker: Tracker,
+    features: list[FeaturesRecord],
 ) -> Found:
     """All rows with all seeds, as many at a time as the cluster takes; a row that fails does not stop the others."""
     ray_cluster.connect(config.cluster)
@@ -173,7 +177,7 @@ def run_rows(
         started: dict[Future[Result], tuple[str, int]] = {}
         for label, seed, row in todo:
             # The flow's context, which its tasks need, is each thread's own copy.
-            run = partial(run_row, row, f"{label}, seed {seed}", dataset, benchmarks, base, parent, jobs)
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, benchmarks, base, parent, jobs, features)
             started[threads.submit(copy_context().run, run)] = (label, seed)
         for done, future in enumerate(as_completed(started), 1):
             label, seed = started[future]
@@ -208,6 +212,7 @@ def run_row(
     base: CheckpointRecord | None,
     parent_run: str,
     jobs: int,
+    features: list[FeaturesRecord],
 ) -> Result:
     """One row with one seed: its own stages from the shared checkpoint, then its evaluation, in a nested run."""
     checkpoint = base
@@ -215,7 +220,7 @@ def run_row(
         tracker.start()
         for stage in own_stages(config, base):
             with _working[train_fingerprint(config, stage, dataset, checkpoint)]:
-                checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs)
+                checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs, features)
         assert checkpoint is not None
         name = checkpoint.stage.replace("_", "-")
         evaluations = tasks.evaluate(config, name, [dataset, *benchmarks], checkpoint, tracker)

@@ -1,43 +1,63 @@
 """What is looked at before anything is computed: a run that cannot work is refused in seconds."""
 
-import os
-
 import httpx
 
 from amvl_core.contracts import ablations, storage
 from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.encoders import BASE, TINY
 from amvl_core.contracts.errors import AmvlError, ConfigError
+from amvl_core.data.stored_features import StoredFeatures
 from amvl_core.eval.benchmarks import BENCHMARKS
 from infra.mlflow_client import check_names, check_reachable
 
 
 def check_run(config: RunConfig) -> None:
-    """Storage, tracking, base model, benchmark files, controls. Raises an AmvlError that names the field."""
+    """Storage, tracking, base model, encoders, benchmark files, controls. Raises an AmvlError that names the field."""
     storage.check_writable(storage.absolute(config.storage))
     check_names(config)
     check_reachable(config)
     check_base(config.model.base)
+    check_encoders(config)
     check_benchmarks(config)
     ablations.controls(config)
 
 
 def check_base(base: str) -> None:
     """The base model is `tiny`, a folder, or a model of the Hugging Face Hub that is cached or can be reached."""
-    if base == "tiny" or os.path.isfile(os.path.join(base, "config.json")):  # noqa: PTH113, PTH118
+    if base != "tiny":
+        _check_model("model.base", base, "a folder or `tiny`")
+
+
+def check_encoders(config: RunConfig) -> None:
+    """So is each frozen encoder that a method aligns with, or its features lie in a folder."""
+    for stage, settings in config.stages.items():
+        for encoder in settings.method.aligned_with:
+            where = f"stages.{stage}: encoder {encoder.name}"
+            if encoder.stored is not None:
+                try:
+                    StoredFeatures(encoder.stored)
+                except AmvlError as error:
+                    raise ConfigError(f"{where}: {error}") from error
+            elif encoder.source != BASE and not encoder.source.startswith(TINY):
+                _check_model(where, encoder.source, "a folder")
+
+
+def _check_model(where: str, source: str, other: str) -> None:
+    if storage.exists(storage.join(source, "config.json")):
         return
-    if os.path.isdir(base):  # noqa: PTH112
-        raise ConfigError(f"model.base: the folder {base} holds no config.json; give the folder of a model")
+    if storage.exists(source):
+        raise ConfigError(f"{where}: the folder {source} holds no config.json; give the folder of a model")
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     try:
-        if isinstance(try_to_load_from_cache(base, "config.json"), str):
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
             return
-        HfApi().model_info(base, timeout=15)
+        HfApi().model_info(source, timeout=15)
     except (HFValidationError, OfflineModeIsEnabled, OSError, httpx.HTTPError) as error:
         raise ConfigError(
-            f"model.base: {base!r} is no folder, is not in the Hugging Face cache and cannot be found on the Hub "
-            f"({type(error).__name__}); download it first, or give a folder or `tiny`"
+            f"{where}: {source!r} is no folder, is not in the Hugging Face cache and cannot be found on the Hub "
+            f"({type(error).__name__}); download it first, or give {other}"
         ) from error
 
 

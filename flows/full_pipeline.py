@@ -1,4 +1,4 @@
-"""The pipeline on one page: prepare -> train -> evaluate -> register."""
+"""The pipeline on one page: prepare -> (features) -> train -> evaluate -> register."""
 
 from typing import Any
 
@@ -51,11 +51,13 @@ def full_pipeline(
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
+            encoders = tasks.computed_once([config])
+            features = tasks.features(config, encoders, dataset, tracker) if encoders else []
 
             checkpoints: list[CheckpointRecord] = []
             for stage in config.stages:
                 parent = checkpoints[-1] if checkpoints else None
-                checkpoints.append(tasks.train(config, stage, dataset, parent, tracker))
+                checkpoints.append(tasks.train(config, stage, dataset, parent, tracker, features=features))
             final = checkpoints[-1]
             # What the final model is compared with: the last one without latents before it, else the untrained base.
             plain = [name for name, stage in config.stages.items() if not stage.method.has_latents]

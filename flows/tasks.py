@@ -1,6 +1,6 @@
 """The tasks of the pipeline: each looks for the stage's record and calls one function of the rooms below."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from amvl_core.contracts import ablations, fingerprints, storage
 from amvl_core.contracts.config import BenchmarkSource, RunConfig
+from amvl_core.contracts.encoders import BASE, EncoderConfig
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -17,6 +18,7 @@ from amvl_core.contracts.records import (
     DatasetRecord,
     EvalRecord,
     FaithfulnessRecord,
+    FeaturesRecord,
     ModelRecord,
     Place,
     ReportRecord,
@@ -28,7 +30,7 @@ from flows.environment import MLFLOW_URL
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
 from flows.reporter import Reporter
 from flows.stage import all_finished_or, finished_or, place, working
-from infra import registry
+from infra import cluster, registry
 from infra.mlflow_client import tracking_uri
 from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
@@ -81,6 +83,33 @@ def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
     return [read(source) for source in config.evaluation.benchmarks]
 
 
+def computed_once(configs: Iterable[RunConfig]) -> list[EncoderConfig]:
+    """The encoders whose features are computed before training: all but the base model's own, which is trained with."""
+    found = (encoder for config in configs if config.data.features for encoder in config.encoders)
+    return list(dict.fromkeys(encoder for encoder in found if encoder.source != BASE))
+
+
+@task(cache_policy=NO_CACHE)
+def features(
+    config: RunConfig, encoders: Sequence[EncoderConfig], dataset: DatasetRecord, tracker: Tracker
+) -> list[FeaturesRecord]:
+    """Features of all training images by each of the frozen encoders."""
+    from data_prep import features as shards
+
+    def one(encoder: EncoderConfig) -> FeaturesRecord:
+        where = place(config, shards.STAGE, shards.fingerprint(dataset, encoder))
+
+        def make() -> FeaturesRecord:
+            with working(config, tracker, f"features-{encoder.name}") as on_progress:
+                workers = cluster.resources(config.cluster)
+                return shards.compute(dataset, encoder, where.uri, workers.num_workers, workers.device, on_progress)
+
+        record = finished_or(f"features {encoder.name}", where, FeaturesRecord, make)
+        return record.model_copy(update={"encoder": encoder})  # another run may have called it otherwise
+
+    return [one(encoder) for encoder in encoders]
+
+
 @task(task_run_name="train-{stage}", cache_policy=NO_CACHE)
 def train(
     config: RunConfig,
@@ -89,8 +118,12 @@ def train(
     parent: CheckpointRecord | None,
     tracker: Tracker,
     jobs: int = 1,
+    features: Sequence[FeaturesRecord] = (),
 ) -> CheckpointRecord:
-    """One training stage, from the checkpoint of the stage before it; `jobs` of them share the machines."""
+    """One training stage, from the checkpoint of the stage before it; `jobs` of them share the machines.
+
+    It is given those of `features` that its method aligns with.
+    """
     where = place(config, "train", fingerprints.train_fingerprint(config, stage, dataset, parent))
 
     def make() -> CheckpointRecord:
@@ -98,7 +131,8 @@ def train(
             from infra import ray_train
 
             tracker.plan(dataset.rows("train"))
-            return ray_train.train(config, stage, dataset, parent, *where, on_progress, jobs)
+            needed = [one for one in features if one.encoder in config.stages[stage].method.aligned_with]
+            return ray_train.train(config, stage, dataset, parent, *where, on_progress, jobs, needed)
 
     def found(record: CheckpointRecord) -> None:
         remove_resume_state(record.uri)

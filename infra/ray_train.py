@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError, ClusterError, StorageError
 from amvl_core.contracts.progress import Progress, ProgressFn
-from amvl_core.contracts.records import BASE, CheckpointRecord, DatasetRecord, load_record
+from amvl_core.contracts.records import BASE, CheckpointRecord, DatasetRecord, FeaturesRecord, load_record
 from amvl_core.train.preemption import Sigterm
 from infra.cluster import Workers, resources, room
 
@@ -72,10 +73,12 @@ def train(
     fingerprint: str,
     on_progress: ProgressFn,
     jobs: int = 1,
+    features: Sequence[FeaturesRecord] = (),
 ) -> CheckpointRecord:
     """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
 
-    Ray is connected. `jobs` such stages run at the same time, on a part of the cores each. Raises ClusterError where
+    Ray is connected. `jobs` such stages run at the same time, on a part of the cores each. `features` are those of the
+    stage's encoders that were computed before. Raises ClusterError where
     the workers cannot be placed or keep failing, StorageError where the storage keeps failing them, and the worker's
     own AmvlError where the configuration or the data are at fault.
     """
@@ -89,6 +92,7 @@ def train(
         "parent": parent.fingerprint if parent else None,
         "uri": uri,
         "fingerprint": fingerprint,
+        "features": [record.model_dump(mode="json") for record in features],
     }
     settings = {"job": job, "mailbox": mailbox, "jobs": jobs}
     with _Collector(mailbox, on_progress, _Room(workers, config.cluster.min_workers, stage)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.latent import LatentConfig
@@ -178,6 +179,11 @@ class DataConfig(Frozen):
     drop_contaminated: bool = Field(True, description="drop training samples that give away a test sample")
     rows_per_shard: int = Field(
         1024, ge=1, description="rows of a source that become one shard, and are redone together"
+    )
+    features: bool = Field(
+        False,
+        description="compute the features of the frozen encoders that stages' methods align with once, into shards "
+        "beside the dataset; else in every step",
     )
     seed: Seed = 0
 
@@ -451,6 +457,11 @@ class RunConfig(Frozen):
     def method(self) -> MethodConfig:
         """The method of the last stage: what the run is about."""
         return list(self.stages.values())[-1].method
+
+    @property
+    def encoders(self) -> tuple[EncoderConfig, ...]:
+        """The frozen encoders that the stages' methods align with, each once."""
+        return tuple(dict.fromkeys(one for stage in self.stages.values() for one in stage.method.aligned_with))
 
 
 def trained_by(config: Mapping[str, Any], stage: str) -> tuple[MethodConfig, LatentConfig]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import DataError, StorageError, shortened
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.sample import Split
@@ -128,6 +129,21 @@ class DatasetRecord(Record):
             raise DataError(
                 f"the dataset has no test split to evaluate on; give a source with one (data.sources){notes}"
             )
+
+
+class FeaturesRecord(Record):
+    """Features of all training images of a dataset by one frozen encoder (`amvl_core/data/features.py`).
+
+    `shards` are files below `uri` with the rows of the dataset's training shards, in order. `grid` are rows and columns
+    of patches, `width` is that of a feature. `encoder` has the name that the run calls it by.
+    """
+
+    kind: Literal["features"] = "features"
+    encoder: EncoderConfig
+    dataset: str
+    grid: tuple[int, int]
+    width: int
+    shards: list[Shard]
 
 
 class CheckpointRecord(Record):

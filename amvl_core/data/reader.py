@@ -113,18 +113,10 @@ class ShardReader:
     def _file(self, file: int) -> pq.ParquetFile:
         if file not in self._files:
             try:
-                source = self._source(self.uris[file])
-                self._files[file] = pq.ParquetFile(source, pre_buffer=self.disk is not None)
+                self._files[file] = parquet_file(self.uris[file])
             except (OSError, pa.ArrowInvalid) as error:
                 raise StorageError(f"{self.uris[file]} cannot be read ({error}); prepare the data again") from error
         return self._files[file]
-
-    def _source(self, uri: str) -> str | storage.RemoteFile:
-        fs, path = storage.filesystem(uri)
-        if self.disk is None:
-            return path
-        with storage.reaching(uri, "read"):  # a row group's columns are asked for in one piece, nothing is read ahead
-            return storage.RemoteFile(uri, fs.open(path, "rb", cache_type="none"))
 
     def _group(self, file: int, group: int) -> pa.Table:
         key = (file, group)
@@ -145,6 +137,16 @@ class ShardReader:
         columns = self._file(file).metadata.row_group(group)
         self.bytes_read += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
         return table
+
+
+def parquet_file(uri: str) -> pq.ParquetFile:
+    """The file at `uri`, its footer read. Raises StorageError, OSError or ArrowInvalid."""
+    fs, path = storage.filesystem(uri)
+    if storage.is_local(uri):
+        return pq.ParquetFile(path)
+    with storage.reaching(uri, "read"):  # a row group's columns are asked for in one piece, nothing is read ahead
+        remote = storage.RemoteFile(uri, fs.open(path, "rb", cache_type="none"))
+        return pq.ParquetFile(remote, pre_buffer=True)
 
 
 def stored_sample(row: Mapping[str, Any]) -> StoredSample:

@@ -20,6 +20,7 @@ from amvl_core.contracts.records import (
     CHECKPOINTS,
     CheckpointRecord,
     DatasetRecord,
+    FeaturesRecord,
     load_record,
     remove_resume_state,
     save_record,
@@ -41,6 +42,7 @@ class TrainJob(Frozen):
     """All that a worker needs to know. It crosses process borders as JSON.
 
     `start_from` is the folder or Hub id of the weights, `parent` the fingerprint of the checkpoint they belong to.
+    `features` are those of the encoders that the method aligns with, where they were computed before.
     """
 
     config: RunConfig
@@ -50,6 +52,7 @@ class TrainJob(Frozen):
     parent: str | None
     uri: str
     fingerprint: str
+    features: tuple[FeaturesRecord, ...] = ()
 
 
 def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[], bool]) -> bool:

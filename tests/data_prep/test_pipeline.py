@@ -314,6 +314,7 @@ def test_fingerprint_covers_what_matters_and_nothing_else() -> None:
         base.model_copy(update={"cluster": base.cluster.model_copy(update={"num_workers": 7})}),
         base.model_copy(update={"latent": base.latent.model_copy(update={"num_slots": 5})}),
         base.model_copy(update={"stages": {"sft": base.stages["sft"]}}),
+        configure(MicroworldSource(), features=True),
     ]
     other = [
         configure(MicroworldSource(seed=1)),
