@@ -103,6 +103,9 @@ class EvaluationWorker:
             {
                 **known,
                 "raw_output": answer.text,
+                "tokens": answer.tokens,
+                "blocks": answer.blocks,
+                "latent_steps": answer.latent_steps,
                 "candidates": json.dumps(given, ensure_ascii=False),
                 "log_likelihoods": json.dumps(answer.log_likelihoods),
                 "temperature": 0.0,

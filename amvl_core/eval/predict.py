@@ -15,7 +15,7 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import placed
 from amvl_core.data.encode import PixelBudget, chat, fitted
 from amvl_core.data.pixels import PictureError, decode
-from amvl_core.methods.loading import load_model, method_of_model
+from amvl_core.methods.loading import block_ids, load_model, method_of_model
 from amvl_core.rows.decode import greedy, log_likelihoods, prefill
 
 
@@ -26,6 +26,12 @@ class Answer(NamedTuple):
     """As the model wrote it, without special tokens."""
     log_likelihoods: list[float]
     """log p(candidate, end of turn | question, latents) in nats, one per candidate."""
+    tokens: int
+    """Tokens that it wrote, its end of turn among them, and none of a latent block's."""
+    blocks: int
+    """Latent blocks that it wrote."""
+    latent_steps: int
+    """Their slots."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,17 @@ class Answerer:
         # As in training: the answer's own tokens and the end of turn.
         continuations = [[tokenizer(text + tokenizer.eos_token)["input_ids"] for text in given] for given in candidates]
         scores = log_likelihoods(self.model, start, continuations)
-        texts = tokenizer.batch_decode(greedy(self.model, start, max_new_tokens), skip_special_tokens=True)
-        return [Answer(text, found) for text, found in zip(texts, scores, strict=True)]
+        written = greedy(self.model, start, max_new_tokens)
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        counts = [self._counts(tokens) for tokens in written]
+        return [Answer(text, found, *count) for text, found, count in zip(texts, scores, counts, strict=True)]
+
+    def _counts(self, tokens: Sequence[int]) -> tuple[int, int, int]:
+        """Of a reply: tokens outside blocks, blocks, slots."""
+        if getattr(self.model.config, "slot_token_ids", None) is None:
+            return len(tokens), 0, 0
+        begin, *slots, end = (tokens.count(token) for token in block_ids(self.model))
+        return len(tokens) - begin - sum(slots) - end, begin, sum(slots)
 
     def prompt(self, question: str, num_images: int) -> str:
         """The chat prompt that the model sees."""

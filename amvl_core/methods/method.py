@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """The Hugging Face model this method trains, from a checkpoint folder of this or an earlier stage."""
+
+    @staticmethod
+    def drawn(model: Any, keys: Sequence[int], tau: float) -> dict[str, Any]:
+        """What a prompt's pass takes so that its latents are drawn; nothing where none are."""
+        return {}
 
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:

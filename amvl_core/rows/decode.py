@@ -2,7 +2,8 @@
 
 The prompts (images, latent block and all) run once and leave their keys and values. Greedy decoding goes on from there
 with the rows that have not ended yet; the candidates of a question are so many short continuations of the same prompt,
-run side by side in one pass. The model is a stock one or a method's.
+run side by side in one pass. The model is a stock one or a method's; one whose next input is not always a token's
+embedding says so by being a `FeedsBack`.
 
 Shape suffixes: B prompts, T prompt columns (padded on the left), S columns of the cache, M columns of continuations,
 N continued tokens of all prompts, V vocabulary.
@@ -10,14 +11,31 @@ N continued tokens of all prompts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from amvl_core.backbones.backbone import backbone_of
+
+
+@runtime_checkable
+class FeedsBack(Protocol):
+    """A model some of whose inputs are its own states, and some of whose tokens are forced."""
+
+    def states(self, **inputs: Any) -> Any:
+        """An output with `last_hidden_state` [B, M, D], from token ids `input_ids` and what a text model takes.
+
+        What has to be known of the columns before it keeps in the cache.
+        """
+
+    def rules(self, prompt_columns: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """From ids [B, T], of prompts and what is written behind them, and logits [B, V]: logits of what may follow."""
+
+    def before_answer(self) -> list[int]:
+        """Ids of the tokens behind a prompt behind which a given answer is scored."""
 
 
 @dataclass
@@ -31,6 +49,8 @@ class Prefilled:
     """Which columns of the cache are no padding."""
     position_B: Tensor
     """M-RoPE position of the token behind each prompt, the same in all three dimensions."""
+    ids_BT: Tensor | None = None
+    """The prompts' tokens: a model that feeds back is asked what may follow them."""
 
 
 def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefilled:
@@ -38,12 +58,32 @@ def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefille
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
     positions_3BT = backbone_of(model).positions(model, ids_BT, inputs.get("image_grid_thw"), mask_BT)
     output = model(**inputs, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
-    return prefilled(output, inputs["attention_mask"].bool(), positions_3BT.amax((0, 2)) + 1)
+    start = prefilled(output, inputs["attention_mask"].bool(), positions_3BT.amax((0, 2)) + 1)
+    start.ids_BT = ids_BT
+    return start
 
 
 def prefilled(output: Any, seen_BT: Tensor, position_B: Tensor) -> Prefilled:
     """To go on from what a model gave (`output`, with cache) for prompts."""
     return Prefilled(output.past_key_values, _wide(output.logits[:, -1]), seen_BT, position_B)
+
+
+def continued(model: Any, start: Prefilled, tokens: Sequence[int]) -> Prefilled:
+    """Every prompt with the same `tokens` behind it, on the cache of `start`, which gets their columns."""
+    rows, columns = start.seen_BT.shape
+    width, device = len(tokens), start.seen_BT.device
+    ids_BM = torch.tensor(tokens, device=device).expand(rows, -1)
+    own_BMM = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(rows, -1, -1)
+    seen_BMS = torch.cat([start.seen_BT[:, None].expand(-1, width, -1), own_BMM], -1)
+    at_BM = start.position_B[:, None] + torch.arange(width, device=device)
+    hidden_BMD = _run(model, start.cache, ids_BM, at_BM, _additive(seen_BMS[:, None], model.dtype), columns)
+    return Prefilled(
+        start.cache,
+        _wide(model.lm_head(hidden_BMD[:, -1])),
+        torch.nn.functional.pad(start.seen_BT, (0, width), value=True),
+        start.position_B + width,
+        None if start.ids_BT is None else torch.cat([start.ids_BT, ids_BM], 1),
+    )
 
 
 def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()) -> list[list[int]]:
@@ -53,11 +93,14 @@ def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[S
     tokens that are never generated. A row that has ended leaves the batch. `start` is used up.
 
     `drafts` are guesses of the answers, one a row: what of them the model says too is found in one pass over them, and
-    decoding goes on from the first token that differs. They change what an answer costs, not what it is.
+    decoding goes on from the first token that differs. They change what an answer costs, not what it is. A model that
+    feeds back takes no guess: its inputs follow one from another.
     """
     ends, never = _end_tokens(model), list(model.generation_config.suppress_tokens or [])
+    ids_BT = start.ids_BT if isinstance(model, FeedsBack) else None
+    rules = None if ids_BT is None else model.rules(ids_BT.shape[1])
     found: list[list[int]] = [[] for _ in start.position_B]
-    if any(guesses := [_until_end(draft, ends)[:max_new_tokens] for draft in drafts]):
+    if rules is None and any(guesses := [_until_end(draft, ends)[:max_new_tokens] for draft in drafts]):
         found = _taken(model, start, guesses, never)
     rows = list(range(len(found)))
     columns = start.seen_BT.shape[1]
@@ -77,6 +120,7 @@ def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[S
         if len(going) < len(rows):
             start.cache.batch_select_indices(kept)
             position_B, mask_B11S = position_B[kept], mask_B11S[kept]
+            ids_BT = None if ids_BT is None else ids_BT[kept]
             rows = [rows[number] for number in going]
         if step == 0:
             logits_BV = logits_BV[kept]
@@ -85,7 +129,11 @@ def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[S
             hidden_B1D = _run(model, start.cache, ids_B1, at_B1, mask_B11S, columns + step - 1)
             logits_BV = _wide(model.lm_head(hidden_B1D[:, -1]))
         logits_BV[:, never] = -torch.inf
-        chosen_B = logits_BV.argmax(-1)
+        if rules is not None and ids_BT is not None:
+            chosen_B = rules(ids_BT, logits_BV).argmax(-1)
+            ids_BT = torch.cat([ids_BT, chosen_B[:, None]], 1)
+        else:
+            chosen_B = logits_BV.argmax(-1)
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
             found[row].append(token)
     return found
@@ -141,6 +189,20 @@ def log_likelihoods(
     places = [(row, number) for row, given in enumerate(continuations) for number in range(len(given))]
     if not places:
         return [[] for _ in continuations]
+    if isinstance(model, FeedsBack) and (before := model.before_answer()):
+        found = _scores(model, continued(model, start, before), continuations, places)
+        start.cache.crop(-len(before))
+        return found
+    return _scores(model, start, continuations, places)
+
+
+def _scores(
+    model: Any,
+    start: Prefilled,
+    continuations: Sequence[Sequence[Sequence[int]]],
+    places: Sequence[tuple[int, int]],
+) -> list[list[float]]:
+    """`log_likelihoods` right behind `start`; `places` are (row, number) of all continuations."""
     rows = torch.tensor([row for row, _ in places], device=start.logits_BV.device)
     first = torch.tensor([continuations[row][number][0] for row, number in places], device=rows.device)
     found_N = start.logits_BV.log_softmax(-1)[rows, first]
@@ -185,17 +247,18 @@ def _rest(
 
 def _run(model: Any, cache: Any, ids_BM: Tensor, position_BM: Tensor, mask_B1MS: Tensor, before: int) -> Tensor:
     """Final hidden states [B, M, D] of tokens behind the `before` columns of the cache, to which they are added."""
-    hidden_BMD: Tensor = (
-        backbone_of(model)
-        .language_model(model)(
-            inputs_embeds=model.get_input_embeddings()(ids_BM),
-            attention_mask=mask_B1MS[..., : before + ids_BM.shape[1]],
-            position_ids=position_BM.expand(3, *position_BM.shape),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        .last_hidden_state
-    )
+    inputs = {
+        "attention_mask": mask_B1MS[..., : before + ids_BM.shape[1]],
+        "position_ids": position_BM.expand(3, *position_BM.shape),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    if isinstance(model, FeedsBack):
+        output = model.states(input_ids=ids_BM, **inputs)
+    else:
+        embeds_BMD = model.get_input_embeddings()(ids_BM)
+        output = backbone_of(model).language_model(model)(inputs_embeds=embeds_BMD, **inputs)
+    hidden_BMD: Tensor = output.last_hidden_state
     return hidden_BMD
 
 

@@ -208,6 +208,14 @@ class VaLRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         steps = self.config.num_slots if latent_steps is None else latent_steps
         return LatentRules(self.config, prompt_columns, latent_mode or self.config.latent_mode, steps)
 
+    def before_answer(self) -> list[int]:
+        """The block behind which a given answer is scored; nothing where replies begin without one."""
+        c = self.config
+        if c.latent_mode == "never" or not c.block_first:
+            return []
+        ids: list[Any] = [c.block_start_token_id, *c.slot_token_ids, c.block_end_token_id]
+        return ids
+
     @staticmethod
     def create_masks_for_generate(
         config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any

@@ -1,0 +1,103 @@
+"""Our decoding loop and scores with a model that feeds back, against its `generate` and one forward per candidate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from amvl_core.eval.predict import Answerer
+from amvl_core.rows.decode import greedy, log_likelihoods, prefill
+from tests.numerics.test_decode import CANDIDATES, asked
+from tests.numerics.test_valr_generation import K, slots_in_blocks, valr_model
+from tests.tiny import SAMPLES
+
+NEW = 24
+
+
+def answerer(mode: str = "written") -> Answerer:
+    model, processor = valr_model()
+    model.config.latent_mode = mode
+    return Answerer(model, processor)
+
+
+def end_late(model, inputs) -> None:
+    """Makes tokens that two rows write behind a block, or where one might be, end tokens."""
+    tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    free = ~torch.isin(
+        tokens, torch.tensor([model.config.block_start_token_id, *model.generation_config.suppress_tokens])
+    )
+    ends = [tokens[row, place:][free[row, place:]][0] for row, place in ((0, 9), (1, 17))]
+    model.generation_config.eos_token_id = [model.generation_config.eos_token_id, *map(int, ends)]
+
+
+@pytest.mark.parametrize("mode", ["written", "first_step", "every_step", "never"])
+def test_greedy_gives_the_tokens_of_generate_whichever_rows_end_early(mode: str) -> None:
+    ours = answerer(mode)
+    prompts = ours.encode(*asked())
+    end_late(ours.model, prompts.inputs)
+    with torch.inference_mode():
+        expected = ours.model.generate(**prompts.inputs, max_new_tokens=NEW, do_sample=False)
+        found = greedy(ours.model, prefill(ours.model, prompts.inputs), NEW)
+        drafted = greedy(ours.model, prefill(ours.model, prompts.inputs), NEW, found[1:] + found[:1])
+    assert drafted == found
+    pad = ours.model.generation_config.pad_token_id
+    columns = expected[:, prompts.inputs["input_ids"].shape[1] :].tolist()
+    assert [tokens + [pad] * (len(columns[0]) - len(tokens)) for tokens in found] == columns
+    assert len({len(tokens) for tokens in found}) > 1
+    assert any(slots_in_blocks(ours.model.config, torch.tensor(tokens)) for tokens in found) is (mode != "never")
+
+
+@pytest.mark.parametrize(("mode", "first"), [("written", True), ("written", False), ("never", True)])
+def test_a_given_answer_is_scored_behind_a_block_where_replies_begin_with_one(mode: str, first: bool) -> None:
+    """Worst difference seen in float64: 3e-14 nats."""
+    ours = answerer(mode)
+    c = ours.model.config
+    c.block_first = first
+    block = [c.block_start_token_id, *[c.slot_token_id] * K, c.block_end_token_id]
+    before = block if first and mode != "never" else []
+    images, questions = asked()
+    found = ours.score(images, questions, CANDIDATES)
+    tokenizer = ours.processor.tokenizer
+    for row, texts in enumerate(CANDIDATES):
+        for column, text in enumerate(texts):
+            inputs = dict(ours.encode(images[row : row + 1], questions[row : row + 1]).inputs)
+            tokens = torch.tensor([tokenizer(text + "<|im_end|>")["input_ids"]])
+            behind = torch.cat([torch.tensor([before], dtype=torch.long), tokens], 1)
+            prompt = inputs["input_ids"].shape[1] + len(before)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], behind], 1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, behind.shape[1]))
+            with torch.inference_mode():
+                logits = ours.model(**inputs).logits[:, prompt - 1 : -1].log_softmax(-1)
+            expected = float(logits.gather(-1, tokens[..., None]).sum())
+            assert found[row][column] == pytest.approx(expected, abs=1e-12)
+
+
+def test_scoring_leaves_the_prompts_as_they_were() -> None:
+    ours = answerer()
+    prompts = ours.encode(*asked())
+    continuations = [[[7, 8, 9], [3]], [[5]], [], [[4, 4]]]
+    with torch.inference_mode():
+        start = prefill(ours.model, prompts.inputs)
+        first = log_likelihoods(ours.model, start, continuations)
+        assert log_likelihoods(ours.model, start, continuations) == first
+        after = greedy(ours.model, start, NEW)
+        assert after == greedy(ours.model, prefill(ours.model, prompts.inputs), NEW)
+
+
+def test_an_answer_does_not_depend_on_its_batch_and_says_what_it_wrote(tmp_path) -> None:
+    ours = answerer("first_step")
+    ours.model.save_pretrained(tmp_path)
+    loaded = Answerer(AutoModelForImageTextToText.from_pretrained(tmp_path, dtype="auto"), ours.processor)
+    images, questions = asked()
+    together = ours.predict(ours.encode(images, questions), NEW, CANDIDATES)
+    for row in range(len(SAMPLES)):
+        one = slice(row, row + 1)
+        (alone,) = loaded.predict(loaded.encode(images[one], questions[one]), NEW, CANDIDATES[one])
+        assert alone._replace(log_likelihoods=[]) == together[row]._replace(log_likelihoods=[])
+        assert alone.log_likelihoods == pytest.approx(together[row].log_likelihoods, abs=1e-12)
+        assert "<latent" not in alone.text and "</latent" not in alone.text
+        assert alone.blocks >= 1 and alone.latent_steps >= K
+        # The last block may not be whole, and a reply may end before the budget does.
+        assert 0 < alone.tokens <= NEW - alone.latent_steps - 2 * alone.blocks + 1
