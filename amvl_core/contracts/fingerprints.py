@@ -9,8 +9,8 @@ from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
-EVALUATE_VERSION = 4
-FAITHFULNESS_VERSION = 2
+EVALUATE_VERSION = 5
+FAITHFULNESS_VERSION = 3
 ANALYSE_VERSION = 2
 ABLATION_VERSION = 3
 

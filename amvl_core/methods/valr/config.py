@@ -12,7 +12,7 @@ from pydantic import Field
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.method import MethodConfig
+from amvl_core.contracts.method import MethodConfig, Published
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, STEP_END, Segment, StoredSample, reply
 
 LATENT_START = "<latent>"
@@ -98,6 +98,13 @@ class ValrMethod(MethodConfig):
                 "many blocks would wait for each other for ever; use 0, 1 or 2"
             )
         return None
+
+    @classmethod
+    def published(cls) -> Published:
+        """Its tables of VSI-Bench, BLINK, MMVP, MMStar, V* and CV-Bench."""
+        from amvl_core.methods.valr.published import PUBLISHED
+
+        return PUBLISHED
 
     def _blocks(self, sample: StoredSample) -> str:
         if self.blocks != "paper":
