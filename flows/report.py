@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from amvl_core.contracts.method import configurations
+from amvl_core.contracts.method import MethodConfig, configurations
 from amvl_core.contracts.records import (
     PRIOR,
     CheckpointRecord,
@@ -16,7 +16,7 @@ from amvl_core.contracts.records import (
     TaskScore,
 )
 from amvl_core.eval.benchmarks import BENCHMARKS
-from amvl_core.eval.benchmarks.paper import PAPER
+from amvl_core.eval.benchmarks.published import published_scores
 from amvl_core.eval.faithfulness import nats, points
 from amvl_core.eval.significance import Comparison, p_text
 from infra.tracking import MAX_NOTE
@@ -89,13 +89,19 @@ def score_rows(
 
 
 def benchmark_rows(
-    base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]], seed: int
+    base: EvalRecord,
+    final: EvalRecord,
+    compared: Mapping[str, Mapping[str, Comparison]],
+    seed: int,
+    method: type[MethodConfig],
 ) -> list[dict[str, str]]:
-    """One row per metric and way of reading, the headline reading first: both models, the paired difference
-    (`compared`: reading -> metric -> comparison), the seed of the trainings, and the paper's figures where it has some.
+    """One row per metric and way of reading, the headline reading first.
+
+    Both models, the paired difference (`compared`: reading -> metric -> comparison), the seed of the trainings, and
+    what the benchmark's authors and the paper of `method` print.
     """
-    benchmark, paper = BENCHMARKS[final.benchmark], PAPER.get(final.benchmark, {})
-    models = list(dict.fromkeys(model for scores in paper.values() for model in scores))
+    benchmark = BENCHMARKS[final.benchmark]
+    papers = published_scores(benchmark, [method])
     rows = []
     for reading in sorted(final.readings, key=lambda reading: reading.reading != benchmark.headline):
         for score in reading.scores:
@@ -103,10 +109,7 @@ def benchmark_rows(
             shown = (_metric(base, reading.reading, score.metric), score)
             row |= {label: interval(one) if one else "-" for label, one in zip(labels(base, final), shown, strict=True)}
             row |= difference(compared.get(reading.reading, {}).get(score.metric)) | {"seed": str(seed)}
-            printed = ((model, paper.get(score.metric, {}).get(model)) for model in models)
-            rows.append(
-                row | {f"{model} (paper)": "-" if value is None else f"{value:.2f}" for model, value in printed}
-            )
+            rows.append(row | {column: printed.get(score.metric, "-") for column, printed in papers.items()})
     return rows
 
 

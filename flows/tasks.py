@@ -317,7 +317,9 @@ def show_benchmarks(
     tables = {}
     for asked, before, after in zip(questions, base, final, strict=True):
         compared, name = comparisons(before, after), after.benchmark
-        tables[name] = rows = report.benchmark_rows(before, after, compared, tracker.config.seed)
+        tables[name] = rows = report.benchmark_rows(
+            before, after, compared, tracker.config.seed, type(tracker.config.method)
+        )
         notes = report.benchmark_notes(asked, before, after)
         create_table_artifact(rows, key=f"scores-{name}".replace("_", "-"), description=f"{name}: {notes}")
         if tracker.run_id is not None:

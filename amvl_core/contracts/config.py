@@ -321,7 +321,18 @@ class ClusterConfig(Frozen):
         return self
 
 
-BenchmarkName = Literal["vstar", "hrbench_4k", "hrbench_8k", "blink", "visual_puzzles", "mmvp", "cv_bench", "mmstar"]
+BenchmarkName = Literal[
+    "vstar",
+    "hrbench_4k",
+    "hrbench_8k",
+    "blink",
+    "visual_puzzles",
+    "mmvp",
+    "cv_bench",
+    "mmstar",
+    "vsi_bench",
+    "vsi_bench_vlmevalkit",
+]
 
 
 class BenchmarkSource(Frozen):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.frozen import Frozen
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 METHODS = ("sft", "pause", "markers", "amvl", "valr")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
+
+
+Published: TypeAlias = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Scores in per cent: benchmark -> its metric -> model -> score."""
 
 
 class MethodConfig(Frozen):
@@ -106,6 +110,11 @@ class MethodConfig(Frozen):
     @classmethod
     def tables(cls) -> dict[str, Table]:
         """Ablation tables of runs that end with this method, by name."""
+        return {}
+
+    @classmethod
+    def published(cls) -> Published:
+        """The scores in its paper, to stand beside ours."""
         return {}
 
     @classmethod

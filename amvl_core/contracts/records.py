@@ -166,14 +166,13 @@ class CheckpointRecord(Record):
 
 
 class TaskScore(Frozen):
-    """Accuracy on one task with its 95 % interval, and what always giving the commonest answer scores.
+    """The mean score on one task with its 95 % interval, and what always giving the commonest answer scores.
 
     The commonest answer is that of the training split, or of a published benchmark itself, which has none.
     """
 
     task: str
     n: int
-    correct: int
     accuracy: float
     low: float
     high: float

@@ -120,9 +120,9 @@ class EvaluationWorker:
 
 
 def with_predictions(table: pa.Table, rows: Sequence[dict[str, Any]], benchmark: Benchmark) -> pa.Table:
-    """With what the headline reading read, and whether it is right: for people; scores are computed from the rest."""
-    predictions, right = zip(*headline(benchmark, rows), strict=True)
-    return table.append_column("prediction", pa.array(predictions)).append_column("correct", pa.array(right))
+    """With what the headline reading read, and its score: for people and pairing; scores come from the rest."""
+    predictions, scores = zip(*headline(benchmark, rows), strict=True)
+    return table.append_column("prediction", pa.array(predictions)).append_column("score", pa.array(scores))
 
 
 def _training_answers(dataset: DatasetRecord) -> list[tuple[str, str]]:

@@ -16,8 +16,8 @@ from amvl_core.eval.significance import Unit, bootstrap_mean, compare, sign_flip
 def score_variants(items: Iterable[Mapping[str, Any]], seed: int = 0) -> list[VariantScore]:
     """One row per variant in order of first appearance, the unchanged model first.
 
-    An item has `sample_id`, `variant`, `group` (items of one group are not independent), `correct` and
-    `log_likelihood`. Raises DataError where a variant was not asked what the unchanged model was.
+    An item has `sample_id`, `variant`, `group` (items of one group are not independent), `score` (0 to 1)
+    and `log_likelihood`. Raises DataError where a variant was not asked what the unchanged model was.
     """
     by_variant: dict[str, list[Mapping[str, Any]]] = {PRIOR: []}
     for item in items:
@@ -30,7 +30,7 @@ def score_variants(items: Iterable[Mapping[str, Any]], seed: int = 0) -> list[Va
 def _row(
     name: str, unchanged: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]], seed: int
 ) -> VariantScore:
-    right = compare(_units(unchanged, "correct"), _units(changed, "correct"), seed)
+    right = compare(_units(unchanged, "score"), _units(changed, "score"), seed)
     likelihoods = _units(changed, "log_likelihood")
     before = {unit.key: unit.value for unit in _units(unchanged, "log_likelihood")}
     changes = [unit._replace(value=unit.value - before[unit.key]) for unit in likelihoods]

@@ -72,6 +72,15 @@ def mmstar(text: str, options: Mapping[str, str]) -> Extraction:
     return Extraction(found[1].upper()) if found else NOTHING
 
 
+# --- VSI-Bench ---
+
+
+def first_word(text: str, options: Mapping[str, str]) -> Extraction:
+    """The text up to the first blank, without full stops at its end, where that is an option's letter in any case."""
+    word = text.split(" ")[0].rstrip(".").strip().upper()
+    return Extraction(word) if word in options else NOTHING
+
+
 # --- the shared extractor for multiple choice ---
 
 _PHRASES = (

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 
+from amvl_core.eval.score import folded
 from amvl_core.eval.vlmevalkit import after_thought
 
 _ONES = [
@@ -23,6 +24,7 @@ _WORDS = {
 }
 _DIGITS = re.compile(r"-?\d+(?:\.\d+)?")
 _SCIENTIFIC = re.compile(r"[-+]?(?:\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
+_STANDALONE = re.compile(r"(?<![\w.^])-?(?:\d+\.?\d*|\.\d+)")
 _UP_TO_TWENTY = [*_ONES, "twenty"]
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_UP_TO_TWENTY)})\b", re.IGNORECASE)
 _TAGGED = re.compile(rf"<\s*answer\b[^>]*>\s*({_SCIENTIFIC.pattern})(?:[^\d<][^<]*)?<\s*/\s*answer\s*>", re.IGNORECASE)
@@ -73,6 +75,16 @@ def vlmevalkit(text: str) -> float | None:
         return float(tagged[1])
     found = _SCIENTIFIC.findall(after_thought(said)) or _SCIENTIFIC.findall(said)
     return float(found[-1]) if found else None
+
+
+def only(text: str) -> float | None:
+    """Our own reading: the one number that a text names in digits, else in English words; None where it names several.
+
+    The comma of "1,200" parts thousands. The 2 of "12 m2" or "12 m^2" is no number.
+    """
+    said = re.sub(r"(?<=\d),(?=\d{3}\b)", "", folded(text))
+    found = {float(number) for number in _STANDALONE.findall(said)}
+    return lmms_eval(said) if not found else found.pop() if len(found) == 1 else None
 
 
 def mean_relative_accuracy(prediction: float | None, target: float) -> float:

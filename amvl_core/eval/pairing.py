@@ -10,18 +10,18 @@ from amvl_core.eval.benchmarks.benchmark import Outcome
 from amvl_core.eval.significance import Comparison, Unit, compare
 from amvl_core.eval.stored import read_table
 
-ITEMS = ["sample_id", "variant", "group", "correct", "log_likelihood"]
+ITEMS = ["sample_id", "variant", "group", "score", "log_likelihood"]
 
 
 def outcomes(record: EvalRecord) -> list[Unit]:
-    """The units of the overall score under the headline reading: what was answered rightly.
+    """The units of the overall score under the headline reading: the score of each item.
 
     On the test split questions about the same images are one group; a published benchmark has weights and groups of
     its own.
     """
-    rows = read_table(record.predictions_uri, ["sample_id", "task", "part", "group", "correct"]).to_pylist()
+    rows = read_table(record.predictions_uri, ["sample_id", "task", "part", "group", "score"]).to_pylist()
     overall = next(iter(benchmark_of(record.benchmark, ()).metrics.values()))
-    return overall([Outcome(r["sample_id"], r["task"], r["part"], r["group"], r["correct"]) for r in rows])
+    return overall([Outcome(r["sample_id"], r["task"], r["part"], r["group"], r["score"]) for r in rows])
 
 
 def variant_items(record: FaithfulnessRecord) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from amvl_core.eval.significance import Comparison
 from amvl_core.eval.stored import read_table
 
 SAMPLES_PER_TASK = 12
-COLUMNS = ("task", "sample_id", "prompt", "answer", "prediction", "correct", "raw_output")
+COLUMNS = ("task", "sample_id", "prompt", "answer", "prediction", "score", "raw_output")
 
 
 def sample(record: EvalRecord) -> dict[str, list[Any]]:
@@ -20,8 +20,8 @@ def sample(record: EvalRecord) -> dict[str, list[Any]]:
     kept: list[dict[str, Any]] = []
     for task in sorted({row["task"] for row in rows}):
         of_task = sorted((row for row in rows if row["task"] == task), key=lambda row: row["sample_id"])
-        wrong = [row for row in of_task if not row["correct"]][: SAMPLES_PER_TASK // 2]
-        right = [row for row in of_task if row["correct"]][: SAMPLES_PER_TASK - len(wrong)]
+        wrong = [row for row in of_task if row["score"] < 1][: SAMPLES_PER_TASK // 2]
+        right = [row for row in of_task if row["score"] == 1][: SAMPLES_PER_TASK - len(wrong)]
         kept += wrong + right
     return {name: [row[name] for row in kept] for name in COLUMNS}
 

@@ -20,7 +20,7 @@ from amvl_core.eval.faithfulness import score_variants
 from amvl_core.eval.significance import Unit, compare, estimate, weighted_mean
 
 Answers = Sequence[Unit]
-"""Each item of one evaluation, 1 where it was answered rightly."""
+"""Each item of one evaluation with its score."""
 
 
 def over_seeds(values: list[float]) -> tuple[float, float] | None:

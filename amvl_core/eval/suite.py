@@ -135,10 +135,10 @@ class ProbingWorker:
                 **answer._asdict(),
                 **{name: row[name] for name in ("task", "group", "answer")},
                 "prediction": prediction,
-                "correct": correct,
+                "score": score,
                 "donor": donors[answer.sample_id],
             }
-            for answer, row, (prediction, correct) in zip(answers, stored, headline(benchmark, stored), strict=True)
+            for answer, row, (prediction, score) in zip(answers, stored, headline(benchmark, stored), strict=True)
         ]
 
 

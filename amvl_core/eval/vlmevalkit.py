@@ -74,6 +74,68 @@ def visual_puzzles(text: str, options: Mapping[str, str]) -> Extraction:
     return Extraction(found[-1].upper() if found else NO_OPTION)
 
 
+# --- VSI-Bench ---
+
+_OPENED, _CLOSED = r"[(\[{（【]?\s*", r"\s*[)\]}）】]?"
+_TAGGED = re.compile(r"<\s*answer\b[^>]*>\s*([A-J]).*?<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+_BEFORE_TAGS = tuple(
+    re.compile(rf"(?<![A-Za-z]){_OPENED}([A-F]){_CLOSED}\s*</\s*{tag}\s*>", re.IGNORECASE)
+    for tag in ("answer", "think")
+)
+_LISTED = re.compile(r"[*_>\-\s]*(?:option|选项)\s+[A-J]\s*[:：]", re.IGNORECASE)
+_ALONE = re.compile(r"[*_`>（）\[\]【】()]*\s*([A-F])\s*[*_`（）\[\]【】()]*", re.IGNORECASE)
+_LABEL = re.compile(r"([A-F])\s*[.．:：)\]】、-]\s+", re.IGNORECASE)
+_WITHIN = re.compile(r"(?<![A-Za-z])[*_`（\[{(]*\s*([A-F])\s*[*_`）\]})]*(?=$|[\s.,:;!?)\]】》」』，。；、：）])")
+_CONCLUDED = re.compile(
+    r"(?:final\s*answer|the\s*answer\s*is|answer(?:\s*is)?|correct\s*answer|答案|最终答案|结论|所以|因此|我选(?:择)?|选择|选)"
+    rf"\s*[:：>＝=]?\s*{_OPENED}([A-F]){_CLOSED}(?:\b|[.)、。])",
+    re.IGNORECASE,
+)
+_ANYWHERE = re.compile(rf"(?<![A-Za-z]){_OPENED}([A-F]){_CLOSED}(?![A-Za-z])")
+_TAIL, _TAIL_LINES = 800, 6
+
+
+def match_option(text: str, options: Mapping[str, str]) -> Extraction:
+    """A letter A to F, whatever options there are: the first of these rules that finds one.
+
+    What `<answer>` begins with, also as the first letter of a word; what stands right before a closing tag; the last
+    of six lines behind the thought, then of the whole text, that is a letter, begins with a label or names one capital
+    letter; the first that follows a word such as "answer"; the only capital letter that stands alone.
+    """
+    said = re.sub("[\u200b\u200c\u200d\ufeff]", "", text.strip())
+    tail = said[-_TAIL:]
+    found = (
+        _first(_TAGGED, said)
+        or next((letter for tag in _BEFORE_TAGS if (letter := _first(tag, tail))), None)
+        or _last_line(after_thought(said))
+        or _last_line(tail)
+        or _first(_CONCLUDED, said)
+    )
+    if not found:
+        unlisted = "\n".join(line for line in said.splitlines() if not _LISTED.match(line))
+        letters = set(_ANYWHERE.findall(unlisted))
+        found = letters.pop() if len(letters) == 1 else None
+    return Extraction(found.upper() if found else None)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.search(text)
+    return found[1] if found else None
+
+
+def _last_line(text: str) -> str | None:
+    """The letter of the last line that has one, among the last lines."""
+    for line in (line.strip() for line in reversed(text.splitlines()[-_TAIL_LINES:])):
+        if _LISTED.match(line):
+            continue
+        if found := _ALONE.fullmatch(line) or _LABEL.match(line):
+            return found[1]
+        letters: set[str] = set(_WITHIN.findall(line))
+        if len(letters) == 1:
+            return letters.pop()
+    return None
+
+
 # --- what its readings share ---
 
 

@@ -51,7 +51,7 @@ class Answered:
     prediction: str
     before: str
     raw_output: str
-    correct: bool
+    score: float
     images: Sequence[str]
 
 
@@ -119,9 +119,9 @@ def _source(report: SourceReport) -> dict[str, str]:
 
 def answers(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list[Answered]:
     """Answers of the final model, half of them wrong where there are enough, from as many tasks as there are."""
-    rows = _rows(final, ["sample_id", "task", "prompt", "answer", "prediction", "raw_output", "correct"])
+    rows = _rows(final, ["sample_id", "task", "prompt", "answer", "prediction", "raw_output", "score"])
     before = {row["sample_id"]: row["prediction"] for row in _rows(base, ["sample_id", "prediction"])}
-    wrong, right = (_over_tasks([row for row in rows if row["correct"] is found]) for found in (False, True))
+    wrong, right = (_over_tasks([row for row in rows if (row["score"] == 1) is found]) for found in (False, True))
     half = SHOWN_ANSWERS // 2
     chosen = wrong[: max(half, SHOWN_ANSWERS - len(right))]
     chosen += right[: SHOWN_ANSWERS - len(chosen)]
@@ -140,7 +140,7 @@ def answers(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list
             prediction=row["prediction"],
             before=before.get(row["sample_id"], ""),
             raw_output=row["raw_output"],
-            correct=row["correct"],
+            score=row["score"],
             images=[thumbnail(image, IMAGE_PIXELS) for image in images(row["sample_id"])],
         )
         for row in chosen

@@ -40,6 +40,8 @@ WRITERS = {
     "mmvp": lambda folder: published.mmvp(folder, 4),
     "cv_bench": published.cv_bench,
     "mmstar": published.mmstar,
+    "vsi_bench": published.vsi_bench,
+    "vsi_bench_vlmevalkit": published.vsi_bench,
 }
 
 

@@ -97,7 +97,7 @@ def test_evaluation_stores_predictions_and_scores_them(chain, tmp_path) -> None:
     (record,) = evaluate(config, asked, records["amvl"], events.append)
     rows = pq.read_table(record.predictions_uri).to_pylist()
     assert [r["sample_id"] for r in rows] == [f"test-{i}" for i in range(6)]
-    assert record.overall.n == 6 and record.overall.correct == sum(r["correct"] for r in rows)
+    assert record.overall.n == 6 and record.overall.accuracy == sum(r["score"] for r in rows) / 6
     assert record.overall.majority == 0.5 and record.scores[0].task == "made/colour"
     assert events[-1].done == events[-1].total == 6
 

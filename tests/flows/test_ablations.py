@@ -67,12 +67,12 @@ def evaluation(folder: Path, name: str, right: int, benchmark: str = TEST_SPLIT)
             "task": "single",
             "part": str(i % 4),
             "group": f"g{i // 4}" if published else "",
-            "correct": i < right,
+            "score": float(i < right),
         }
         for i in range(40)
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / name / "predictions.parquet")
-    overall = TaskScore(task="all", n=40, correct=right, accuracy=right / 40, low=0, high=1, majority=0.3)
+    overall = TaskScore(task="all", n=40, accuracy=right / 40, low=0, high=1, majority=0.3)
     return EvalRecord(
         uri=str(folder / name),
         fingerprint=name,
@@ -94,7 +94,7 @@ def suite(folder: Path, name: str, swapped: int) -> FaithfulnessRecord:
             "sample_id": f"s{i}",
             "variant": variant,
             "group": "",
-            "correct": i < right,
+            "score": float(i < right),
             "log_likelihood": -1.0 - 0.25 * (variant == "swapped"),
         }
         for variant, right in (("prior", 30), ("swapped", swapped), ("zeroed", 3))

@@ -11,6 +11,7 @@ from amvl_core.contracts.records import (
     VariantScore,
 )
 from amvl_core.eval.significance import Comparison, Unit, compare
+from amvl_core.methods.amvl.config import AmvlMethod
 from flows import report
 from infra.tracking import MAX_NOTE
 
@@ -22,9 +23,7 @@ def comparison(changed: int) -> Comparison:
 
 
 def evaluation(stage: str, source: str = "microworld", extra: tuple[TaskScore, ...] = ()) -> EvalRecord:
-    score = TaskScore(
-        task=f"{source}/odd_one_out", n=1200, correct=900, accuracy=0.75, low=0.725, high=0.774, majority=0.3
-    )
+    score = TaskScore(task=f"{source}/odd_one_out", n=1200, accuracy=0.75, low=0.725, high=0.774, majority=0.3)
     overall = score.model_copy(update={"task": "all"})
     metric = MetricScore(metric="all", n=1100, value=0.5, low=0.4, high=0.6)
     readings = [
@@ -65,7 +64,7 @@ def test_score_rows_hold_both_models_and_never_a_difference_without_interval_p_t
 
 
 def test_of_a_mixture_the_source_is_named_and_a_missing_score_is_a_dash() -> None:
-    other = TaskScore(task="nlvr/all", n=2, correct=1, accuracy=0.5, low=0.1, high=0.9, majority=0.5)
+    other = TaskScore(task="nlvr/all", n=2, accuracy=0.5, low=0.1, high=0.9, majority=0.5)
     rows = report.score_rows(evaluation("base"), evaluation("amvl", extra=(other,)), {}, seed=0)
     assert [row["task"] for row in rows] == ["microworld/odd one out", "nlvr/all", "all, likelihood", "all"]
     assert [rows[1][name] for name in ("base model", "difference", "p", "test")] == ["-"] * 4
@@ -77,7 +76,7 @@ def published(stage: str, value: float) -> EvalRecord:
         ReadingScore(reading=name, scores=metrics, unanswered=4, drawn=drawn)
         for name, drawn in (("lmms-eval", 7), ("unwrapped", 0))
     ]
-    score = TaskScore(task="overall", n=100, correct=1, accuracy=value, low=0.1, high=0.9, majority=0.4)
+    score = TaskScore(task="overall", n=100, accuracy=value, low=0.1, high=0.9, majority=0.4)
     return EvalRecord(
         uri="u",
         fingerprint="f",
@@ -93,7 +92,7 @@ def published(stage: str, value: float) -> EvalRecord:
 
 def test_benchmark_rows_stand_beside_the_paper_under_every_reading_the_headline_first() -> None:
     compared = {"unwrapped": {"overall": comparison(10)}}
-    rows = report.benchmark_rows(published("sft", 0.5), published("amvl", 0.6), compared, seed=3)
+    rows = report.benchmark_rows(published("sft", 0.5), published("amvl", 0.6), compared, 3, AmvlMethod)
     assert [(row["metric"], row["read by"]) for row in rows] == [
         ("overall", "unwrapped"),
         ("attribute", "unwrapped"),
@@ -108,9 +107,9 @@ def test_benchmark_rows_stand_beside_the_paper_under_every_reading_the_headline_
         ("p", "0.0020"),
         ("test", "McNemar exact"),
         ("seed", "3"),
-        ("AMVL (paper)", "84.29"),
-        ("SFT (paper)", "81.68"),
-        ("Qwen2.5-VL-7B (paper)", "76.44"),
+        ("AMVL (AMVL paper)", "84.29"),
+        ("SFT (AMVL paper)", "81.68"),
+        ("Qwen2.5-VL-7B (AMVL paper)", "76.44"),
     ]
     assert rows[1]["difference"] == "-"
 

@@ -151,10 +151,10 @@ def test_a_version_that_cannot_be_asked_is_asked_once_and_stays_the_best(
 def answers(uri: str, right: int) -> EvalRecord:
     """A stored evaluation on 200 items, the first `right` of them answered rightly."""
     columns = {"sample_id": [f"s{i}" for i in range(200)]} | {name: [""] * 200 for name in ("task", "part", "group")}
-    table = pa.table({**columns, "correct": [i < right for i in range(200)]})
+    table = pa.table({**columns, "score": [float(i < right) for i in range(200)]})
     write_table(storage.join(uri, "predictions.parquet"), table)
     share = right / 200
-    overall = TaskScore(task="all", n=200, correct=right, accuracy=share, low=share, high=share, majority=0.5)
+    overall = TaskScore(task="all", n=200, accuracy=share, low=share, high=share, majority=0.5)
     readings = [ReadingScore(reading="exact match", scores=[], unanswered=0, drawn=0)]
     about = {"fingerprint": uri, "checkpoint": "c", "stage": "amvl", "dataset": "d", "scores": []}
     record = EvalRecord(uri=uri, overall=overall, readings=readings, **about)

@@ -69,7 +69,6 @@ def evaluation() -> Callable[..., EvalRecord]:
             return TaskScore(
                 task=task,
                 n=n,
-                correct=right,
                 accuracy=accuracy,
                 low=max(0, accuracy - 0.1),
                 high=min(1, accuracy + 0.1),

@@ -46,7 +46,7 @@ from tests.tiny import LATENT, amvl_model, picture, stock_folder
 ROWS = 9
 TOLERANCE = 1e-4
 """In nats, of log p in float32."""
-COMMON = ("raw_output", "prediction", "correct", "task", "group", "answer")
+COMMON = ("raw_output", "prediction", "score", "task", "group", "answer")
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,7 @@ def answered(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable[
             "task": ["a"] * items,
             "part": [""] * items,
             "group": [""] * items,
-            "correct": [i in right for i in range(items)],
+            "score": [float(i in right) for i in range(items)],
         }
         pq.write_table(pa.table(columns), tmp_path / name / "predictions.parquet")
         return record

@@ -13,6 +13,7 @@ from amvl_core.eval.benchmarks.mmstar import MMSTAR
 from amvl_core.eval.benchmarks.mmvp import MMVP
 from amvl_core.eval.benchmarks.prepared import benchmark, test_split
 from amvl_core.eval.benchmarks.visual_puzzles import VISUAL_PUZZLES
+from amvl_core.eval.benchmarks.vsi_bench import VSI_BENCH, VSI_BENCH_VLMEVALKIT
 from amvl_core.eval.benchmarks.vstar import VSTAR
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -24,6 +25,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mmvp": MMVP,
     "cv_bench": CV_BENCH,
     "mmstar": MMSTAR,
+    "vsi_bench": VSI_BENCH,
+    "vsi_bench_vlmevalkit": VSI_BENCH_VLMEVALKIT,
     "microworld": benchmark("microworld"),
     "easy_vqa": benchmark("easy_vqa"),
     "nlvr": benchmark("nlvr"),

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from amvl_core.data.pixels import PictureError, decode
-from amvl_core.eval.extract import Extractor
+from amvl_core.eval.extract import Extraction, Extractor, unwrapped
+from amvl_core.eval.score import is_correct
 from amvl_core.eval.significance import Unit
 
 OURS, EXACT = "unwrapped", "exact match"
@@ -78,11 +79,24 @@ class Outcome(NamedTuple):
     task: str
     part: str
     group: str
-    correct: bool
+    score: float
+    """0 to 1: whether it is right, or how nearly where the benchmark grades."""
 
 
 Metric = Callable[[Sequence[Outcome]], list[Unit]]
 """Outcomes -> the units whose weighted mean the metric is; no units where it has no items."""
+
+
+Own = Callable[[str, Mapping[str, str], str], Extraction]
+"""Our own reading: (raw output, options, gold answer) -> what was read; of the gold answer only the form may count."""
+
+Grade = Callable[[str, str, Mapping[str, str]], float]
+"""(answer that was read, gold answer, options) -> score from 0 to 1."""
+
+
+def right_or_wrong(answer: str, gold: str, options: Mapping[str, str]) -> float:
+    """1 where the answer is the gold one after normalisation, else 0."""
+    return float(is_correct(answer, gold))
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,10 @@ class Benchmark:
     metrics: Mapping[str, Metric]
     headline: str = OURS
     """The reading that stands for the score where there is room for one."""
+    own: Own = unwrapped
+    grade: Grade = right_or_wrong
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Scores in per cent that its authors print: metric -> who or what is scored -> score."""
 
 
 def convert(
@@ -152,27 +170,27 @@ def digest(*parts: bytes | str) -> str:
 
 
 def mean(task: str | None = None) -> Metric:
-    """The micro average: the share of right items, of one task or of all."""
+    """The micro average: the mean score of the items, of one task or of all."""
 
     def metric(outcomes: Sequence[Outcome]) -> list[Unit]:
-        return [Unit(o.item_id, o.correct, group=o.group) for o in outcomes if task in (None, o.task)]
+        return [Unit(o.item_id, o.score, group=o.group) for o in outcomes if task in (None, o.task)]
 
     return metric
 
 
 def mean_of_tasks(tasks: Sequence[str] | None = None) -> Metric:
-    """The macro average: the mean of the tasks' shares, whatever their sizes."""
+    """The macro average: the mean of the tasks' means, whatever their sizes."""
 
     def metric(outcomes: Sequence[Outcome]) -> list[Unit]:
         chosen = [o for o in outcomes if tasks is None or o.task in tasks]
         sizes = Counter(o.task for o in chosen)
-        return [Unit(o.item_id, o.correct, 1 / sizes[o.task], o.group, o.task) for o in chosen]
+        return [Unit(o.item_id, o.score, 1 / sizes[o.task], o.group, o.task) for o in chosen]
 
     return metric
 
 
 def mean_of_parts(task: str | None = None, shares: Mapping[str, float] | None = None) -> Metric:
-    """The mean of the parts' shares of right items, each part weighing its share of `shares` or all alike.
+    """The mean of the parts' means, each part weighing its share of `shares` or all alike.
 
     Groups may lie across parts, so the parts are no strata of the bootstrap unless they have shares of their own.
     """
@@ -181,7 +199,7 @@ def mean_of_parts(task: str | None = None, shares: Mapping[str, float] | None = 
         chosen = [o for o in outcomes if task in (None, o.task) and (shares is None or o.part in shares)]
         sizes = Counter(o.part for o in chosen)
         weights = {part: (shares[part] if shares else 1) / size for part, size in sizes.items()}
-        return [Unit(o.item_id, o.correct, weights[o.part], o.group, o.part if shares else "") for o in chosen]
+        return [Unit(o.item_id, o.score, weights[o.part], o.group, o.part if shares else "") for o in chosen]
 
     return metric
 
@@ -192,7 +210,7 @@ def whole_groups(size: int) -> Metric:
     def metric(outcomes: Sequence[Outcome]) -> list[Unit]:
         groups: dict[str, list[bool]] = {}
         for o in outcomes:
-            groups.setdefault(o.group, []).append(o.correct)
+            groups.setdefault(o.group, []).append(o.score == 1)
         return [Unit(name, all(right)) for name, right in groups.items() if len(right) == size]
 
     return metric

@@ -113,11 +113,11 @@ def resolved(uri: str) -> Iterator[dict[str, Any]]:
         yield {**row, "image": held.get(row["image"], "")} if _names_a_row(row) else row
 
 
-def beside(uri: str, name: str) -> bytes:
+def beside(uri: str, name: str, missing: str = "missing_image") -> bytes:
     """The file `name`, relative to the folder of the file at `uri`. Raises BadRowError where it is not there."""
     where = storage.join(posixpath.dirname(uri), name)
     if not storage.exists(where):
-        raise BadRowError("missing_image", name)
+        raise BadRowError(missing, name)
     return storage.read_bytes(where)
 
 

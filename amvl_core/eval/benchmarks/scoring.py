@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.method import configurations
 from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.eval.benchmarks.benchmark import EXACT, OURS, Benchmark, Outcome
-from amvl_core.eval.benchmarks.paper import PAPER
-from amvl_core.eval.extract import Extraction, Extractor, unwrapped
-from amvl_core.eval.score import is_correct, shaped
+from amvl_core.eval.benchmarks.published import published_scores
+from amvl_core.eval.extract import Extraction, Extractor
+from amvl_core.eval.score import shaped
 from amvl_core.eval.significance import Comparison, Estimate, compare, estimate, percent
 
 LIKELIHOOD = "likelihood"
@@ -63,7 +64,7 @@ def predictions(uri: str, benchmark: str | None = None) -> list[dict[str, Any]]:
 def readers(benchmark: Benchmark) -> dict[str, Reader]:
     """The benchmark's harness-compatible extractors, or exact match, then our own, and the likeliest candidate."""
     harness = {name: _of_text(extractor) for name, extractor in benchmark.readings.items()}
-    return {**(harness or {EXACT: exact_match}), OURS: _unwrapped, LIKELIHOOD: likeliest}
+    return {**(harness or {EXACT: exact_match}), OURS: _own(benchmark), LIKELIHOOD: likeliest}
 
 
 def exact_match(row: Mapping[str, Any]) -> Extraction:
@@ -84,7 +85,7 @@ def score_benchmark(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]]) -> 
     """Every metric under every way of reading that applies to some of the rows."""
     result = {}
     for name, reader in readers(benchmark).items():
-        scored, unanswered, drawn = outcomes(reader, rows)
+        scored, unanswered, drawn = outcomes(benchmark, reader, rows)
         if scored or name != LIKELIHOOD:
             scores = {metric: estimate(units(scored)) for metric, units in benchmark.metrics.items()}
             result[name] = Reading(scores, unanswered, drawn)
@@ -102,36 +103,34 @@ def compare_checkpoints(
     Raises DataError where the two were not asked the same items.
     """
     reader = readers(benchmark)[reading]
-    before, after = (outcomes(reader, rows)[0] for rows in (first, second))
+    before, after = (outcomes(benchmark, reader, rows)[0] for rows in (first, second))
     pairs = ((name, units(before), units(after)) for name, units in benchmark.metrics.items())
     return [(name, compare(mine, theirs)) for name, mine, theirs in pairs if mine or theirs]
 
 
 def score_table(benchmark: Benchmark, found: Mapping[str, Reading]) -> str:
-    """Markdown: each metric with n and interval under every reading, the paper's figures, and what was undecided."""
-    paper = PAPER.get(benchmark.name, {})
-    models = list(dict.fromkeys(model for scores in paper.values() for model in scores))
-    head = ["", "n", *found, *(f"{model} (paper)" for model in models)]
+    """Markdown: each metric with n and interval under every reading, published figures, and what was undecided."""
+    papers = published_scores(benchmark, configurations().values())
+    head = ["", "n", *found, *papers]
     lines = [head, ["---"] * len(head)]
     for metric in benchmark.metrics:
         scores = [reading.scores[metric] for reading in found.values()]
         if scores[0].n:
-            printed = (paper.get(metric, {}).get(model) for model in models)
-            quoted = ["-" if value is None else f"{value:.2f}" for value in printed]
+            quoted = [printed.get(metric, "-") for printed in papers.values()]
             shown = [percent(one) if one.n == scores[0].n else f"{percent(one)}, n = {one.n:,}" for one in scores]
             lines.append([metric, f"{scores[0].n:,}", *shown, *quoted])
-    blank = [""] * len(models)
+    blank = [""] * len(papers)
     lines.append(["no answer read", "", *(str(reading.unanswered) for reading in found.values()), *blank])
     lines.append(["drawn for the harness", "", *(str(reading.drawn) for reading in found.values()), *blank])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def headline(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
-    """What the headline reading reads in each stored row (empty: nothing), and whether that is right."""
+def headline(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """What the headline reading reads in each stored row (empty: nothing), and its score."""
     reader = readers(benchmark)[benchmark.headline]
-    read, (scored, _, _) = [reader(row) for row in rows], outcomes(reader, rows)
+    read, (scored, _, _) = [reader(row) for row in rows], outcomes(benchmark, reader, rows)
     texts = [(found.answer if found else None) or "" for found in read]
-    return [(text, outcome.correct) for text, outcome in zip(texts, scored, strict=True)]
+    return [(text, outcome.score) for text, outcome in zip(texts, scored, strict=True)]
 
 
 def draw(item_id: str, options: Iterable[str]) -> str:
@@ -141,8 +140,8 @@ def draw(item_id: str, options: Iterable[str]) -> str:
     return letters[number % len(letters)]
 
 
-def outcomes(reader: Reader, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Outcome], int, int]:
-    """Every item that is read as right or wrong, how many gave no answer, and how many answers were drawn."""
+def outcomes(benchmark: Benchmark, reader: Reader, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Outcome], int, int]:
+    """Every item that is read with its score, how many gave no answer, and how many answers were drawn."""
     scored, unanswered, drawn = [], 0, 0
     for row in rows:
         found = reader(row)
@@ -152,8 +151,8 @@ def outcomes(reader: Reader, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Ou
         answer = draw(row["sample_id"], options) if found.drawn else found.answer
         drawn += found.drawn
         unanswered += answer is None or (bool(options) and answer not in options)
-        right = answer is not None and is_correct(answer, row["answer"])
-        scored.append(Outcome(row["sample_id"], row["task"], row["part"], row["group"], right))
+        score = 0.0 if answer is None else benchmark.grade(answer, row["answer"], options)
+        scored.append(Outcome(row["sample_id"], row["task"], row["part"], row["group"], score))
     return scored, unanswered, drawn
 
 
@@ -161,5 +160,5 @@ def _of_text(extractor: Extractor) -> Reader:
     return lambda row: extractor(row["raw_output"], json.loads(row["options"]))
 
 
-def _unwrapped(row: Mapping[str, Any]) -> Extraction:
-    return unwrapped(row["raw_output"], json.loads(row["options"]), row["answer"])
+def _own(benchmark: Benchmark) -> Reader:
+    return lambda row: benchmark.own(row["raw_output"], json.loads(row["options"]), row["answer"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amvl_core.contracts.records import MetricScore, ReadingScore, TaskScore
 from amvl_core.eval.benchmarks.benchmark import Benchmark, Outcome
 from amvl_core.eval.benchmarks.scoring import Reading, outcomes, readers, score_benchmark
-from amvl_core.eval.score import is_correct, majority_answers
+from amvl_core.eval.score import majority_answers
 from amvl_core.eval.significance import weighted_mean
 
 
@@ -21,32 +22,34 @@ def summarise(
     """
     common = majority if majority is not None else majority_answers((row["task"], row["answer"]) for row in rows)
     found = score_benchmark(benchmark, rows)
-    right = outcomes(readers(benchmark)[benchmark.headline], rows)[0]
+    scored = outcomes(benchmark, readers(benchmark)[benchmark.headline], rows)[0]
     blind = [
-        outcome._replace(correct=is_correct(common.get(row["task"], ""), row["answer"]))
-        for outcome, row in zip(right, rows, strict=True)
+        outcome._replace(score=_blind(benchmark, common.get(row["task"]), row))
+        for outcome, row in zip(scored, rows, strict=True)
     ]
     scores = [
-        _task_score(benchmark, metric, found[benchmark.headline], right, blind)
+        _task_score(benchmark, metric, found[benchmark.headline], blind)
         for metric in benchmark.metrics
         if found[benchmark.headline].scores[metric].n
     ]
     return scores[1:], scores[0], [_reading(name, reading) for name, reading in found.items()]
 
 
-def _task_score(
-    benchmark: Benchmark, metric: str, reading: Reading, right: list[Outcome], blind: list[Outcome]
-) -> TaskScore:
+def _task_score(benchmark: Benchmark, metric: str, reading: Reading, blind: list[Outcome]) -> TaskScore:
     units, estimate = benchmark.metrics[metric], reading.scores[metric]
     return TaskScore(
         task=metric,
         n=estimate.n,
-        correct=round(sum(unit.value for unit in units(right))),
         accuracy=estimate.value,
         low=estimate.low,
         high=estimate.high,
         majority=weighted_mean(units(blind)),
     )
+
+
+def _blind(benchmark: Benchmark, common: str | None, row: Mapping[str, Any]) -> float:
+    """What the commonest answer of the row's task scores."""
+    return 0.0 if common is None else benchmark.grade(common, row["answer"], json.loads(row["options"]))
 
 
 def _reading(name: str, reading: Reading) -> ReadingScore:

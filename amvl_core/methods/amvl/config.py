@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import Published
 from amvl_core.contracts.watch import OVER, Watch
 from amvl_core.methods.amvl.cost import AmvlCost
 from amvl_core.methods.block import BlockMethod
@@ -112,6 +113,13 @@ class AmvlMethod(BlockMethod):
         from amvl_core.methods.amvl import presets
 
         return {"paper": presets.paper, "demo": presets.demo, "ablation": presets.ablation}
+
+    @classmethod
+    def published(cls) -> Published:
+        """Tables 1, 2 and 6."""
+        from amvl_core.methods.amvl.published import PUBLISHED
+
+        return PUBLISHED
 
     @classmethod
     def tables(cls) -> dict[str, Table]:

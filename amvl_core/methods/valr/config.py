@@ -10,6 +10,7 @@ from pydantic import Field
 
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import Published
 from amvl_core.methods.reply_blocks import ReplyBlocks
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class ValrMethod(ReplyBlocks):
         from amvl_core.methods.valr import presets
 
         return {"valr": presets.valr, "valr-demo": presets.valr_demo, "valr-ablation": presets.valr_ablation}
+
+    @classmethod
+    def published(cls) -> Published:
+        """Its tables of VSI-Bench, BLINK, MMVP, MMStar, V* and CV-Bench."""
+        from amvl_core.methods.valr.published import PUBLISHED
+
+        return PUBLISHED
 
     @classmethod
     def tables(cls) -> dict[str, Table]:

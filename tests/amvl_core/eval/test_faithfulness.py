@@ -18,7 +18,7 @@ def outputs(variant: str, right: np.ndarray, likelihood: np.ndarray) -> list[dic
             "sample_id": f"s{i:04d}",
             "variant": variant,
             "group": f"g{i}",
-            "correct": bool(correct),
+            "score": float(correct),
             "log_likelihood": float(value),
         }
         for i, (correct, value) in enumerate(zip(right, likelihood, strict=True))

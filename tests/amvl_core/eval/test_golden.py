@@ -25,6 +25,7 @@ WITHOUT_TEXTS: dict[str, tuple[Extractor, dict[str, str]]] = {
     "lmms_mmvp": (lmms_eval.mmvp, ABCD),
     "lmms_hrbench_can_infer_option": (lmms_eval.hrbench_option, ABCD),
     "vlmeval_can_infer_option": (vlmevalkit.infer_option, ABCD),
+    "vlmeval_can_match_option": (vlmevalkit.match_option, ABCD),
     "vlmeval_visualpuzzles": (vlmevalkit.visual_puzzles, ABCD),
 }
 WITH_TEXTS: dict[str, Extractor] = {

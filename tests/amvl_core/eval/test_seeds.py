@@ -75,7 +75,7 @@ def suite(right: int, swapped: int, items: int = 40) -> list[dict[str, Any]]:
             "sample_id": f"i{i}",
             "variant": variant,
             "group": "",
-            "correct": i < (swapped if variant == "swapped" else right),
+            "score": float(i < (swapped if variant == "swapped" else right)),
             "log_likelihood": -2.0 - (0.5 + i / 40) * (variant == "swapped"),
         }
         for variant in ("prior", "swapped", "zeroed")

@@ -98,7 +98,7 @@ def test_the_sample_shows_every_task_and_prefers_mistakes(
             "prompt": "p",
             "answer": "a",
             "prediction": "a",
-            "correct": i >= 20,
+            "score": float(i >= 20),
             "raw_output": "a",
         }
         for task in ("x", "y")
@@ -107,7 +107,7 @@ def test_the_sample_shows_every_task_and_prefers_mistakes(
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "predictions.parquet")
     columns = sample(evaluation("amvl", 5).model_copy(update={"uri": str(tmp_path)}))
     assert columns["task"] == ["x"] * 12 + ["y"] * 12
-    assert columns["correct"][:12] == [False] * 6 + [True] * 6
+    assert columns["score"][:12] == [0.0] * 6 + [1.0] * 6
 
 
 def variant(name: str, accuracy: float, width: float, likelihood: float) -> VariantScore:

@@ -76,7 +76,7 @@ def evaluated(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable
                 "answer": "red",
                 "prediction": "red" if i in right else NASTY,
                 "raw_output": f"It is there.\n{'red' if i in right else NASTY}" + " and more" * 60,
-                "correct": i in right,
+                "score": float(i in right),
             }
             for i in range(18)
         ]
@@ -260,13 +260,13 @@ def test_half_of_the_answers_are_wrong_and_all_tasks_are_there(
 ) -> None:
     base = evaluated("sft", set())
     found = run_report.answers(asked, base, evaluated("amvl", set(range(4, 12))))
-    assert [sample.correct for sample in found] == [False] * 6 + [True] * 6
+    assert [sample.score for sample in found] == [0.0] * 6 + [1.0] * 6
     assert {sample.task for sample in found[:3]} == {sample.task for sample in found[6:9]}
     assert len({sample.task for sample in found}) == 3
     assert len(next(sample for sample in found if sample.sample_id == "s00").images) == 2
     assert all(sample.before == NASTY for sample in found)
     few = run_report.answers(asked, base, evaluated("nearly", set(range(1, 18))))
-    assert [sample.correct for sample in few] == [False] + [True] * 11
+    assert [sample.score for sample in few] == [0.0] + [1.0] * 11
 
 
 def test_pictures_beyond_the_bound_are_named_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

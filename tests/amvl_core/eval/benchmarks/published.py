@@ -6,12 +6,16 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from tests.videos import mp4
 
 
 def picture(shade: int = 0, kind: str = "PNG") -> bytes:
@@ -136,3 +140,38 @@ def mmstar(folder: Path) -> None:
     parquet(
         folder / "mmstar.parquet", [row, {**row, "index": 1, "question": "How much?", "category": "coarse perception"}]
     )
+
+
+VSI_ROWS = [
+    ("object_counting", "How many chairs are in this room?", None, "4"),
+    ("object_abs_distance", "How far are the bed and the door apart, in meters?", None, "2.5"),
+    ("object_size_estimation", "What is the length of the sofa, in centimeters?", None, "180"),
+    ("room_size_estimation", "What is the size of this room, in square meters?", None, "20.4"),
+    ("object_rel_distance", "Which is closest to the door?", ["A. bed", "B. sofa", "C. lamp", "D. table"], "C"),
+    ("object_rel_direction_easy", "Is the bed to my left or right?", ["A. left", "B. right"], "B"),
+    ("object_rel_direction_medium", "Left, right or back?", ["A. left", "B. right", "C. back"], "A"),
+    ("object_rel_direction_hard", "Which corner?", ["A. back-left", "B. back-right", "C. left", "D. right"], "D"),
+    ("route_planning", "Which turns?", ["A. Turn Left", "B. Turn Right", "C. Turn Back"], "A"),
+    ("obj_appearance_order", "In which order?", ["A. bed, sofa", "B. sofa, bed"], "B"),
+]
+
+
+def vsi_bench(folder: Path, changes: Mapping[int, dict[str, Any]] = MappingProxyType({})) -> None:
+    """A question of every type, in turn about a video of 40 frames and one of 33."""
+    rows = [
+        {
+            "id": i,
+            "dataset": "scannet",
+            "scene_name": f"scene{i % 2}",
+            "question_type": kind,
+            "question": question,
+            "options": options,
+            "ground_truth": right,
+        }
+        | changes.get(i, {})
+        for i, (kind, question, options, right) in enumerate(VSI_ROWS)
+    ]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "scannet").mkdir()
+    for scene, frames in enumerate((40, 33)):
+        (folder / "scannet" / f"scene{scene}.mp4").write_bytes(mp4(frames))

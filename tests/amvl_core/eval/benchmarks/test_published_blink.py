@@ -69,7 +69,7 @@ def test_every_published_model_and_question_is_in_the_table() -> None:
     assert {file.stem for file in (folder / "saved_val_predictions").glob("*.json")} == set(LEADERBOARD)
     outcomes = published({}, answers(folder))
     assert {task: sum(o.task == task for o in outcomes) for task in SIZES} == SIZES
-    assert not any(o.correct for o in outcomes)
+    assert not any(o.score for o in outcomes)
 
 
 ABCD = dict.fromkeys("ABCD", "")
