@@ -49,6 +49,7 @@ class EncoderConfig(Frozen):
         """The folder of features that were computed elsewhere, where this is no model."""
         return self.source.removeprefix(STORED) if self.source.startswith(STORED) else None
 
+
 class Patches(NamedTuple):
     """What an encoder gives for an image: `rows` x `columns` patches of `width` numbers each."""
 

@@ -165,12 +165,12 @@ def laid_out_to_train(
     method: MethodConfig,
     latent: LatentConfig,
     sample: StoredSample,
-    features: Mapping[str, Sequence[np.ndarray]] | None = None,
+    features: Mapping[str, Sequence[np.ndarray]],
 ) -> Encoded:
     """As `laid_out`, with what the blocks are aligned with.
 
-    `features` are those of all the sample's images by encoder, where they have been computed; else the encoder is shown
-    the image.
+    `features` are those of all the sample's images by encoder, where they have been computed; an encoder that is not
+    among them is shown the image.
     """
     encoded = laid_out(encoder, method, latent, sample)
     if not method.aligned_with:
@@ -179,7 +179,7 @@ def laid_out_to_train(
     images = sorted({image for image in about if image is not None})
     arrays: dict[str, np.ndarray] = {}
     for config in method.aligned_with if images else ():
-        if features is not None:
+        if config.name in features:
             found = [features[config.name][image] for image in images]
         else:
             found = [_square(sample, image, config.size) for image in images]

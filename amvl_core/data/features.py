@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.encoders import Patches
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.records import FeaturesRecord
 from amvl_core.contracts.sample import StoredSample
@@ -45,6 +46,7 @@ class FeatureReader:
         self.record = record
         self.uris = [storage.join(record.uri, shard.file) for shard in record.shards]
         self.starts = np.cumsum([0, *(shard.rows for shard in record.shards)])
+        self.patches = Patches(*record.grid, record.width)
         self.forget()
 
     def forget(self) -> None:
@@ -71,7 +73,7 @@ class FeatureReader:
         except (OSError, pa.ArrowInvalid) as error:
             raise StorageError(f"{self.uris[file]} cannot be read ({error}); {self._redo}") from error
         self._check(file, sample, row["images"])
-        shape = self.record.grid[0] * self.record.grid[1], self.record.width
+        shape = self.patches.number, self.patches.width
         return tuple(np.frombuffer(data, STORED_DTYPE).reshape(shape) for data in row["features"])
 
     def _check(self, file: int, sample: StoredSample, digests: list[bytes]) -> None:

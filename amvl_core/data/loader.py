@@ -17,13 +17,16 @@ from amvl_core.data.reader import ShardReader
 
 
 class StepDataset(Dataset[list[Batch]]):
-    """Item `step` is the list of micro-batches that this rank contributes to optimiser step `step`."""
+    """Item `step` is the list of micro-batches that this rank contributes to optimiser step `step`.
+
+    `encode` is given a row and its number.
+    """
 
     def __init__(
         self,
         reader: ShardReader,
         sizes: Sizes,
-        encode: Callable[[StoredSample], Encoded],
+        encode: Callable[[int, StoredSample], Encoded],
         stage: StageConfig,
         seed: int,
         rank: int,
@@ -42,7 +45,7 @@ class StepDataset(Dataset[list[Batch]]):
         return [turn[self.rank].tolist() for turn in turns]
 
     def _batch(self, indices: list[int]) -> Batch:
-        return collate([self.encode(self.reader[i]) for i in indices])
+        return collate([self.encode(i, self.reader[i]) for i in indices])
 
 
 def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> Iterator[list[Batch]]:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.encoders import Patches
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.sample import StoredSample
@@ -58,6 +59,7 @@ class StoredFeatures:
             )
         shape = self._shape()
         self.grid, self.width = shape.grid, shape.width
+        self.patches = Patches(*shape.grid, shape.width)
         self._uris = [storage.join(uri, name) for name in files]
         self._entries: dict[bytes, _Entry] = {}
         for number in range(len(files)):
@@ -77,8 +79,8 @@ class StoredFeatures:
             values = (values.astype("<u4") << 16).view("<f4")
         return values.astype(np.float32).reshape(rows * columns, self.width)
 
-    def of(self, sample: StoredSample) -> tuple[np.ndarray, ...]:
-        """Features [P, D] of each image of a sample. A DataError names an image that has none."""
+    def of(self, row: int, sample: StoredSample) -> tuple[np.ndarray, ...]:
+        """Features [P, D] of each image of a sample, whatever its row. A DataError names an image that has none."""
         found = []
         for number, image in enumerate(sample.images, 1):
             features = self.find(image_digest(image))

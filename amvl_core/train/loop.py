@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -25,11 +24,14 @@ from amvl_core.contracts.records import (
     remove_resume_state,
     save_record,
 )
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch
-from amvl_core.data.encode import Encoder, laid_out_to_train
+from amvl_core.data.encode import Encoded, Encoder, laid_out_to_train
+from amvl_core.data.features import FeatureReader
 from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.order import Sizes, num_steps
 from amvl_core.data.reader import ShardReader
+from amvl_core.data.stored_features import StoredFeatures
 from amvl_core.methods.method import Clock, Method
 from amvl_core.train.checkpoint import Checkpoints, Due, save_model
 from amvl_core.train.engine import DTYPES, Engine
@@ -71,9 +73,14 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
         return True
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
-    method, processor = build_method(job)
-    encode = partial(laid_out_to_train, Encoder(processor), stage.method, config.latent)
-    reader = ShardReader(job.dataset, "train")
+    reader, features = ShardReader(job.dataset, "train"), computed_features(job)
+    method, processor = build_method(job, features)
+    encoder = Encoder(processor)
+
+    def encode(row: int, sample: StoredSample) -> Encoded:
+        found = {name: source.of(row, sample) for name, source in features.items()}
+        return laid_out_to_train(encoder, stage.method, config.latent, sample, found)
+
     total = num_steps(stage.epochs, stage.steps, len(reader), stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
     sizes = _sizes(reader, stage.method.added_tokens(config.latent), rank, engine.device)
@@ -147,7 +154,18 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     return True
 
 
-def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
+def computed_features(job: TrainJob) -> dict[str, FeatureReader | StoredFeatures]:
+    """Those of the stage's encoders that need not run: features in shards of this run, or of a folder."""
+    found: dict[str, FeatureReader | StoredFeatures] = {
+        record.encoder.name: FeatureReader(record) for record in job.features
+    }
+    for encoder in job.config.stages[job.stage].method.aligned_with:
+        if encoder.name not in found and encoder.stored is not None:
+            found[encoder.name] = StoredFeatures(encoder.stored)
+    return found
+
+
+def build_method(job: TrainJob, features: Mapping[str, FeatureReader | StoredFeatures]) -> tuple[Method, AMVLProcessor]:
     """The stage's method on the weights it starts from, and the processor that goes with them."""
     config, stage = job.config, job.config.stages[job.stage]
     kind = stage.method.implementation()
@@ -158,7 +176,7 @@ def build_method(job: TrainJob) -> tuple[Method, AMVLProcessor]:
         model = kind.load(folder, processor, config.latent, dtype=dtype)
     model.train()
     method = kind(model, stage.method)
-    method.equip(processor, {})
+    method.equip(processor, {name: source.patches for name, source in features.items()})
     return method, processor
 
 

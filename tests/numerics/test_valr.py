@@ -73,7 +73,7 @@ def equipped(**fields: Any) -> Valr:
 
 def batch(method: Valr, chosen: list[StoredSample] | None = None) -> Batch:
     encoder = Encoder(loaded()[1])
-    return collate([laid_out_to_train(encoder, method.config, LATENT, sample) for sample in chosen or samples()])
+    return collate([laid_out_to_train(encoder, method.config, LATENT, sample, {}) for sample in chosen or samples()])
 
 
 def gradients(method: Valr, loss: Tensor) -> dict[str, Tensor]:

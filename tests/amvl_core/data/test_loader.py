@@ -11,7 +11,8 @@ from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.data.encode import Encoder, laid_out
+from amvl_core.contracts.sample import StoredSample
+from amvl_core.data.encode import Encoded, Encoder, laid_out
 from amvl_core.data.loader import StepDataset, steps_from
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods.sft.config import SftMethod
@@ -24,7 +25,11 @@ STAGE = StageConfig(method=SftMethod(), steps=1, global_batch=12, micro_tokens=8
 def dataset(root: str, rows: Any = None, rank: int = 0, world_size: int = 2) -> StepDataset:
     record = write(root, [rows or [row(number) for number in range(50)]])
     reader = ShardReader(record, "train")
-    encode = partial(laid_out, Encoder(load_processor(stock_folder())), STAGE.method, LatentConfig())
+    laid = partial(laid_out, Encoder(load_processor(stock_folder())), STAGE.method, LatentConfig())
+
+    def encode(_: int, sample: StoredSample) -> Encoded:
+        return laid(sample)
+
     return StepDataset(reader, reader.sizes(0), encode, STAGE, 0, rank, world_size)
 
 

@@ -35,7 +35,7 @@ def test_features_are_those_that_the_library_saved(remote: bool, tmp_path: Path,
         storage.upload(tmp_path, uri := f"{s3_bucket}/stored-features")
     features = StoredFeatures(uri)
     assert (features.grid, features.width) == ((2, 2), 3)
-    found = features.of(sample_of("s", "<image><image><image>", "yes", IMAGES[::-1]))
+    found = features.of(0, sample_of("s", "<image><image><image>", "yes", IMAGES[::-1]))
     for found_PD, value, kind in zip(found, VALUES[::-1], (torch.bfloat16, torch.float16, torch.float32), strict=True):
         assert found_PD.dtype == np.float32
         assert np.array_equal(found_PD, value.to(kind).float().numpy())
@@ -47,7 +47,7 @@ def test_an_image_without_features_is_named(tmp_path: Path) -> None:
     assert features.find(bytes.fromhex(digest)) is None
     expected = rf"s: image 2 \(SHA-256 {digest}\) has no features in {tmp_path}; compute them"
     with pytest.raises(DataError, match=expected):
-        features.of(sample_of("s", "<image><image>", "yes", [b"one", b"other"]))
+        features.of(0, sample_of("s", "<image><image>", "yes", [b"one", b"other"]))
 
 
 def write(name: str, data: bytes) -> Callable[[Path], object]:

@@ -88,6 +88,6 @@ def test_targets_are_each_image_once() -> None:
     of = sample("<image><image>q", ("a", "b", "c"), (1, None, 1), 2)
     encoder = {"name": "dinov3", "source": "tiny:dinov3", "size": 16}
     method = ValrMethod.model_validate({"encoders": [encoder]})
-    encoded = laid_out_to_train(Encoder(processor), method, LATENT, of)
+    encoded = laid_out_to_train(Encoder(processor), method, LATENT, of, {})
     assert encoded.targets.about == (0, None, 0)
     assert encoded.targets.arrays["dinov3"].shape == (1, 3, 16, 16)
