@@ -356,6 +356,14 @@ class EvaluationConfig(Frozen):
     batch_tokens: int = Field(32768, ge=1, description="their tokens with padding, at most")
     max_new_tokens: int = Field(512, ge=1)
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
+    latent_mode: Literal["written", "first_step", "every_step", "never"] | None = Field(
+        None,
+        description="where a model that writes latent blocks has them in its reply: where it writes one, and besides "
+        "at the start or before every line; or nowhere. Left out: as its checkpoint says",
+    )
+    latent_steps: int | None = Field(
+        None, ge=0, description="slots of each block that a model writes; left out: as many as in training"
+    )
     seed: Seed = 0
     faithfulness_items: int = Field(
         256,
@@ -435,6 +443,11 @@ class RunConfig(Frozen):
                 f"evaluation.max_pixels ({self.evaluation.max_pixels}) must be at least data.min_pixels "
                 f"({self.data.min_pixels}), which images of benchmarks are scaled up to"
             )
+        for name in ("latent_mode", "latent_steps"):
+            if getattr(self.evaluation, name) is not None and not self.method.writes_blocks:
+                raise ValueError(
+                    f"evaluation.{name}: the models of {self.method.kind} write no latent blocks; leave it out"
+                )
         before: MethodConfig | None = None
         for name, stage in self.stages.items():
             if not STAGE_NAME.fullmatch(name):

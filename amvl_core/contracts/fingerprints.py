@@ -14,7 +14,7 @@ FAITHFULNESS_VERSION = 3
 ANALYSE_VERSION = 2
 ABLATION_VERSION = 3
 
-EVALUATED = {"max_new_tokens", "tau", "seed"}
+EVALUATED = {"max_new_tokens", "tau", "latent_mode", "latent_steps", "seed"}
 """Fields of the evaluation's configuration that answers depend on."""
 
 Controls = Sequence[tuple[str, CheckpointRecord]]

@@ -75,7 +75,8 @@ class EvaluationWorker:
 
         self.config, self.checkpoint = config, model.fingerprint if model else config.model.base
         with base_folder(config.model) if model is None else model_folder(model.model_uri) as folder:
-            self.answerer = Answerer.from_pretrained(folder)
+            settings = config.evaluation
+            self.answerer = Answerer.from_pretrained(folder, settings.latent_mode, settings.latent_steps)
         self.readers = Readers()
 
     def prepare(self, asked: Questions, part: Part) -> tuple[Any, ...]:

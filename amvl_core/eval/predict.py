@@ -50,10 +50,16 @@ class Answerer:
         self.method = method_of_model(model.config.model_type)
 
     @classmethod
-    def from_pretrained(cls, folder: str) -> Answerer:
-        """From a folder (or Hub id) of a method's model or a stock one; on the GPU where there is one."""
+    def from_pretrained(cls, folder: str, latent_mode: str | None = None, latent_steps: int | None = None) -> Answerer:
+        """From a folder (or Hub id) of a method's model or a stock one; on the GPU where there is one.
+
+        `latent_mode` and `latent_steps` are those of the evaluation. A model that writes no blocks has no use for them.
+        """
         model = load_model(folder, dtype="auto")
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(folder))
+        answerer = cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(folder))
+        if answerer.method:
+            answerer.method.implementation().set_blocks(model, latent_mode, latent_steps)
+        return answerer
 
     def answer(
         self,

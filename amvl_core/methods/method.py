@@ -66,6 +66,10 @@ class Method(nn.Module, ABC):
         """What a prompt's pass takes so that its latents are drawn; nothing where none are."""
         return {}
 
+    @staticmethod
+    def set_blocks(model: Any, mode: str | None, steps: int | None) -> None:
+        """Where the model has latent blocks in its replies and with how many slots; None: as its checkpoint says."""
+
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Loss and terms of one micro-batch."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.ablations import method_stages, shared_stages, table_of
@@ -14,6 +17,7 @@ from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import CheckpointRecord, fingerprint, load_record
 from amvl_core.train.loop import TrainJob
 from benchmarks import local
+from benchmarks.tiny import TINY
 from benchmarks.trial import configuration, dataset
 
 
@@ -35,11 +39,35 @@ def train_rows(rank: int, root: str, rows: str) -> None:
             start = record.model_uri
 
 
-def test_every_row_of_every_table_trains_on_the_same_dataset(tmp_path: Path) -> None:
+def amvl(root: str) -> RunConfig:
+    one_step = {name: {"steps": 1} for name in ("sft", "embedding_adaptation", "amvl")}
+    return override(configuration(root, stages=one_step), {"cluster": {"num_workers": 1}})
+
+
+def valr(root: str) -> RunConfig:
+    """With the smallest model and encoders."""
+    config = PRESETS["valr-ablation"]()
+    encoders = [encoder.model_copy(update={"size": 16}).model_dump(mode="json") for encoder in config.encoders]
+    small = {"steps": 1, "global_batch": 8, "micro_tokens": 400}
+    return override(
+        config,
+        {
+            "storage": root,
+            "model": {"tiny": {**TINY.model_dump(), "num_layers": 3}},
+            "stages": {"sft": small, "valr": {**small, "method": {"encoders": encoders, "projector_width": 8}}},
+            "trainer": {"log_every": 1, "loader_workers": 0},
+            "cluster": {"num_workers": 1},
+        },
+    )
+
+
+@pytest.mark.parametrize(("base", "least"), [(amvl, 31), (valr, 30)])
+def test_every_row_of_every_table_trains_on_the_same_dataset(
+    tmp_path: Path, base: Callable[[str], RunConfig], least: int
+) -> None:
     from amvl_core.backbones.loading import base_folder
 
-    one_step = {name: {"steps": 1} for name in ("sft", "embedding_adaptation", "amvl")}
-    config = override(configuration(str(tmp_path), stages=one_step), {"cluster": {"num_workers": 1}})
+    config = base(str(tmp_path))
     with base_folder(config.model) as folder:
         storage.upload(Path(folder), f"{tmp_path}/base")
     rows = {
@@ -47,7 +75,7 @@ def test_every_row_of_every_table_trains_on_the_same_dataset(tmp_path: Path) -> 
         for table in config.method.tables()
         for row in table_of(config, table).rows
     }
-    assert len(rows) == sum(len(table.rows) for table in config.method.tables().values()) > 30
+    assert len(rows) == sum(len(table.rows) for table in config.method.tables().values()) >= least
     assert {row.latent.num_slots for row in rows.values()} > {config.latent.num_slots}
     local.run(train_rows, 1, str(tmp_path), json.dumps({k: row.model_dump(mode="json") for k, row in rows.items()}))
 

@@ -28,6 +28,7 @@ class ValrMethod(ReplyBlocks):
     kind: Literal["valr"] = "valr"
     label = "VaLR"
     has_latents = True
+    writes_blocks = True
     model_type = "valr"
     own_parts = ("projectors.",)
     columns: ClassVar = {**ReplyBlocks.columns, "align": ("align",)}

@@ -48,6 +48,13 @@ class Valr(Method):
         return load_valr(folder, processor, latent, **kwargs)
 
     @staticmethod
+    def set_blocks(model: VaLRForConditionalGeneration, mode: str | None, steps: int | None) -> None:
+        """By the model's configuration."""
+        if mode is not None:
+            model.config.latent_mode = mode
+        model.config.latent_steps = steps
+
+    @staticmethod
     def prober(model: VaLRForConditionalGeneration, processor: Any, method: ValrMethod) -> Prober:
         """Its model under every change of its slots' inputs."""
         from amvl_core.methods.valr import probes

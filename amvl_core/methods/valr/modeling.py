@@ -46,8 +46,8 @@ LatentMode = Literal["written", "first_step", "every_step", "never"]
 class VaLRConfig(Qwen2_5_VLConfig):
     """Qwen2.5-VL's configuration, the latent block's tokens, and how blocks come into a reply.
 
-    `latent_mode` and `num_slots` are the defaults of `generate`. A reply has `max_blocks` blocks at most. Where
-    `block_first` is set, a given answer is scored behind a block at the reply's start.
+    `latent_mode` and `latent_steps` (None: `num_slots`) are the defaults of `generate`. A reply has `max_blocks` blocks
+    at most. Where `block_first` is set, a given answer is scored behind a block at the reply's start.
     """
 
     model_type = "valr"
@@ -56,6 +56,7 @@ class VaLRConfig(Qwen2_5_VLConfig):
     slot_token_id: int | None = None
     num_slots: int = 16
     latent_mode: str = "written"
+    latent_steps: int | None = None
     max_blocks: int = 8
     block_first: bool = True
     line_end_token_ids: list[int] | None = None
@@ -205,7 +206,7 @@ class VaLRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self, prompt_columns: int, latent_mode: LatentMode | None = None, latent_steps: int | None = None
     ) -> LatentRules:
         """What may be written behind prompts of so many columns; the other arguments are those of `generate`."""
-        steps = self.config.num_slots if latent_steps is None else latent_steps
+        steps = next(n for n in (latent_steps, self.config.latent_steps, self.config.num_slots) if n is not None)
         return LatentRules(self.config, prompt_columns, latent_mode or self.config.latent_mode, steps)
 
     def before_answer(self) -> list[int]:
@@ -213,7 +214,8 @@ class VaLRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         c = self.config
         if c.latent_mode == "never" or not c.block_first:
             return []
-        ids: list[Any] = [c.block_start_token_id, *c.slot_token_ids, c.block_end_token_id]
+        steps = c.num_slots if c.latent_steps is None else c.latent_steps
+        ids: list[Any] = [c.block_start_token_id, *[c.slot_token_id] * steps, c.block_end_token_id]
         return ids
 
     @staticmethod

@@ -77,6 +77,10 @@ def _weight(weight: float) -> Change:
     return _method(lambda _, __: {"align_weight": weight})
 
 
+def _evaluated(**fields: Any) -> Change:
+    return lambda config: override(config, {"evaluation": fields})
+
+
 def _slots(number: int) -> Change:
     return lambda config: override(config, {"latent": {"num_slots": number}})
 
@@ -155,6 +159,20 @@ TABLES: dict[str, Table] = {
                 (0.75, 62.8, 84.8),
                 (1.0, 60.9, 84.3),
             )
+        ),
+        _BASE,
+    ),
+    "test_time": Table(
+        "Latent steps at inference, forced on one model: blocks, and the slots of each",
+        "as the model writes them",
+        (
+            Row("no block", _evaluated(latent_mode="never")),
+            *(
+                Row(f"a block at the start, {steps} slots", _evaluated(latent_mode="first_step", latent_steps=steps))
+                for steps in (0, 1, 2, 4, 8, 16, 32)
+            ),
+            Row("a block before every line", _evaluated(latent_mode="every_step")),
+            Row("as the model writes them", _as_configured),
         ),
         _BASE,
     ),
