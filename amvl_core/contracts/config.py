@@ -245,6 +245,9 @@ class StageConfig(Frozen):
     )
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
+    data_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training samples that is used, in every epoch the same"
+    )
     global_batch: int = Field(128, ge=1)
     micro_tokens: int = Field(16384, ge=1, description="tokens per worker and forward pass; a longer sample runs alone")
     lr: float = Field(1e-5, gt=0)

@@ -40,7 +40,7 @@ class StepDataset(Dataset[list[Batch]]):
 
     def indices(self, step: int) -> list[list[int]]:
         """The samples of each micro-batch of this rank."""
-        whole = global_batch(self.seed, step, self.stage.global_batch, self.sizes)
+        whole = global_batch(self.seed, step, self.stage.global_batch, self.sizes, self.stage.data_share)
         turns = micro_batches(whole, self.sizes.num_tokens, self.world_size, self.stage.micro_tokens)
         return [turn[self.rank].tolist() for turn in turns]
 

@@ -49,17 +49,34 @@ def epoch_order(seed: int, epoch: int, sizes: Sizes) -> np.ndarray:
     return in_order[np.lexsort((random.random(len(in_order)), window))]
 
 
-def global_batch(seed: int, step: int, size: int, sizes: Sizes) -> np.ndarray:
+@lru_cache(maxsize=2)
+def shared_order(seed: int, epoch: int, sizes: Sizes, share: float) -> np.ndarray:
+    """As `epoch_order`, of a share of the samples: the first of epoch 0. So a smaller share is part of a larger one."""
+    rows = rows_of_share(len(sizes.num_tokens), share)
+    kept = np.zeros(len(sizes.num_tokens), dtype=bool)
+    kept[epoch_order(seed, 0, sizes)[:rows]] = True
+    order = epoch_order(seed, epoch, sizes)
+    return order[kept[order]]
+
+
+def rows_of_share(rows: int, share: float) -> int:
+    """How many of `rows` samples a share is, at least one."""
+    return max(1, round(rows * share))
+
+
+def global_batch(seed: int, step: int, size: int, sizes: Sizes, share: float = 1.0) -> np.ndarray:
     """The `size` sample indices of optimiser step `step`, the longest first.
 
-    Steps read one stream of epochs laid end to end, so every sample is seen once per epoch and no batch is short.
+    Steps read one stream of epochs laid end to end, so every sample of the share is seen once per epoch and no batch is
+    short.
     """
-    rows = len(sizes.num_tokens)
+    rows = rows_of_share(len(sizes.num_tokens), share)
     taken: list[np.ndarray] = []
     position, end = step * size, (step + 1) * size
     while position < end:
         epoch, offset = divmod(position, rows)
-        piece = epoch_order(seed, epoch, sizes)[offset : offset + end - position]
+        order = epoch_order(seed, epoch, sizes) if share == 1 else shared_order(seed, epoch, sizes, share)
+        piece = order[offset : offset + end - position]
         taken.append(piece)
         position += len(piece)
     indices = np.concatenate(taken)

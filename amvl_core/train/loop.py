@@ -29,7 +29,7 @@ from amvl_core.data.batch import Batch
 from amvl_core.data.encode import Encoded, Encoder, laid_out_to_train
 from amvl_core.data.features import FeatureReader
 from amvl_core.data.loader import StepDataset, steps_from
-from amvl_core.data.order import Sizes, num_steps
+from amvl_core.data.order import Sizes, num_steps, rows_of_share
 from amvl_core.data.reader import ShardReader
 from amvl_core.data.stored_features import StoredFeatures
 from amvl_core.methods.method import Clock, Method
@@ -81,7 +81,8 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
         found = {name: source.of(row, sample) for name, source in features.items()}
         return laid_out_to_train(encoder, stage.method, config.latent, sample, found)
 
-    total = num_steps(stage.epochs, stage.steps, len(reader), stage.global_batch)
+    rows = rows_of_share(len(reader), stage.data_share)
+    total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
     sizes = _sizes(reader, stage.method.added_tokens(config.latent), rank, engine.device)
     dataset = StepDataset(reader, sizes, encode, stage, config.seed, rank, world_size)

@@ -14,7 +14,7 @@ from amvl_core.contracts import ablations
 from amvl_core.contracts.config import RunConfig, StageConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
-from amvl_core.data.order import num_steps
+from amvl_core.data.order import num_steps, rows_of_share
 from amvl_core.methods.cost import Cost
 from amvl_core.rows.flops import PEAK_BF16_FLOPS, vision_flops
 from infra.plan import memory
@@ -184,7 +184,8 @@ class _Job:
         fits = needed <= self.machines.memory_gib
         per_step = {way: value * stage.global_batch for way, value in self.flops(stage).items()}
         way = next(iter(per_step))
-        steps = num_steps(stage.epochs, stage.steps, self.workload.rows, stage.global_batch)
+        rows = rows_of_share(self.workload.rows, stage.data_share)
+        steps = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
         network = self.network_seconds(stage, how)
         pace = how.workers * self.machines.peak_flops * self.utilisation
         share = network / (network + per_step[way] / pace)

@@ -76,10 +76,15 @@ class ValrMethod(ReplyBlocks):
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:
-        """The paper's run, the demo, and the base of the ablation tables at the demo's size."""
+        """The paper's run, the demo, and the bases of the ablation tables at the demo's size."""
         from amvl_core.methods.valr import presets
 
-        return {"valr": presets.valr, "valr-demo": presets.valr_demo, "valr-ablation": presets.valr_ablation}
+        return {
+            "valr": presets.valr,
+            "valr-demo": presets.valr_demo,
+            "valr-ablation": presets.valr_ablation,
+            "valr-data": presets.valr_data,
+        }
 
     @classmethod
     def published(cls) -> Published:

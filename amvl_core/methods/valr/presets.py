@@ -12,6 +12,7 @@ from amvl_core.contracts.config import (
     RunConfig,
     StageConfig,
     override,
+    validate,
 )
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
@@ -56,3 +57,11 @@ def valr_demo() -> RunConfig:
 def valr_ablation() -> RunConfig:
     """The demo with a longer last stage; a row is one worker, so that two run on two cores."""
     return override(valr_demo(), {"stages": {"valr": {"steps": 400}}, "cluster": {"num_workers": 1}})
+
+
+def valr_data() -> RunConfig:
+    """The base of the table `data`: VaLR from the untrained tiny model, so that it sees no more than a row's share."""
+    base = valr_ablation()
+    first, last = base.stages["sft"], base.stages["valr"]
+    stage = first.model_copy(update={"method": last.method, "lr_scale": last.lr_scale})
+    return validate(base.model_copy(update={"stages": {"valr": stage}}).model_dump(mode="json"))

@@ -6,9 +6,21 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any
 
-from amvl_core.contracts.ablations import BLINK, CV_BENCH, MMVP, VSTAR, Change, Row, Table, control_row, method_stages
+from amvl_core.contracts.ablations import (
+    BLINK,
+    CV_BENCH,
+    MMVP,
+    VSTAR,
+    Change,
+    Row,
+    Table,
+    control_row,
+    method_stages,
+    shared_stages,
+)
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.encoders import BASE, EncoderConfig
+from amvl_core.contracts.method import MethodConfig
 from amvl_core.methods.markers.config import MarkersMethod
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
@@ -81,6 +93,17 @@ def _evaluated(**fields: Any) -> Change:
     return lambda config: override(config, {"evaluation": fields})
 
 
+def _share(method: type[MethodConfig] | None, share: float) -> Change:
+    """On a share of the samples, VaLR or the control `method`; take the preset `valr-data`, which has one stage."""
+
+    def change(config: RunConfig) -> RunConfig:
+        found = control_row(method)(config) if method else config
+        own = [name for name in found.stages if name not in shared_stages(config)]
+        return override(found, {"stages": {name: {"data_share": share} for name in own}})
+
+    return change
+
+
 def _slots(number: int) -> Change:
     return lambda config: override(config, {"latent": {"num_slots": number}})
 
@@ -96,6 +119,8 @@ _SFT = _scores(56.6, 78.0, 58.7, 77.0)
 _NONE = _scores(57.1, 75.9, 56.7)
 _S = _scores(63.1, 86.4, 60.3, 83.1)
 _M = _scores(64.7, 86.9, 60.3, 87.6)
+
+_SHARES = {1 / 32: "1/32 of the samples", 1 / 8: "1/8", 1 / 2: "1/2", 1.0: "all samples"}
 
 TABLES: dict[str, Table] = {
     "alignment": Table(
@@ -173,6 +198,16 @@ TABLES: dict[str, Table] = {
             ),
             Row("a block before every line", _evaluated(latent_mode="every_step")),
             Row("as the model writes them", _as_configured),
+        ),
+        _BASE,
+    ),
+    "data": Table(
+        "Training samples: plain fine-tuning and VaLR on the same share",
+        "VaLR, all samples",
+        tuple(
+            Row(f"{label}, {_SHARES[share]}", _share(method, share))
+            for share in _SHARES
+            for label, method in ((SftMethod.label, SftMethod), (ValrMethod.label, None))
         ),
         _BASE,
     ),

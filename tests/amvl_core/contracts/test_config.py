@@ -62,7 +62,7 @@ def test_a_preset_survives_json(name: str) -> None:
             "evaluation: Value error, faithfulness_items must be 0 or at least 2",
         ),
         ({"data": {"sources": []}}, "data.sources is empty"),
-        ({"evaluation": {"controls": ["sftt"]}}, "controls: 'sftt' is no method; choose of sft, pause, amvl"),
+        ({"evaluation": {"controls": ["sftt"]}}, "controls: 'sftt' is no method; choose of sft, pause, markers, amvl"),
         (
             {"data": {"min_pixels": 4097, "max_pixels": 4096}},
             "data: Value error, max_pixels (4096) must be at least min_pixels (4097); lower both to save memory",

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.data.order import WINDOW_BLOCKS, Sizes, epoch_order, global_batch, micro_batches, num_steps
+from amvl_core.data.order import (
+    WINDOW_BLOCKS,
+    Sizes,
+    epoch_order,
+    global_batch,
+    micro_batches,
+    num_steps,
+    rows_of_share,
+    shared_order,
+)
 
 LENGTHS = np.random.default_rng(0).integers(10, 500, 103)
 SIZES = Sizes(LENGTHS, np.array([32, 32, 32, 7]))
@@ -172,3 +181,15 @@ def test_number_of_steps() -> None:
     assert num_steps(None, 7, 100, 10) == 7
     assert num_steps(1.5, None, 100, 16) == 10
     assert num_steps(0.001, None, 100, 16) == 1
+
+
+def test_a_share_is_the_same_samples_in_every_epoch_and_part_of_a_larger_share() -> None:
+    rows = len(SIZES.num_tokens)
+    eighth, half = (rows_of_share(rows, share) for share in (1 / 8, 1 / 2))
+    first, second = (set(shared_order(1, epoch, SIZES, 1 / 8)) for epoch in (0, 1))
+    assert first == second and len(first) == eighth
+    assert first < set(shared_order(1, 3, SIZES, 1 / 2)) and half > eighth
+    assert first != set(shared_order(2, 0, SIZES, 1 / 8))
+    seen = np.concatenate([global_batch(1, step, eighth, SIZES, 1 / 8) for step in range(3)])
+    assert set(seen) == first and (np.unique(seen, return_counts=True)[1] == 3).all()
+    assert rows_of_share(rows, 1e-9) == 1
