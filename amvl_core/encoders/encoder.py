@@ -44,7 +44,7 @@ def normalised(pixels_B3SS: Tensor, mean: Sequence[float], std: Sequence[float])
 
 def patch_grid(config: EncoderConfig, patch: int) -> tuple[int, int]:
     """Rows and columns of patches of `patch` pixels. Raises ConfigError where the image's size is no multiple."""
-    if config.size % patch or not config.size // patch:
+    if config.size % patch:
         below = max(1, config.size // patch) * patch
         raise ConfigError(
             f"encoder {config.name}: size {config.size} is no multiple of {patch} pixels, which a patch of "

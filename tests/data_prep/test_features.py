@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +231,11 @@ def test_the_fingerprint_says_what_features_depend_on(tmp_path: Path) -> None:
 def test_what_half_precision_cannot_hold_is_refused() -> None:
     with pytest.raises(DataError, match=r"s: its features are not all finite in half precision \(the largest is 70000"):
         features._half("s", np.array([70_000.0, 1.0], np.float32))
+
+
+def test_the_modules_import_nothing_heavy() -> None:
+    modules = (
+        "data_prep.features, amvl_core.data.features, amvl_core.data.stored_features, amvl_core.contracts.encoders"
+    )
+    code = f"import sys, {modules}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
-from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, RunConfig
+from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, RunConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.methods.amvl.presets import paper
-from flows.checks import check_benchmarks
+from flows.checks import check_benchmarks, check_encoders
 from tests.amvl_core.eval.benchmarks import published
 
 
@@ -45,3 +46,32 @@ def test_a_benchmark_that_is_not_there_is_refused_with_what_is_expected(
 def test_a_benchmark_is_named_once() -> None:
     with pytest.raises(ValueError, match="names mmvp more than once"):
         config(("mmvp", "a"), ("mmvp", "b"))
+
+
+def aligned(source: str) -> RunConfig:
+    """A run whose last stage is aligned with one encoder."""
+    method = {"kind": "valr", "encoders": [{"name": "e", "source": source}]}
+    return override(
+        paper(),
+        {
+            "latent": {"num_slots": 4},
+            "stages": {name: {"method": method, "trainable": "all"} for name in paper().stages},
+        },
+    )
+
+
+def test_an_encoder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "model").mkdir()
+    for there in ("tiny:clip", "base"):
+        check_encoders(aligned(there))
+    where = "stages.embedding_adaptation: encoder e: "
+    with pytest.raises(ConfigError, match=f"{where}the folder .*model holds no config.json"):
+        check_encoders(aligned(str(tmp_path / "model")))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    check_encoders(aligned(str(tmp_path / "model")))
+    with pytest.raises(ConfigError, match=f"{where}'some/encoder' is no folder, is not in the Hugging Face cache"):
+        check_encoders(aligned("some/encoder"))
+    with pytest.raises(ConfigError, match=f"{where}.*model holds no features; give the folder with features.json"):
+        check_encoders(aligned(f"features:{tmp_path}/model"))

@@ -1,8 +1,9 @@
 """What a task does with a stage that is finished; the work itself is in test_full_pipeline.py."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -10,8 +11,10 @@ from prefect.logging import disable_run_logger
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ClusterError, DataError
 from amvl_core.contracts.fingerprints import evaluate_fingerprint, train_fingerprint
+from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
@@ -23,12 +26,15 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.eval.stored import write_table
 from amvl_core.methods.amvl.presets import demo
+from amvl_core.train.loop import TrainJob
 from data_prep import pipeline
 from flows import stage, tasks
 from flows.stage import place
-from infra import registry
+from infra import ray_train, registry
 from infra.mlflow_client import client
 from infra.tracking import Tracker
+from tests import shards
+from tests.data_prep.test_features import stored
 
 
 def test_a_finished_training_stage_is_reused_and_what_a_killed_run_left_beside_it_goes(tmp_path: Path) -> None:
@@ -71,6 +77,59 @@ def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> p
         monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("run"))
     caplog.set_level(logging.INFO, logger="run")
     return caplog
+
+
+def aligned(tmp_path: Path, *encoders: EncoderConfig, **data: bool) -> RunConfig:
+    """The demo with a last stage that is aligned with these."""
+    method = {"kind": "valr", "align_layer": 2, "encoders": [encoder.model_dump() for encoder in encoders]}
+    stages = {"embedding_adaptation": {"method": method, "trainable": "all"}}
+    changes = {"storage": str(tmp_path), "stages": {**stages, "amvl": {"method": method}}, "data": data}
+    return override(demo(), changes)
+
+
+def test_features_are_computed_once_for_each_encoder_that_is_no_part_of_the_model(tmp_path: Path) -> None:
+    dino, clip, own = (EncoderConfig(name="e", source=source) for source in ("tiny:dinov3", "tiny:clip", "base"))
+    config = aligned(tmp_path, dino, own, features=True)
+    assert config.encoders == (dino, own)
+    assert tasks.computed_once([config, aligned(tmp_path, clip, dino, features=True)]) == [dino, clip]
+    assert tasks.computed_once([aligned(tmp_path, dino)]) == tasks.computed_once([demo()]) == []
+
+
+def test_features_are_found_again_and_a_stage_is_given_those_it_needs(
+    ray_cluster: None, tmp_path: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Progress] = []
+    monkeypatch.setattr(tasks, "working", lambda *_: nullcontext(events.append))
+    rows = [shards.row(number) for number in range(3)]
+    pi3 = stored(tmp_path / "pi3", [row.sample.images[0] for row in rows])
+    renamed = pi3.model_copy(update={"name": "vit"})
+    config = aligned(tmp_path, pi3, features=True)
+    data = shards.write(str(tmp_path / "data"), [rows])
+    (made,) = tasks.features.fn(config, [pi3], data, Tracker(config))
+    assert made.encoder == pi3 and made.grid == (2, 3) and events[-1].line().startswith("features-pi3: 3/3 samples")
+    (found,) = tasks.features.fn(config, [renamed], data, Tracker(config))
+    assert found == made.model_copy(update={"encoder": renamed})
+    assert said.messages == [f"features vit: reused {made.fingerprint}"]
+
+    jobs: list[dict[str, Any]] = []
+
+    class Trainer:
+        def fit(self) -> None:
+            storage.write_bytes(storage.join(jobs[-1]["uri"], "record.json"), CHECKPOINT.encode())
+
+    def trainer(config: RunConfig, name: str, workers: object, settings: dict[str, Any]) -> Trainer:
+        jobs.append(settings["job"])
+        return Trainer()
+
+    monkeypatch.setattr(ray_train, "_trainer", trainer)
+    monkeypatch.setattr(Tracker, "plan", lambda *_: None)
+    for name in ("sft", "amvl"):
+        tasks.train.fn(config, name, data, None, Tracker(config), features=[made, found])
+    assert [TrainJob.model_validate(job).features for job in jobs] == [(), (made,)]
+
+
+CHECKPOINT = """{"uri": "", "fingerprint": "", "stage": "s", "method": "m", "step": 1, "config": {}, "dataset": "d",
+"parent": null, "num_parameters": 1, "metrics": {}}"""
 
 
 def test_what_has_no_two_questions_has_no_suite_and_is_named(said: pytest.LogCaptureFixture) -> None:
