@@ -10,7 +10,7 @@ from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerp
 
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 5
-FAITHFULNESS_VERSION = 2
+FAITHFULNESS_VERSION = 3
 ANALYSE_VERSION = 2
 ABLATION_VERSION = 3
 
