@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -38,6 +39,9 @@ class FeedsBack(Protocol):
 
     def before_answer(self) -> list[int]:
         """Ids of the tokens behind a prompt behind which a given answer is scored."""
+
+    def uncounted(self) -> list[int]:
+        """Ids of the tokens that count as no part of an answer's length. `rules` let only so many be written."""
 
 
 @dataclass
@@ -113,7 +117,8 @@ def greedy(
 
     `drafts` are guesses of the answers, one a row: what of them the model says too is found in one pass over them, and
     decoding goes on from the first token that differs. They change what an answer costs, not what it is. A model that
-    feeds back takes no guess: its inputs follow one from another. It follows `rules`, or its own for these prompts.
+    feeds back takes no guess: its inputs follow one from another. It follows `rules`, or its own for these prompts, and
+    `max_new_tokens` are those of its answer alone.
     """
     ends, never = _end_tokens(model), list(model.generation_config.suppress_tokens or [])
     ids_BT = start.ids_BT if isinstance(model, FeedsBack) else None
@@ -129,10 +134,13 @@ def greedy(
     position_B, chosen_B = start.position_B, torch.empty(0)
     logits_BV = start.logits_BV
 
-    def goes_on(row: int) -> bool:
-        return len(found[row]) < max_new_tokens and not (found[row] and found[row][-1] in ends)
+    uncounted = model.uncounted() if isinstance(model, FeedsBack) else []
 
-    for step in range(max_new_tokens + 1):
+    def goes_on(row: int) -> bool:
+        length = len(found[row]) - sum(found[row].count(token) for token in uncounted)
+        return length < max_new_tokens and not (found[row] and found[row][-1] in ends)
+
+    for step in count():
         going = [number for number, row in enumerate(rows) if goes_on(row)]
         if not going:
             break
@@ -146,6 +154,8 @@ def greedy(
             logits_BV = logits_BV[kept]
         else:
             ids_B1, at_B1 = chosen_B[kept, None], position_B[:, None] + step - 1
+            if columns + step > mask_B11S.shape[-1]:
+                mask_B11S = torch.nn.functional.pad(mask_B11S, (0, max_new_tokens))
             hidden_B1D = _run(model, start.cache, ids_B1, at_B1, mask_B11S, columns + step - 1)
             logits_BV = _wide(model.lm_head(hidden_B1D[:, -1]))
         logits_BV[:, never] = -torch.inf

@@ -216,6 +216,10 @@ class VaLRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         ids: list[Any] = [c.block_start_token_id, *c.slot_token_ids, c.block_end_token_id]
         return ids
 
+    def uncounted(self) -> list[int]:
+        """The block's tokens: `max_blocks` bounds them."""
+        return block_ids(self)
+
     @staticmethod
     def create_masks_for_generate(
         config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
