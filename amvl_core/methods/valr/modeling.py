@@ -341,13 +341,12 @@ class LatentRules(LogitsProcessor):
         if mode == "every_step" and not config.line_end_token_ids:
             raise ValueError("latent_mode every_step needs line_end_token_ids in the model's configuration")
         self.config, self.prompt_columns, self.mode, self.steps = config, prompt_columns, mode, steps
-        self.ends_line_V: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` [B, V] with what must not follow `input_ids` [B, T] at minus infinity, a forced token at 0."""
         c = self.config
         scores = scores.clone()
-        scores[:, [c.slot_token_id, c.block_end_token_id]] = -torch.inf
+        scores[:, c.slot_token_id] = scores[:, c.block_end_token_id] = -torch.inf
         written_B = (input_ids[:, self.prompt_columns :] == c.block_start_token_id).sum(1)
         allowed_B = (written_B < c.max_blocks) & (self.mode != "never")
         scores[:, c.block_start_token_id] = scores[:, c.block_start_token_id].where(allowed_B, -torch.inf)
