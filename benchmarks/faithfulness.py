@@ -24,7 +24,7 @@ from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.config import MicroworldSource
 from amvl_core.contracts.presets import PRESETS
-from amvl_core.contracts.records import NO_BLOCK, PRIOR
+from amvl_core.contracts.records import NO_BLOCK, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.eval.predict import Answerer
 from benchmarks.measure import Step, device_name, interleaved
@@ -61,7 +61,7 @@ def measure(answerer: Answerer, asked: list[StoredSample], tokens: int, repeats:
     everything = list(dict.fromkeys(answer.variant for answer in prober(asked, asked[0], 1, seed=0)))
     dropped, taus = ([name for name in everything if name.startswith(kind)] for kind in ("dropped", "tau"))
     groups = {
-        "unchanged": [PRIOR],
+        "unchanged": [UNCHANGED],
         "zeroed, noise, swapped, shuffled": ["zeroed", "noise", "swapped", "shuffled"],
         f"dropped 1 to {len(dropped)}": dropped,
         "posterior": ["posterior"],

@@ -229,7 +229,7 @@ def run_row(
             if asked := tasks.swappable(config, [dataset]):
                 with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
                     (faithfulness,) = tasks.faithfulness(config, asked, checkpoint, [], tracker)
-            if config.evaluation.analysis_items:
+            if config.method.analysis() and config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)
         return Result(checkpoint, evaluations, faithfulness, analysis)

@@ -78,7 +78,7 @@ def full_pipeline(
                     controls = tasks.train_controls(config, dataset, checkpoints, tracker)
                     controls += [(f"without latents ({base.stage})", base)] if base else []
                     suites = tasks.faithfulness(config, asked, final, controls, tracker)
-                if config.evaluation.analysis_items:
+                if config.method.analysis() and config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker)
 
             first, second = labels(before, after)

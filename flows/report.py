@@ -6,7 +6,7 @@ from typing import Any
 
 from amvl_core.contracts.method import MethodConfig, configurations
 from amvl_core.contracts.records import (
-    PRIOR,
+    UNCHANGED,
     CheckpointRecord,
     DatasetRecord,
     EvalRecord,
@@ -147,7 +147,7 @@ def faithfulness_rows(record: FaithfulnessRecord, seed: int) -> list[dict[str, s
     """
     rows = []
     for score in record.rows:
-        changed = score.variant != PRIOR
+        changed = score.variant != UNCHANGED
         likelihood = f"{score.log_likelihood:.2f} ({score.log_likelihood_low:.2f} to {score.log_likelihood_high:.2f})"
         rows.append(
             {

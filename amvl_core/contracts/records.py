@@ -227,7 +227,7 @@ class EvalRecord(Record):
         return storage.join(self.uri, "predictions.parquet")
 
 
-PRIOR = "prior"
+UNCHANGED = "unchanged"
 """The unchanged model."""
 SWAPPED = "swapped"
 """Each item has the latents of another one."""
@@ -236,7 +236,7 @@ NO_BLOCK = "no block"
 
 
 class VariantScore(Frozen):
-    """A model with its latents changed in one way, against the same model with its prior's means, on the same items.
+    """A model with its latents changed in one way, against the unchanged model, on the same items.
 
     Shares of 1; `log_likelihood` is the mean over items of log p(y | question, latents) in nats, y being all tokens
     that the model is trained to write. Intervals are 95 %; differences are to the unchanged model, paired by item;

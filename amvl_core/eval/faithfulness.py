@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.records import PRIOR, SWAPPED, VariantScore
+from amvl_core.contracts.records import SWAPPED, UNCHANGED, VariantScore
 from amvl_core.eval.significance import Unit, bootstrap_mean, compare, sign_flip_p, weighted_mean
 
 
@@ -19,10 +19,10 @@ def score_variants(items: Iterable[Mapping[str, Any]], seed: int = 0) -> list[Va
     An item has `sample_id`, `variant`, `group` (items of one group are not independent), `score` (0 to 1)
     and `log_likelihood`. Raises DataError where a variant was not asked what the unchanged model was.
     """
-    by_variant: dict[str, list[Mapping[str, Any]]] = {PRIOR: []}
+    by_variant: dict[str, list[Mapping[str, Any]]] = {UNCHANGED: []}
     for item in items:
         by_variant.setdefault(item["variant"], []).append(item)
-    if not (unchanged := by_variant[PRIOR]):
+    if not (unchanged := by_variant[UNCHANGED]):
         raise DataError("there is no item of the unchanged model to compare with; run the faithfulness stage again")
     return [_row(name, unchanged, changed, seed) for name, changed in by_variant.items()]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy import stats
 
-from amvl_core.contracts.records import PRIOR, SWAPPED, SeedScores, VariantScore
+from amvl_core.contracts.records import SWAPPED, UNCHANGED, SeedScores, VariantScore
 from amvl_core.eval.faithfulness import score_variants
 from amvl_core.eval.significance import Unit, compare, estimate, weighted_mean
 
@@ -82,6 +82,6 @@ def swap_row(items: Mapping[int, Iterable[Mapping[str, Any]]]) -> VariantScore |
         {**item, "sample_id": f"{seed}/{item['sample_id']}", "group": item["group"] or item["sample_id"]}
         for seed, found in items.items()
         for item in found
-        if item["variant"] in (PRIOR, SWAPPED)
+        if item["variant"] in (UNCHANGED, SWAPPED)
     ]
     return next(row for row in score_variants(pooled) if row.variant == SWAPPED) if pooled else None

@@ -35,6 +35,10 @@ class Prober(Protocol):
         Item i is given the latents of item i + 1 in the swap, and the last one those of `donor`.
         """
 
+
+class AnalysingProber(Prober, Protocol):
+    """That of a method with an `Analysis`."""
+
     def analyse(self, kind: str, items: Sequence[StoredSample], seed: int, rows: int) -> list[dict[str, Any]]:
         """One part of the method's analysis (`Analysis.parts`), `rows` sequences at a time: its table's rows."""
 

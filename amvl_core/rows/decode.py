@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,8 @@ from amvl_core.backbones.backbone import backbone_of
 class FeedsBack(Protocol):
     """A model some of whose inputs are its own states, and some of whose tokens are forced."""
 
+    dtype: torch.dtype
+
     def states(self, **inputs: Any) -> Any:
         """An output with `last_hidden_state` [B, M, D], from token ids `input_ids` and what a text model takes.
 
@@ -36,6 +39,9 @@ class FeedsBack(Protocol):
 
     def before_answer(self) -> list[int]:
         """Ids of the tokens behind a prompt behind which a given answer is scored."""
+
+    def uncounted(self) -> list[int]:
+        """Ids of the tokens that count as no part of an answer's length. `rules` let only so many be written."""
 
 
 @dataclass
@@ -68,25 +74,42 @@ def prefilled(output: Any, seen_BT: Tensor, position_B: Tensor) -> Prefilled:
     return Prefilled(output.past_key_values, _wide(output.logits[:, -1]), seen_BT, position_B)
 
 
-def continued(model: Any, start: Prefilled, tokens: Sequence[int]) -> Prefilled:
-    """Every prompt with the same `tokens` behind it, on the cache of `start`, which gets their columns."""
-    rows, columns = start.seen_BT.shape
-    width, device = len(tokens), start.seen_BT.device
-    ids_BM = torch.tensor(tokens, device=device).expand(rows, -1)
-    own_BMM = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(rows, -1, -1)
+def behind(model: FeedsBack, start: Prefilled, seen_BM: Tensor, **inputs: Any) -> Tensor:
+    """Final states [B, M, D] of columns behind prompts, which are added to their cache.
+
+    Columns that `seen_BM` leaves out are seen by nothing behind them. `inputs` are arguments of the model's `states`;
+    positions go on by one where they are not among them.
+    """
+    _, width = seen_BM.shape
+    diagonal_MM = torch.eye(width, dtype=torch.bool, device=seen_BM.device)
+    own_BMM = (seen_BM[:, None] | diagonal_MM).tril()
     seen_BMS = torch.cat([start.seen_BT[:, None].expand(-1, width, -1), own_BMM], -1)
-    at_BM = start.position_B[:, None] + torch.arange(width, device=device)
-    hidden_BMD = _run(model, start.cache, ids_BM, at_BM, _additive(seen_BMS[:, None], model.dtype), columns)
+    at_BM = start.position_B[:, None] + torch.arange(width, device=seen_BM.device)
+    given = {"position_ids": at_BM.expand(3, *at_BM.shape), **inputs}
+    mask_B1MS = _additive(seen_BMS[:, None], model.dtype)
+    output = model.states(attention_mask=mask_B1MS, past_key_values=start.cache, use_cache=True, **given)
+    hidden_BMD: Tensor = output.last_hidden_state
+    return hidden_BMD
+
+
+def extended(model: Any, start: Prefilled, hidden_BMD: Tensor, seen_BM: Tensor, ids_BM: Tensor) -> Prefilled:
+    """To go on from the last of the columns that `behind` gave, which hold the tokens `ids_BM`."""
     return Prefilled(
         start.cache,
         _wide(model.lm_head(hidden_BMD[:, -1])),
-        torch.nn.functional.pad(start.seen_BT, (0, width), value=True),
-        start.position_B + width,
+        torch.cat([start.seen_BT, seen_BM], 1),
+        start.position_B + seen_BM.shape[1],
         None if start.ids_BT is None else torch.cat([start.ids_BT, ids_BM], 1),
     )
 
 
-def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()) -> list[list[int]]:
+def greedy(
+    model: Any,
+    start: Prefilled,
+    max_new_tokens: int,
+    drafts: Sequence[Sequence[int]] = (),
+    rules: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> list[list[int]]:
     """The most likely next token, again and again, up to and with an end token: what stock greedy `generate` gives.
 
     No other rule of the generation configuration holds (Qwen2.5-VL's has a repetition penalty of 1.05) but its list of
@@ -94,11 +117,13 @@ def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[S
 
     `drafts` are guesses of the answers, one a row: what of them the model says too is found in one pass over them, and
     decoding goes on from the first token that differs. They change what an answer costs, not what it is. A model that
-    feeds back takes no guess: its inputs follow one from another.
+    feeds back takes no guess: its inputs follow one from another. It follows `rules`, or its own for these prompts, and
+    `max_new_tokens` are those of its answer alone.
     """
     ends, never = _end_tokens(model), list(model.generation_config.suppress_tokens or [])
     ids_BT = start.ids_BT if isinstance(model, FeedsBack) else None
-    rules = None if ids_BT is None else model.rules(ids_BT.shape[1])
+    if rules is None and ids_BT is not None:
+        rules = model.rules(ids_BT.shape[1])
     found: list[list[int]] = [[] for _ in start.position_B]
     if rules is None and any(guesses := [_until_end(draft, ends)[:max_new_tokens] for draft in drafts]):
         found = _taken(model, start, guesses, never)
@@ -109,10 +134,13 @@ def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[S
     position_B, chosen_B = start.position_B, torch.empty(0)
     logits_BV = start.logits_BV
 
-    def goes_on(row: int) -> bool:
-        return len(found[row]) < max_new_tokens and not (found[row] and found[row][-1] in ends)
+    uncounted = model.uncounted() if isinstance(model, FeedsBack) else []
 
-    for step in range(max_new_tokens + 1):
+    def goes_on(row: int) -> bool:
+        length = len(found[row]) - sum(found[row].count(token) for token in uncounted)
+        return length < max_new_tokens and not (found[row] and found[row][-1] in ends)
+
+    for step in count():
         going = [number for number, row in enumerate(rows) if goes_on(row)]
         if not going:
             break
@@ -126,6 +154,8 @@ def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[S
             logits_BV = logits_BV[kept]
         else:
             ids_B1, at_B1 = chosen_B[kept, None], position_B[:, None] + step - 1
+            if columns + step > mask_B11S.shape[-1]:
+                mask_B11S = torch.nn.functional.pad(mask_B11S, (0, max_new_tokens))
             hidden_B1D = _run(model, start.cache, ids_B1, at_B1, mask_B11S, columns + step - 1)
             logits_BV = _wide(model.lm_head(hidden_B1D[:, -1]))
         logits_BV[:, never] = -torch.inf
@@ -190,7 +220,10 @@ def log_likelihoods(
     if not places:
         return [[] for _ in continuations]
     if isinstance(model, FeedsBack) and (before := model.before_answer()):
-        found = _scores(model, continued(model, start, before), continuations, places)
+        ids_BM = torch.tensor(before, device=start.seen_BT.device).expand(len(start.seen_BT), -1)
+        seen_BM = torch.ones_like(ids_BM, dtype=torch.bool)
+        hidden_BMD = behind(model, start, seen_BM, input_ids=ids_BM)
+        found = _scores(model, extended(model, start, hidden_BMD, seen_BM, ids_BM), continuations, places)
         start.cache.crop(-len(before))
         return found
     return _scores(model, start, continuations, places)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from amvl_core.contracts.config import StageConfig
-from amvl_core.contracts.records import PRIOR, EvalRecord, VariantScore
+from amvl_core.contracts.records import UNCHANGED, EvalRecord, VariantScore
 from amvl_core.eval.faithfulness import excludes_zero
 from amvl_core.pages.charts import BASELINE, COLOURS, GRID, INK, style
 
@@ -114,8 +114,8 @@ def faithfulness_chart(rows: Sequence[VariantScore], verdict: str) -> Figure:
 
     Accuracy on the left, log-likelihood of the answer on the right; an interval that leaves out 0 is coloured.
     """
-    prior = next(row for row in rows if row.variant == PRIOR)
-    shown = [row for row in rows if row.variant != PRIOR]
+    unchanged = next(row for row in rows if row.variant == UNCHANGED)
+    shown = [row for row in rows if row.variant != UNCHANGED]
     figure = Figure(figsize=(9.6, 0.32 * len(shown) + 2.0), layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)
     for y, row in enumerate(shown):
@@ -141,7 +141,7 @@ def faithfulness_chart(rows: Sequence[VariantScore], verdict: str) -> Figure:
         axis.grid(axis="x", color=GRID, linewidth=0.8)
     figure.suptitle(textwrap.fill(verdict, 112), x=0.01, ha="left", fontsize=10, color=INK)
     axes[0].set_title(
-        f"difference to the unchanged model ({prior.accuracy:.1%}, n = {prior.n:,}), 95 % interval",
+        f"difference to the unchanged model ({unchanged.accuracy:.1%}, n = {unchanged.n:,}), 95 % interval",
         loc="left",
         fontsize=9,
         color=INK,

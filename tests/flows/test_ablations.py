@@ -97,7 +97,7 @@ def suite(folder: Path, name: str, swapped: int) -> FaithfulnessRecord:
             "score": float(i < right),
             "log_likelihood": -1.0 - 0.25 * (variant == "swapped"),
         }
-        for variant, right in (("prior", 30), ("swapped", swapped), ("zeroed", 3))
+        for variant, right in (("unchanged", 30), ("swapped", swapped), ("zeroed", 3))
         for i in range(40)
     ]
     pq.write_table(pa.Table.from_pylist(items), folder / f"suite-{name}" / "items.parquet")

@@ -206,7 +206,7 @@ def test_a_variant_is_never_shown_without_its_interval_and_p() -> None:
         checkpoint="c",
         stage="amvl",
         dataset="d",
-        rows=[variant("prior", 0.0), variant("swapped", -0.02)],
+        rows=[variant("unchanged", 0.0), variant("swapped", -0.02)],
         verdict="",
     )
     prior, swapped = report.faithfulness_rows(record, seed=3)

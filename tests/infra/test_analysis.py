@@ -64,7 +64,7 @@ def variant(name: str, shift: float) -> VariantScore:
 
 
 def measured(swapped: float) -> tuple[FaithfulnessRecord, AnalysisRecord]:
-    rows = [variant("prior", 0.0), variant("swapped", swapped), variant("posterior", 2.0)]
+    rows = [variant("unchanged", 0.0), variant("swapped", swapped), variant("posterior", 2.0)]
     about: dict[str, str] = {"uri": "u", "fingerprint": "f", "checkpoint": "c", "stage": "amvl", "dataset": "d"}
     numbers: dict[str, Any] = {
         "n": 16,
@@ -157,7 +157,7 @@ def test_a_row_has_the_seed_of_the_model_that_it_is_of(
     name = fingerprints.faithfulness_fingerprint(
         analysis.configuration(model, None), asked, model, [("pause", control)]
     )
-    rows = [variant(row, 0.0) for row in ("prior", "swapped", "pause")]
+    rows = [variant(row, 0.0) for row in ("unchanged", "swapped", "pause")]
     made = measured(0.0)[0].model_copy(
         update={"uri": storage.join(tracked.storage, "faithfulness", name), "rows": rows}
     )
@@ -167,4 +167,4 @@ def test_a_row_has_the_seed_of_the_model_that_it_is_of(
     mlflow = client(tracked)
     table = Path(mlflow.download_artifacts(run_id, "tables/faithfulness.csv", str(tmp_path))).read_text().splitlines()
     assert [line.split(",")[-1] for line in table] == ["seed", "3", "3", "4"]
-    assert [line.split(",")[:2] for line in table[1:]] == [["prior", "200"], ["swapped", "200"], ["pause", "200"]]
+    assert [line.split(",")[:2] for line in table[1:]] == [["unchanged", "200"], ["swapped", "200"], ["pause", "200"]]

@@ -174,8 +174,8 @@ def test_a_published_benchmark_is_asked_and_read_as_in_its_evaluation(config, am
     questions, config = published_questions(config, name, tmp_path)
     asked = Questions.of(questions)
     assert asked.benchmark == name
-    for variant, model in (("prior", amvl), ("plain", sft)):
-        worker = ProbingWorker(config, model, "" if variant == "prior" else variant)
+    for variant, model in (("unchanged", amvl), ("plain", sft)):
+        worker = ProbingWorker(config, model, "" if variant == "unchanged" else variant)
         items = worker.work(worker.prepare(asked, Part("answers", (0, 1), 2, donor=0)))
         found = {item["sample_id"]: item for item in items if item["variant"] == variant}
         stored = predictions(config, asked, model)

@@ -105,7 +105,7 @@ def test_a_run_holds_parameters_metrics_data_and_tables(
 
 def test_a_variant_is_logged_with_its_n_and_every_bound(tracked: RunConfig) -> None:
     numbers = {name: 0.25 for name, field in VariantScore.model_fields.items() if field.annotation is float}
-    rows = [VariantScore(variant=name, n=256, test="McNemar exact", **numbers) for name in ("prior", "no block")]
+    rows = [VariantScore(variant=name, n=256, test="McNemar exact", **numbers) for name in ("unchanged", "no block")]
     about = {"uri": "u", "fingerprint": "f", "checkpoint": "c", "stage": "amvl", "dataset": "d"}
     with Tracker(other(tracked, 8)) as tracker:
         run_id = tracker.start()
@@ -117,7 +117,7 @@ def test_a_variant_is_logged_with_its_n_and_every_bound(tracked: RunConfig) -> N
     assert logged.metrics.keys() == {
         f"{suite}/{row}/{name}"
         for suite in ("faithfulness", "faithfulness_vstar")
-        for row in ("prior", "no_block")
+        for row in ("unchanged", "no_block")
         for name in ("n", *numbers)
     }
     assert logged.tags["amvl.faithfulness"] == f"said of {TEST_SPLIT}"

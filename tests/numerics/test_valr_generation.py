@@ -350,7 +350,7 @@ def test_slots_without_a_state_before_them_are_refused() -> None:
     with pytest.raises(ValueError, match="sample 0 begins with a latent slot"):
         model(input_ids=ids)
     cache = model(**given).past_key_values
-    cache.crop(-1)
+    cache.crop(-given["input_ids"].shape[1])
     with pytest.raises(ValueError, match="sample 0 begins with a latent slot"):
         model(input_ids=torch.tensor([[slot]]), past_key_values=cache)
 
@@ -464,13 +464,27 @@ def test_a_cache_keeps_states_as_it_keeps_keys() -> None:
     with torch.no_grad():
         output = model(**given, use_cache=True, past_key_values=DynamicCache(config=model.config.text_config))
     cache = output.past_key_values
-    state = cache.layers[-1].state_B1D
+    state = cache.layers[-1].last_B1D
     torch.testing.assert_close(model.lm_head(state), output.logits[:, -1:])
     cache.batch_repeat_interleave(2)
-    assert torch.equal(cache.layers[-1].state_B1D, state.repeat_interleave(2, 0))
+    assert torch.equal(cache.layers[-1].last_B1D, state.repeat_interleave(2, 0))
     cache.batch_select_indices(torch.tensor([4, 1]))
-    assert torch.equal(cache.layers[-1].state_B1D, state[[2, 0]])
+    assert torch.equal(cache.layers[-1].last_B1D, state[[2, 0]])
     cache.reorder_cache(torch.tensor([1, 0]))
-    assert torch.equal(cache.layers[-1].state_B1D, state[[0, 2]])
+    assert torch.equal(cache.layers[-1].last_B1D, state[[0, 2]])
+    cache.crop(-2)
+    torch.testing.assert_close(model.lm_head(cache.layers[-1].last_B1D), output.logits[[0, 2], -3:-2])
     cache.reset()
-    assert cache.layers[-1].state_B1D is None
+    assert cache.layers[-1].last_B1D is None
+
+
+def test_assisted_decoding_gives_what_greedy_decoding_gives() -> None:
+    """Guesses are taken from the prompt, and the cache is cropped to what of them was right, within blocks too."""
+    model, processor = valr_model(eager_marker=8.0)
+    question = "red circle red circle " * 4 + "What colour is the circle?"
+    given = inputs(processor, [(question, "", ())])
+    for mode in ("written", "first_step"):
+        plain = model.generate(**given, **steps(32), do_sample=False, latent_mode=mode)
+        guessed = model.generate(**given, **steps(32), do_sample=False, latent_mode=mode, prompt_lookup_num_tokens=3)
+        assert torch.equal(plain, guessed)
+        assert slots_in_blocks(model.config, plain[0, given["input_ids"].shape[1] :])

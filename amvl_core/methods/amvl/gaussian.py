@@ -5,7 +5,6 @@ Shape suffixes: B samples, K slots, Z latent dimensions.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal, NamedTuple
 
 import torch
@@ -44,9 +43,3 @@ def soft_clamp(value: Tensor, low: float, high: float) -> Tensor:
     """A smooth map onto (low, high) by tanh that is close to the identity in the middle."""
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
     return middle + half * torch.tanh((value - middle) / half)
-
-
-def keyed_generator(*key: object) -> torch.Generator:
-    """A generator on the CPU that depends on the key alone: the same draws wherever and beside whatever it is asked."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -15,11 +15,12 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.amvl.analysis.geometry import ACTIVE_VARIANCE
 from amvl_core.methods.amvl.config import AmvlMethod
-from amvl_core.methods.amvl.gaussian import Gaussian, keyed_generator
+from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
 from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
 from amvl_core.methods.amvl.prefix import Passes, find_blocks, run_passes
 from amvl_core.methods.amvl.schedules import ramp
+from amvl_core.methods.draws import keyed_generator
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput

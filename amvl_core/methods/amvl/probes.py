@@ -20,14 +20,14 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.records import NO_BLOCK, PRIOR, SWAPPED
+from amvl_core.contracts.records import NO_BLOCK, SWAPPED, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoded, Encoder, laid_out
 from amvl_core.methods.amvl.config import AmvlMethod
-from amvl_core.methods.amvl.gaussian import keyed_generator
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.prefix import ContextRow, decode, decode_without_block, read
+from amvl_core.methods.draws import moved, normal
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.probing import ProbeAnswer, sums
 from amvl_core.rows.decode import Prefilled, greedy, prefilled
@@ -185,7 +185,7 @@ def question_cache(model: Any, reading: ContextRow, columns: Sequence[int], copi
 def variants(reading: ContextRow, donors_BKZ: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
     """Every change of the latents of a batch.
 
-    - prior: mu of the prior, unchanged; posterior: mu of the posterior, which sees the answer (oracle).
+    - unchanged: mu of the prior; posterior: mu of the posterior, which sees the answer (oracle).
     - zeroed: Z = 0; noise: a random direction with the norm of each slot's mu; swapped: another item's mu;
       shuffled: the slots in another order, none in its place (not where there is one slot).
     - dropped i: slot i hidden from everything behind it, all other rows at their own positions. No value stands in its
@@ -194,17 +194,17 @@ def variants(reading: ContextRow, donors_BKZ: Tensor, sample_ids: Sequence[str],
     """
     mean_BKZ, slots = reading.prior.mean, reading.prior.mean.shape[1]
     noise_BKZ, direction_BKZ = (
-        torch.stack([_noise(seed, f"{kind}/{name}", mean_BKZ[0]) for name in sample_ids]) for kind in ("tau", "noise")
+        torch.stack([normal(mean_BKZ[0], seed, f"{kind}/{name}") for name in sample_ids]) for kind in ("tau", "noise")
     )
     length = mean_BKZ.norm(dim=-1, keepdim=True) / direction_BKZ.norm(dim=-1, keepdim=True)
     found = [
-        Variant(PRIOR, mean_BKZ),
+        Variant(UNCHANGED, mean_BKZ),
         Variant("zeroed", torch.zeros_like(mean_BKZ)),
         Variant("noise", direction_BKZ * length),
         Variant(SWAPPED, donors_BKZ),
     ]
     if slots > 1:
-        shuffled = [z[list(_moved(seed, name, slots))] for z, name in zip(mean_BKZ, sample_ids, strict=True)]
+        shuffled = [z[list(moved(slots, seed, "shuffled", name))] for z, name in zip(mean_BKZ, sample_ids, strict=True)]
         found.append(Variant("shuffled", torch.stack(shuffled)))
     for slot in range(slots):
         kept = tuple(other for other in range(slots) if other != slot)
@@ -212,16 +212,3 @@ def variants(reading: ContextRow, donors_BKZ: Tensor, sample_ids: Sequence[str],
     found.append(Variant("posterior", reading.posterior.mean))
     found += [Variant(f"tau {tau:g}", reading.prior.sample(noise_BKZ, tau)) for tau in TAUS]
     return [*found, Variant(NO_BLOCK, None)]
-
-
-def _noise(seed: int, name: str, like_KZ: Tensor) -> Tensor:
-    return torch.randn(like_KZ.shape, generator=keyed_generator(seed, name)).to(like_KZ)
-
-
-def _moved(seed: int, name: str, slots: int) -> list[int]:
-    """A random order of the slots in which none stays: each goes to the next place of one random cycle."""
-    cycle = torch.randperm(slots, generator=keyed_generator(seed, "shuffled", name)).tolist()
-    order = [0] * slots
-    for here, there in zip(cycle, cycle[1:] + cycle[:1], strict=True):
-        order[here] = there
-    return order

@@ -68,20 +68,25 @@ class VaLRConfig(Qwen2_5_VLConfig):
 
 
 class LastState(DummyLayer):
-    """A layer of a cache that keeps the state at the last column, [B, 1, D], and no keys or values."""
+    """A layer of a cache that keeps the states of the last pass, [B, T, D], and no keys or values."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.state_B1D: Tensor | None = None
+        self.states_BTD: Tensor | None = None
+
+    @property
+    def last_B1D(self) -> Tensor | None:
+        """The state at the last column of the cache; None where that is not known."""
+        return None if self.states_BTD is None or not self.states_BTD.shape[1] else self.states_BTD[:, -1:]
 
     def reset(self) -> None:
         """There is no column any more."""
-        self.state_B1D = None
+        self.states_BTD = None
 
     def crop(self, tokens_to_remove: int) -> None:
-        """The state before the columns that are removed is not known."""
-        if tokens_to_remove:
-            self.state_B1D = None
+        """As keys and values are; states of earlier passes are not known."""
+        if self.states_BTD is not None:
+            self.states_BTD = self.states_BTD[:, : max(0, self.states_BTD.shape[1] - abs(tokens_to_remove))]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """As keys and values are."""
@@ -89,13 +94,13 @@ class LastState(DummyLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """As keys and values are."""
-        if self.state_B1D is not None:
-            self.state_B1D = self.state_B1D.repeat_interleave(repeats, dim=0)
+        if self.states_BTD is not None:
+            self.states_BTD = self.states_BTD.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """As keys and values are."""
-        if self.state_B1D is not None:
-            self.state_B1D = self.state_B1D[indices.to(self.state_B1D.device)]
+        if self.states_BTD is not None:
+            self.states_BTD = self.states_BTD[indices.to(self.states_BTD.device)]
 
 
 class VaLRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -218,6 +223,10 @@ class VaLRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         ids: list[Any] = [c.block_start_token_id, *[c.slot_token_id] * steps, c.block_end_token_id]
         return ids
 
+    def uncounted(self) -> list[int]:
+        """The block's tokens: `max_blocks` bounds them."""
+        return block_ids(self)
+
     @staticmethod
     def create_masks_for_generate(
         config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
@@ -334,13 +343,12 @@ class LatentRules(LogitsProcessor):
         if mode == "every_step" and not config.line_end_token_ids:
             raise ValueError("latent_mode every_step needs line_end_token_ids in the model's configuration")
         self.config, self.prompt_columns, self.mode, self.steps = config, prompt_columns, mode, steps
-        self.ends_line_V: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` [B, V] with what must not follow `input_ids` [B, T] at minus infinity, a forced token at 0."""
         c = self.config
         scores = scores.clone()
-        scores[:, [c.slot_token_id, c.block_end_token_id]] = -torch.inf
+        scores[:, c.slot_token_id] = scores[:, c.block_end_token_id] = -torch.inf
         written_B = (input_ids[:, self.prompt_columns :] == c.block_start_token_id).sum(1)
         allowed_B = (written_B < c.max_blocks) & (self.mode != "never")
         scores[:, c.block_start_token_id] = scores[:, c.block_start_token_id].where(allowed_B, -torch.inf)
@@ -378,15 +386,15 @@ class LatentRules(LogitsProcessor):
 
 def _last_state(cache: Any) -> Tensor | None:
     layers = [] if cache is None else cache.layers
-    return layers[-1].state_B1D if layers and isinstance(layers[-1], LastState) else None
+    return layers[-1].last_B1D if layers and isinstance(layers[-1], LastState) else None
 
 
 def _remembered(output: Any) -> Any:
-    """`output`, whose cache now knows the state at the last column."""
+    """`output`, whose cache now knows the states of this pass."""
     if (cache := output.past_key_values) is not None:
         if not isinstance(cache.layers[-1], LastState):
             cache.layers.append(LastState())
-        cache.layers[-1].state_B1D = output.last_hidden_state[:, -1:]
+        cache.layers[-1].states_BTD = output.last_hidden_state
     return output
 
 

@@ -34,13 +34,13 @@ def data(lost: int, gained: int, shift: float, noise: float) -> list[dict]:
     after[300 : 300 + gained] = True
     likelihood = rng.normal(-5, 2, N)
     changed = likelihood + shift + noise * rng.normal(size=N)
-    return outputs("swapped", after, changed) + outputs("prior", before, likelihood)
+    return outputs("swapped", after, changed) + outputs("unchanged", before, likelihood)
 
 
 def test_rows_hold_the_counts_and_intervals_of_the_items() -> None:
     items = data(lost=40, gained=10, shift=-0.5, noise=1.0)
     prior, swapped = score_variants(items)
-    assert (prior.variant, swapped.variant) == ("prior", "swapped")
+    assert (prior.variant, swapped.variant) == ("unchanged", "swapped")
     assert (prior.n, prior.accuracy, prior.difference, prior.p_value) == (N, 0.75, 0.0, 1.0)
     assert prior.log_likelihood_difference == prior.log_likelihood_difference_low == 0.0
     assert (swapped.low, swapped.high) == wilson(270, N)

@@ -78,7 +78,7 @@ def suite(right: int, swapped: int, items: int = 40) -> list[dict[str, Any]]:
             "score": float(i < (swapped if variant == "swapped" else right)),
             "log_likelihood": -2.0 - (0.5 + i / 40) * (variant == "swapped"),
         }
-        for variant in ("prior", "swapped", "zeroed")
+        for variant in ("unchanged", "swapped", "zeroed")
         for i in range(items)
     ]
 

@@ -133,7 +133,7 @@ def variant(name: str, accuracy: float, width: float, likelihood: float) -> Vari
 
 
 def test_faithfulness_colours_what_leaves_out_zero() -> None:
-    rows = [variant("prior", 0, 0, 0), variant("swapped", -0.1, 0.05, 0.0), variant("tau 1", 0.1, 0.2, 0.5)]
+    rows = [variant("unchanged", 0, 0, 0), variant("swapped", -0.1, 0.05, 0.0), variant("tau 1", 0.1, 0.2, 0.5)]
     left, right = figures.faithfulness_chart(rows, "a verdict").axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["swapped  (40.0%)", "tau 1  (60.0%)"]
     shown = [line for line in left.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]

@@ -113,7 +113,7 @@ def variant(name: str, accuracy: float, p: float) -> VariantScore:
 
 
 def faithfulness_record(benchmark: str = TEST_SPLIT) -> FaithfulnessRecord:
-    names = ("prior", "zero", "noise", "swap", "shuffle", "no slot 1", "posterior", "tau = 1", "no block", NASTY)
+    names = ("unchanged", "zero", "noise", "swap", "shuffle", "no slot 1", "posterior", "tau = 1", "no block", NASTY)
     rows = [variant(name, 0.6 - 0.01 * i, 1.0 if i < 3 else 0.01) for i, name in enumerate(names)]
     return FaithfulnessRecord(
         uri="u",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from amvl_core.contracts.analysis import Columns, Drawn, Measured
 from amvl_core.contracts.config import flatten, validate
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.records import PRIOR, SWAPPED, CheckpointRecord, VariantScore
+from amvl_core.contracts.records import SWAPPED, UNCHANGED, CheckpointRecord, VariantScore
 from amvl_core.methods.amvl.analysis.summary import Summary
 
 GAMMAS = [0.1 * i for i in range(21)]
@@ -87,7 +87,7 @@ def measurable(measured: Sequence[Measured]) -> Drawn:
     rows: list[dict[str, float]] = []
     for model, faithful, analysed in sorted(measured, key=lambda entry: gamma(entry[0])):
         by_name, found = {row.variant: row for row in faithful.rows}, Summary.of(analysed)
-        prior, oracle, swapped = (by_name[name] for name in (PRIOR, "posterior", SWAPPED))
+        prior, oracle, swapped = (by_name[name] for name in (UNCHANGED, "posterior", SWAPPED))
         rows.append(
             {
                 "gamma": gamma(model),

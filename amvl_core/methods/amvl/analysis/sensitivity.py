@@ -10,9 +10,9 @@ from torch import Tensor
 
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import collate
-from amvl_core.methods.amvl.gaussian import keyed_generator
 from amvl_core.methods.amvl.prefix import read
 from amvl_core.methods.amvl.probes import Prober
+from amvl_core.methods.draws import keyed_generator
 
 
 class Shifts(NamedTuple):

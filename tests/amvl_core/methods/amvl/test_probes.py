@@ -102,7 +102,7 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
 def test_the_unchanged_model_writes_what_an_evaluation_writes() -> None:
     model, processor = amvl_model()
     *asked, donor = items()
-    found = Prober(model, processor, AmvlMethod())(asked, donor, 8, seed=0, only=["prior"])
+    found = Prober(model, processor, AmvlMethod())(asked, donor, 8, seed=0, only=["unchanged"])
     questions = [item.question for item in asked]
     plain = Answerer(model, processor).answer([item.images for item in asked], questions, 8)
     assert [answer.raw_output for answer in found] == plain
@@ -132,10 +132,10 @@ def test_the_changes_are_what_they_are_called() -> None:
     names = ["sample-0", "sample-1", "sample-2"]
     found = {v.name: v for v in variants(reading, mean.roll(-1, 0), names, seed=0)}
     assert list(found) == [
-        "prior", "zeroed", "noise", "swapped", "shuffled", "dropped 1", "dropped 2", "dropped 3", "posterior",
+        "unchanged", "zeroed", "noise", "swapped", "shuffled", "dropped 1", "dropped 2", "dropped 3", "posterior",
         "tau 0.2", "tau 0.5", "tau 0.8", "tau 1", "no block",
     ]  # fmt: skip
-    assert torch.equal(found["prior"].latent_BKZ, mean)
+    assert torch.equal(found["unchanged"].latent_BKZ, mean)
     assert not found["zeroed"].latent_BKZ.any()
     noise = found["noise"].latent_BKZ
     torch.testing.assert_close(noise.norm(dim=-1), mean.norm(dim=-1))
