@@ -55,8 +55,8 @@ def shared_order(seed: int, epoch: int, sizes: Sizes, share: float) -> np.ndarra
     rows = rows_of_share(len(sizes.num_tokens), share)
     kept = np.zeros(len(sizes.num_tokens), dtype=bool)
     kept[epoch_order(seed, 0, sizes)[:rows]] = True
-    order = epoch_order(seed, epoch, sizes)
-    return order[kept[order]]
+    order: np.ndarray = epoch_order(seed, epoch, sizes)
+    return np.array(order[kept[order]])
 
 
 def rows_of_share(rows: int, share: float) -> int:
