@@ -78,6 +78,7 @@ def measure(stock: Any, ours: Any, x: int, y: int, blocks: int, chosen: argparse
     text = ours.config.text_config
     least = rows_flops(text, sft_rows(x, y + blocks * (slots + 2)), y + blocks)
     limit = least / rows_flops(text, sft_rows(x, y), y)
+    limits = {"sft": 1.0, "valr": limit, "one_by_one": limit}
     return [
         {
             "x": x,
@@ -87,7 +88,7 @@ def measure(stock: Any, ours: Any, x: int, y: int, blocks: int, chosen: argparse
             "variant": name,
             "time_vs_sft": round(seconds[name] / seconds["sft"], 4),
             "peak_vs_sft": round(peaks[name] / peaks["sft"], 4),
-            "flops_limit_vs_sft": 1.0 if name == "sft" else round(limit, 4),
+            "flops_limit_vs_sft": round(limits[name], 4),
         }
         for name in steps
     ]

@@ -253,7 +253,7 @@ def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord) -> str:
             name=LOGGED_MODEL,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(folder)},
-            model_config=config.evaluation.model_dump(mode="json", include=EVALUATED),
+            model_config=config.evaluation.model_dump(mode="json", include=EVALUATED, exclude_none=True),
             code_paths=[str(Path(amvl_core.__file__).parent)],
             signature=signature,
             pip_requirements=_requirements(),

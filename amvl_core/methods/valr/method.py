@@ -39,6 +39,7 @@ class Valr(Method):
 
     def __init__(self, model: Any, config: ValrMethod) -> None:
         super().__init__(model, config)
+        model.config.max_blocks, model.config.block_first = config.max_blocks, config.blocks != "interleaved"
         self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
         self.patches: dict[str, Patches] = {}
 
