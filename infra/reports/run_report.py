@@ -72,7 +72,7 @@ def build(run: RunResult, history: figures.History) -> str:
     return render(
         TEMPLATE,
         title=f"{checkpoint.stage} on {', '.join(dict.fromkeys(report.source for report in dataset.reports))}",
-        sections=SECTIONS,
+        sections=[name for name in SECTIONS if name != "Latents" or analysis or not method.has_latents],
         tiles_shown=tiles,
         labels=run.labels,
         method=checkpoint.method,

@@ -249,6 +249,11 @@ def test_a_part_that_is_not_there_says_why(build: Callable[..., str]) -> None:
     assert "trained with sft: it reads no latents, so there is nothing to take away" in build(method="sft")
 
 
+def test_a_method_whose_latents_have_no_analysis_has_no_such_part(build: Callable[..., str]) -> None:
+    page = build(method="valr", suites=[faithfulness_record()])
+    assert "id='faithfulness'" in page and "id='latents'" not in page
+
+
 def test_a_latent_model_without_its_suite_names_the_setting(build: Callable[..., str]) -> None:
     page = build()
     assert "Not computed in this run; see evaluation.faithfulness_items" in page
