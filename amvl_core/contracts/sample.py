@@ -40,8 +40,8 @@ class Conversation:
     """One question about images, its reasoning steps and its answer, as every source converts to.
 
     `images` holds encoded bytes (PNG, JPEG ...). `question` contains one `<image>` per image that it shows;
-    steps may contain further ones. It contains one `<video>` for each of `videos`, whose frames are among `images`.
-    `task` groups samples in the score table.
+    steps may contain further ones. A `<video>` of it stands for a video file among `images`, which preparation makes
+    one of `videos`, with its frames in the file's place. `task` groups samples in the score table.
     """
 
     sample_id: str

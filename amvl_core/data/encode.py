@@ -104,7 +104,7 @@ class Encoder:
         self, sample_id: str, segments: Sequence[Segment], images: Sequence[bytes], videos: Sequence[Video] = ()
     ) -> Encoded:
         """Token ids, labels and patches; a DataError names the sample where parts do not match."""
-        visuals = _visuals(sample_id, "".join(segment.text for segment in segments), images, videos)
+        visuals = in_places(sample_id, "".join(segment.text for segment in segments), images, videos)
         pixels, grids, seconds = self._pixels(sample_id, images, visuals)
         merge = self.processor.image_processor.merge_size**2
         counts = [] if grids is None else [int(grid.prod()) // merge for grid in grids]
@@ -148,15 +148,15 @@ def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sampl
     return encoder.encode(sample.sample_id, method.layout(sample, latent), sample.images, sample.videos)
 
 
-def _visuals(sample_id: str, text: str, images: Sequence[bytes], videos: Sequence[Video]) -> list[Video | None]:
+def in_places(name: str, text: str, images: Sequence[bytes], videos: Sequence[Video]) -> list[Video | None]:
     """What stands in each place of the text: a video, or a still image (None). Raises DataError where one is left."""
     places = PLACEHOLDER.findall(text)
     stills = len(images) - sum(video.frames for video in videos)
-    for place, wanted, name in ((IMAGE_PLACEHOLDER, stills, "image"), (VIDEO_PLACEHOLDER, len(videos), "video")):
+    for place, wanted, kind in ((IMAGE_PLACEHOLDER, stills, "image"), (VIDEO_PLACEHOLDER, len(videos), "video")):
         if (found := places.count(place)) > wanted:
-            raise DataError(f"{sample_id}: more {name} placeholders than its {wanted} {name}s")
+            raise DataError(f"{name}: more {kind} placeholders than its {wanted} {kind}s")
         if found < wanted:
-            raise DataError(f"{sample_id}: {wanted - found} of its {wanted} {name}s have no placeholder in the text")
+            raise DataError(f"{name}: {wanted - found} of its {wanted} {kind}s have no placeholder in the text")
     left = iter(videos)
     return [next(left) if place == VIDEO_PLACEHOLDER else None for place in places]
 
@@ -186,6 +186,7 @@ class TokenCounter:
     overhead: int
     patch_size: int
     merge_size: int
+    temporal_patch_size: int
 
     @classmethod
     def from_model(cls, model: ModelConfig) -> TokenCounter:
@@ -200,19 +201,34 @@ class TokenCounter:
             overhead=len(tokenizer(empty)["input_ids"]) + 1,
             patch_size=processor.image_processor.patch_size,
             merge_size=processor.image_processor.merge_size,
+            temporal_patch_size=processor.image_processor.temporal_patch_size,
         )
 
     def count(
-        self, texts: Sequence[str], image_sizes: Sequence[tuple[int, int]], min_pixels: int, max_pixels: int
+        self,
+        texts: Sequence[str],
+        image_sizes: Sequence[tuple[int, int]],
+        min_pixels: int,
+        max_pixels: int,
+        videos: Sequence[Video] = (),
     ) -> int:
-        """Tokens of a sample without what a method adds. `image_sizes` are widths and heights in pixels."""
+        """Tokens of a sample without what a method adds. `image_sizes` are widths and heights in pixels.
+
+        Those of the frames of `videos` stand where the texts have a place for each; without places, in front.
+        """
         tokenizer = _tokenizer(self.tokenizer_json)
         total = self.overhead
         for text in texts:
-            plain = text.replace(IMAGE_PLACEHOLDER, "")
+            plain = PLACEHOLDER.sub("", text)
             total += len(tokenizer.encode(plain, add_special_tokens=False).ids) if plain else 0
-        for width, height in image_sizes:
-            total += self.image_tokens(width, height, min_pixels, max_pixels) + 2
+        places = [place for text in texts for place in PLACEHOLDER.findall(text)]
+        alone = len(image_sizes) - sum(video.frames for video in videos)
+        sizes, left = iter(image_sizes), iter(videos)
+        for place in places or [VIDEO_PLACEHOLDER] * len(videos) + [IMAGE_PLACEHOLDER] * alone:
+            frames = next(left).frames if place == VIDEO_PLACEHOLDER else 1
+            (width, height), *_ = (next(sizes) for _ in range(frames))
+            steps = math.ceil(frames / self.temporal_patch_size)
+            total += steps * self.image_tokens(width, height, min_pixels, max_pixels) + 2
         return total
 
     def image_tokens(self, width: int, height: int, min_pixels: int, max_pixels: int) -> int:

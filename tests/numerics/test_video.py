@@ -1,4 +1,4 @@
-"""Videos in training: patches, positions, loss and gradients are those of the stock model given `pixel_values_videos`."""
+"""Videos in training: patches, positions, loss and gradients are those of the stock model."""
 
 from __future__ import annotations
 
