@@ -5,7 +5,8 @@ It reads the stock processor folders (`Qwen/Qwen2.5-VL-7B-Instruct`) and is what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
+
+from amvl_core.contracts.errors import DataError
 
 
 class AMVLProcessor(ProcessorMixin):
@@ -56,6 +59,19 @@ class AMVLProcessor(ProcessorMixin):
             parts.append(_over_time(patches, count, self.image_processor.temporal_patch_size) if count else patches)
             grids.append(np.array([len(parts[-1]) // int(own[0].prod()), *own[0][1:]]))
         return np.concatenate(parts), np.stack(grids)
+
+    def repeated(self, text: str, features: Iterator[int]) -> str:
+        """The text with the pad of each image and video as often as it has features.
+
+        Raises DataError where there are more pads than images and videos.
+        """
+
+        def pads(found: re.Match[str]) -> str:
+            if (count := next(features, None)) is None:
+                raise DataError(f"the text holds {found[0]} where there is no image and no video")
+            return found[0] * count
+
+        return re.sub("|".join(map(re.escape, (self.image_token, self.video_token))), pads, text)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -107,13 +107,12 @@ class Encoder:
         visuals = in_places(sample_id, "".join(segment.text for segment in segments), images, videos)
         pixels, grids, seconds = self._pixels(sample_id, images, visuals)
         merge = self.processor.image_processor.merge_size**2
-        counts = [] if grids is None else [int(grid.prod()) // merge for grid in grids]
-        pads = re.compile("|".join(map(re.escape, (self.processor.image_token, self.processor.video_token))))
+        features = iter([] if grids is None else [int(grid.prod()) // merge for grid in grids])
         ids: list[int] = []
         labels: list[int] = []
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
-            tokens = self.processor.tokenizer(pads.sub(lambda pad: pad[0] * counts.pop(0), text))["input_ids"]
+            tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
             ids += tokens
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)

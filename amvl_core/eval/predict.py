@@ -37,8 +37,8 @@ class Prompts:
     keys: list[int]
 
 
-class _Clip(NamedTuple):
-    """A video as the model takes it."""
+class _Visual(NamedTuple):
+    """An image or a video as the model takes it; `seconds` are those of a step in time, 0 of a still image."""
 
     pixels: np.ndarray
     grid: np.ndarray
@@ -47,8 +47,11 @@ class _Clip(NamedTuple):
 
 class _Shown(NamedTuple):
     prompt: str
-    stills: list[Image.Image]
-    clips: list[_Clip]
+    visuals: list[_Visual]
+
+
+_NAMES = {False: ("pixel_values", "image_grid_thw"), True: ("pixel_values_videos", "video_grid_thw")}
+"""Of still images and of videos."""
 
 
 class Answerer:
@@ -112,20 +115,20 @@ class Answerer:
             budget = replace(budget, min_pixels=pixels[0], max_pixels=pixels[1])
         shown = zip(questions, images, videos or [()] * len(questions), strict=True)
         asked = [self._shown(question, group, own, budget) for question, group, own in shown]
-        pictures = [one.stills for one in asked]
-        inputs = self.processor(
-            text=[one.prompt for one in asked],
-            images=pictures if any(pictures) else None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            images_kwargs={"do_resize": False},
+        tokenizer = self.processor.tokenizer
+        inputs = tokenizer([one.prompt for one in asked], padding=True, padding_side="left", return_tensors="pt")
+        is_image_BT, is_video_BT = (
+            inputs["input_ids"] == token for token in (self.processor.image_token_id, self.processor.video_token_id)
         )
-        if clips := [clip for one in asked for clip in one.clips]:
-            inputs["pixel_values_videos"] = torch.from_numpy(np.concatenate([clip.pixels for clip in clips]))
-            inputs["video_grid_thw"] = torch.from_numpy(np.concatenate([clip.grid for clip in clips]))
-            inputs["second_per_grid_ts"] = torch.tensor([clip.seconds for clip in clips], dtype=torch.float64)
-            inputs["mm_token_type_ids"][inputs["input_ids"] == self.processor.video_token_id] = 2
+        inputs["mm_token_type_ids"] = is_image_BT.int() + 2 * is_video_BT.int()
+        for moves, (patches, grid) in _NAMES.items():
+            if visuals := [visual for one in asked for visual in one.visuals if (visual.seconds > 0) == moves]:
+                inputs[patches] = torch.from_numpy(np.concatenate([visual.pixels for visual in visuals]))
+                inputs[grid] = torch.from_numpy(np.stack([visual.grid for visual in visuals]))
+                if moves:
+                    inputs["second_per_grid_ts"] = torch.tensor(
+                        [visual.seconds for visual in visuals], dtype=torch.float64
+                    )
         keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
         return Prompts(inputs, keys)
 
@@ -147,24 +150,19 @@ class Answerer:
         return [Answer(text, found) for text, found in zip(texts, scores, strict=True)]
 
     def _shown(self, question: str, images: Sequence[bytes], videos: Sequence[Video], budget: PixelBudget) -> _Shown:
-        """The chat prompt that the model sees, with the places of videos as many as their features."""
+        """The chat prompt that the model sees, and what it shows."""
         question = placed(question, len(images), videos)
         text: str = self.processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
-        pictures = iter([fitted(_open(data), budget) for data in images])
-        stills: list[Image.Image] = []
-        clips: list[_Clip] = []
-        step = self.processor.image_processor.temporal_patch_size
-        for video in in_places("question", question, images, videos):
-            if video is None:
-                stills.append(next(pictures))
-            else:
-                pixels, grid = self.processor.pixels([next(pictures) for _ in range(video.frames)], [video.frames])
-                clips.append(_Clip(pixels, grid, step / video.fps))
-        merge = self.processor.image_processor.merge_size**2
-        head, *tails = text.split(self.processor.video_token)
-        places = [self.processor.video_token * (int(clip.grid.prod()) // merge) for clip in clips]
-        prompt = head + "".join(place + tail for place, tail in zip(places, tails, strict=True))
-        return _Shown(prompt, stills, clips)
+        shown = in_places("question", question, images, videos)
+        if not shown:
+            return _Shown(self.processor.repeated(text, iter(())), [])
+        pictures = [fitted(_open(data), budget) for data in images]
+        pixels, grids = self.processor.pixels(pictures, [video.frames if video else 0 for video in shown])
+        parts = np.split(pixels, grids.prod(-1).cumsum()[:-1])
+        step, merge = (getattr(self.processor.image_processor, name) for name in ("temporal_patch_size", "merge_size"))
+        seconds = [step / video.fps if video else 0.0 for video in shown]
+        prompt = self.processor.repeated(text, iter(int(grid.prod()) // merge**2 for grid in grids))
+        return _Shown(prompt, [_Visual(*one) for one in zip(parts, grids, seconds, strict=True)])
 
 
 def _key(seed: int, question: str, images: Sequence[bytes]) -> int:

@@ -39,7 +39,7 @@ def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefille
     grids = [inputs.get(name) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")]
     positions_3BT = backbone_of(model).positions(model, ids_BT, grids[0], mask_BT, *grids[1:])
     output = model(**inputs, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
-    return prefilled(output, inputs["attention_mask"].bool(), positions_3BT.amax((0, 2)) + 1)
+    return prefilled(output, inputs["attention_mask"].bool(), positions_3BT[..., -1].amax(0) + 1)
 
 
 def prefilled(output: Any, seen_BT: Tensor, position_B: Tensor) -> Prefilled:

@@ -10,16 +10,19 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Segment, Video
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoded, Encoder
+from amvl_core.eval.predict import Answerer
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
+from amvl_core.rows.decode import greedy, prefill
 from benchmarks.tiny import picture
-from tests.tiny import stock_folder
+from tests.tiny import amvl_model, stock_folder
 
 SAMPLES: list[tuple[str, str, int, tuple[Video, ...]]] = [
     # question, answer, images, videos; the second has an image before its video, the third a video of odd length first
@@ -188,3 +191,60 @@ def test_no_loss_is_taken_on_the_places_of_frames() -> None:
         data.num_label_tokens
         == len(Encoder(load_processor(stock_folder())).processor.tokenizer("two")["input_ids"]) + 1
     )
+
+
+def asked() -> tuple[list[list[bytes]], list[str], list[tuple[Video, ...]]]:
+    shown = [[picture(10 * number + i, 32, 48) for i in range(sample[2])] for number, sample in enumerate(SAMPLES)]
+    return shown, [sample[0] for sample in SAMPLES], [sample[3] for sample in SAMPLES]
+
+
+@pytest.mark.parametrize("kind", ["stock", "amvl"])
+def test_an_answer_is_that_of_generate_on_the_stock_inputs(kind: str) -> None:
+    if kind == "stock":
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock_folder(), dtype=torch.float64)
+        answerer = Answerer(model, load_processor(stock_folder()))
+    else:
+        answerer = Answerer(*amvl_model())
+    images, questions, videos = asked()
+    inputs = answerer.encode(images, questions, None, 0, videos).inputs
+    assert inputs["video_grid_thw"][:, 0].tolist() == [2, 3, 2, 1]
+    # Behind the second question's video the time of its last frames is later than the text that follows.
+    positions = backbone_of(answerer.model).positions(
+        answerer.model,
+        inputs["input_ids"],
+        *(inputs[name] for name in ("image_grid_thw", "attention_mask", "video_grid_thw", "second_per_grid_ts")),
+    )
+    assert positions[0, 1].max() > positions[0, 1, -1]
+    with torch.inference_mode():
+        found = greedy(answerer.model, prefill(answerer.model, inputs), 6)
+        theirs = answerer.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert found == theirs[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_a_prompt_is_the_same_in_training_and_when_it_is_asked() -> None:
+    processor = load_processor(stock_folder())
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock_folder(), dtype=torch.float32)
+    images, questions, videos = asked()
+    for number, (group, question, own) in enumerate(zip(images, questions, videos, strict=True)):
+        inputs = Answerer(model, processor).encode([group], [question], None, 0, [own]).inputs
+        sample = encoded(number)
+        prompt = inputs["input_ids"][0].tolist()
+        assert sample.input_ids[: len(prompt)].tolist() == prompt
+        if not own:
+            continue
+        seconds = inputs["second_per_grid_ts"].tolist()
+        assert sample.seconds is not None and [second for second in sample.seconds if second] == seconds
+        assert sample.image_grid_thw is not None
+        moving = torch.from_numpy(sample.seconds) > 0
+        assert torch.equal(torch.from_numpy(sample.image_grid_thw)[moving], inputs["video_grid_thw"])
+
+
+def test_a_question_without_a_place_shows_its_video_first() -> None:
+    processor = load_processor(stock_folder())
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock_folder(), dtype=torch.float32)
+    images, _, videos = asked()
+    with_place, without = (
+        Answerer(model, processor).encode([images[0]], [question], None, 0, [videos[0]]).inputs["input_ids"]
+        for question in ("<video>How many?", "How many?")
+    )
+    assert torch.equal(with_place, without)

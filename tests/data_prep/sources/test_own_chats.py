@@ -82,7 +82,13 @@ def one(path: Path, row: object, name: str = "train.jsonl") -> Conversation | Dr
         {"messages": turns(), "images": ["pictures/a.png"], "steps": None, "regions": None, "id": None, "task": None},
         {"messages": turns(), "images": ["pictures/a.png"], "conversations": None, "steps": float("nan")},
         {"messages": [turn | {"weight": None, "name": ""} for turn in turns()], "images": ["pictures/a.png"]},
-        {"messages": turns(), "images": ["pictures/a.png"], "videos": [], "audios": [], "objects": {"ref": [], "bbox": []}},
+        {
+            "messages": turns(),
+            "images": ["pictures/a.png"],
+            "videos": [],
+            "audios": [],
+            "objects": {"ref": [], "bbox": []},
+        },
     ],
 )
 def test_what_is_plain_is_read(tmp_path: Path, row: dict[str, Any], name: str) -> None:
@@ -157,7 +163,11 @@ LONG = "data:image/png;base64," + "A" * 2_500_000
         ({"messages": turns()[:1] + 2 * turns()[1:]}, MALFORMED_ROW, "messages: must be of user and assistant"),
         ({"messages": 2 * turns()}, PLACEHOLDER_MISMATCH, "messages: 2 <image> in 2 questions for 1 images"),
         ({"audios": ["a.mp3"]}, MALFORMED_ROW, "audios: nothing but images, videos and text"),
-        ({"objects": {"ref": ["a"], "bbox": [[1, 2, 3, 4]]}}, MALFORMED_ROW, "objects: nothing but images, videos and text"),
+        (
+            {"objects": {"ref": ["a"], "bbox": [[1, 2, 3, 4]]}},
+            MALFORMED_ROW,
+            "objects: nothing but images, videos and text",
+        ),
         ({"steps": "First."}, MALFORMED_ROW, "steps: Input should be a valid list"),
         ({"steps": [["a"]]}, MALFORMED_ROW, "steps.0: Input should be a valid string"),
         ({"regions": [{"label": "a", "box": [1, 2]}]}, MALFORMED_ROW, "regions.0.box: List should have at least 4"),
