@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from amvl_core.contracts.config import DataConfig
 from amvl_core.contracts.errors import shortened
 from amvl_core.contracts.method import control_token
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
+from amvl_core.contracts.sample import (
+    IMAGE_PLACEHOLDER,
+    PLACEHOLDER,
+    VIDEO_PLACEHOLDER,
+    Conversation,
+    shown_by_question,
+)
 from amvl_core.data.pixels import DECOMPRESSION_BOMB as DECOMPRESSION_BOMB
 from amvl_core.data.pixels import UNREADABLE_IMAGE as UNREADABLE_IMAGE
 
@@ -41,7 +47,7 @@ class Drop:
 
 def check_text(conversation: Conversation, config: DataConfig) -> Drop | None:
     """The text of a sample: question, answer, steps (where they are a target) and image placeholders."""
-    if not conversation.question.replace(IMAGE_PLACEHOLDER, "").strip():
+    if not PLACEHOLDER.sub("", conversation.question).strip():
         return Drop(NO_QUESTION, "the question has no text")
     if not conversation.answer.strip():
         return Drop(NO_ANSWER, "the answer is empty")
@@ -57,14 +63,17 @@ def check_text(conversation: Conversation, config: DataConfig) -> Drop | None:
 
 
 def _check_placeholders(conversation: Conversation, steps: tuple[str, ...]) -> Drop | None:
-    if IMAGE_PLACEHOLDER in conversation.answer:
-        return Drop(PLACEHOLDER_MISMATCH, f"the answer contains {IMAGE_PLACEHOLDER}, which stands for an image")
+    if found := PLACEHOLDER.search(conversation.answer):
+        return Drop(PLACEHOLDER_MISMATCH, f"the answer contains {found[0]}, which stands for an image or a video")
+    if any(VIDEO_PLACEHOLDER in step for step in conversation.steps):
+        return Drop(PLACEHOLDER_MISMATCH, f"a step contains {VIDEO_PLACEHOLDER}; only questions show videos")
     # Images are numbered through question and steps; where steps are no target, theirs are left out with them.
-    needed = sum(text.count(IMAGE_PLACEHOLDER) for text in (conversation.question, *conversation.steps))
+    needed = sum(len(PLACEHOLDER.findall(text)) for text in (conversation.question, *conversation.steps))
     if needed != len(conversation.images):
+        what = " or ".join(dict.fromkeys([IMAGE_PLACEHOLDER, *PLACEHOLDER.findall(conversation.question)]))
         return Drop(
             PLACEHOLDER_MISMATCH,
-            f"{needed} {IMAGE_PLACEHOLDER} in question and steps for {len(conversation.images)} images; write one for "
+            f"{needed} {what} in question and steps for {len(conversation.images)} images; write one for "
             "each where the image goes",
         )
     return None
@@ -74,7 +83,7 @@ def shown_images(conversation: Conversation, config: DataConfig) -> tuple[bytes,
     """The images that the stored sample shows. Those of steps are among them only if steps are a target."""
     if config.target == "steps_and_answer":
         return conversation.images
-    return conversation.images[: conversation.question.count(IMAGE_PLACEHOLDER)]
+    return conversation.images[: shown_by_question(conversation.images, conversation.steps)]
 
 
 def check_length(num_tokens: int, config: DataConfig) -> Drop | None:

@@ -36,7 +36,7 @@ from data_prep.streaming import stream
 from data_prep.units import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 """Raised whenever the same configuration gives other shards than before."""
 
 SOURCES = "sources"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 from amvl_core.contracts import records, storage
 from amvl_core.contracts.config import BenchmarkSource, RunConfig
@@ -15,7 +16,7 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.method import control_token
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Shard, SourceReport
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
+from amvl_core.contracts.sample import placed
 from amvl_core.data.encode import MAX_ASPECT, TokenCounter
 from amvl_core.data.pixels import upright_size
 from amvl_core.eval.benchmarks import BENCHMARKS
@@ -28,7 +29,7 @@ from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shar
 Size = tuple[int, int]
 
 STAGE = "benchmark"
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 """Raised whenever the same files give other questions than before."""
 
 
@@ -42,6 +43,7 @@ def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:
         content=content_identity(source.uri),
         base=config.model.base,
         pixels=[config.data.min_pixels, config.evaluation.max_pixels],
+        video=config.evaluation.video,
     )
 
 
@@ -56,6 +58,8 @@ def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: Prog
         writer = ShardWriter(file)
         for number, found in enumerate(benchmark.read(storage.absolute(source.uri)), 1):
             sizes = [] if isinstance(found, SkippedQuestion) else [upright_size(data) for data in found.images]
+            if not isinstance(found, SkippedQuestion) and config.evaluation.video == "images":
+                found = replace(found, videos=())
             item = found if isinstance(found, SkippedQuestion) else _unanswerable(found, sizes) or found
             if isinstance(item, SkippedQuestion):
                 counts[item.reason] += 1
@@ -96,18 +100,18 @@ def read(config: RunConfig, source: BenchmarkSource, uri: str, on_progress: Prog
 
 
 def _row(question: Question, sizes: list[Size], config: RunConfig, source: str, counter: TokenCounter) -> ShardRow:
-    tokens = counter.count([question.prompt], sizes, config.data.min_pixels, config.evaluation.max_pixels)
+    budget = (config.data.min_pixels, config.evaluation.max_pixels)
+    tokens = counter.count([question.prompt], sizes, *budget, question.videos)
     return ShardRow(stored(question, source), sizes, tokens)
 
 
 def _unanswerable(question: Question, sizes: list[Size]) -> SkippedQuestion | None:
     """Why no model can be asked this. Found now, it is a drop. Found by a worker, it would end the run."""
     # A text with another number of places than there are images cannot be asked. Without places the images come first.
-    places = question.prompt.count(IMAGE_PLACEHOLDER)
-    if places not in (0, len(question.images)):
-        return SkippedQuestion(
-            question.item_id, "image_places", f"{places} {IMAGE_PLACEHOLDER} for {len(question.images)} images"
-        )
+    try:
+        placed(question.prompt, len(question.images), question.videos)
+    except DataError as error:
+        return SkippedQuestion(question.item_id, "image_places", str(error))
     if token := control_token(question.prompt):
         return SkippedQuestion(
             question.item_id, RESERVED_TEXT, f"the text contains {token!r}, a control token of the model"

@@ -18,7 +18,7 @@ from amvl_core.contracts.errors import StorageError
 from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.sample import Split, StoredSample
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 ROW_GROUP_ROWS = 32
 """What a reader must read to get at one sample: small enough for random access over a network."""
@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
             "regions",
             pa.list_(pa.struct([("label", pa.string()), ("box", pa.list_(pa.float64())), ("image", pa.int32())])),
         ),
+        ("videos", pa.list_(pa.struct([("frames", pa.int32()), ("fps", pa.float64())]))),
         ("num_tokens", pa.int32()),
         ("extra", pa.string()),
     ]
@@ -170,6 +171,7 @@ def _columns(row: ShardRow) -> dict[str, Any]:
         "images": list(sample.images),
         "image_sizes": [{"width": width, "height": height} for width, height in row.image_sizes],
         "regions": [{"label": part.label, "box": list(part.box), "image": part.image} for part in sample.regions],
+        "videos": [video._asdict() for video in sample.videos],
         "num_tokens": row.num_tokens,
         "extra": json.dumps(dict(sample.extra), ensure_ascii=False, sort_keys=True, separators=(",", ":")),
     }

@@ -8,7 +8,7 @@ shard, so a unit whose record is there is finished.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,7 +21,16 @@ from amvl_core.contracts.config import DataConfig, MicroworldSource, Source
 from amvl_core.contracts.errors import StorageError, shortened
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, NOTES, DroppedExample, Shard, SourceReport
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Region, Split, StoredSample, reply
+from amvl_core.contracts.sample import (
+    IMAGE_PLACEHOLDER,
+    Conversation,
+    Region,
+    Split,
+    StoredSample,
+    Video,
+    reply,
+    shown_by_question,
+)
 from data_prep import microworld
 from data_prep.duplicate_keys import Keys
 from data_prep.filters import DEGENERATE_BOX, Drop, check_length, check_text, shown_images
@@ -30,6 +39,7 @@ from data_prep.shards import ShardRow, ShardWriter, sha256, shard_name
 from data_prep.sources import convert, source_name
 from data_prep.sources.archive import open_archive
 from data_prep.sources.raw_row import ImageRef, RawRow, images_of
+from data_prep.videos import expanded
 
 # easy-VQA asks ten questions in a row about an image, which is verified once. Few are kept: images may be large.
 _standardise = lru_cache(maxsize=4)(standardise)
@@ -46,7 +56,14 @@ class Counts(Protocol):
     def merge_size(self) -> int:
         """Patches along a visual token."""
 
-    def count(self, texts: list[str], image_sizes: list[tuple[int, int]], min_pixels: int, max_pixels: int) -> int:
+    def count(
+        self,
+        texts: list[str],
+        image_sizes: list[tuple[int, int]],
+        min_pixels: int,
+        max_pixels: int,
+        videos: Sequence[Video] = (),
+    ) -> int:
         """Tokens of a sample."""
 
 
@@ -157,6 +174,10 @@ class Work:
         drop = check_text(conversation, self.data)
         if drop:
             return drop
+        shown = expanded(conversation, self.data.frames, self.data.video)
+        if isinstance(shown, Drop):
+            return shown
+        conversation = shown
         images: list[StoredImage] = []
         for number, data in enumerate(shown_images(conversation, self.data), 1):
             image = _standardise(data, self.budget)
@@ -178,10 +199,11 @@ class Work:
             answer=conversation.answer,
             images=tuple(image.data for image in images),
             regions=tuple(regions),
+            videos=conversation.videos,
         )
         sizes = [(image.width, image.height) for image in images]
         texts = [sample.question, *(part.text for part in reply(sample))]
-        num_tokens = self.counter.count(texts, sizes, self.data.min_pixels, self.data.max_pixels)
+        num_tokens = self.counter.count(texts, sizes, self.data.min_pixels, self.data.max_pixels, sample.videos)
         drop = check_length(num_tokens, self.data)
         if drop:
             return drop
@@ -202,7 +224,7 @@ def load_unit(where: str) -> UnitRecord | None:
 def step_images(conversation: Conversation) -> tuple[int | None, ...]:
     """Which image each step is about: the first that it shows, its region's if each step has one, or the only one."""
     numbers: list[int | None] = []
-    shown = conversation.question.count(IMAGE_PLACEHOLDER)
+    shown = shown_by_question(conversation.images, conversation.steps)
     paired = len(conversation.regions) == len(conversation.steps)
     only = 0 if len(conversation.images) == 1 else None
     for number, step in enumerate(conversation.steps):

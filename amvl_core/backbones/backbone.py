@@ -85,7 +85,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def image_features(self, model: Any, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Features of all images in order, [F, D]."""
+        """Features of all images and videos in order, [F, D]."""
 
     @abstractmethod
     def feature_pixels(self, model: Any) -> int:
@@ -104,13 +104,26 @@ class Backbone(ABC):
 
     @abstractmethod
     def features_per_image(self, model: Any, image_grid_thw: Tensor) -> Tensor:
-        """How many features each image has."""
+        """How many features each image or video has."""
+
+    @abstractmethod
+    def stands_for_features(self, model: Any, ids: Tensor) -> Tensor:
+        """Which tokens stand in the place of a feature of an image or a video."""
 
     @abstractmethod
     def positions(
-        self, model: Any, ids_BT: Tensor, image_grid_thw: Tensor | None, attention_mask: Tensor | None = None
+        self,
+        model: Any,
+        ids_BT: Tensor,
+        image_grid_thw: Tensor | None,
+        attention_mask: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
     ) -> Tensor:
-        """Positions [3, B, T], as the stock model gives them."""
+        """Positions [3, B, T], as the stock model gives them.
+
+        `second_per_grid_ts` are the seconds that a step in time of each video covers.
+        """
 
     @abstractmethod
     def check(self, model: Any) -> None:

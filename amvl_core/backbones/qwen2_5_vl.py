@@ -77,7 +77,7 @@ class Qwen25VL(Backbone):
         return model.model.visual
 
     def image_features(self, model: Any, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Behind the merger."""
+        """Behind the merger; the vision encoder tells a video by its grid alone."""
         return torch.cat(list(model.model.get_image_features(pixel_values, image_grid_thw).pooler_output))
 
     def feature_pixels(self, model: Any) -> int:
@@ -107,17 +107,32 @@ class Qwen25VL(Backbone):
         """One for each merged patch."""
         return image_grid_thw.prod(-1) // model.config.vision_config.spatial_merge_size**2
 
+    def stands_for_features(self, model: Any, ids: Tensor) -> Tensor:
+        """Both kinds of pad."""
+        return (ids == model.config.image_token_id) | (ids == model.config.video_token_id)
+
     def positions(
-        self, model: Any, ids_BT: Tensor, image_grid_thw: Tensor | None, attention_mask: Tensor | None = None
+        self,
+        model: Any,
+        ids_BT: Tensor,
+        image_grid_thw: Tensor | None,
+        attention_mask: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
     ) -> Tensor:
-        """M-RoPE positions; the same in all three dimensions where there is no image."""
-        if image_grid_thw is None:
+        """M-RoPE positions; the same in all three dimensions where there is no image and no video."""
+        if image_grid_thw is None and video_grid_thw is None:
             if attention_mask is None:
                 return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand(3, *ids_BT.shape)
             return (attention_mask.long().cumsum(-1) - 1).clamp_min(0).expand(3, *ids_BT.shape)
-        is_image_BT = (ids_BT == model.config.image_token_id).int()
+        kind_BT = (ids_BT == model.config.image_token_id).int() + 2 * (ids_BT == model.config.video_token_id).int()
         positions_3BT: Tensor = model.model.get_rope_index(
-            ids_BT, is_image_BT, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+            ids_BT,
+            kind_BT,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            second_per_grid_ts=second_per_grid_ts,
+            attention_mask=attention_mask,
         )[0]
         return positions_3BT
 

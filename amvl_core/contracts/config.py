@@ -162,6 +162,10 @@ Source = Annotated[
 ]
 
 
+ShownAs = Literal["video", "images"]
+SHOWN_AS = "the frames of a video are shown as a video, two in a patch and with their times, or as so many images"
+
+
 class DataConfig(Frozen):
     """What is prepared (Appendix E)."""
 
@@ -175,6 +179,8 @@ class DataConfig(Frozen):
     min_pixels: int = Field(256 * 28 * 28, ge=1, description="an image is scaled up to at least this many pixels")
     max_pixels: int = Field(1280 * 28 * 28, ge=1, description="an image is scaled down to at most this many pixels")
     max_tokens: int = Field(4096, ge=16, description="a longer sample is dropped and counted")
+    frames: int = Field(32, ge=2, description="of a video, at equal distances; a video of fewer is dropped and counted")
+    video: ShownAs = Field("video", description=SHOWN_AS)
     drop_duplicates: bool = Field(True, description="keep the first of training samples that are (nearly) the same")
     drop_contaminated: bool = Field(True, description="drop training samples that give away a test sample")
     rows_per_shard: int = Field(
@@ -368,6 +374,7 @@ class EvaluationConfig(Frozen):
         None, ge=0, description="slots of each block that a model writes; left out: as many as in training"
     )
     seed: Seed = 0
+    video: ShownAs = Field("video", description=f"of a published benchmark: {SHOWN_AS}")
     faithfulness_items: int = Field(
         256,
         ge=0,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from amvl_core.contracts.errors import DataError
 
@@ -13,6 +14,16 @@ SegmentKind = Literal["prompt", "latent", "step", "answer"]
 
 IMAGE_PLACEHOLDER = "<image>"
 """Stands in a question or step where an image goes; the n-th placeholder is the n-th of `images`."""
+VIDEO_PLACEHOLDER = "<video>"
+"""Stands in a question where a video goes: its frames are as many of `images`, in the place of one."""
+PLACEHOLDER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
+
+
+class Video(NamedTuple):
+    """How many of a sample's images are the frames of a video, and how many of them fall on a second of it."""
+
+    frames: int
+    fps: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class Conversation:
     """One question about images, its reasoning steps and its answer, as every source converts to.
 
     `images` holds encoded bytes (PNG, JPEG ...). `question` contains one `<image>` per image that it shows;
-    steps may contain further ones. `task` groups samples in the score table.
+    steps may contain further ones. A `<video>` of it stands for a video file among `images`, which preparation makes
+    one of `videos`, with its frames in the file's place. `task` groups samples in the score table.
     """
 
     sample_id: str
@@ -41,6 +53,7 @@ class Conversation:
     steps: tuple[str, ...]
     answer: str
     regions: tuple[Region, ...] = ()
+    videos: tuple[Video, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,7 @@ class StoredSample:
     answer: str
     images: tuple[bytes, ...]
     regions: tuple[Region, ...] = ()
+    videos: tuple[Video, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -85,9 +99,22 @@ def reply(sample: StoredSample) -> list[Segment]:
     return [*(Segment("step", step + STEP_END) for step in sample.steps), Segment("answer", sample.answer)]
 
 
-def placed(question: str, num_images: int) -> str:
-    """`question` with a place for each of its images: in front, where the text has none. Raises DataError."""
-    found = question.count(IMAGE_PLACEHOLDER)
-    if found not in (0, num_images):
-        raise DataError(f"the question has {found} {IMAGE_PLACEHOLDER} placeholders for {num_images} images")
-    return question if found else IMAGE_PLACEHOLDER * num_images + question
+def placed(question: str, num_images: int, videos: Sequence[Video] = ()) -> str:
+    """`question` with a place for each of its images and videos: in front, where the text has none.
+
+    `num_images` counts the videos' frames. Raises DataError.
+    """
+    alone = num_images - sum(video.frames for video in videos)
+    for found, wanted, place, name in (
+        (question.count(IMAGE_PLACEHOLDER), alone, IMAGE_PLACEHOLDER, "images"),
+        (question.count(VIDEO_PLACEHOLDER), len(videos), VIDEO_PLACEHOLDER, "videos"),
+    ):
+        if found not in (0, wanted):
+            raise DataError(f"the question has {found} {place} placeholders for {wanted} {name}")
+        question = question if found else place * wanted + question
+    return question
+
+
+def shown_by_question(images: Sequence[bytes], steps: Sequence[str]) -> int:
+    """How many of a sample's images its question shows: those behind them belong to the steps."""
+    return len(images) - sum(step.count(IMAGE_PLACEHOLDER) for step in steps)

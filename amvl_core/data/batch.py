@@ -19,9 +19,10 @@ from amvl_core.data.encode import IGNORED, Encoded
 class Batch:
     """Samples one after the other. All tensors are on the CPU. A method plans its step there and moves what it runs.
 
-    `lengths` and `num_images` count each sample's tokens and images; `pixel_values` [P, ...] and `image_grid_thw`
-    [I, 3] hold the images of all samples in order, and are None where no sample has one. `about` says of each latent
-    block of each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
+    `lengths` and `num_images` count each sample's tokens and images, a video being one; `pixel_values` [P, ...] and
+    `image_grid_thw` [I, 3] hold the images of all samples in order, and are None where no sample has one. `seconds_I`
+    are the seconds that a step in time of a video covers, 0 for a still image. `about` says of each latent block of
+    each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
     """
 
     sample_ids: list[str]
@@ -31,6 +32,7 @@ class Batch:
     labels_N: Tensor
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
+    seconds_I: Tensor | None = None
     about: list[list[int | None]] = field(default_factory=list)
     targets: dict[str, Tensor] = field(default_factory=dict)
 
@@ -54,6 +56,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
     """Packs samples in their order."""
     pixels = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
     grids = [sample.image_grid_thw for sample in samples if sample.image_grid_thw is not None]
+    seconds = [sample.seconds for sample in samples if sample.seconds is not None]
     return Batch(
         sample_ids=[sample.sample_id for sample in samples],
         lengths=[len(sample.input_ids) for sample in samples],
@@ -62,6 +65,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         labels_N=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
         pixel_values=torch.from_numpy(np.concatenate(pixels)) if pixels else None,
         image_grid_thw=torch.from_numpy(np.concatenate(grids)) if grids else None,
+        seconds_I=torch.from_numpy(np.concatenate(seconds)) if seconds else None,
         about=_about(samples),
         targets=_targets(samples),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment, StoredSample
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER, Segment, StoredSample, Video
 from amvl_core.data.pixels import PictureError, decode, square
 from amvl_core.data.template import base_template
 
@@ -95,6 +96,8 @@ class Encoded:
     labels: np.ndarray
     pixel_values: np.ndarray | None
     image_grid_thw: np.ndarray | None
+    seconds: np.ndarray | None = None
+    """Of each image or video, the seconds that a step in time covers; 0: it is a still image."""
     targets: Targets = NO_TARGETS
 
 
@@ -113,26 +116,24 @@ class Encoder:
         )
         return text
 
-    def encode(self, sample_id: str, segments: Sequence[Segment], images: Sequence[bytes]) -> Encoded:
+    def encode(
+        self, sample_id: str, segments: Sequence[Segment], images: Sequence[bytes], videos: Sequence[Video] = ()
+    ) -> Encoded:
         """Token ids, labels and patches; a DataError names the sample where parts do not match."""
-        pixels, grids, counts = self._pixels(sample_id, images)
+        visuals = in_places(sample_id, "".join(segment.text for segment in segments), images, videos)
+        pixels, grids, seconds = self._pixels(sample_id, images, visuals)
+        merge = self.processor.image_processor.merge_size**2
+        features = iter([] if grids is None else [int(grid.prod()) // merge for grid in grids])
         ids: list[int] = []
         labels: list[int] = []
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
-            if text.count(self.processor.image_token) > len(counts):
-                raise DataError(f"{sample_id}: more image placeholders than its {len(images)} images")
-            while self.processor.image_token in text and counts:
-                head, _, tail = text.partition(self.processor.image_token)
-                text = head + "\0" * counts.pop(0) + tail
-            tokens = self.processor.tokenizer(text.replace("\0", self.processor.image_token))["input_ids"]
+            tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
             ids += tokens
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
-        if counts:
-            raise DataError(f"{sample_id}: {len(counts)} of its {len(images)} images have no placeholder in the text")
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
-        labels_T[ids_T == self.processor.image_token_id] = IGNORED
-        return Encoded(sample_id, ids_T, labels_T, pixels, grids)
+        labels_T[np.isin(ids_T, [self.processor.image_token_id, self.processor.video_token_id])] = IGNORED
+        return Encoded(sample_id, ids_T, labels_T, pixels, grids, seconds)
 
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
@@ -140,24 +141,27 @@ class Encoder:
         text = segment.text.replace(IMAGE_PLACEHOLDER, self.processor.image_text)
         return text + (self.end_of_turn if last else "")
 
-    def _pixels(self, sample_id: str, images: Sequence[bytes]) -> tuple[Any, Any, list[int]]:
+    def _pixels(self, sample_id: str, images: Sequence[bytes], visuals: Sequence[Video | None]) -> tuple[Any, Any, Any]:
+        """Patches, grids and seconds of `visuals`: videos, and still images, which are None."""
         if not images:
-            return None, None, []
+            return None, None, None
         budget = PixelBudget.of(self.processor.image_processor)
         try:
             pictures = [fitted(decode(data), budget) for data in images]
         except PictureError as error:
             raise DataError(f"{sample_id}: an image of the prepared dataset cannot be read: {error}") from error
-        features = self.processor.image_processor(images=pictures, do_resize=False, return_tensors="np")
-        grids = features["image_grid_thw"]
-        merge = self.processor.image_processor.merge_size**2
-        return features["pixel_values"], grids, [int(grid.prod()) // merge for grid in grids]
+        try:
+            pixels, grids = self.processor.pixels(pictures, [video.frames if video else 0 for video in visuals])
+        except ValueError as error:
+            raise DataError(f"{sample_id}: {error}") from error
+        step = self.processor.image_processor.temporal_patch_size
+        return pixels, grids, np.array([step / video.fps if video else 0.0 for video in visuals])
 
 
 def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sample: StoredSample) -> Encoded:
     """A stored sample as `method` lays it out."""
     images = [sample.images[number] for number in method.shown(sample)]
-    return encoder.encode(sample.sample_id, method.layout(sample, latent), images)
+    return encoder.encode(sample.sample_id, method.layout(sample, latent), images, sample.videos)
 
 
 def laid_out_to_train(
@@ -195,6 +199,19 @@ def _square(sample: StoredSample, image: int, size: int) -> np.ndarray:
         raise DataError(f"{sample.sample_id}: image {image + 1} cannot be read: {error}") from error
 
 
+def in_places(name: str, text: str, images: Sequence[bytes], videos: Sequence[Video]) -> list[Video | None]:
+    """What stands in each place of the text: a video, or a still image (None). Raises DataError where one is left."""
+    places = PLACEHOLDER.findall(text)
+    stills = len(images) - sum(video.frames for video in videos)
+    for place, wanted, kind in ((IMAGE_PLACEHOLDER, stills, "image"), (VIDEO_PLACEHOLDER, len(videos), "video")):
+        if (found := places.count(place)) > wanted:
+            raise DataError(f"{name}: more {kind} placeholders than its {wanted} {kind}s")
+        if found < wanted:
+            raise DataError(f"{name}: {wanted - found} of its {wanted} {kind}s have no placeholder in the text")
+    left = iter(videos)
+    return [next(left) if place == VIDEO_PLACEHOLDER else None for place in places]
+
+
 def fitted(image: Image.Image, budget: PixelBudget) -> Image.Image:
     """A decoded image as the image processor takes it with `do_resize=False`."""
     columns, rows = budget.units(image.width, image.height)
@@ -202,13 +219,10 @@ def fitted(image: Image.Image, budget: PixelBudget) -> Image.Image:
 
 
 def chat(question: str) -> list[dict[str, Any]]:
-    """A one-turn conversation; each `<image>` in `question` stands for an image."""
-    content: list[dict[str, str]] = []
-    for i, text in enumerate(question.split(IMAGE_PLACEHOLDER)):
-        if i:
-            content.append({"type": "image"})
-        if text:
-            content.append({"type": "text", "text": text})
+    """A one-turn conversation; each `<image>` or `<video>` in `question` stands for one."""
+    kinds = {IMAGE_PLACEHOLDER: "image", VIDEO_PLACEHOLDER: "video"}
+    parts = [part for part in re.split(f"({PLACEHOLDER.pattern})", question) if part]
+    content = [{"type": kinds[part]} if part in kinds else {"type": "text", "text": part} for part in parts]
     return [{"role": "user", "content": content}]
 
 
@@ -223,6 +237,7 @@ class TokenCounter:
     overhead: int
     patch_size: int
     merge_size: int
+    temporal_patch_size: int
 
     @classmethod
     def from_model(cls, model: ModelConfig) -> TokenCounter:
@@ -237,19 +252,34 @@ class TokenCounter:
             overhead=len(tokenizer(empty)["input_ids"]) + 1,
             patch_size=processor.image_processor.patch_size,
             merge_size=processor.image_processor.merge_size,
+            temporal_patch_size=processor.image_processor.temporal_patch_size,
         )
 
     def count(
-        self, texts: Sequence[str], image_sizes: Sequence[tuple[int, int]], min_pixels: int, max_pixels: int
+        self,
+        texts: Sequence[str],
+        image_sizes: Sequence[tuple[int, int]],
+        min_pixels: int,
+        max_pixels: int,
+        videos: Sequence[Video] = (),
     ) -> int:
-        """Tokens of a sample without what a method adds. `image_sizes` are widths and heights in pixels."""
+        """Tokens of a sample without what a method adds. `image_sizes` are widths and heights in pixels.
+
+        Those of the frames of `videos` stand where the texts have a place for each; without places, in front.
+        """
         tokenizer = _tokenizer(self.tokenizer_json)
         total = self.overhead
         for text in texts:
-            plain = text.replace(IMAGE_PLACEHOLDER, "")
+            plain = PLACEHOLDER.sub("", text)
             total += len(tokenizer.encode(plain, add_special_tokens=False).ids) if plain else 0
-        for width, height in image_sizes:
-            total += self.image_tokens(width, height, min_pixels, max_pixels) + 2
+        places = [place for text in texts for place in PLACEHOLDER.findall(text)]
+        alone = len(image_sizes) - sum(video.frames for video in videos)
+        sizes, left = iter(image_sizes), iter(videos)
+        for place in places or [VIDEO_PLACEHOLDER] * len(videos) + [IMAGE_PLACEHOLDER] * alone:
+            frames = next(left).frames if place == VIDEO_PLACEHOLDER else 1
+            (width, height), *_ = (next(sizes) for _ in range(frames))
+            steps = math.ceil(frames / self.temporal_patch_size)
+            total += steps * self.image_tokens(width, height, min_pixels, max_pixels) + 2
         return total
 
     def image_tokens(self, width: int, height: int, min_pixels: int, max_pixels: int) -> int:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.records import DatasetRecord
-from amvl_core.contracts.sample import Region, Split, StoredSample
+from amvl_core.contracts.sample import Region, Split, StoredSample, Video
 from amvl_core.data.disk_cache import DiskCache
 from amvl_core.data.order import Sizes
 
@@ -161,5 +161,6 @@ def stored_sample(row: Mapping[str, Any]) -> StoredSample:
         answer=row["answer"],
         images=tuple(row["images"]),
         regions=tuple(Region(region["label"], tuple(region["box"]), region["image"]) for region in row["regions"]),
+        videos=tuple(Video(video["frames"], video["fps"]) for video in row["videos"]),
         extra=json.loads(row["extra"]),
     )

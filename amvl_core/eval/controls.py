@@ -29,7 +29,7 @@ class Control:
     def __call__(self, items: Sequence[StoredSample], label: str, max_new_tokens: int) -> list[ProbeAnswer]:
         """Its answers and log-likelihoods, under the name `label`."""
         images, questions = [question_images(item) for item in items], [item.question for item in items]
-        texts = self.answerer.answer(images, questions, max_new_tokens)
+        texts = self.answerer.answer(images, questions, max_new_tokens, videos=[item.videos for item in items])
         batch = collate([laid_out(self.encoder, self.method.config, self.latent, item) for item in items])
         logits_NV, labels_N = self.method.logits(batch)
         sample_N = torch.arange(len(items)).repeat_interleave(torch.tensor(batch.label_counts)).to(labels_N.device)

@@ -84,8 +84,8 @@ class EvaluationWorker:
         rows = [self.readers[asked][item] for item in part.items]
         questions = [question(row) for row in rows]
         pixels = (self.config.data.min_pixels, asked.max_pixels(self.config))
-        images, texts = [one.images for one in questions], [one.prompt for one in questions]
-        prompts = self.answerer.encode(images, texts, pixels, self.config.evaluation.seed)
+        images, texts, videos = zip(*((one.images, one.prompt, one.videos) for one in questions), strict=True)
+        prompts = self.answerer.encode(images, texts, pixels, self.config.evaluation.seed, videos)
         candidates = [
             # A model that was taught to reason in words first does not answer next.
             sorted(one.options) or ([] if row.steps else list(asked.answers.get(one.task, [])))

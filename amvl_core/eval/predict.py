@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.sample import placed
-from amvl_core.data.encode import PixelBudget, chat, fitted
+from amvl_core.contracts.sample import Video, placed
+from amvl_core.data.encode import PixelBudget, chat, fitted, in_places
 from amvl_core.data.pixels import PictureError, decode
 from amvl_core.methods.loading import block_ids, load_model, method_of_model
 from amvl_core.rows.decode import greedy, log_likelihoods, prefill
@@ -42,6 +43,23 @@ class Prompts:
     keys: list[int]
 
 
+class _Visual(NamedTuple):
+    """An image or a video as the model takes it; `seconds` are those of a step in time, 0 of a still image."""
+
+    pixels: np.ndarray
+    grid: np.ndarray
+    seconds: float
+
+
+class _Shown(NamedTuple):
+    prompt: str
+    visuals: list[_Visual]
+
+
+_NAMES = {False: ("pixel_values", "image_grid_thw"), True: ("pixel_values_videos", "video_grid_thw")}
+"""Of still images and of videos."""
+
+
 class Answerer:
     """A model and its processor. A prompt ends with what the model's method adds, so a latent model reasons first."""
 
@@ -68,14 +86,16 @@ class Answerer:
         max_new_tokens: int = 64,
         tau: float = 0.0,
         seed: int = 0,
+        videos: Sequence[Sequence[Video]] | None = None,
     ) -> list[str]:
         """One answer per question, as the model wrote it.
 
-        `images` holds each question's encoded images; a question without `<image>` gets them in front. The noise of
-        drawn latents (`tau` > 0) is keyed by seed, question and images: it does not depend on the batch.
+        `images` holds each question's encoded images; a question without `<image>` gets them in front. Some are the
+        frames of its `videos`. The noise of drawn latents (`tau` > 0) is keyed by seed, question and images: it does
+        not depend on the batch.
         """
         none: list[list[str]] = [[] for _ in questions]
-        answers = self.predict(self.encode(images, questions, seed=seed), max_new_tokens, none, tau)
+        answers = self.predict(self.encode(images, questions, None, seed, videos), max_new_tokens, none, tau)
         return [answer.text for answer in answers]
 
     def score(
@@ -96,24 +116,31 @@ class Answerer:
         questions: Sequence[str],
         pixels: tuple[int, int] | None = None,
         seed: int = 0,
+        videos: Sequence[Sequence[Video]] | None = None,
     ) -> Prompts:
         """Decodes images and tokenizes, without the model: another thread may do it ahead.
 
         `pixels` is the least and the most that an image is scaled to; None: the processor's own, from training.
         """
-        prompts = [self.prompt(question, len(group)) for question, group in zip(questions, images, strict=True)]
         budget = PixelBudget.of(self.processor.image_processor)
         if pixels:
             budget = replace(budget, min_pixels=pixels[0], max_pixels=pixels[1])
-        pictures = [[fitted(_open(data), budget) for data in group] for group in images]
-        inputs = self.processor(
-            text=prompts,
-            images=pictures if any(pictures) else None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            images_kwargs={"do_resize": False},
+        shown = zip(questions, images, videos or [()] * len(questions), strict=True)
+        asked = [self._shown(question, group, own, budget) for question, group, own in shown]
+        tokenizer = self.processor.tokenizer
+        inputs = tokenizer([one.prompt for one in asked], padding=True, padding_side="left", return_tensors="pt")
+        is_image_BT, is_video_BT = (
+            inputs["input_ids"] == token for token in (self.processor.image_token_id, self.processor.video_token_id)
         )
+        inputs["mm_token_type_ids"] = is_image_BT.int() + 2 * is_video_BT.int()
+        for moves, (patches, grid) in _NAMES.items():
+            if visuals := [visual for one in asked for visual in one.visuals if (visual.seconds > 0) == moves]:
+                inputs[patches] = torch.from_numpy(np.concatenate([visual.pixels for visual in visuals]))
+                inputs[grid] = torch.from_numpy(np.stack([visual.grid for visual in visuals]))
+                if moves:
+                    inputs["second_per_grid_ts"] = torch.tensor(
+                        [visual.seconds for visual in visuals], dtype=torch.float64
+                    )
         keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
         return Prompts(inputs, keys)
 
@@ -143,11 +170,20 @@ class Answerer:
         begin, *slots, end = (tokens.count(token) for token in block_ids(self.model))
         return len(tokens) - begin - sum(slots) - end, begin, sum(slots)
 
-    def prompt(self, question: str, num_images: int) -> str:
-        """The chat prompt that the model sees."""
-        turns = chat(placed(question, num_images))
-        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return text
+    def _shown(self, question: str, images: Sequence[bytes], videos: Sequence[Video], budget: PixelBudget) -> _Shown:
+        """The chat prompt that the model sees, and what it shows."""
+        question = placed(question, len(images), videos)
+        text: str = self.processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
+        shown = in_places("question", question, images, videos)
+        if not shown:
+            return _Shown(self.processor.repeated(text, iter(())), [])
+        pictures = [fitted(_open(data), budget) for data in images]
+        pixels, grids = self.processor.pixels(pictures, [video.frames if video else 0 for video in shown])
+        parts = np.split(pixels, grids.prod(-1).cumsum()[:-1])
+        step, merge = (getattr(self.processor.image_processor, name) for name in ("temporal_patch_size", "merge_size"))
+        seconds = [step / video.fps if video else 0.0 for video in shown]
+        prompt = self.processor.repeated(text, iter(int(grid.prod()) // merge**2 for grid in grids))
+        return _Shown(prompt, [_Visual(*one) for one in zip(parts, grids, seconds, strict=True)])
 
 
 def _key(seed: int, question: str, images: Sequence[bytes]) -> int:

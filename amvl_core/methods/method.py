@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amvl_core.backbones.backbone import backbone_of
+from amvl_core.backbones.backbone import Backbone, backbone_of
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.encoders import Patches
 from amvl_core.contracts.errors import CheckpointError, DataError
@@ -131,19 +131,20 @@ class Method(nn.Module, ABC):
             features_FD = base.image_features(model, pixels.to(device), grid.to(device)).to(embeds_ND.dtype)
         if batch.pixel_values is None:
             return embeds_ND + 0.0 * features_FD.sum()
-        is_image_N = (batch.input_ids_N == model.config.image_token_id).to(device)
-        return embeds_ND.masked_scatter(is_image_N[:, None].expand_as(embeds_ND), features_FD)
+        in_place_N = base.stands_for_features(model, batch.input_ids_N).to(device)
+        return embeds_ND.masked_scatter(in_place_N[:, None].expand_as(embeds_ND), features_FD)
 
     def positions(self, batch: Batch) -> Tensor:
         """Positions [3, N] of the packed batch, each sample's as the stock model gives them."""
         parts = []
         images = 0
         for ids_N, count in zip(batch.input_ids_N.split(batch.lengths), batch.num_images, strict=True):
-            grid = None
-            if batch.image_grid_thw is not None and count:
-                grid = batch.image_grid_thw[images : images + count]
-                images += count
-            parts.append(self.backbone.positions(self.model, ids_N[None], grid)[:, 0])
+            own = slice(images, images + count)
+            images += count
+            grid, seconds = (
+                None if x is None or not count else x[own] for x in (batch.image_grid_thw, batch.seconds_I)
+            )
+            parts.append(_positions(self.backbone, self.model, ids_N, grid, seconds))
         return torch.cat(parts, 1).to(self.model.get_input_embeddings().weight.device)
 
     def _check_images(self, batch: Batch) -> None:
@@ -154,9 +155,18 @@ class Method(nn.Module, ABC):
             counts = [int(part.sum()) for part in per_image.split(batch.num_images)]
         rows = zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), counts, strict=True)
         for name, ids_N, features in rows:
-            tokens = int((ids_N == self.model.config.image_token_id).sum())
+            tokens = int(self.backbone.stands_for_features(self.model, ids_N).sum())
             if tokens != features:
                 raise DataError(f"{name}: {tokens} image tokens, but its images have {features} features")
+
+
+def _positions(base: Backbone, model: Any, ids_N: Tensor, grid_I3: Tensor | None, seconds_I: Tensor | None) -> Tensor:
+    """Positions [3, N] of one sample with its images and videos in order."""
+    if grid_I3 is None or seconds_I is None:
+        return base.positions(model, ids_N[None], grid_I3)[:, 0]
+    moves_I = seconds_I > 0
+    images_I3, videos_I3 = (grid_I3[some] if some.any() else None for some in (~moves_I, moves_I))
+    return base.positions(model, ids_N[None], images_I3, None, videos_I3, seconds_I[moves_I])[:, 0]
 
 
 def check_model(model: Any) -> None:

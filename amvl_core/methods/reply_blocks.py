@@ -48,10 +48,8 @@ class ReplyBlocks(MethodConfig):
 
     def shown(self, sample: StoredSample) -> list[int]:
         """The images in the sequence: where blocks take the place of steps' images, those of the question alone."""
-        shown = len(sample.images)
-        if self._places(sample) == "interleaved":
-            shown = sample.question.count(IMAGE_PLACEHOLDER)
-        return list(range(shown))
+        interleaved = self._places(sample) == "interleaved"
+        return list(range(_in_question(sample) if interleaved else len(sample.images)))
 
     def added_tokens(self, latent: LatentConfig) -> int:
         """Slots and markers of as many blocks as there may be."""
@@ -75,8 +73,7 @@ class ReplyBlocks(MethodConfig):
             return
         *steps, answer = reply(sample)
         if not steps:
-            only = 0 if len(sample.images) == 1 else None
-            yield from (*self.block(latent, only), answer)
+            yield from (*self.block(latent, _only(sample)), answer)
             return
         most = 1 if places == "first_step" else self.max_blocks
         for number, (step, image) in enumerate(zip(steps, sample.step_images, strict=True)):
@@ -86,13 +83,13 @@ class ReplyBlocks(MethodConfig):
                         f"{sample.sample_id}: step {number + 1} is about image {image + 1}, but the sample has "
                         f"{len(sample.images)}; prepare the data again"
                     )
-                yield from self.block(latent, image)
+                yield from self.block(latent, _only(sample) if image is None else image)
             yield step
         yield answer
 
     def _interleaved(self, sample: StoredSample, latent: LatentConfig) -> Iterator[Segment]:
         """A block in the place of each image that a step shows: the image is its target, and leaves the input."""
-        first = image = sample.question.count(IMAGE_PLACEHOLDER)
+        first = image = _in_question(sample)
         for step in sample.steps:
             text, *others = f"{step}{STEP_END}".split(IMAGE_PLACEHOLDER)
             yield from _written(text)
@@ -102,6 +99,20 @@ class ReplyBlocks(MethodConfig):
                 yield from _written(text)
                 image += 1
         yield Segment("answer", sample.answer)
+
+
+def _in_question(sample: StoredSample) -> int:
+    """How many of a sample's images its question shows; a video's frames count each."""
+    return sample.question.count(IMAGE_PLACEHOLDER) + sum(video.frames for video in sample.videos)
+
+
+def _only(sample: StoredSample) -> int | None:
+    """The only image of a sample, or the frame in the middle of its only video; None where there are several."""
+    if len(sample.images) == 1:
+        return 0
+    if len(sample.videos) == 1 and sample.videos[0].frames == len(sample.images):
+        return len(sample.images) // 2
+    return None
 
 
 def _written(text: str) -> list[Segment]:

@@ -62,9 +62,10 @@ class Prefilled:
 def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefilled:
     """Runs the processor's `inputs`, padded on the left; `latent` are arguments of the method's own model."""
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-    positions_3BT = backbone_of(model).positions(model, ids_BT, inputs.get("image_grid_thw"), mask_BT)
+    grids = [inputs.get(name) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")]
+    positions_3BT = backbone_of(model).positions(model, ids_BT, grids[0], mask_BT, *grids[1:])
     output = model(**inputs, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
-    start = prefilled(output, inputs["attention_mask"].bool(), positions_3BT.amax((0, 2)) + 1)
+    start = prefilled(output, inputs["attention_mask"].bool(), positions_3BT[..., -1].amax(0) + 1)
     start.ids_BT = ids_BT
     return start
 

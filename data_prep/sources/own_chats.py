@@ -17,7 +17,7 @@ from data_prep.sources import own_fields
 from data_prep.sources.archive_members import COMPRESSED, Archive, several
 from data_prep.sources.jsonfiles import json_values
 from data_prep.sources.own_places import Places
-from data_prep.sources.pairs import pairs
+from data_prep.sources.pairs import in_order, pairs
 from data_prep.sources.pictures import clipped, image_size
 from data_prep.sources.raw_row import Cell, RawRow, Rejected, tables
 from data_prep.sources.table import Stored, Table
@@ -143,10 +143,11 @@ def _rows(own: str, number: str, task: str, split: Split, places: Places, file: 
     try:
         chat = own_fields.read(value)
         notes = tuple(f"the field {field!r} is not read" for field in chat.unread)
-        images = [
-            places.member(file, image, where) if isinstance(image, str) else image for where, image in chat.images
-        ]
-        found = pairs(chat.turns, images, chat.turns_field)
+        images, videos = (
+            [places.member(file, named, where) if isinstance(named, str) else named for where, named in found]
+            for found in (chat.images, chat.videos)
+        )
+        found = pairs(chat.turns, in_order(chat.turns, images, videos, chat.turns_field), chat.turns_field)
         if len(found) > 1 and (chat.steps is not None or chat.regions is not None):
             raise Rejected(
                 MALFORMED_ROW, f"steps and regions are those of one answer, {chat.turns_field} has {len(found)}"

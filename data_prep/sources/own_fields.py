@@ -13,22 +13,30 @@ from pydantic import BeforeValidator, NonNegativeInt, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from amvl_core.contracts.errors import shortened
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, Drop
 from data_prep.sources.pictures import PublishedBox
 from data_prep.sources.raw_row import NOTHING_ELSE, Cell, Inline, Rejected, checked, without_nulls
 
 TURNS = ("messages", "conversations")
 IMAGES = ("images", "image")
-READ = (*TURNS, *IMAGES, "steps", "regions", "id", "task")
+VIDEOS = ("videos", "video")
+READ = (*TURNS, *IMAGES, *VIDEOS, "steps", "regions", "id", "task")
 UNREAD = ("system", "model", "source", "data_source", "dataset", "metadata", "width", "height")
 """What published sets have beside it. Other fields are passed over too, but are counted: one may be misspelt."""
 
-NEEDED = ("video", "videos", "audio", "audios", "objects")
+NEEDED = ("audio", "audios", "objects")
 """What the text of a row is about and the model cannot be shown: without it the row would say something else."""
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PATHS = ("image", "image_url", "url", "path")
+PATHS = ("image", "image_url", "video", "video_url", "url", "path")
+PARTS = {
+    "image": IMAGE_PLACEHOLDER,
+    "image_url": IMAGE_PLACEHOLDER,
+    "video": VIDEO_PLACEHOLDER,
+    "video_url": VIDEO_PLACEHOLDER,
+}
+KINDS = {IMAGE_PLACEHOLDER: "image", VIDEO_PLACEHOLDER: "video"}
 MAX_ID = 200
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -65,12 +73,13 @@ TEXT, TEXTS, AREAS = TypeAdapter(Text), TypeAdapter(list[Text]), TypeAdapter(lis
 class Chat:
     """What a row holds; `turns` are (role, text), `turns_field` is what they are called, `unread` what is passed over.
 
-    `images` are those of the messages, in their order, then those that stand beside them.
+    `images` are those of the messages, in their order, then those that stand beside them; `videos` likewise.
     """
 
     turns_field: str
     turns: list[tuple[str, str]]
     images: list[tuple[str, Picture]]
+    videos: list[tuple[str, Picture]]
     steps: list[str] | None
     regions: list[Area] | None
     name: str | None
@@ -87,7 +96,7 @@ def read(value: object) -> Chat:
     fields = without_nulls(value)
     for name in NEEDED:
         if not _empty(fields.get(name)):
-            raise Rejected(MALFORMED_ROW, f"{name}: nothing but images and text can be shown to the model")
+            raise Rejected(MALFORMED_ROW, f"{name}: nothing but images, videos and text can be shown to the model")
     said = [name for name in TURNS if name in fields]
     if len(said) != 1:
         there = ", ".join(shortened(name, 40) for name in list(fields)[:12]) or "none"
@@ -95,18 +104,21 @@ def read(value: object) -> Chat:
         raise Rejected(MALFORMED_ROW, f"the row has {what}, one is needed; its fields: {there}")
     field = said[0]
     turns: list[tuple[str, str]] = []
-    named: list[tuple[str, Picture]] = []
+    named: dict[str, list[tuple[str, Picture]]] = {IMAGE_PLACEHOLDER: [], VIDEO_PLACEHOLDER: []}
     for number, turn in enumerate(_list(fields[field], field)):
         turns.append(_turn(turn, f"{field}.{number}", named))
-    shown = sum(text.count(IMAGE_PLACEHOLDER) for _, text in turns)
-    if named and len(named) != shown:
-        raise Rejected(
-            MALFORMED_ROW, f"{field}: {len(named)} of its {shown} images have a path; give it to all or to none"
-        )
+    for place, found in named.items():
+        shown = sum(text.count(place) for _, text in turns)
+        if found and len(found) != shown:
+            what = KINDS[place]
+            raise Rejected(
+                MALFORMED_ROW, f"{field}: {len(found)} of its {shown} {what}s have a path; give it to all or to none"
+            )
     return Chat(
         turns_field=field,
         turns=turns,
-        images=named + _beside(fields),
+        images=named[IMAGE_PLACEHOLDER] + _beside(fields, IMAGES, "image"),
+        videos=named[VIDEO_PLACEHOLDER] + _beside(fields, VIDEOS, "video"),
         steps=checked(TEXTS, fields["steps"], "steps") if "steps" in fields else None,
         regions=checked(AREAS, fields["regions"], "regions") if "regions" in fields else None,
         name=_name(fields["id"]) if "id" in fields else None,
@@ -139,8 +151,8 @@ def _empty(value: Any) -> bool:
     return value is None or value == ""
 
 
-def _turn(turn: Any, where: str, images: list[tuple[str, Picture]]) -> tuple[str, str]:
-    """Role and text of a turn; the images that it names are added to `images`."""
+def _turn(turn: Any, where: str, named: dict[str, list[tuple[str, Picture]]]) -> tuple[str, str]:
+    """Role and text of a turn; the images and videos that it names are added to `named`."""
     if not isinstance(turn, dict):
         raise Rejected(MALFORMED_ROW, f"{where}: must be an object, not {_what(turn)}")
     role, content = ("from", "value") if "from" in turn else ("role", "content")
@@ -158,7 +170,7 @@ def _turn(turn: Any, where: str, images: list[tuple[str, Picture]]) -> tuple[str
     where = f"{where}.{content}"
     if isinstance(turn[content], list):
         parts = enumerate(turn[content])
-        return who, "".join(_part(part, f"{where}.{number}", images) for number, part in parts)
+        return who, "".join(_part(part, f"{where}.{number}", named) for number, part in parts)
     return who, _text(turn[content], where)
 
 
@@ -169,24 +181,26 @@ def _text(value: Any, where: str) -> str:
     return text
 
 
-def _part(part: Any, where: str, images: list[tuple[str, Picture]]) -> str:
-    """The text of a part of a message, or the place of its image, which is added to `images` if it is named."""
+def _part(part: Any, where: str, named: dict[str, list[tuple[str, Picture]]]) -> str:
+    """The text of a part of a message, or the place of its image or video, which is added to `named` with a path."""
     if not isinstance(part, dict):
         raise Rejected(MALFORMED_ROW, f'{where}: must be {{"type": "text", "text": ...}}, not {_what(part)}')
     paths = [name for name in PATHS if part.get(name)]
-    kind = part.get("type", "text" if "text" in part and not paths else "image" if paths else None)
+    seen = "video" if any(name.startswith("video") for name in paths) else "image" if paths else None
+    kind = part.get("type", "text" if "text" in part and not paths else seen)
     if kind == "text":
         if "text" not in part:
             raise Rejected(MALFORMED_ROW, f"{where}.text: is missing")
         _nothing_else(part, where, ("type", "text"))
         return _text(part["text"], f"{where}.text")
-    if kind not in ("image", "image_url"):
-        raise Rejected(MALFORMED_ROW, f"{where}.type: {_what(kind)} is not read; a part is text, image or image_url")
+    place = PARTS.get(kind) if isinstance(kind, str) else None
+    if place is None:
+        raise Rejected(MALFORMED_ROW, f"{where}.type: {_what(kind)} is not read; a part is text, {', '.join(PARTS)}")
     _nothing_else(part, where, ("type", *PATHS))
     if len(paths) > 1:
-        raise Rejected(MALFORMED_ROW, f"{where}: {' and '.join(paths)} are both there; one names the image")
-    images += [(f"{where}.{name}", _picture(part[name], f"{where}.{name}")) for name in paths]
-    return IMAGE_PLACEHOLDER
+        raise Rejected(MALFORMED_ROW, f"{where}: {' and '.join(paths)} are both there; one names the {KINDS[place]}")
+    named[place] += [(f"{where}.{name}", _picture(part[name], f"{where}.{name}")) for name in paths]
+    return place
 
 
 def _nothing_else(value: dict[str, Any], where: str, read: Sequence[str]) -> None:
@@ -196,10 +210,10 @@ def _nothing_else(value: dict[str, Any], where: str, read: Sequence[str]) -> Non
             raise Rejected(MALFORMED_ROW, f"{where}.{shortened(name, 80)}: is not read; remove it, or the row")
 
 
-def _beside(fields: dict[str, Any]) -> list[tuple[str, Picture]]:
-    """The images that stand beside the messages: one or a list, under either name."""
+def _beside(fields: dict[str, Any], names: tuple[str, str], what: str) -> list[tuple[str, Picture]]:
+    """The images or videos that stand beside the messages: one or a list, under either name."""
     found: dict[str, list[tuple[str, Picture]]] = {}
-    for name in IMAGES:
+    for name in names:
         if name in fields and fields[name] != "":
             value = fields[name]
             items = enumerate(value) if isinstance(value, list) else [(None, value)]
@@ -207,7 +221,9 @@ def _beside(fields: dict[str, Any]) -> list[tuple[str, Picture]]:
             found[name] = [(where, _picture(item, where)) for where, item in wheres]
     lists = [[picture for _, picture in pictures] for pictures in found.values() if pictures]
     if len(lists) > 1 and lists[0] != lists[1]:
-        raise Rejected(MALFORMED_ROW, "image: there is also images, and they differ; one of them names what is shown")
+        raise Rejected(
+            MALFORMED_ROW, f"{what}: there is also {what}s, and they differ; one of them names what is shown"
+        )
     return next((pictures for pictures in found.values() if pictures), [])
 
 
@@ -223,7 +239,7 @@ def _picture(value: Any, where: str) -> Picture:
         if len(paths) == 1:
             return _picture(value[paths[0]], f"{where}.{paths[0]}")
     if not isinstance(value, str):
-        raise Rejected(MALFORMED_ROW, f"{where}: must be the path of an image, not {_what(value)}")
+        raise Rejected(MALFORMED_ROW, f"{where}: must be the path of a file, not {_what(value)}")
     if value.startswith("data:") or _BASE64.fullmatch(value):
         return Inline(value)
     if _URL.match(value):

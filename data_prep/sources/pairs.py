@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER
 from data_prep.filters import MALFORMED_ROW, PLACEHOLDER_MISMATCH
 from data_prep.sources.raw_row import ImageRef, Rejected
 
@@ -14,11 +14,26 @@ ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Pair:
-    """A question with its answer; `images` are in the order of the `<image>` in the question."""
+    """A question with its answer; `images` are in the order of the `<image>` and `<video>` in the question."""
 
     question: str
     answer: str
     images: tuple[ImageRef, ...]
+
+
+def in_order(
+    turns: Sequence[tuple[str, str]], images: Sequence[ImageRef], videos: Sequence[ImageRef], where: str
+) -> list[ImageRef]:
+    """The images and videos of a conversation in the order of their places. Raises Rejected where some have none."""
+    if not videos:
+        return list(images)
+    shown = [place for _, text in turns for place in PLACEHOLDER.findall(text)]
+    for place, found, name in ((IMAGE_PLACEHOLDER, images, "images"), (VIDEO_PLACEHOLDER, videos, "videos")):
+        if shown.count(place) != len(found):
+            detail = f"{where}: {shown.count(place)} {place} for {len(found)} {name}; write one for each where it goes"
+            raise Rejected(PLACEHOLDER_MISMATCH, detail)
+    left = {IMAGE_PLACEHOLDER: iter(images), VIDEO_PLACEHOLDER: iter(videos)}
+    return [next(left[place]) for place in shown]
 
 
 def pairs(turns: Sequence[tuple[str, str]], images: Sequence[ImageRef], where: str) -> list[Pair]:
@@ -35,7 +50,8 @@ def pairs(turns: Sequence[tuple[str, str]], images: Sequence[ImageRef], where: s
     questions, answers = ([text for _, text in said[start::2]] for start in (0, 1))
     if len(questions) == 1:
         return [Pair(questions[0], answers[0], tuple(images))]
-    counts = [question.count(IMAGE_PLACEHOLDER) for question in questions]
+    shown_by = [PLACEHOLDER.findall(question) for question in questions]
+    counts = [len(places) for places in shown_by]
     if sum(counts) != len(images):
         detail = f"{where}: {sum(counts)} {IMAGE_PLACEHOLDER} in {len(questions)} questions for {len(images)} images"
         raise Rejected(PLACEHOLDER_MISMATCH, detail)
@@ -44,6 +60,6 @@ def pairs(turns: Sequence[tuple[str, str]], images: Sequence[ImageRef], where: s
     at = first
     for question, answer, count in zip(questions[1:], answers[1:], counts[1:], strict=True):
         shown = (*images[:first], *images[at : at + count])
-        found.append(Pair(IMAGE_PLACEHOLDER * first + question, answer, shown))
+        found.append(Pair("".join(shown_by[0]) + question, answer, shown))
         at += count
     return found

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from amvl_core.contracts.sample import Video
 from amvl_core.data.pixels import PictureError, decode
 from amvl_core.eval.extract import Extraction, Extractor, unwrapped
 from amvl_core.eval.score import is_correct
@@ -28,7 +29,7 @@ class Question:
     `task` is its column in the published table; `part` is what an average is taken over beside it (the rotation, the
     source). Questions of one `group` are not independent; empty: it stands alone. Without `options` the answer is
     free text. `asked` is the question alone, without options and instructions, as a training set would ask it; empty:
-    it is the prompt.
+    it is the prompt. The frames of `videos` are among `images`.
     """
 
     item_id: str
@@ -40,6 +41,7 @@ class Question:
     part: str = ""
     group: str = ""
     asked: str = ""
+    videos: tuple[Video, ...] = ()
 
     def row(self, benchmark: str) -> dict[str, str]:
         """The columns of a stored prediction that are known before there is one."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, load_record
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, StoredSample, placed
+from amvl_core.contracts.sample import StoredSample, placed, shown_by_question
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.benchmark import EXACT, Benchmark, Metric, Question, SkippedQuestion, digest, mean
 
@@ -38,6 +38,7 @@ def question(sample: StoredSample) -> Question:
         # As in the score table: a source has tasks of its own, a benchmark's are known by its name.
         task=sample.task if extra else f"{sample.source}/{sample.task}",
         images=images,
+        videos=sample.videos,
         prompt=sample.question,
         answer=sample.answer,
         options=extra.get("options", {}),
@@ -59,6 +60,7 @@ def stored(asked: Question, source: str) -> StoredSample:
         step_images=(),
         answer=asked.answer,
         images=tuple(asked.images),
+        videos=tuple(asked.videos),
         extra={"options": dict(asked.options), "part": asked.part, "group": asked.group, "asked": asked.asked},
     )
 
@@ -72,12 +74,12 @@ def benchmark_name(shards: ShardReader) -> str:
 
 def with_places(sample: StoredSample) -> StoredSample:
     """With a place in the question for each of its images, which a published question may leave out."""
-    return replace(sample, question=placed(sample.question, len(question_images(sample))))
+    return replace(sample, question=placed(sample.question, len(question_images(sample)), sample.videos))
 
 
 def question_images(sample: StoredSample) -> tuple[bytes, ...]:
     """The images that the question shows; those behind them belong to the steps."""
-    return sample.images[: len(sample.images) - sum(step.count(IMAGE_PLACEHOLDER) for step in sample.steps)]
+    return sample.images[: shown_by_question(sample.images, sample.steps)]
 
 
 def benchmark(source: str) -> Benchmark:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+from amvl_core.contracts.sample import Video
 from amvl_core.data.video import Clip, VideoError, uniform
 from amvl_core.eval import lmms_eval, numerals, vlmevalkit
 from amvl_core.eval.benchmarks import files
@@ -113,6 +114,7 @@ def _question(harness: str, clip: Callable[[str, str], Clip | VideoError], file:
         answer=answer,
         options=options,
         group=video,
+        videos=(Video(FRAMES, shown.fps),),
         asked=row["question"],
     )
 

@@ -91,17 +91,22 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
     config_class = AMVLConfig
     config: AMVLConfig
 
-    def embed(self, input_ids_BT: Tensor, features: Tensor | None) -> Tensor:
-        """Token embeddings [B, T, D] with image features in the places of the image tokens."""
+    def embed(self, input_ids_BT: Tensor, images: Tensor | None, videos: Tensor | None = None) -> Tensor:
+        """Token embeddings [B, T, D] with features in the places of the tokens of images and of videos."""
         embeds_BTD: Tensor = self.get_input_embeddings()(input_ids_BT)
-        tokens = int((input_ids_BT == self.config.image_token_id).sum())
-        if tokens != (0 if features is None else len(features)):
-            found = 0 if features is None else len(features)
-            raise ValueError(f"{tokens} image tokens in the prompts, but the images have {found} features")
-        if features is None:
-            return embeds_BTD
-        mask_BT1 = (input_ids_BT == self.config.image_token_id)[..., None]
-        return embeds_BTD.masked_scatter(mask_BT1.expand_as(embeds_BTD), features.to(embeds_BTD))
+        for kind, token, features in (
+            ("image", self.config.image_token_id, images),
+            ("video", self.config.video_token_id, videos),
+        ):
+            mask_BT = input_ids_BT == token
+            tokens, found = int(mask_BT.sum()), 0 if features is None else len(features)
+            if tokens != found:
+                raise ValueError(f"{tokens} {kind} tokens in the prompts, but the {kind}s have {found} features")
+            if features is not None:
+                embeds_BTD = embeds_BTD.masked_scatter(
+                    mask_BT[..., None].expand_as(embeds_BTD), features.to(embeds_BTD)
+                )
+        return embeds_BTD
 
     @can_return_tuple
     def forward(
@@ -154,16 +159,19 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
                 **kwargs,
             )
         start = self._block_column(input_ids)
-        if pixel_values_videos is not None or (mm_encoder_outputs or {}).get("video") is not None:
-            raise ValueError("prompts with a latent block take images, not videos")
+        seen = dict(mm_encoder_outputs or {})
         if pixel_values is not None:
-            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, image_grid_thw)}
-        image = (mm_encoder_outputs or {}).get("image")
-        embeds_BTD = self.embed(input_ids, None if image is None else torch.cat(list(image.pooler_output)))
+            seen["image"] = self.get_image_features(pixel_values, image_grid_thw)
+        if pixel_values_videos is not None:
+            seen["video"] = self.get_video_features(pixel_values_videos, video_grid_thw)
+        features = {kind: torch.cat(list(found.pooler_output)) for kind, found in seen.items() if found is not None}
+        embeds_BTD = self.embed(input_ids, features.get("image"), features.get("video"))
         if position_ids is None:
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 raise ValueError("a prompt that goes on from a cache needs its position_ids")
-            position_ids = self._positions(input_ids, attention_mask, image_grid_thw, mm_token_type_ids)
+            position_ids = self._positions(
+                input_ids, attention_mask, image_grid_thw, mm_token_type_ids, video_grid_thw, second_per_grid_ts
+            )
 
         def latent(hidden_BKD: Tensor) -> Tensor:
             return self._latent(hidden_BKD, tau, latent_noise, generator)
@@ -327,13 +335,21 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         attention_mask: Tensor | None,
         image_grid_thw: Tensor | None,
         mm_token_type_ids: Tensor | None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
     ) -> Tensor:
-        """M-RoPE positions [3, B, T] (or 1-D ones where there is no image)."""
-        if image_grid_thw is not None:
+        """M-RoPE positions [3, B, T] (or 1-D ones where there is no image and no video)."""
+        if image_grid_thw is not None or video_grid_thw is not None:
             if mm_token_type_ids is None:
                 mm_token_type_ids = (input_ids == self.config.image_token_id).int()
+                mm_token_type_ids += 2 * (input_ids == self.config.video_token_id).int()
             positions, self.model.rope_deltas = self.model.get_rope_index(
-                input_ids, mm_token_type_ids, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+                input_ids,
+                mm_token_type_ids,
+                image_grid_thw=image_grid_thw,
+                video_grid_thw=video_grid_thw,
+                second_per_grid_ts=second_per_grid_ts,
+                attention_mask=attention_mask,
             )
             return positions
         if attention_mask is None:

@@ -112,7 +112,7 @@ def test_sizes_are_those_of_the_stock_image_processor_where_these_are_within_the
 @pytest.mark.parametrize("size", [(200, 1), (8, 160), (3, 3), (40, 41), (500, 300)])
 @pytest.mark.parametrize("pixels", [(1, 256), (1024, 1024), (256, 1100), (4096, 65536)])
 def test_no_image_is_larger_than_its_budget_and_it_is_counted_as_it_is(size, pixels) -> None:
-    counter, processor = TokenCounter("", 0, 8, 2), build_processor(TINY)
+    counter, processor = TokenCounter("", 0, 8, 2, 2), build_processor(TINY)
     processor.image_processor.size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
     encoded = Encoder(processor).encode(
         "s", [Segment("prompt", "<image>Q?"), Segment("answer", "A")], [picture(0, *size)]

@@ -197,7 +197,7 @@ def test_llava_json(tmp_path: Path, pack: Any) -> None:
         (llava(conversations=[]), MALFORMED_ROW),
         (llava(conversations=llava()["conversations"][::-1]), MALFORMED_ROW),
         (llava(conversations=2 * llava()["conversations"]), PLACEHOLDER_MISMATCH),
-        (llava(video="a.mp4"), MALFORMED_ROW),
+        (llava(audio="a.mp3"), MALFORMED_ROW),
         (llava(conversations=[turn | {"weight": 0} for turn in llava()["conversations"]]), MALFORMED_ROW),
         ("text", MALFORMED_ROW),
     ],

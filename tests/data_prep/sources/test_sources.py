@@ -202,7 +202,7 @@ TWICE = turns(("user", "<image>A?"), ("assistant", "a"), ("user", "B?"), ("assis
         (chat_row(messages=[TWICE[0], TWICE[0], TWICE[1], TWICE[1]]), MALFORMED_ROW),
         (chat_row(messages=TWICE[:2] + turns(("system", "Now be long."))), MALFORMED_ROW),
         (chat_row(messages=TWICE, images=[]), PLACEHOLDER_MISMATCH),
-        (chat_row(messages=turns(("user", [{"type": "video"}]), ("assistant", "a"))), MALFORMED_ROW),
+        (chat_row(messages=turns(("user", [{"type": "audio"}]), ("assistant", "a"))), MALFORMED_ROW),
         (
             chat_row(
                 messages=turns(("user", [{"type": "image"}, {"type": "image", "image": "x"}]), ("assistant", "a"))
