@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from amvl_core.data.batch import Batch
+
 
 def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log p of each label token, [N], in float32 or wider (Eq. 11).
@@ -14,6 +16,11 @@ def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     micro-batches is the mean over all tokens wherever they were placed.
     """
     return functional.cross_entropy(widen(logits_NV), labels_N, reduction="none")
+
+
+def finite_samples(batch: Batch, losses_N: Tensor) -> list[bool]:
+    """Of each sample, whether the losses of its label tokens are finite."""
+    return [bool(part.isfinite().all()) for part in losses_N.split(batch.label_counts)]
 
 
 def widen(value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.loading import load_stock
-from amvl_core.methods.losses import token_losses
+from amvl_core.methods.losses import finite_samples, token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.rows.packed import run_row
 from amvl_core.rows.spans import Span
@@ -30,7 +30,7 @@ class Sft(Method):
         logits_NV, labels_N = self.logits(batch)
         losses_N = token_losses(logits_NV, labels_N)
         loss, parts_N = losses_N.sum() / clock.num_tokens, losses_N.detach()
-        return StepOutput(loss, {"loss": loss.detach(), "ntp": loss.detach()}, lambda: _finite(batch, parts_N))
+        return StepOutput(loss, {"loss": loss.detach(), "ntp": loss.detach()}, lambda: finite_samples(batch, parts_N))
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
@@ -42,11 +42,6 @@ class Sft(Method):
         labels_N[ends] = IGNORED
         predicts_N = labels_N != IGNORED
         return model.lm_head(hidden_ND[predicts_N.to(hidden_ND.device)]), labels_N[predicts_N].to(hidden_ND.device)
-
-
-def _finite(batch: Batch, losses_N: Tensor) -> list[bool]:
-    """Of each sample, whether the losses of its label tokens are finite."""
-    return [bool(part.isfinite().all()) for part in losses_N.split(batch.label_counts)]
 
 
 METHOD = Sft

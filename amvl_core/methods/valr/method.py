@@ -18,20 +18,18 @@ from amvl_core.contracts.encoders import BASE, EncoderConfig, Patches
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
-from amvl_core.data.encode import IGNORED
 from amvl_core.encoders.base import BaseEncoder
 from amvl_core.encoders.encoder import VisionEncoder
 from amvl_core.encoders.pretrained import load_encoder
-from amvl_core.methods.losses import token_losses
-from amvl_core.methods.method import Clock, Method, StepOutput
-from amvl_core.methods.probing import Prober
+from amvl_core.methods.feedback.method import FeedbackMethod, slot_norm
+from amvl_core.methods.losses import finite_samples
+from amvl_core.methods.method import Clock, StepOutput
 from amvl_core.methods.valr.alignment import Projector, similarities, upsampled
 from amvl_core.methods.valr.config import ValrMethod
 from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration, load_valr
-from amvl_core.rows.feedback import run_fed_back
 
 
-class Valr(Method):
+class Valr(FeedbackMethod):
     """Next-token loss on what the model writes, and alignment of its slots in one layer."""
 
     model: VaLRForConditionalGeneration
@@ -47,20 +45,6 @@ class Valr(Method):
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """A VaLR model, from a checkpoint of its own or a stock Qwen2.5-VL one."""
         return load_valr(folder, processor, latent, **kwargs)
-
-    @staticmethod
-    def set_blocks(model: VaLRForConditionalGeneration, mode: str | None, steps: int | None) -> None:
-        """By the model's configuration."""
-        if mode is not None:
-            model.config.latent_mode = mode
-        model.config.latent_steps = steps
-
-    @staticmethod
-    def prober(model: VaLRForConditionalGeneration, processor: Any, method: ValrMethod) -> Prober:
-        """Its model under every change of its slots' inputs."""
-        from amvl_core.methods.valr import probes
-
-        return probes.Prober(model, processor, method)
 
     def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches]) -> None:
         """The encoders whose features have not been `computed`, and a new projector for each encoder."""
@@ -84,31 +68,10 @@ class Valr(Method):
         """The encoders."""
         return [self.encoders]
 
-    def new_token_rows(self) -> list[int]:
-        """Both markers; a slot's own embedding is never read."""
-        config = self.model.config
-        return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
-
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """The objective and its terms."""
-        slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
-        labels_N = batch.labels_N.roll(-1)
-        ends = torch.tensor(batch.lengths).cumsum(0) - 1
-        labels_N[ends] = IGNORED
-        wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
-        embeds_ND = self.embed(batch)
-        fed = run_fed_back(
-            self.backbone.text(self.model),
-            embeds_ND,
-            self.positions(batch),
-            batch.lengths,
-            slots,
-            wanted,
-            self.config.align_layer if self.projectors else None,
-            self.config.gradient_hops,
-        )
-        labels_R = labels_N[wanted].to(embeds_ND.device)
-        losses_R = token_losses(self.model.lm_head(fed.hidden_RD), labels_R)
+        tap = self.config.align_layer if self.projectors else None
+        fed, losses_R = self.fed_back(batch, self.config.gradient_hops, tap)
         ntp = losses_R.sum() / clock.num_tokens
         terms, aligned_BM = {"ntp": ntp}, losses_R.new_zeros(0, 1)
         loss = ntp
@@ -121,10 +84,7 @@ class Valr(Method):
             loss = ntp + self.config.align_weight * terms["align"]
             if len(means_M) > 1:
                 terms |= {f"align_{name}": mean for name, mean in zip(self.projectors, means_M, strict=True)}
-        with torch.no_grad():
-            norms = fed.inputs_TD.norm(dim=-1).sum() / max(1, len(fed.inputs_TD))
-            terms["slot_norm"] = norms * len(batch.lengths) / clock.num_samples
-        terms["loss"] = loss
+        terms |= {"slot_norm": slot_norm(fed.inputs_TD, batch, clock), "loss": loss}
         found = {name: value.detach() for name, value in terms.items()}
         return StepOutput(loss, found, partial(_finite, batch, losses_R.detach(), aligned_BM.detach()))
 
@@ -167,24 +127,9 @@ class Valr(Method):
 
     def reference(self, batch: Batch, clock: Clock) -> Tensor:
         """The stock model token by token through the slots, one sample at a time."""
-        from amvl_core.methods.valr.reference import one_by_one
+        from amvl_core.methods.valr.reference import objective
 
-        return one_by_one(self, batch, clock)
-
-
-def find_slots(batch: Batch, slot_token_id: int | None, num_slots: int) -> list[list[range]]:
-    """Where each sample's blocks have their slots.
-
-    A DataError names the sample with a block of another length, or with one at its very end or beginning.
-    """
-    found = []
-    for name, ids_N in zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), strict=True):
-        places = (ids_N == slot_token_id).nonzero()[:, 0].tolist()
-        blocks = [range(first, first + num_slots) for first in places[::num_slots]]
-        if places != [place for block in blocks for place in block]:
-            raise DataError(f"{name}: latent slots stand at tokens {places}, not in blocks of {num_slots}")
-        found.append(blocks)
-    return found
+        return objective(self, batch, clock)
 
 
 def shares(batch: Batch) -> list[float]:
@@ -195,7 +140,7 @@ def shares(batch: Batch) -> list[float]:
 
 def _finite(batch: Batch, losses_R: Tensor, aligned_BM: Tensor) -> list[bool]:
     """Of each sample, whether the losses of its label tokens and its blocks' similarities are finite."""
-    tokens = [bool(part.isfinite().all()) for part in losses_R.split(batch.label_counts)]
+    tokens = finite_samples(batch, losses_R)
     counts: Sequence[int] = [0] * len(tokens)
     if len(aligned_BM):
         counts = [sum(number is not None for number in sample) for sample in batch.about]

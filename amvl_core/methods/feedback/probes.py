@@ -1,4 +1,4 @@
-"""A VaLR model asked the same questions with the inputs of its slots changed: its side of the faithfulness suite.
+"""A model that feeds back asked the same questions with its slots' inputs changed: its side of the faithfulness suite.
 
 A question runs once. Behind it every variant has a block at the reply's start, whose slots are given inputs: the
 model's own states for the unchanged one. Blocks that come later run by themselves. The answer's log-likelihood and the
@@ -21,14 +21,14 @@ from transformers import DynamicCache
 
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.records import NO_BLOCK, SWAPPED, UNCHANGED
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, StoredSample
 from amvl_core.data.encode import IGNORED, Encoded, Encoder, laid_out
 from amvl_core.methods.draws import moved, normal
+from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.probing import ProbeAnswer, sums
-from amvl_core.methods.valr.config import ValrMethod
-from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration
 from amvl_core.rows.decode import Prefilled, behind, extended, greedy, prefill
 
 MARKERS = "markers alone"
@@ -74,9 +74,9 @@ class Reading:
 
 
 class Prober:
-    """A VaLR model under every change of its slots' inputs, greedy, at temperature 0."""
+    """A model that feeds back under every change of its slots' inputs, greedy, at temperature 0."""
 
-    def __init__(self, model: VaLRForConditionalGeneration, processor: Any, method: ValrMethod) -> None:
+    def __init__(self, model: FeedbackForConditionalGeneration, processor: Any, method: MethodConfig) -> None:
         self.model, self.processor, self.method = model.eval(), processor, method
         self.encoder, self.latent = Encoder(processor), LatentConfig(num_slots=model.config.num_slots)
 
@@ -105,7 +105,7 @@ class Prober:
         for item in items:
             encoded = laid_out(self.encoder, self.method, self.latent, item)
             ids_T, labels_T = torch.from_numpy(encoded.input_ids), torch.from_numpy(encoded.labels)
-            begin = int((labels_T != IGNORED).nonzero()[0])
+            begin = int(((labels_T != IGNORED) | (ids_T == c.block_start_token_id)).nonzero()[0])
             shown = item.question.count(IMAGE_PLACEHOLDER)
             if encoded.pixel_values is not None and encoded.image_grid_thw is not None and shown:
                 patches = int(encoded.image_grid_thw[:shown].prod(-1).sum())

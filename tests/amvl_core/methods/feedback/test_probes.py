@@ -15,8 +15,8 @@ from amvl_core.data.encode import IGNORED, Encoder, laid_out
 from amvl_core.eval.benchmarks.prepared import question_images
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.reference import samples, stock_hidden
+from amvl_core.methods.feedback.probes import Prober, outside_blocks, variants
 from amvl_core.methods.valr.config import ValrMethod
-from amvl_core.methods.valr.probes import Prober, outside_blocks, variants
 from tests.numerics.test_valr_generation import K, stock_twin, valr_model
 from tests.shards import sample_of
 from tests.tiny import picture
@@ -123,7 +123,7 @@ class Naive:
 @pytest.mark.parametrize("at_once", [1, 4, 100])
 def test_every_variant_is_the_stock_model_on_the_changed_sequence(at_once: int, monkeypatch) -> None:
     """In float64 no log-likelihood was further off than 2e-14 of 100."""
-    monkeypatch.setattr("amvl_core.methods.valr.probes.AT_ONCE", at_once)
+    monkeypatch.setattr("amvl_core.methods.feedback.probes.AT_ONCE", at_once)
     model, processor = valr_model(eager_marker=3.0)
     prober = Prober(model, processor, METHOD)
     asked = items()

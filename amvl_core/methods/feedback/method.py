@@ -1,0 +1,85 @@
+"""What the methods share that feed states back: their model, its markers, its prober, and the packed step.
+
+Shape suffixes: N tokens, R rows with a label.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.method import MethodConfig
+from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
+from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
+from amvl_core.methods.losses import token_losses
+from amvl_core.methods.method import Clock, Method
+from amvl_core.methods.probing import Prober
+from amvl_core.rows.feedback import FedBack, run_fed_back
+
+
+class FeedbackMethod(Method):
+    """A method whose model is a `FeedbackForConditionalGeneration`."""
+
+    model: FeedbackForConditionalGeneration
+
+    @staticmethod
+    def set_blocks(model: FeedbackForConditionalGeneration, mode: str | None, steps: int | None) -> None:
+        """By the model's configuration."""
+        if mode is not None:
+            model.config.latent_mode = mode
+        model.config.latent_steps = steps
+
+    @staticmethod
+    def prober(model: FeedbackForConditionalGeneration, processor: Any, method: MethodConfig) -> Prober:
+        """Its model under every change of its slots' inputs."""
+        from amvl_core.methods.feedback import probes
+
+        return probes.Prober(model, processor, method)
+
+    def new_token_rows(self) -> list[int]:
+        """Both markers; a slot's own embedding is never read."""
+        config = self.model.config
+        return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
+
+    def fed_back(self, batch: Batch, hops: int | None, tap: int | None = None) -> tuple[FedBack, Tensor]:
+        """The batch with its slots fed back, and the losses [R] of its label tokens; as `run_fed_back`."""
+        labels_N = next_labels(batch)
+        wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
+        slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
+        embeds_ND, positions_3N = self.embed(batch), self.positions(batch)
+        text = self.backbone.text(self.model)
+        fed = run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, tap, hops)
+        return fed, token_losses(self.model.lm_head(fed.hidden_RD), labels_N[wanted].to(embeds_ND.device))
+
+
+def slot_norm(inputs_TD: Tensor, batch: Batch, clock: Clock) -> Tensor:
+    """The mean norm of what a batch's slots are given, as its share of the global batch's mean over samples."""
+    with torch.no_grad():
+        norms = inputs_TD.norm(dim=-1).sum() / max(1, len(inputs_TD))
+        return norms * len(batch.lengths) / clock.num_samples
+
+
+def next_labels(batch: Batch) -> Tensor:
+    """The label that each row predicts, [N]."""
+    labels_N = batch.labels_N.roll(-1)
+    labels_N[torch.tensor(batch.lengths).cumsum(0) - 1] = IGNORED
+    return labels_N
+
+
+def find_slots(batch: Batch, slot_token_id: int | None, num_slots: int) -> list[list[range]]:
+    """Where each sample's blocks have their slots.
+
+    A DataError names the sample with a block of another length, or with one at its very end or beginning.
+    """
+    found = []
+    for name, ids_N in zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), strict=True):
+        places = (ids_N == slot_token_id).nonzero()[:, 0].tolist()
+        blocks = [range(first, first + num_slots) for first in places[::num_slots]]
+        if places != [place for block in blocks for place in block]:
+            raise DataError(f"{name}: latent slots stand at tokens {places}, not in blocks of {num_slots}")
+        found.append(blocks)
+    return found
