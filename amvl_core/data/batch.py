@@ -7,12 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from amvl_core.data.encode import IGNORED, Encoded
+
+
+class Visual(NamedTuple):
+    """An image or a video as a stock model takes it; `seconds` are those of a step in time, 0 of a still image."""
+
+    pixels: np.ndarray
+    grid: np.ndarray
+    seconds: float
+
+
+_NAMES = {False: ("pixel_values", "image_grid_thw"), True: ("pixel_values_videos", "video_grid_thw")}
+"""Of still images and of videos."""
+
+
+def visuals_of(sample: Encoded) -> list[Visual]:
+    """The images and videos of a sample in order."""
+    if sample.pixel_values is None or sample.image_grid_thw is None or sample.seconds is None:
+        return []
+    parts = np.split(sample.pixel_values, sample.image_grid_thw.prod(-1).cumsum()[:-1])
+    return [Visual(*one) for one in zip(parts, sample.image_grid_thw, sample.seconds.tolist(), strict=True)]
+
+
+def visual_inputs(visuals: Sequence[Visual]) -> dict[str, Tensor]:
+    """Images and videos as arguments of a stock model."""
+    inputs: dict[str, Tensor] = {}
+    for moves, (patches, grid) in _NAMES.items():
+        if own := [visual for visual in visuals if (visual.seconds > 0) is moves]:
+            inputs[patches] = torch.from_numpy(np.concatenate([visual.pixels for visual in own]))
+            inputs[grid] = torch.from_numpy(np.stack([visual.grid for visual in own]))
+            if moves:
+                inputs["second_per_grid_ts"] = torch.tensor([visual.seconds for visual in own], dtype=torch.float64)
+    return inputs
 
 
 @dataclass

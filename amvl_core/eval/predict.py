@@ -14,6 +14,7 @@ from PIL import Image
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Video, placed
+from amvl_core.data.batch import Visual, visual_inputs
 from amvl_core.data.encode import PixelBudget, chat, fitted, in_places
 from amvl_core.data.pixels import PictureError, decode
 from amvl_core.methods.loading import block_ids, load_model, method_of_model
@@ -43,21 +44,9 @@ class Prompts:
     keys: list[int]
 
 
-class _Visual(NamedTuple):
-    """An image or a video as the model takes it; `seconds` are those of a step in time, 0 of a still image."""
-
-    pixels: np.ndarray
-    grid: np.ndarray
-    seconds: float
-
-
 class _Shown(NamedTuple):
     prompt: str
-    visuals: list[_Visual]
-
-
-_NAMES = {False: ("pixel_values", "image_grid_thw"), True: ("pixel_values_videos", "video_grid_thw")}
-"""Of still images and of videos."""
+    visuals: list[Visual]
 
 
 class Answerer:
@@ -133,14 +122,7 @@ class Answerer:
             inputs["input_ids"] == token for token in (self.processor.image_token_id, self.processor.video_token_id)
         )
         inputs["mm_token_type_ids"] = is_image_BT.int() + 2 * is_video_BT.int()
-        for moves, (patches, grid) in _NAMES.items():
-            if visuals := [visual for one in asked for visual in one.visuals if (visual.seconds > 0) == moves]:
-                inputs[patches] = torch.from_numpy(np.concatenate([visual.pixels for visual in visuals]))
-                inputs[grid] = torch.from_numpy(np.stack([visual.grid for visual in visuals]))
-                if moves:
-                    inputs["second_per_grid_ts"] = torch.tensor(
-                        [visual.seconds for visual in visuals], dtype=torch.float64
-                    )
+        inputs.update(visual_inputs([visual for one in asked for visual in one.visuals]))
         keys = [_key(seed, question, group) for question, group in zip(questions, images, strict=True)]
         return Prompts(inputs, keys)
 
@@ -183,7 +165,7 @@ class Answerer:
         step, merge = (getattr(self.processor.image_processor, name) for name in ("temporal_patch_size", "merge_size"))
         seconds = [step / video.fps if video else 0.0 for video in shown]
         prompt = self.processor.repeated(text, iter(int(grid.prod()) // merge**2 for grid in grids))
-        return _Shown(prompt, [_Visual(*one) for one in zip(parts, grids, seconds, strict=True)])
+        return _Shown(prompt, [Visual(*one) for one in zip(parts, grids, seconds, strict=True)])
 
 
 def _key(seed: int, question: str, images: Sequence[bytes]) -> int:

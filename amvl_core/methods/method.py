@@ -144,7 +144,7 @@ class Method(nn.Module, ABC):
             grid, seconds = (
                 None if x is None or not count else x[own] for x in (batch.image_grid_thw, batch.seconds_I)
             )
-            parts.append(_positions(self.backbone, self.model, ids_N, grid, seconds))
+            parts.append(sample_positions(self.backbone, self.model, ids_N, grid, seconds))
         return torch.cat(parts, 1).to(self.model.get_input_embeddings().weight.device)
 
     def _check_images(self, batch: Batch) -> None:
@@ -160,7 +160,9 @@ class Method(nn.Module, ABC):
                 raise DataError(f"{name}: {tokens} image tokens, but its images have {features} features")
 
 
-def _positions(base: Backbone, model: Any, ids_N: Tensor, grid_I3: Tensor | None, seconds_I: Tensor | None) -> Tensor:
+def sample_positions(
+    base: Backbone, model: Any, ids_N: Tensor, grid_I3: Tensor | None, seconds_I: Tensor | None
+) -> Tensor:
     """Positions [3, N] of one sample with its images and videos in order."""
     if grid_I3 is None or seconds_I is None:
         return base.positions(model, ids_N[None], grid_I3)[:, 0]

@@ -23,11 +23,13 @@ from amvl_core.backbones.backbone import backbone_of
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.records import NO_BLOCK, SWAPPED, UNCHANGED
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, StoredSample
+from amvl_core.contracts.sample import PLACEHOLDER, StoredSample
+from amvl_core.data.batch import Visual, visual_inputs, visuals_of
 from amvl_core.data.encode import IGNORED, Encoded, Encoder, laid_out
 from amvl_core.methods.draws import moved, normal
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.losses import token_losses
+from amvl_core.methods.method import sample_positions
 from amvl_core.methods.probing import ProbeAnswer, sums
 from amvl_core.rows.decode import Prefilled, behind, extended, greedy, prefill
 
@@ -56,8 +58,7 @@ class Reply:
     ids_M: Tensor
     labels_M: Tensor
     positions_3M: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
+    visuals: list[Visual]
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,13 @@ class Prober:
     def read(self, items: Sequence[StoredSample]) -> Reading:
         """Runs the questions, and behind each the unchanged block as far as the last slot's input."""
         c, device = self.model.config, self.model.device
-        prompts, replies, plain, pixels, grids = [], [], [], [], []
+        prompts, replies, plain, visuals = [], [], [], []
         for item in items:
             encoded = laid_out(self.encoder, self.method, self.latent, item)
             ids_T, labels_T = torch.from_numpy(encoded.input_ids), torch.from_numpy(encoded.labels)
             begin = int(((labels_T != IGNORED) | (ids_T == c.block_start_token_id)).nonzero()[0])
-            shown = item.question.count(IMAGE_PLACEHOLDER)
-            if encoded.pixel_values is not None and encoded.image_grid_thw is not None and shown:
-                patches = int(encoded.image_grid_thw[:shown].prod(-1).sum())
-                pixels.append(torch.from_numpy(encoded.pixel_values[:patches]))
-                grids.append(torch.from_numpy(encoded.image_grid_thw[:shown]))
+            shown = len(PLACEHOLDER.findall(item.question))
+            visuals += visuals_of(encoded)[:shown]
             prompts.append(ids_T[:begin])
             outside_T = outside_blocks(ids_T, c.block_start_token_id, c.block_end_token_id)
             first = begin
@@ -124,8 +122,7 @@ class Prober:
         pad = self.processor.tokenizer.pad_token_id
         mask = pad_sequence([torch.ones_like(ids_T) for ids_T in prompts], True, 0, "left")
         inputs = {"input_ids": pad_sequence(prompts, True, pad, "left"), "attention_mask": mask}
-        if pixels:
-            inputs |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids)}
+        inputs |= visual_inputs(visuals)
         start = prefill(self.model, {name: value.to(device) for name, value in inputs.items()})
         block = torch.tensor([c.block_start_token_id, *c.slot_token_ids[1:]], device=device).expand(len(items), -1)
         inputs_BKD = behind(self.model, start, torch.ones_like(block, dtype=torch.bool), input_ids=block)
@@ -134,16 +131,11 @@ class Prober:
 
     def _reply(self, encoded: Encoded, prompt_T: Tensor, ids_M: Tensor, labels_M: Tensor, shown: int) -> Reply:
         """`ids_M` behind the prompt, whose images are the first `shown` ones."""
-        pixels = grid = every = None
-        if encoded.image_grid_thw is not None and encoded.pixel_values is not None:
-            every = torch.from_numpy(encoded.image_grid_thw)
-            if len(every) > shown:
-                patches = int(every[:shown].prod(-1).sum())
-                pixels, grid = torch.from_numpy(encoded.pixel_values[patches:]), every[shown:]
-        whole_1T = torch.cat([prompt_T, ids_M])[None]
-        positions_3T = backbone_of(self.model).positions(self.model, whole_1T, every)[:, 0]
-        before, own_3M = positions_3T[:, : len(prompt_T)], positions_3T[:, len(prompt_T) :]
-        return Reply(ids_M, labels_M, own_3M - before.amax() - 1, pixels, grid)
+        grid, seconds = (None if x is None else torch.from_numpy(x) for x in (encoded.image_grid_thw, encoded.seconds))
+        whole_T = torch.cat([prompt_T, ids_M])
+        positions_3T = sample_positions(backbone_of(self.model), self.model, whole_T, grid, seconds)
+        last, own_3M = positions_3T[:, len(prompt_T) - 1].amax(), positions_3T[:, len(prompt_T) :]
+        return Reply(ids_M, labels_M, own_3M - last - 1, visuals_of(encoded)[shown:])
 
     def _answers(
         self, items: Sequence[StoredSample], reading: Reading, chosen: Sequence[Variant], max_new_tokens: int
@@ -185,10 +177,8 @@ class Prober:
         labels_BM = pad_sequence([reply.labels_M for reply in replies], True, IGNORED).to(device)
         places_BM3 = pad_sequence([reply.positions_3M.T for reply in replies], True).to(device)
         inputs = {"input_ids": ids_BM, "position_ids": places_BM3.permute(2, 0, 1) + start.position_B[:, None]}
-        pixels = [reply.pixel_values for reply in replies if reply.pixel_values is not None]
-        grids = [reply.image_grid_thw for reply in replies if reply.image_grid_thw is not None]
-        if pixels:
-            inputs |= {"pixel_values": torch.cat(pixels).to(device), "image_grid_thw": torch.cat(grids).to(device)}
+        shown = visual_inputs([visual for reply in replies for visual in reply.visuals])
+        inputs |= {name: value.to(device) for name, value in shown.items()}
         hidden_BMD = behind(self.model, start, torch.ones_like(ids_BM, dtype=torch.bool), **inputs)
         start.cache.crop(-ids_BM.shape[1])
         row_N, place_N = (labels_BM != IGNORED).nonzero(as_tuple=True)
