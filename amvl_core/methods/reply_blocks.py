@@ -10,7 +10,7 @@ from pydantic import Field
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, STEP_END, Segment, StoredSample, reply
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, STEP_END, Segment, StoredSample, reply, shown_by_question
 
 LATENT_START = "<latent>"
 LATENT_END = "</latent>"
@@ -49,7 +49,7 @@ class ReplyBlocks(MethodConfig):
     def shown(self, sample: StoredSample) -> list[int]:
         """The images in the sequence: where blocks take the place of steps' images, those of the question alone."""
         interleaved = self._places(sample) == "interleaved"
-        return list(range(_in_question(sample) if interleaved else len(sample.images)))
+        return list(range(shown_by_question(sample.images, sample.steps) if interleaved else len(sample.images)))
 
     def added_tokens(self, latent: LatentConfig) -> int:
         """Slots and markers of as many blocks as there may be."""
@@ -89,7 +89,7 @@ class ReplyBlocks(MethodConfig):
 
     def _interleaved(self, sample: StoredSample, latent: LatentConfig) -> Iterator[Segment]:
         """A block in the place of each image that a step shows: the image is its target, and leaves the input."""
-        first = image = _in_question(sample)
+        first = image = shown_by_question(sample.images, sample.steps)
         for step in sample.steps:
             text, *others = f"{step}{STEP_END}".split(IMAGE_PLACEHOLDER)
             yield from _written(text)
@@ -99,11 +99,6 @@ class ReplyBlocks(MethodConfig):
                 yield from _written(text)
                 image += 1
         yield Segment("answer", sample.answer)
-
-
-def _in_question(sample: StoredSample) -> int:
-    """How many of a sample's images its question shows; a video's frames count each."""
-    return sample.question.count(IMAGE_PLACEHOLDER) + sum(video.frames for video in sample.videos)
 
 
 def _only(sample: StoredSample) -> int | None:

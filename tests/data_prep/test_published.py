@@ -14,6 +14,7 @@ from amvl_core.contracts.config import BenchmarkSource, RunConfig
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord, load_record
+from amvl_core.contracts.sample import Video
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question
@@ -141,3 +142,25 @@ def test_a_large_image_counts_as_many_tokens_as_the_budget_allows(tmp_path: Path
         tokens.append(ShardReader(record, "test").column("num_tokens")[0])
     assert 0.9 < (tokens[1] - tokens[0]) / ((512**2 - 256**2) / 16**2) <= 1.0
     assert len(names) == 2
+
+
+def test_a_video_is_shown_as_one_or_as_images_and_counted_as_it_is_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    published.vsi_bench(folder)
+    source = BenchmarkSource(name="vsi_bench", uri=str(folder))
+    records = {}
+    for shown in ("video", "images"):
+        settings = config().model_dump(mode="json")
+        settings["evaluation"]["video"] = shown
+        asked = RunConfig.model_validate(settings)
+        records[shown] = read(asked, source, str(tmp_path / shown), lambda _: None)
+        assert fingerprint(asked, source) == records[shown].fingerprint
+    assert records["video"].fingerprint != records["images"].fingerprint
+    readers = {shown: ShardReader(record, "test") for shown, record in records.items()}
+    # 40 frames at 10 a second are 4 seconds, of which 32 are kept.
+    assert readers["video"][0].videos == (Video(32, 8.0),) and readers["images"][0].videos == ()
+    assert len(readers["video"][0].images) == len(readers["images"][0].images) == 32
+    # Frames of 64 x 48 pixels are 4 x 3 tokens of 16 x 16; 16 pairs of them in one place, or 32 in places of their own.
+    tokens = {shown: int(reader.column("num_tokens")[0]) for shown, reader in readers.items()}
+    assert tokens["images"] - tokens["video"] == 32 * (12 + 2) - (16 * 12 + 2)
