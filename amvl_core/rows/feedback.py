@@ -22,8 +22,9 @@ from torch import Tensor
 
 from amvl_core.backbones.backbone import TextStack
 from amvl_core.rows.attention import Context
+from amvl_core.rows.deferred import DeferredWeightGradients
 from amvl_core.rows.packed import run_row
-from amvl_core.rows.spans import Piece, Span
+from amvl_core.rows.spans import Piece, Span, of_one_row
 
 
 class FedBack(NamedTuple):
@@ -83,6 +84,7 @@ class _Run:
         self.starts = [0, *accumulate(lengths)]
         self.places, self.wanted = slots, set(wanted)
         self.before: list[Context] = []
+        self.deferred = DeferredWeightGradients()
         self.chains: list[list[Piece]] = [[] for _ in lengths]
         self.edges = [_edges(length, own) for length, own in zip(lengths, slots, strict=True)]
         self.read: list[tuple[list[int], Tensor]] = []
@@ -135,7 +137,8 @@ class _Run:
         """Runs a packed row; its spans go on their samples' chains."""
         taps = {} if tap is None else {tap: range(len(rows))}
         positions_3N = self._of(self.positions_3N, rows, 1)
-        hidden_RD, context = run_row(self.text, inputs_ND, positions_3N, spans, self.before, taps)
+        around = self.deferred if of_one_row(spans) else None
+        hidden_RD, context = run_row(self.text, inputs_ND, positions_3N, spans, self.before, taps, around)
         for number, (sample, span) in enumerate(zip(samples, spans, strict=True)):
             self.chains[sample].append(Piece(len(self.before), number, 0, span.rows))
         self.before.append(context)

@@ -13,6 +13,7 @@ Shape suffixes: N rows, R rows that go on, T tapped rows, H heads, G key-value h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -32,6 +33,7 @@ def run_row(
     spans: Sequence[Span],
     before: Sequence[Context] = (),
     taps: Mapping[int, Sequence[int]] | None = None,
+    around: AbstractContextManager[Any] | None = None,
 ) -> tuple[Tensor, Context]:
     """Final hidden states of the rows that are read, [R, D], after the last norm; and the row as a context.
 
@@ -41,6 +43,8 @@ def run_row(
 
     `taps` names, for a layer, rows of this row; their hidden states behind it, [T, D], are in the context's `tapped`.
     Layers count as in Hugging Face's `hidden_states`: 0 are the embeddings, the last one is behind the last norm.
+
+    `around` is entered for each layer, also where it is run again in backward.
     """
     if sum(span.rows for span in spans) != len(embeds_ND):
         raise ValueError(f"the spans have {sum(span.rows for span in spans)} rows, the embeddings {len(embeds_ND)}")
@@ -53,7 +57,7 @@ def run_row(
         if number in taps:
             tapped[number] = _picked(hidden_ND, taps[number])
         now = at_the_end if number == depth - 1 else everywhere
-        arguments = (text, layer, hidden_ND, rope, now, now.earlier(number))
+        arguments = (text, layer, hidden_ND, rope, now, now.earlier(number), around or nullcontext())
         if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
             hidden_ND, key_values = checkpoint(_run_layer, *arguments, use_reentrant=False)
         else:
@@ -79,9 +83,22 @@ def _picked(hidden_ND: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _run_layer(
-    text: TextStack, layer: Any, hidden_ND: Tensor, rope: Rope, plan: Plan, earlier: list[KeyValues]
+    text: TextStack,
+    layer: Any,
+    hidden_ND: Tensor,
+    rope: Rope,
+    plan: Plan,
+    earlier: list[KeyValues],
+    around: AbstractContextManager[Any],
 ) -> tuple[Tensor, KeyValues]:
     """One decoder layer over a row, [R, D], by its stock modules; and the row's keys and values."""
+    with around:
+        return _layer(text, layer, hidden_ND, rope, plan, earlier)
+
+
+def _layer(
+    text: TextStack, layer: Any, hidden_ND: Tensor, rope: Rope, plan: Plan, earlier: list[KeyValues]
+) -> tuple[Tensor, KeyValues]:
     normed_ND = text.normed(layer, hidden_ND)
     own = KeyValues(*text.keys_values(layer, normed_ND, rope))
     if len(plan.rows) < len(hidden_ND):
