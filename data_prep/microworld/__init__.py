@@ -2,14 +2,14 @@
 
 Sample number `i` depends on (seed, split, tasks, difficulty, i) alone, so blocks can be generated anywhere in any
 order. Per task the answers are equally frequent. A task of dependent steps is one task for each number of steps
-(`chain/5`), so a score table has its accuracy by difficulty. What an image shows belongs either to train or to test, whatever the seed.
+(`chain_5`), so a score table has its accuracy by difficulty. What an image shows belongs either to train or to test,
+whatever the seed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import partial
 from random import Random
 
 from amvl_core.contracts.config import MicroworldSource, MicroworldTask
@@ -27,7 +27,8 @@ def count(source: MicroworldSource, split: Split) -> int:
     """How many samples a split has. Raises ConfigError where no task, or one task twice, is asked for."""
     if not source.tasks or len(set(source.tasks)) < len(source.tasks):
         raise ConfigError(
-            f"microworld: tasks is {list(source.tasks)}; name at least one of {', '.join([*TASKS, *DEPENDENT])}, each once"
+            f"microworld: tasks is {list(source.tasks)}; "
+            f"name at least one of {', '.join([*TASKS, *DEPENDENT])}, each once"
         )
     return source.train if split == "train" else source.test
 
@@ -64,8 +65,9 @@ def _task(source: MicroworldSource, kind: MicroworldTask, number: int) -> tuple[
         return kind, TASKS[kind], number
     low, high = source.difficulty
     number, more = divmod(number, high - low + 1)
+    moves = low + more
     answers, scene = DEPENDENT[kind]
-    return f"{kind}/{low + more}", Task(answers, partial(scene, moves=low + more)), number
+    return f"{kind}_{moves}", Task(answers, lambda rng, answer: scene(rng, answer, moves)), number
 
 
 def _scene(seed: int, split: Split, name: str, task: Task, number: int) -> Scene:

@@ -77,9 +77,10 @@ def main() -> None:
             parser.error(f"format {form!r} is unknown; choose one of {', '.join(FORMS)}")
         export(source, form, Path(folder))
         return
-    samples = sorted(generate(source, "train"), key=lambda sample: tasks.index(sample.task.split("/")[0]))
+    samples = list(generate(source, "train"))
+    by_task = [sample for turn in range(len(tasks)) for sample in samples[turn :: len(tasks)]]
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    sheet(samples).save(options.sheet, optimize=True)
+    sheet(by_task).save(options.sheet, optimize=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from random import Random
 
 from PIL import Image, ImageDraw
 
-from amvl_core.contracts.config import DependentTask
+from amvl_core.contracts.config import MicroworldTask
 from amvl_core.contracts.sample import Region
 from data_prep.microworld import draw
 from data_prep.microworld.draw import CELL, OVERSAMPLE, PAPERS, RGB, SIZE
@@ -90,13 +90,13 @@ FORMS = _forms()
 def chain(rng: Random, answer: str, moves: int) -> Scene:
     """Which colour is reached: each of 12 cells is named by its upper half, and its lower half names the next cell.
 
-    The cells are a permutation of the colours, so every colour is a next one once. The way has no repetition, but
-    that it may end where it began.
+    The cells are a permutation of the colours, so every colour is the next one once. The way repeats no colour, but it
+    may end where it began. So the first cell of several rules one colour out, and leaves 11.
     """
     start = rng.choice(CHAIN_COLOURS)
     others = [name for name in CHAIN_COLOURS if name not in (start, answer)]
     way = [start, *rng.sample(others, moves - 1), answer]
-    following = dict(zip(way, way[1:], strict=False))
+    following = dict(pairwise(way))
     left = [name for name in CHAIN_COLOURS if name not in following]
     following |= zip(left, rng.sample([name for name in CHAIN_COLOURS if name not in way[1:]], len(left)), strict=True)
     cells = dict(zip(CHAIN_COLOURS, rng.sample(CELLS, len(CHAIN_COLOURS)), strict=True))
@@ -116,7 +116,7 @@ def path(rng: Random, answer: str, moves: int) -> Scene:
 
     Of the cells of an odd number of moves each of 8 colours names one; of those of an even number, all but the ball's.
     """
-    trail = _trail(rng)
+    trail = rng.choice(_trails())
     names = [""] * len(CELLS)
     for parity in (0, 1):
         at = [move for move in CELLS if move % 2 == parity]
@@ -189,13 +189,13 @@ def tally(rng: Random, answer: str, moves: int) -> Scene:
     )
 
 
-DEPENDENT: dict[DependentTask, tuple[tuple[str, ...], Callable[[Random, str, int], Scene]]] = {
+DEPENDENT: dict[MicroworldTask, tuple[tuple[str, ...], Callable[[Random, str, int], Scene]]] = {
     "chain": (CHAIN_COLOURS, chain),
     "path": (EIGHT_COLOURS, path),
     "turn": (EIGHT_COLOURS, turn),
     "tally": (tuple(map(str, range(MODULUS))), tally),
 }
-"""The possible answers of each task, equally frequent, and how a scene with an answer and a number of steps is drawn."""
+"""Of each task the answers, equally frequent, and how a scene with an answer and a number of steps is drawn."""
 
 
 def _scene(
@@ -222,14 +222,13 @@ def _region(label: str, cell: int) -> Region:
     return Region(label, (x, y, x + CELL, y + CELL))
 
 
-def _trail(rng: Random) -> list[int]:
-    """A way through all cells, each once, with steps to neighbours."""
-    while True:
-        trail = [rng.choice(CELLS)]
-        while ways := [cell for cell in _neighbours(trail[-1]) if cell not in trail]:
-            trail.append(rng.choice(ways))
-        if len(trail) == len(CELLS):
-            return trail
+@cache
+def _trails() -> list[list[int]]:
+    """The 552 ways through all cells, each once, with steps to neighbours."""
+    trails = [[cell] for cell in CELLS]
+    for _ in CELLS[1:]:
+        trails = [[*trail, cell] for trail in trails for cell in _neighbours(trail[-1]) if cell not in trail]
+    return trails
 
 
 def _neighbours(cell: int) -> list[int]:
@@ -252,7 +251,7 @@ def _corridor(trail: Sequence[int], names: Sequence[str]) -> Image.Image:
     """The maze that is open along `trail` only, the ball in its first cell, a colour in each other."""
     sides = {1: draw.EAST, -1: draw.WEST, SIDE: draw.SOUTH, -SIDE: draw.NORTH}
     openings = [0] * len(CELLS)
-    for a, b in zip(trail, trail[1:], strict=False):
+    for a, b in pairwise(trail):
         openings[a] |= sides[b - a]
         openings[b] |= sides[a - b]
     image = draw.maze(openings, trail[0], {})
