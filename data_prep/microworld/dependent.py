@@ -5,7 +5,8 @@ result: `Three: blue.` Every cell is 16 x 16 pixels, one visual token of the tin
 whatever the difficulty.
 
 Chance, the accuracy of the best guess from the question alone, at every difficulty:
-chain 1/12, path 1/8, turn 1/7 (of 8 colours, never the one it starts with), tally 1/5.
+chain 1/12, path 1/8, turn 1/7 (of 8 colours, never the one that it starts with), tally 1/5. What a look at the image
+rules out without taking steps is in docs/microworld.md.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def chain(rng: Random, answer: str, moves: int) -> Scene:
 def path(rng: Random, answer: str, moves: int) -> Scene:
     """Which colour a ball reaches in a corridor that leads through all 16 cells, beginning at one of its ends.
 
-    Of the cells of an odd number of moves each of 8 colours names one; of those of an even number, all but the ball's.
+    Of the 8 cells that an odd number of moves reaches each has another colour; so do the 7 of an even number.
     """
     trail = rng.choice(_trails())
     names = [""] * len(CELLS)

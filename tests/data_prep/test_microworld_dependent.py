@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from amvl_core.contracts.config import DEPENDENT_TASKS, DependentTask, MicroworldSource
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep import microworld, pipeline
+from data_prep.microworld import __main__ as command_line
 from data_prep.microworld.export import FORMS, export
 from data_prep.sources import detect
 from tests.data_prep.sources.reading import converted
@@ -259,3 +260,13 @@ def test_exported_samples_keep_their_difficulty(form: str, tmp_path: Path) -> No
     read = [(sample.task, sample.steps, sample.answer) for sample in converted(detect(str(tmp_path / "x")))]
     generated = [sample for split in ("train", "test") for sample in microworld.generate(source, split)]
     assert sorted(read) == sorted((sample.task, sample.steps, sample.answer) for sample in generated)
+
+
+def test_the_sheet_of_the_documentation_is_what_the_command_draws(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["microworld", "--dependent", "--sheet", str(tmp_path / "sheet.png")])
+    command_line.main()
+    stored = Path(__file__).parents[2] / "docs" / "images" / "microworld-dependent.png"
+    shown, drawn = (np.asarray(Image.open(path)) for path in (stored, tmp_path / "sheet.png"))
+    assert np.array_equal(shown, drawn)
