@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amvl_core.contracts import records, storage
-from amvl_core.contracts.config import BenchmarkSource, MicroworldSource, ModelConfig, RunConfig, Source
+from amvl_core.contracts.config import (
+    DEPENDENT_TASKS,
+    BenchmarkSource,
+    MicroworldSource,
+    ModelConfig,
+    RunConfig,
+    Source,
+)
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
@@ -95,6 +102,8 @@ def _source_fingerprints(config: RunConfig) -> list[str]:
 
 def _source_identity(source: Source) -> dict[str, Any]:
     fields = source.model_dump(mode="json")
+    if isinstance(source, MicroworldSource) and not set(source.tasks) & set(DEPENDENT_TASKS):
+        del fields["difficulty"]  # nothing depends on it
     uri = fields.pop("uri", None)
     return fields if uri is None else {**fields, "content": content_identity(uri)}
 

@@ -18,8 +18,14 @@ from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig, configurations
 
-MicroworldTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
-MICROWORLD_TASKS: tuple[MicroworldTask, ...] = get_args(MicroworldTask)
+_ShortTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
+DependentTask = Literal["chain", "path", "turn", "tally"]
+"""Tasks of dependent steps, whose number is the difficulty."""
+MicroworldTask = _ShortTask | DependentTask
+MICROWORLD_TASKS: tuple[MicroworldTask, ...] = get_args(_ShortTask)
+"""What `MicroworldSource` draws unless told otherwise."""
+DEPENDENT_TASKS: tuple[DependentTask, ...] = get_args(DependentTask)
+MAX_DIFFICULTY = 8
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -31,9 +37,22 @@ class MicroworldSource(Frozen):
 
     kind: Literal["microworld"] = "microworld"
     tasks: tuple[MicroworldTask, ...] = MICROWORLD_TASKS
+    difficulty: tuple[int, int] = Field(
+        (1, MAX_DIFFICULTY), description="fewest and most steps of chain, path, turn and tally, evenly spread"
+    )
     train: int = Field(8000, ge=0, description="training samples, spread evenly over the tasks")
     test: int = Field(800, ge=0, description="test samples; no test image is a training image")
     seed: Seed = 0
+
+    @field_validator("difficulty")
+    @classmethod
+    def _within(cls, difficulty: tuple[int, int]) -> tuple[int, int]:
+        low, high = difficulty
+        if not 1 <= low <= high <= MAX_DIFFICULTY:
+            raise ValueError(
+                f"{list(difficulty)} is no range: give the fewest and the most steps, 1 to {MAX_DIFFICULTY}"
+            )
+        return difficulty
 
 
 class ArchiveSource(Frozen):

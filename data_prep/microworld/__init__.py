@@ -1,7 +1,9 @@
 """Microworld: generated images with questions, reasoning steps, regions and answers, all from a seed.
 
-Sample number `i` depends on (seed, split, tasks, i) alone, so blocks can be generated anywhere in any order. Per task
-the answers are equally frequent. What an image shows belongs either to train or to test, whatever the seed.
+Sample number `i` depends on (seed, split, tasks, difficulty, i) alone, so blocks can be generated anywhere in any
+order. Per task the answers are equally frequent. A task of dependent steps is one task for each number of steps
+(`chain_5`), so a score table has its accuracy by difficulty. What an image shows belongs either to train or to test,
+whatever the seed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from amvl_core.contracts.config import MicroworldSource, MicroworldTask
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from data_prep.microworld import draw
-from data_prep.microworld.scene import Scene
+from data_prep.microworld.dependent import DEPENDENT
+from data_prep.microworld.scene import Scene, Task
 from data_prep.microworld.tasks import TASKS
 
 __all__ = ["count", "generate"]
@@ -24,7 +27,8 @@ def count(source: MicroworldSource, split: Split) -> int:
     """How many samples a split has. Raises ConfigError where no task, or one task twice, is asked for."""
     if not source.tasks or len(set(source.tasks)) < len(source.tasks):
         raise ConfigError(
-            f"microworld: tasks is {list(source.tasks)}; name at least one of {', '.join(TASKS)}, each once"
+            f"microworld: tasks is {list(source.tasks)}; "
+            f"name at least one of {', '.join([*TASKS, *DEPENDENT])}, each once"
         )
     return source.train if split == "train" else source.test
 
@@ -40,13 +44,13 @@ def generate(source: MicroworldSource, split: Split, start: int = 0, stop: int |
 
 def _sample(source: MicroworldSource, split: Split, index: int) -> Conversation:
     number, turn = divmod(index, len(source.tasks))
-    task = source.tasks[turn]
-    scene = _scene(source.seed, split, task, number)
+    name, task, number = _task(source, source.tasks[turn], number)
+    scene = _scene(source.seed, split, name, task, number)
     return Conversation(
         sample_id=f"microworld/{split}/{index:06d}",
         source="microworld",
         split=split,
-        task=task,
+        task=name,
         images=(draw.png(scene.render()),),
         question=f"{IMAGE_PLACEHOLDER}{scene.question}",
         steps=scene.steps,
@@ -55,14 +59,24 @@ def _sample(source: MicroworldSource, split: Split, index: int) -> Conversation:
     )
 
 
-def _scene(seed: int, split: Split, task: MicroworldTask, number: int) -> Scene:
+def _task(source: MicroworldSource, kind: MicroworldTask, number: int) -> tuple[str, Task, int]:
+    """What scene `number` of a kind of task is: a task, its name in score tables, and which of its scenes."""
+    if kind in TASKS:
+        return kind, TASKS[kind], number
+    low, high = source.difficulty
+    number, more = divmod(number, high - low + 1)
+    moves = low + more
+    answers, scene = DEPENDENT[kind]
+    return f"{kind}_{moves}", Task(answers, lambda rng, answer: scene(rng, answer, moves)), number
+
+
+def _scene(seed: int, split: Split, name: str, task: Task, number: int) -> Scene:
     """Scene `number` of a task: its answer is fixed first, then scenes are drawn until one belongs to the split."""
-    answers = TASKS[task].answers
-    round_, turn = divmod(number, len(answers))
-    answer = _rng(seed, split, task, "answers", round_).sample(answers, len(answers))[turn]
-    rng = _rng(seed, split, task, "scene", number)
+    round_, turn = divmod(number, len(task.answers))
+    answer = _rng(seed, split, name, "answers", round_).sample(task.answers, len(task.answers))[turn]
+    rng = _rng(seed, split, name, "scene", number)
     while True:
-        scene = TASKS[task].scene(rng, answer)
+        scene = task.scene(rng, answer)
         if _split_of(scene) == split:
             return scene
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import ValidationError
 
-from amvl_core.contracts.config import MICROWORLD_TASKS, MicroworldSource
+from amvl_core.contracts.config import DEPENDENT_TASKS, MICROWORLD_TASKS, MicroworldSource
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
 from data_prep.microworld import generate
 from data_prep.microworld.draw import SIZE
@@ -53,17 +53,22 @@ def main() -> None:
     """Reads the command line and writes the sheet or the data set."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.microworld", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--sheet", type=Path, metavar="FILE", help="image file to write: two samples of every task")
+    what.add_argument("--sheet", type=Path, metavar="FILE", help="image file to write: some samples of every task")
     what.add_argument(
         "--export", nargs=2, metavar=("FORMAT", "FOLDER"), help=f"data set to write, as {', '.join(FORMS)}"
+    )
+    parser.add_argument(
+        "--dependent", action="store_true", help="the tasks of dependent steps (docs/microworld.md), not the others"
     )
     parser.add_argument("--train", type=int, default=8000, help="training samples to export")
     parser.add_argument("--test", type=int, default=800, help="test samples to export")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    train = options.train if options.export else 2 * len(MICROWORLD_TASKS)
+    tasks = DEPENDENT_TASKS if options.dependent else MICROWORLD_TASKS
+    # Of a task of dependent steps the sheet shows 1, 2, 3 and 4 steps, of another two samples.
+    train = options.train if options.export else len(tasks) * (4 if options.dependent else 2)
     try:
-        source = MicroworldSource(train=train, test=options.test, seed=options.seed)
+        source = MicroworldSource(tasks=tasks, train=train, test=options.test, seed=options.seed)
     except ValidationError as error:
         parser.error("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors()))
     if options.export:
@@ -72,9 +77,10 @@ def main() -> None:
             parser.error(f"format {form!r} is unknown; choose one of {', '.join(FORMS)}")
         export(source, form, Path(folder))
         return
-    samples = sorted(generate(source, "train"), key=lambda sample: MICROWORLD_TASKS.index(sample.task))
+    samples = list(generate(source, "train"))
+    by_task = [sample for turn in range(len(tasks)) for sample in samples[turn :: len(tasks)]]
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    sheet(samples).save(options.sheet, optimize=True)
+    sheet(by_task).save(options.sheet, optimize=True)
 
 
 if __name__ == "__main__":
