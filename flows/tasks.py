@@ -25,7 +25,7 @@ from amvl_core.contracts.records import (
     remove_resume_state,
     save_record,
 )
-from flows import checks, report
+from flows import checks, intake, report
 from flows.environment import MLFLOW_URL
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
 from flows.reporter import Reporter
@@ -60,7 +60,14 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     tracker.text("tables/drop_reasons.md", report.markdown_table(rows))
     for name in ("report.html", "report.json"):
         tracker.text(f"data/{name}", storage.read_bytes(storage.join(record.uri, name)).decode())
+    log = get_run_logger()
+    for line in intake.lines(record):
+        log.info("%s", line)
+    for line in intake.warnings(record.reports):
+        log.warning("%s", line)
     record.check_test_split()  # now, not after all training
+    if not config.data.accept_losses:
+        intake.check(record)
     return record
 
 

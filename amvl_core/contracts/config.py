@@ -177,6 +177,12 @@ class DataConfig(Frozen):
     max_tokens: int = Field(4096, ge=16, description="a longer sample is dropped and counted")
     drop_duplicates: bool = Field(True, description="keep the first of training samples that are (nearly) the same")
     drop_contaminated: bool = Field(True, description="drop training samples that give away a test sample")
+    accept_losses: bool = Field(
+        False,
+        description="train though more than half of a source's rows of a split were dropped, or fewer than 30 test "
+        "rows are left. Duplicates and contaminated samples are no losses: what they say is still in the dataset, or "
+        "must not be, and data.drop_duplicates and data.drop_contaminated ask for it",
+    )
     rows_per_shard: int = Field(
         1024, ge=1, description="rows of a source that become one shard, and are redone together"
     )

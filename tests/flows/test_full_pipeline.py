@@ -27,7 +27,7 @@ from tests.amvl_core.eval.benchmarks import published
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
-    '--param=data={"sources": [{"kind": "microworld", "train": 64, "test": 16}]}',
+    '--param=data={"sources": [{"kind": "microworld", "train": 64, "test": 16}], "accept_losses": true}',
     "--param=cluster.num_workers=1",
     "--param=trainer.log_every=1",
     *(
@@ -251,7 +251,7 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     before = checkout.records()
     stage = {"steps": 2, "global_batch": 8, "micro_tokens": 512}
     given = {
-        "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
+        "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}], "accept_losses": True},
         "cluster": {"num_workers": 1},
         "trainer": {"log_every": 1},
         "evaluation": {"benchmarks": checkout.benchmarks},
@@ -277,7 +277,7 @@ def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
 
     stage = {"steps": 2, "global_batch": 8, "micro_tokens": 512}
     given = {
-        "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}]},
+        "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}], "accept_losses": True},
         "cluster": {"num_workers": 1},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
         "evaluation": {"benchmarks": checkout.benchmarks},  # training samples are compared with them
