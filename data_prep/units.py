@@ -102,6 +102,7 @@ class Tally:
     target_tokens: Counter[int] = field(default_factory=Counter)
 
     def drop(self, sample_id: str, drop: Drop) -> None:
+        """Counts a sample that is not kept, and keeps the first as examples."""
         self.dropped[drop.reason] += 1
         if self.dropped[drop.reason] <= EXAMPLES_PER_REASON:
             example = DroppedExample(sample_id=sample_id, detail=drop.detail)

@@ -1,9 +1,12 @@
 """What came in: kept and dropped rows for people to read, and losses that a run warns of or stops at."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.answer_length import max_new_tokens
+from amvl_core.contracts.config import RunConfig, override
+from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.records import DatasetRecord, SourceReport
 from data_prep import filters
 from data_prep.report import PAGE_NAME
@@ -60,10 +63,35 @@ def check(record: DatasetRecord) -> None:
     if wrong := list(refusals(record.reports)):
         raise DataError(
             "\n".join(
-                ["the run stops before training:", *(f"  {line}" for line in wrong)]
-                + ["mend the data, or set data.accept_losses=true to train on what is left"]
+                [
+                    "the run stops before training:",
+                    *(f"  {line}" for line in wrong),
+                    "mend the data, or set data.accept_losses=true to train on what is left",
+                ]
             )
         )
+
+
+def cut_targets(config: RunConfig, record: DatasetRecord) -> list[str]:
+    """A warning where `evaluation.max_new_tokens` is below targets of the test split.
+
+    Raises ConfigError where it is below most of them: a right answer would be cut, and the scores would say nothing.
+    """
+    given = config.evaluation.max_new_tokens
+    lengths = sum(
+        (Counter(report.target_tokens) for report in record.reports if report.split == "test"), Counter[int]()
+    )
+    cut = sum(count for tokens, count in lengths.items() if given is not None and tokens > given)
+    if not cut:
+        return []
+    follows = override(config, {"evaluation": {"max_new_tokens": None}})
+    said = (
+        f"evaluation.max_new_tokens ({given}) is less than {cut:,} of the {lengths.total():,} test targets take (the "
+        f"longest {max(lengths)}): right answers are cut; leave it out, it is {max_new_tokens(follows, record)} then"
+    )
+    if 2 * cut > lengths.total():
+        raise ConfigError(said)
+    return [said]
 
 
 def refusals(reports: list[SourceReport]) -> Iterator[str]:

@@ -63,7 +63,7 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     log = get_run_logger()
     for line in intake.lines(record):
         log.info("%s", line)
-    for line in intake.warnings(record.reports):
+    for line in (*intake.warnings(record.reports), *intake.cut_targets(config, record)):
         log.warning("%s", line)
     record.check_test_split()  # now, not after all training
     if not config.data.accept_losses:
@@ -297,6 +297,8 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
 
     compared = comparisons(base, final)
     rows = report.score_rows(base, final, compared, config.seed)
+    for said in report.cut_lines(base, final):
+        get_run_logger().warning("%s", said)
     create_table_artifact(
         rows, key="scores", description="Accuracy on the test split with 95 % intervals, and the paired difference"
     )
@@ -361,7 +363,9 @@ def register(
     def about(record: ModelRecord) -> str:
         return f"register: reused models:/{record.name}/{record.version}"
 
-    return finished_or("register", where, ModelRecord, make, valid=partial(registry.is_current, config), about=about)
+    return finished_or(
+        "register", where, ModelRecord, make, valid=partial(registry.is_current, config, evaluations[-1]), about=about
+    )
 
 
 def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:

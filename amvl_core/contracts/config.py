@@ -360,7 +360,12 @@ class EvaluationConfig(Frozen):
     )
     batch_size: int = Field(16, ge=1, description="questions that a worker answers at once, at most")
     batch_tokens: int = Field(32768, ge=1, description="their tokens with padding, at most")
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that a model may write for an answer; None: the longest target of the dataset and a "
+        "quarter more, 512 on published benchmarks (`amvl_core/contracts/answer_length.py`)",
+    )
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
     seed: Seed = 0
     faithfulness_items: int = Field(

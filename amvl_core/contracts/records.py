@@ -216,7 +216,8 @@ class EvalRecord(Record):
     """Scores of one checkpoint on one benchmark; `predictions.parquet` below `uri` holds every raw output.
 
     `scores` and `overall` are under the benchmark's headline reading, `readings` has all of them. `dataset` is the
-    prepared dataset, or the benchmark's questions.
+    prepared dataset, or the benchmark's questions. `cut` of the `asked` answers were not at their end when the model
+    had written as many tokens as it may.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -227,6 +228,13 @@ class EvalRecord(Record):
     scores: list[TaskScore]
     overall: TaskScore
     readings: list[ReadingScore] = Field(min_length=1)
+    asked: int = Field(0, ge=0)
+    cut: int = Field(0, ge=0)
+
+    @property
+    def mostly_cut(self) -> bool:
+        """Whether the scores say more of the length that answers may have than of the model."""
+        return 2 * self.cut > self.asked
 
     @property
     def predictions_uri(self) -> str:

@@ -96,7 +96,7 @@ def greedy(model: Any, start: Prefilled, max_new_tokens: int, drafts: Sequence[S
     decoding goes on from the first token that differs. They change what an answer costs, not what it is. A model that
     feeds back takes no guess: its inputs follow one from another.
     """
-    ends, never = _end_tokens(model), list(model.generation_config.suppress_tokens or [])
+    ends, never = end_tokens(model), list(model.generation_config.suppress_tokens or [])
     ids_BT = start.ids_BT if isinstance(model, FeedsBack) else None
     rules = None if ids_BT is None else model.rules(ids_BT.shape[1])
     found: list[list[int]] = [[] for _ in start.position_B]
@@ -272,7 +272,8 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def _end_tokens(model: Any) -> set[int]:
+def end_tokens(model: Any) -> set[int]:
+    """The tokens that end an answer."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         ends = model.config.text_config.eos_token_id

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.contracts.config import ChatJsonlSource, DataConfig
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.config import ChatJsonlSource, DataConfig, override
+from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.records import DatasetRecord, SourceReport
+from amvl_core.methods.amvl.presets import demo
 from data_prep import filters, listing
 from data_prep.units import Work
 from flows import intake
@@ -92,3 +93,17 @@ def test_the_remedy_of_long_rows_is_the_budget_that_keeps_most() -> None:
 def test_the_limits(reports: list[SourceReport], warned: int, refused: int) -> None:
     assert len(intake.warnings(reports)) == warned
     assert len(list(intake.refusals(reports))) == refused
+
+
+def test_a_length_that_cuts_right_answers_is_warned_of_and_refused_where_it_cuts_most() -> None:
+    tested = report(100, "test").model_copy(update={"target_tokens": {119: 40, 200: 30, 253: 30}})
+    data = dataset(report(9).model_copy(update={"target_tokens": {300: 9}}), tested)
+    assert intake.cut_targets(demo(), data) == []
+    given = [override(demo(), {"evaluation": {"max_new_tokens": most}}) for most in (64, 119, 200, 253)]
+    for config, share in zip(given[:2], (100, 60), strict=True):
+        with pytest.raises(ConfigError, match=rf"less than {share} of the 100 test targets take \(the longest 253\)"):
+            intake.cut_targets(config, data)
+    (warning,) = intake.cut_targets(given[2], data)
+    assert "(200) is less than 30 of the 100 test targets" in warning
+    assert warning.endswith("leave it out, it is 381 then")  # 1.25 x 300, and a block of 4 slots and 2 markers
+    assert intake.cut_targets(given[3], data) == []
