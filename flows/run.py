@@ -62,6 +62,7 @@ def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
     pages = served and healthy(f"{MLFLOW_URL}/health")
     lines = [
         f"Model    models:/{model['name']}/{model['version']} ({model['alias']}: {model['reason']})",
+        f"Weights  {outcome['checkpoint']}",
         f"Report   {outcome['report']}",
         "Pages    " + ("open now:" if pages else "`make serve` opens them:"),
         f"  MLflow   {outcome['mlflow_page']}",

@@ -447,5 +447,6 @@ def outcome(run: RunResult, mlflow: str, report_uri: str, flow_run_id: str) -> d
         "model": run.model.model_dump(mode="json"),
         "mlflow_page": mlflow,
         "report": report_uri,
+        "checkpoint": run.checkpoint.model_uri,
         "flow_run_id": flow_run_id,
     }
