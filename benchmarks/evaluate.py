@@ -42,6 +42,7 @@ from data_prep.shards import SCHEMA_VERSION
 from data_prep.units import Work
 
 BATCH_SIZES = (4, 16, 64, 256)
+NEW_TOKENS = 64
 WORKERS = 2
 
 
@@ -114,6 +115,7 @@ def _config(folder: Path) -> RunConfig:
             "model": base.model.model_copy(update={"base": str(folder / "model")}),
             "cluster": ClusterConfig(num_workers=WORKERS),
             "storage": str(folder),
+            "evaluation": base.evaluation.model_copy(update={"max_new_tokens": NEW_TOKENS}),
         }
     )
 
@@ -155,7 +157,7 @@ def _loop(config: RunConfig, answerer: Answerer, dataset: DatasetRecord, size: i
             images, prompts = [one.images for one in asked], [one.prompt for one in asked]
             inputs = answerer.encode(images, prompts, (data.min_pixels, data.max_pixels)).inputs.to(model.device)
             with torch.inference_mode():
-                output = model.generate(**inputs, max_new_tokens=config.evaluation.max_new_tokens, do_sample=False)
+                output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
             texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             found |= {one.item_id: text for one, text in zip(asked, texts, strict=True)}
         return found

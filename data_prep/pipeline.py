@@ -51,6 +51,9 @@ SOURCES = "sources"
 
 COPIES_AT_ONCE = 8
 
+_NOT_OF_A_SOURCE = {"sources", "drop_duplicates", "drop_contaminated", "features", "accept_losses"}
+"""Fields of `data` that change nothing of what a source gives by itself."""
+
 _HOW: dict[Match, str] = {
     "image": "shows an image of",
     "near image": "shows nearly an image of",
@@ -85,7 +88,7 @@ def _compared(config: RunConfig) -> tuple[BenchmarkSource, ...]:
 
 def _source_fingerprints(config: RunConfig) -> list[str]:
     """What each source gives by itself: its content and settings, and what is done with each of its rows."""
-    data = config.data.model_dump(mode="json", exclude={"sources", "drop_duplicates", "drop_contaminated", "features"})
+    data = config.data.model_dump(mode="json", exclude=_NOT_OF_A_SOURCE)
     model = _tokenizer_identity(config.model)
     return [
         records.fingerprint(
@@ -269,6 +272,8 @@ def _reports(parts: list[_Part], repeats: dict[int, list[Repeat]], files: list[K
             dropped=dict(sorted((Counter(found.dropped) + counts).items())),
             examples=dict(sorted({**found.examples, **examples}.items())),
             notes=found.notes,
+            too_long=found.too_long,
+            target_tokens=found.target_tokens,
         )
         reports[key] = reports[key].merged(found) if key in reports else found
     return list(reports.values())

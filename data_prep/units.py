@@ -45,6 +45,10 @@ from data_prep.videos import expanded
 _standardise = lru_cache(maxsize=4)(standardise)
 
 
+LENGTH_STEP = 64
+"""Tokens of samples that are too long are counted in steps of so many: rounded up, so that a budget of it fits."""
+
+
 class Counts(Protocol):
     """What `amvl_core.data.encode.TokenCounter` offers."""
 
@@ -105,14 +109,17 @@ class UnitRecord(Frozen):
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Counts of one unit while it runs."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[DroppedExample]] = field(default_factory=dict)
+    too_long: Counter[int] = field(default_factory=Counter)
+    target_tokens: Counter[int] = field(default_factory=Counter)
 
     def drop(self, sample_id: str, drop: Drop) -> None:
+        """Counts a sample that is not kept, and keeps the first as examples."""
         self.dropped[drop.reason] += 1
         if self.dropped[drop.reason] <= EXAMPLES_PER_REASON:
             example = DroppedExample(sample_id=sample_id, detail=drop.detail)
@@ -137,12 +144,12 @@ class Work:
         finished = load_unit(where)
         if finished is not None:
             return finished
-        source, tally, keys = self.data.sources[unit.source], _Tally(), Keys()
+        source, tally, keys = self.data.sources[unit.source], Tally(), Keys()
         with storage.reaching(where, "prepare"), storage.writing(f"{where}.parquet") as file:
             shard = ShardWriter(file)
             for sample_id, found in _conversations(source, unit):
                 tally.read += 1
-                result = self.row(found, keys) if isinstance(found, Conversation) else found
+                result = self.row(found, keys, tally) if isinstance(found, Conversation) else found
                 if isinstance(result, ShardRow):
                     shard.write(result)
                 else:
@@ -164,13 +171,22 @@ class Work:
                 dropped=dict(sorted(tally.dropped.items())),
                 examples=dict(sorted(tally.examples.items())),
                 notes=dict(Counter(shortened(note) for row in unit.rows for note in row.notes).most_common(NOTES)),
+                too_long=dict(sorted(tally.too_long.items())),
+                target_tokens=dict(sorted(tally.target_tokens.items())),
             ),
         )
         storage.write_bytes(f"{where}.json", record.model_dump_json(indent=2).encode())
         return record
 
-    def row(self, conversation: Conversation, keys: Keys) -> ShardRow | Drop:
-        """One sample as it is stored, its keys added to `keys`; or why it is dropped."""
+    def target_tokens(self, sample: StoredSample) -> int:
+        """Tokens that the model is taught to write: steps and answer, the two marks of each image, the end of turn."""
+        texts = [part.text for part in reply(sample)]
+        pixels = (self.data.min_pixels, self.data.max_pixels)
+        written = self.counter.count(texts, [], *pixels) - self.counter.count([], [], *pixels)
+        return written + 2 * sum(text.count(IMAGE_PLACEHOLDER) for text in texts) + 1
+
+    def row(self, conversation: Conversation, keys: Keys, tally: Tally) -> ShardRow | Drop:
+        """One sample as it is stored, its keys added to `keys`, its lengths to `tally`; or why it is dropped."""
         drop = check_text(conversation, self.data)
         if drop:
             return drop
@@ -206,7 +222,9 @@ class Work:
         num_tokens = self.counter.count(texts, sizes, self.data.min_pixels, self.data.max_pixels, sample.videos)
         drop = check_length(num_tokens, self.data)
         if drop:
+            tally.too_long[-(-num_tokens // LENGTH_STEP) * LENGTH_STEP] += 1
             return drop
+        tally.target_tokens[self.target_tokens(sample)] += 1
         keys.add(sample.sample_id, sample.question, sample.answer, images, steps)
         return ShardRow(sample, sizes, num_tokens)
 

@@ -1,4 +1,7 @@
-"""`python -m flows demo` runs the pipeline here; `python -m flows serve` opens the pages and takes deployment runs."""
+"""`python -m flows demo` runs the pipeline here, `python -m flows check DATA` looks at data for it in seconds.
+
+`python -m flows serve` opens the pages and takes deployment runs.
+"""
 
 import argparse
 import signal
@@ -19,11 +22,21 @@ def main(arguments: list[str] | None = None) -> int:
         run = commands.add_parser(preset, help=f"run the pipeline with the preset `{preset}`")
         run.add_argument("--data", nargs="*", default=[], metavar="PATH", help="folder or archive; several are mixed")
         run.add_argument("--param", action="append", default=[], metavar="FIELD=JSON", help="a field of RunConfig")
+    check = commands.add_parser("check", help="what preparation would keep of data, and which budgets fit it")
+    check.add_argument("data", nargs="+", metavar="DATA", help="folder or archive")
+    check.add_argument("--preset", choices=PRESETS, default="demo", help="whose budgets and tokenizer are taken")
+    check.add_argument("--param", action="append", default=[], metavar="FIELD=JSON", help="a field of RunConfig")
     commands.add_parser("serve", help="Prefect and MLflow on loopback, and a worker for deployment runs")
     chosen = parser.parse_args(arguments)
     set_up()
     try:
-        return serve() if chosen.command == "serve" else run_here(chosen.command, chosen.data, chosen.param)
+        if chosen.command == "serve":
+            return serve()
+        if chosen.command == "check":
+            from flows.check_data import check_data
+
+            return check_data(chosen.data, chosen.param, chosen.preset)
+        return run_here(chosen.command, chosen.data, chosen.param)
     except AmvlError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -56,7 +56,9 @@ def labels(base: EvalRecord, final: EvalRecord) -> dict[str, EvalRecord]:
 def score_rows(
     base: EvalRecord, final: EvalRecord, compared: Mapping[str, Mapping[str, Comparison]], seed: int
 ) -> list[dict[str, str]]:
-    """A row per task, one for the whole split under each other way of reading, and the overall row last.
+    """A row per task, one for the whole split under each other way of reading, the overall row last.
+
+    Where answers were cut, a row before it counts them.
 
     Each has n, the majority answer, accuracy with its 95 % interval for both models, and the paired difference with
     its interval, p and test (`compared`: reading -> task -> comparison on the same items). `seed` is that of the
@@ -85,7 +87,20 @@ def score_rows(
         before, after = (_metric(record, reading, whole.task) for record in (base, final))
         if after:
             rows.append(row(f"{whole.task}, {reading}", before, after, whole.majority, reading))
+    if base.cut or final.cut:
+        shown = {label: f"{one.cut:,}" for label, one in ((first, base), (second, final))}
+        cut = {"task": "answers cut", "n": f"{final.asked:,}", "majority": "-"}
+        rows.append({**cut, **shown, **difference(None), "seed": str(seed)})
     return [*rows, row(whole.task, base.overall, whole, whole.majority, headline)]
+
+
+def cut_lines(base: EvalRecord, final: EvalRecord) -> list[str]:
+    """A warning for each model that had not ended some of its answers when it had written as much as it may."""
+    return [
+        f"{label}: {record.cut:,} of {record.asked:,} answers were cut at evaluation.max_new_tokens"
+        for label, record in labels(base, final).items()
+        if record.cut
+    ]
 
 
 def benchmark_rows(
@@ -123,7 +138,7 @@ def benchmark_notes(questions: DatasetRecord, base: EvalRecord, final: EvalRecor
             notes.append(f"{label}, {reading.reading}: {reading.unanswered:,} without an answer")
             if reading.drawn:
                 notes[-1] += f", {reading.drawn:,} drawn for the harness"
-    return "; ".join(notes)
+    return "; ".join([*notes, *cut_lines(base, final)])
 
 
 def difference(found: Comparison | None) -> dict[str, str]:

@@ -17,6 +17,12 @@ from flows.servers import prefect_api
 
 FILE_WIDTH = 120
 """Columns of the tables where they go to a file or a pipe, whose width nobody knows."""
+EXPLAINED = {
+    "majority": "what always giving the commonest training answer of the task scores",
+    "all, unwrapped": "the final answer is looked for in what the model wrote; all: the whole must be the answer",
+    "answers cut": "not at their end when the model had written as many tokens as it may",
+}
+"""What the columns and rows of the score table are."""
 NOISE = ("Finished in state", "Beginning flow run", "Created task run", "Crash detected")
 
 
@@ -62,6 +68,7 @@ def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
     pages = served and healthy(f"{MLFLOW_URL}/health")
     lines = [
         f"Model    models:/{model['name']}/{model['version']} ({model['alias']}: {model['reason']})",
+        f"Weights  {outcome['checkpoint']}",
         f"Report   {outcome['report']}",
         "Pages    " + ("open now:" if pages else "`make serve` opens them:"),
         f"  MLflow   {outcome['mlflow_page']}",
@@ -77,6 +84,12 @@ def _table(title: str, rows: list[dict[str, str]], overall_last: bool = False) -
     )
     rows = [{name: text for name, text in row.items() if name not in ("test", "seed")} for row in rows]
     caption = f"p: {tests}, paired by question; seed of the trainings: {seeds}"
+    if overall_last:
+        caption += "".join(
+            f"\n{name}: {what}"
+            for name, what in EXPLAINED.items()
+            if any(name in (*row, *row.values()) for row in rows)
+        )
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for number, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if number == 0 else "right")

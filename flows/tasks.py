@@ -25,7 +25,7 @@ from amvl_core.contracts.records import (
     remove_resume_state,
     save_record,
 )
-from flows import checks, report
+from flows import checks, intake, report
 from flows.environment import MLFLOW_URL
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
 from flows.reporter import Reporter
@@ -60,7 +60,14 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     tracker.text("tables/drop_reasons.md", report.markdown_table(rows))
     for name in ("report.html", "report.json"):
         tracker.text(f"data/{name}", storage.read_bytes(storage.join(record.uri, name)).decode())
+    log = get_run_logger()
+    for line in intake.lines(record):
+        log.info("%s", line)
+    for line in (*intake.warnings(record.reports), *intake.cut_targets(config, record)):
+        log.warning("%s", line)
     record.check_test_split()  # now, not after all training
+    if not config.data.accept_losses:
+        intake.check(record)
     return record
 
 
@@ -290,6 +297,8 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
 
     compared = comparisons(base, final)
     rows = report.score_rows(base, final, compared, config.seed)
+    for said in report.cut_lines(base, final):
+        get_run_logger().warning("%s", said)
     create_table_artifact(
         rows, key="scores", description="Accuracy on the test split with 95 % intervals, and the paired difference"
     )
@@ -354,7 +363,9 @@ def register(
     def about(record: ModelRecord) -> str:
         return f"register: reused models:/{record.name}/{record.version}"
 
-    return finished_or("register", where, ModelRecord, make, valid=partial(registry.is_current, config), about=about)
+    return finished_or(
+        "register", where, ModelRecord, make, valid=partial(registry.is_current, config, evaluations[-1]), about=about
+    )
 
 
 def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:
@@ -436,5 +447,6 @@ def outcome(run: RunResult, mlflow: str, report_uri: str, flow_run_id: str) -> d
         "model": run.model.model_dump(mode="json"),
         "mlflow_page": mlflow,
         "report": report_uri,
+        "checkpoint": run.checkpoint.model_uri,
         "flow_run_id": flow_run_id,
     }

@@ -14,7 +14,7 @@ import amvl_core
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import CHALLENGER, RunConfig
 from amvl_core.contracts.errors import StorageError
-from amvl_core.contracts.fingerprints import EVALUATED
+from amvl_core.contracts.fingerprints import evaluated
 from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
@@ -70,14 +70,16 @@ class Decision(NamedTuple):
     """The version that scores best; None: the new one."""
 
 
-def is_current(config: RunConfig, record: ModelRecord) -> bool:
+def is_current(config: RunConfig, new: EvalRecord, record: ModelRecord) -> bool:
     """Whether the registry still holds the version that `record` names, and has a champion: it may have been emptied.
+
+    A version whose answers were mostly cut (`new`) may be there without one.
 
     Whether that version is still the champion is not asked: a finished pipeline that is run again must not take the
     alias back from a newer one.
     """
     version = _found(config, lambda asked: asked.get_model_version(record.name, str(record.version)))
-    return version is not None and version.run_id == record.run_id and champion(config) is not None
+    return version is not None and version.run_id == record.run_id and (new.mostly_cut or champion(config) is not None)
 
 
 def champion(config: RunConfig) -> Champion | None:
@@ -140,7 +142,8 @@ def decide(
 
     `held` is the champion's evaluation on the items and with the settings of `new`, or None where it could not be
     evaluated (`trouble` says why): a champion is never replaced unseen. `others` are such evaluations of further
-    versions: with the best of all the new one is compared besides.
+    versions: with the best of all the new one is compared besides. A version most of whose answers were cut is never
+    champion: nobody knows what it says.
     """
     alias, margin = config.tracking.alias, config.tracking.margin
     scored = {**(others or {}), **({present.version: held} if present and held else {})}
@@ -152,6 +155,12 @@ def decide(
         against_best = f"version {leader}: {change(found)}"
         if found.difference > 0:
             leader = None
+    if new.mostly_cut:
+        reason = (
+            f"{new.cut:,} of {new.asked:,} answers were cut before their end; raise evaluation.max_new_tokens, or "
+            "train until the model ends its answers"
+        )
+        return Decision(CHALLENGER, reason, against_best, leader)
     if present is None:
         return Decision(alias, f"the first {alias}", against_best, leader)
     if held is None:
@@ -209,7 +218,7 @@ def register(
     from mlflow.exceptions import MlflowException
 
     try:
-        version = _log(config, run_id, checkpoint)
+        version = _log(config, run_id, checkpoint, evaluated(config, dataset))
         tags = _tags(dataset, checkpoint, evaluations)
         tags |= {"gate": decision.alias, "gate_reason": decision.reason, "gate_best": decision.against_best}
         tags["gate_margin"] = f"{config.tracking.margin:g}"
@@ -236,8 +245,8 @@ def register(
     return record
 
 
-def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord) -> str:
-    """Writes the model's files and the settings it was evaluated with; returns the new version."""
+def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord, settings: dict[str, Any]) -> str:
+    """Writes the model's files and the `settings` that it was evaluated with; returns the new version."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -253,7 +262,7 @@ def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord) -> str:
             name=LOGGED_MODEL,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(folder)},
-            model_config=config.evaluation.model_dump(mode="json", include=EVALUATED, exclude_none=True),
+            model_config=settings,
             code_paths=[str(Path(amvl_core.__file__).parent)],
             signature=signature,
             pip_requirements=_requirements(),

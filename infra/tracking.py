@@ -214,6 +214,7 @@ class Tracker:
             self._values(where, {score.task: score.accuracy, **low_high})
             if record.benchmark == TEST_SPLIT:
                 self._values("eval_majority", {score.task: score.majority})
+        self._values(where, {"cut": record.cut})
         for reading in record.readings:
             self._values(f"{where}/{reading.reading}", {found.metric: found.value for found in reading.scores})
 

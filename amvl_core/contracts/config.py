@@ -202,6 +202,12 @@ class DataConfig(Frozen):
     video: ShownAs = Field("video", description=SHOWN_AS)
     drop_duplicates: bool = Field(True, description="keep the first of training samples that are (nearly) the same")
     drop_contaminated: bool = Field(True, description="drop training samples that give away a test sample")
+    accept_losses: bool = Field(
+        False,
+        description="train though more than half of a source's rows of a split were dropped, or fewer than 30 test "
+        "rows are left. Duplicates and contaminated samples are no losses: what they say is still in the dataset, or "
+        "must not be, and data.drop_duplicates and data.drop_contaminated ask for it",
+    )
     rows_per_shard: int = Field(
         1024, ge=1, description="rows of a source that become one shard, and are redone together"
     )
@@ -382,7 +388,12 @@ class EvaluationConfig(Frozen):
     )
     batch_size: int = Field(16, ge=1, description="questions that a worker answers at once, at most")
     batch_tokens: int = Field(32768, ge=1, description="their tokens with padding, at most")
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that a model may write for an answer; None: the longest target of the dataset and a "
+        "quarter more, 512 on published benchmarks (`amvl_core/contracts/answer_length.py`)",
+    )
     tau: float = Field(0.0, ge=0, description="Z = mu + tau sigma eps (Table 11)")
     latent_mode: Literal["written", "first_step", "every_step", "never"] | None = Field(
         None,

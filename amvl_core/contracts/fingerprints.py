@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
-EVALUATE_VERSION = 5
+EVALUATE_VERSION = 6
 FAITHFULNESS_VERSION = 3
 ANALYSE_VERSION = 2
 ABLATION_VERSION = 3
@@ -36,6 +37,12 @@ def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, par
     )
 
 
+def evaluated(config: RunConfig, dataset: DatasetRecord) -> dict[str, Any]:
+    """What answers on `dataset` depend on beside the model: the fields `EVALUATED`, with a length in any case."""
+    settings = config.evaluation.model_dump(mode="json", include=EVALUATED)
+    return settings | {"max_new_tokens": max_new_tokens(config, dataset)}
+
+
 def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord | None) -> str:
     """Of the answers and scores of `model` (None: the untrained base) on the test split of `dataset`.
 
@@ -44,7 +51,7 @@ def evaluate_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Check
     return fingerprint(
         "evaluate",
         EVALUATE_VERSION,
-        evaluation=config.evaluation.model_dump(mode="json", include=EVALUATED),
+        evaluation=evaluated(config, dataset),
         model=model.fingerprint if model else _model(config),
         dataset=dataset.fingerprint,
     )
@@ -57,7 +64,10 @@ def faithfulness_fingerprint(
     return fingerprint(
         "faithfulness",
         FAITHFULNESS_VERSION,
-        evaluation=config.evaluation.model_dump(mode="json", include={"faithfulness_items", "max_new_tokens", "seed"}),
+        evaluation={
+            **config.evaluation.model_dump(mode="json", include={"faithfulness_items", "seed"}),
+            "max_new_tokens": max_new_tokens(config, dataset),
+        },
         model=model.fingerprint,
         controls=[[label, control.fingerprint] for label, control in controls],
         dataset=dataset.fingerprint,

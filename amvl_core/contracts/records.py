@@ -67,6 +67,9 @@ class SourceReport(Frozen):
     """What one source gave: `read == kept + sum(dropped.values())`, always.
 
     `notes` count what was passed over in rows that may be kept all the same, such as a field that nothing reads.
+    `too_long` counts samples that were dropped as such by their tokens, rounded up (`data_prep/units.py`).
+    `target_tokens` counts those that fitted by the tokens that the model is taught to write, its end of turn included.
+    Repeats that were dropped later are still in it; it is empty for a published benchmark.
     """
 
     source: str
@@ -76,6 +79,8 @@ class SourceReport(Frozen):
     dropped: dict[str, int]
     examples: dict[str, list[DroppedExample]]
     notes: dict[str, int] = Field(default_factory=dict)
+    too_long: dict[int, int] = Field(default_factory=dict)
+    target_tokens: dict[int, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> SourceReport:
@@ -101,6 +106,8 @@ class SourceReport(Frozen):
                 for reason in reasons
             },
             notes=dict((Counter(self.notes) + Counter(other.notes)).most_common(NOTES)),
+            too_long=dict(sorted((Counter(self.too_long) + Counter(other.too_long)).items())),
+            target_tokens=dict(sorted((Counter(self.target_tokens) + Counter(other.target_tokens)).items())),
         )
 
 
@@ -209,7 +216,8 @@ class EvalRecord(Record):
     """Scores of one checkpoint on one benchmark; `predictions.parquet` below `uri` holds every raw output.
 
     `scores` and `overall` are under the benchmark's headline reading, `readings` has all of them. `dataset` is the
-    prepared dataset, or the benchmark's questions.
+    prepared dataset, or the benchmark's questions. `cut` of the `asked` answers were not at their end when the model
+    had written as many tokens as it may.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -220,6 +228,13 @@ class EvalRecord(Record):
     scores: list[TaskScore]
     overall: TaskScore
     readings: list[ReadingScore] = Field(min_length=1)
+    asked: int = Field(0, ge=0)
+    cut: int = Field(0, ge=0)
+
+    @property
+    def mostly_cut(self) -> bool:
+        """Whether the scores say more of the length that answers may have than of the model."""
+        return 2 * self.cut > self.asked
 
     @property
     def predictions_uri(self) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from amvl_core.backbones.loading import base_folder, model_folder
 from amvl_core.contracts import storage
+from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.parts import Part
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, EvalRecord, Place, save_record
@@ -62,6 +63,8 @@ class Evaluation:
             scores=scores,
             overall=overall,
             readings=readings,
+            asked=len(rows),
+            cut=sum(row["cut"] for row in rows),
         )
         save_record(record)
         return record
@@ -93,13 +96,13 @@ class EvaluationWorker:
         ]
         about = {"dataset": asked.dataset.fingerprint, "min_pixels": pixels[0], "max_pixels": pixels[1]}
         columns = [{**one.row(row.source), **about} for row, one in zip(rows, questions, strict=True)]
-        return columns, prompts, candidates
+        return columns, prompts, candidates, max_new_tokens(self.config, asked.dataset)
 
     def work(self, ready: tuple[Any, ...]) -> list[dict[str, Any]]:
         """What is known of each question, and what the model says."""
-        columns, prompts, candidates = ready
+        columns, prompts, candidates, most = ready
         settings = self.config.evaluation
-        answers = self.answerer.predict(prompts, settings.max_new_tokens, candidates, settings.tau)
+        answers = self.answerer.predict(prompts, most, candidates, settings.tau)
         return [
             {
                 **known,
@@ -112,7 +115,8 @@ class EvaluationWorker:
                 "temperature": 0.0,
                 "tau": settings.tau,
                 "seed": settings.seed,
-                "max_new_tokens": settings.max_new_tokens,
+                "max_new_tokens": most,
+                "cut": answer.cut,
                 "dtype": str(self.answerer.model.dtype).removeprefix("torch."),
                 "checkpoint": self.checkpoint,
             }

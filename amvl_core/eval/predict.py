@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.answer_length import PUBLISHED
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Video, placed
 from amvl_core.data.batch import Visual, visual_inputs
 from amvl_core.data.encode import PixelBudget, chat, fitted, in_places
 from amvl_core.data.pixels import PictureError, decode
 from amvl_core.methods.loading import block_ids, load_model, method_of_model
-from amvl_core.rows.decode import greedy, log_likelihoods, prefill
+from amvl_core.rows.decode import end_tokens, greedy, log_likelihoods, prefill
 
 
 class Answer(NamedTuple):
@@ -34,6 +35,8 @@ class Answer(NamedTuple):
     """Latent blocks that it wrote."""
     latent_steps: int
     """Their slots."""
+    cut: bool
+    """Whether it had written as many tokens as it may, and no end of turn."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Answerer:
         self,
         images: Sequence[Sequence[bytes]],
         questions: Sequence[str],
-        max_new_tokens: int = 64,
+        max_new_tokens: int = PUBLISHED,
         tau: float = 0.0,
         seed: int = 0,
         videos: Sequence[Sequence[Video]] | None = None,
@@ -142,8 +145,12 @@ class Answerer:
         scores = log_likelihoods(self.model, start, continuations)
         written = greedy(self.model, start, max_new_tokens)
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        counts = [self._counts(tokens) for tokens in written]
-        return [Answer(text, found, *count) for text, found, count in zip(texts, scores, counts, strict=True)]
+        ends = end_tokens(self.model)
+        answers = []
+        for text, found, tokens in zip(texts, scores, written, strict=True):
+            counts = self._counts(tokens)
+            answers.append(Answer(text, found, *counts, cut=counts[0] >= max_new_tokens > 0 and tokens[-1] not in ends))
+        return answers
 
     def _counts(self, tokens: Sequence[int]) -> tuple[int, int, int]:
         """Of a reply: tokens outside blocks, blocks, slots."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from amvl_core.backbones.loading import model_folder, set_pixel_budget
+from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig, trained_by
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.parts import Part
@@ -117,11 +118,11 @@ class ProbingWorker:
 
     def _answers(self, ready: _Ready, donor: StoredSample) -> list[dict[str, Any]]:
         """Read as the evaluation reads answers."""
-        settings, samples = self.config.evaluation, ready.samples
+        samples, most = ready.samples, max_new_tokens(self.config, ready.asked.dataset)
         if self.label:
-            answers = self.control(samples, self.label, settings.max_new_tokens)
+            answers = self.control(samples, self.label, most)
         else:
-            answers = self.prober(samples, donor, settings.max_new_tokens, settings.seed)
+            answers = self.prober(samples, donor, most, self.config.evaluation.seed)
         questions = {sample.sample_id: question(sample) for sample in samples}
         following = [*samples[1:], donor]
         donors = {sample.sample_id: other.sample_id for sample, other in zip(samples, following, strict=True)}

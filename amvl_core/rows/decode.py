@@ -121,7 +121,7 @@ def greedy(
     feeds back takes no guess: its inputs follow one from another. It follows `rules`, or its own for these prompts, and
     `max_new_tokens` are those of its answer alone.
     """
-    ends, never = _end_tokens(model), list(model.generation_config.suppress_tokens or [])
+    ends, never = end_tokens(model), list(model.generation_config.suppress_tokens or [])
     ids_BT = start.ids_BT if isinstance(model, FeedsBack) else None
     if rules is None and ids_BT is not None:
         rules = model.rules(ids_BT.shape[1])
@@ -306,7 +306,8 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def _end_tokens(model: Any) -> set[int]:
+def end_tokens(model: Any) -> set[int]:
+    """The tokens that end an answer."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         ends = model.config.text_config.eos_token_id

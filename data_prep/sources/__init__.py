@@ -148,7 +148,7 @@ def _what_is_there(archive: Archive) -> list[str]:
         for name, table in tables(archive, bool)
     ]
     names = [name for name in own_chats.likely(archive) if not name.endswith(".parquet")]
-    return [*said, *(f"{name} is there: training rows of one's own are called train.jsonl" for name in names)][:4]
+    return [*said, *(f"{name} is there: call what trains train.jsonl, what tests test.jsonl" for name in names)][:4]
 
 
 def _by_name(uri: str, archive: Archive) -> Source | None:

@@ -45,7 +45,7 @@ SMALLEST = {
     "amvl_core.eval.benchmarks": "test predictions.parquet",
     "data_prep.microworld": "--export visual_cot cot --train 8 --test 8",
     # The whole pipeline takes minutes: `tests/flows/test_full_pipeline.py` runs it.
-    "flows": "demo --help",
+    "flows": "check own",
     # Of the closed form; `tests/infra/test_ray_analysis.py` has those of a checkpoint.
     "infra.analysis": "contamination",
     "infra.plan": "--preset paper --json",
@@ -74,6 +74,10 @@ def started(
 def run(module: str, folder: Path) -> Run:
     asked = Question("0", "own/words", (), "?", "red").row("own") | {"raw_output": "red"}
     pq.write_table(pa.Table.from_pylist([asked]), folder / "predictions.parquet")
+    turns = [{"role": "user", "content": "What is red?"}, {"role": "assistant", "content": "a rose"}]
+    (folder / "own").mkdir()
+    for split in ("train", "test"):
+        (folder / "own" / f"{split}.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 30)
     environment = {name: value for name, value in os.environ.items() if name != FOLDER} | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", module, *SMALLEST[module].split()],

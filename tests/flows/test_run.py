@@ -42,7 +42,7 @@ def test_the_tables_of_the_terminal_name_tests_and_seed_below(capsys: pytest.Cap
     rows = [row | {"test": test, "seed": "3"} for test in ("McNemar exact", "sign flips", "-", "McNemar exact")]
     model = {"name": "amvl", "version": 1, "alias": "champion", "reason": "the first"}
     outcome = {"scores": rows, "benchmarks": {"blink": [{"metric": "overall", "read by": "unwrapped", **rows[1]}]}}
-    outcome |= {"model": model, "report": "r", "mlflow_page": "m", "flow_run_id": "f"}
+    outcome |= {"model": model, "report": "r", "checkpoint": "c/model", "mlflow_page": "m", "flow_run_id": "f"}
     show(Console(width=FILE_WIDTH), outcome, served=False)
     shown = capsys.readouterr().out
     words = " ".join(shown.split())  # a caption is wrapped at its table's width

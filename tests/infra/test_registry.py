@@ -95,12 +95,15 @@ def registered(
     return _cache["record"]
 
 
-def test_the_record_names_the_version_and_is_found_again(tracked: RunConfig, registered: ModelRecord) -> None:
+def test_the_record_names_the_version_and_is_found_again(
+    tracked: RunConfig, registered: ModelRecord, evaluation: Callable[..., EvalRecord]
+) -> None:
+    scores = evaluation("amvl", 8)
     assert load_record(registered.uri, ModelRecord) == registered
     assert (registered.name, registered.version, registered.alias) == ("amvl", 1, "champion")
     assert registered.reason == "the first champion"
-    assert registry.is_current(tracked, registered)
-    assert not registry.is_current(tracked, registered.model_copy(update={"version": 2}))
+    assert registry.is_current(tracked, scores, registered)
+    assert not registry.is_current(tracked, scores, registered.model_copy(update={"version": 2}))
 
 
 def test_the_version_says_where_it_comes_from(tracked: RunConfig, registered: ModelRecord) -> None:
@@ -220,6 +223,19 @@ def answered(tmp_path: Path, evaluation: Callable[..., EvalRecord]) -> Callable[
         return record
 
     return make
+
+
+def test_a_version_whose_answers_are_mostly_cut_is_never_champion(
+    tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord], answered: Callable[..., EvalRecord]
+) -> None:
+    """Neither the first one nor one that is as good as the champion; half of them cut is not most."""
+    for cut, passes in ((20, False), (11, False), (10, True)):
+        new = answered(f"new-{cut}", {1, 2}).model_copy(update={"asked": 20, "cut": cut})
+        first = registry.decide(tracked, new, None, None)
+        beside = registry.decide(tracked, new, registry.Champion(3, checkpoint()), new)
+        assert first.alias == ("champion" if passes else "challenger")
+        said = f"{cut} of 20 answers were cut before their end; raise evaluation.max_new_tokens"
+        assert [one.reason.startswith(said) for one in (first, beside)] == [not passes] * 2
 
 
 def test_a_version_that_is_worse_beyond_the_interval_is_the_challenger(
@@ -342,13 +358,16 @@ def test_the_champion_is_found_with_its_checkpoint_here_or_where_it_was(
 
 
 def test_a_version_is_current_while_it_is_there_and_there_is_a_champion(
-    tracked: RunConfig, registered: ModelRecord
+    tracked: RunConfig, registered: ModelRecord, evaluation: Callable[..., EvalRecord]
 ) -> None:
+    scores = evaluation("amvl", 8)
+    cut = scores.model_copy(update={"asked": 20, "cut": 11})
     mlflow_client = client(tracked)
     mlflow_client.delete_registered_model_alias("amvl", "champion")
-    assert not registry.is_current(tracked, registered)
+    assert not registry.is_current(tracked, scores, registered)
+    assert registry.is_current(tracked, cut, registered)  # it need not be registered again to be no champion
     mlflow_client.set_registered_model_alias("amvl", "champion", 1)
-    assert registry.is_current(tracked, registered)
+    assert registry.is_current(tracked, scores, registered)
     tags = mlflow_client.get_model_version("amvl", "1").tags
     assert (tags["gate"], tags["gate_reason"], tags["gate_margin"]) == ("champion", "the first champion", "1")
     assert tags["gate_best"] == "there is none to compare with"

@@ -58,7 +58,7 @@ def demo() -> RunConfig:
             checkpoint_every=500,
         ),
         cluster=ClusterConfig(num_workers=2),
-        evaluation=EvaluationConfig(batch_size=100, max_new_tokens=64, max_pixels=256 * 256, controls=()),
+        evaluation=EvaluationConfig(batch_size=100, max_pixels=256 * 256, controls=()),
     )
 
 

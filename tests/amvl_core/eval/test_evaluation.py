@@ -43,6 +43,7 @@ def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys:
         (f"easy_vqa/{i}", "easy_vqa/color", "red") for i in range(2)
     ]
     first = pq.read_table(path).to_pylist()[0]
+    assert (first["max_new_tokens"], first["tokens"], first["cut"]) == (2, 2, True)
     assert (first["min_pixels"], first["max_pixels"], first["dtype"]) == (*pixels, "float32")
     assert (first["prompt"], first["checkpoint"], first["dataset"]) == (
         "<image>What colour is it?",

@@ -1,0 +1,30 @@
+"""How long an answer may be: what the targets take, or what was given."""
+
+from amvl_core.contracts.answer_length import PUBLISHED, max_new_tokens
+from amvl_core.contracts.config import override
+from amvl_core.contracts.records import DatasetRecord, SourceReport
+from amvl_core.methods.amvl.presets import demo
+
+
+def dataset(**targets: dict[int, int]) -> DatasetRecord:
+    reports = [
+        SourceReport.model_validate(
+            {"source": "own", "split": split, "read": 0, "kept": 0, "dropped": {}, "examples": {}}
+            | {"target_tokens": tokens}
+        )
+        for split, tokens in targets.items()
+    ]
+    return DatasetRecord(uri="u", fingerprint="d", schema_version=1, shards=[], kept=0, dropped={}, reports=reports)
+
+
+def test_it_follows_the_longest_target_of_both_splits_with_a_margin_and_the_latent_block() -> None:
+    block = demo().latent.num_slots + 2
+    assert max_new_tokens(demo(), dataset(train={9: 4, 253: 1}, test={119: 2})) == 317 + block  # 1.25 x 253 = 316.25
+    assert max_new_tokens(demo(), dataset(train={9: 4}, test={119: 2})) == 149 + block
+
+
+def test_what_is_given_holds_and_published_questions_have_a_length_of_their_own() -> None:
+    given = override(demo(), {"evaluation": {"max_new_tokens": 7}})
+    assert max_new_tokens(given, dataset(train={9: 4}, test={119: 2})) == 7
+    assert max_new_tokens(given, dataset()) == 7
+    assert max_new_tokens(demo(), dataset()) == PUBLISHED

@@ -1,0 +1,55 @@
+"""What `python -m flows check` says of data of one's own, good and bad."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from amvl_core.contracts.errors import ConfigError
+from flows.__main__ import main
+from flows.check_data import check_data
+from tests.data_prep.pictures import png
+
+
+def write(folder: Path, train: list[dict[str, object]], test: list[dict[str, object]]) -> str:
+    (folder / "images").mkdir()
+    (folder / "images" / "1.png").write_bytes(png())
+    for name, rows in (("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+def row(answer: object = "a cup", image: str = "images/1.png") -> dict[str, object]:
+    said = [("user", "<image>What is it?"), ("assistant", answer)]
+    return {"messages": [{"role": role, "content": text} for role, text in said], "images": [image]}
+
+
+def test_good_data_get_their_lengths_and_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path, [row()] * 40, [row(42)] * 30)
+    assert main(["check", data, "--param", "data.max_tokens=512"]) == 0
+    said = capsys.readouterr().out
+    assert f"{data} is read as chat_jsonl, rows: 40 train, 30 test" in said
+    assert ", train: 40 of 40 rows kept" in said
+    assert ", test: 30 of 30 rows kept" in said  # a number is an answer
+    for text in ("prompt, tokens", "target, tokens", "image as it is, pixels", "(it is 512)", "is the default for"):
+        assert text in said
+    assert "a run would train on what is kept" in said
+
+
+def test_bad_data_get_reasons_examples_and_remedies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [row("word " * 400)] * 30 + [row(image="images/1.PNG")] * 5 + [{"text": "a"}] * 2
+    data = write(tmp_path, [row()] * 10 + bad, [row()] * 9)
+    assert check_data([data], [], "demo") == 1
+    said = capsys.readouterr().out
+    assert "  30 dropped: too_long, such as " in said
+    assert "images/1.png exists" in said
+    assert "the row has neither messages nor conversations" in said
+    assert "warning: " in said and "most as too_long (30): data.max_tokens=" in said
+    assert "a run would stop before training: 9 test rows are left" in said
+    assert check_data([data], ["data.accept_losses=true"], "demo") == 0
+
+
+def test_a_length_that_cuts_most_answers_is_refused_here_too(tmp_path: Path) -> None:
+    data = write(tmp_path, [row()] * 40, [row("two words")] * 30)
+    with pytest.raises(ConfigError, match="right answers are cut"):
+        check_data([data], ["evaluation.max_new_tokens=1"], "demo")
