@@ -67,6 +67,10 @@ class MethodConfig(Frozen):
         """The sample's images that stand in the sequence, by number."""
         return range(len(sample.images))
 
+    def answers_next(self, sample: StoredSample) -> bool:
+        """Whether a model that it trained writes the answer to such a sample first, without a step before it."""
+        return not sample.steps
+
     def added_tokens(self, latent: LatentConfig) -> int:
         """How many tokens the layout adds to what a sample has in its shard, at most."""
         return 0

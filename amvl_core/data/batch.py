@@ -22,6 +22,8 @@ class Batch:
     `lengths` and `num_images` count each sample's tokens and images; `pixel_values` [P, ...] and `image_grid_thw`
     [I, 3] hold the images of all samples in order, and are None where no sample has one. `about` says of each latent
     block of each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
+    `hidden_tokens` counts, of each sample, those behind its latent block that are not to be written; empty: no sample
+    has any.
     """
 
     sample_ids: list[str]
@@ -33,6 +35,7 @@ class Batch:
     image_grid_thw: Tensor | None
     about: list[list[int | None]] = field(default_factory=list)
     targets: dict[str, Tensor] = field(default_factory=dict)
+    hidden_tokens: list[int] = field(default_factory=list)
 
     @property
     def label_counts(self) -> list[int]:
@@ -64,6 +67,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         image_grid_thw=torch.from_numpy(np.concatenate(grids)) if grids else None,
         about=_about(samples),
         targets=_targets(samples),
+        hidden_tokens=[sample.hidden_tokens for sample in samples],
     )
 
 

@@ -88,7 +88,10 @@ NO_TARGETS = Targets((), {})
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images."""
+    """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images.
+
+    `hidden_tokens` are those of steps that are not to be written, right behind the latent block.
+    """
 
     sample_id: str
     input_ids: np.ndarray
@@ -96,6 +99,7 @@ class Encoded:
     pixel_values: np.ndarray | None
     image_grid_thw: np.ndarray | None
     targets: Targets = NO_TARGETS
+    hidden_tokens: int = 0
 
 
 class Encoder:
@@ -118,6 +122,7 @@ class Encoder:
         pixels, grids, counts = self._pixels(sample_id, images)
         ids: list[int] = []
         labels: list[int] = []
+        hidden = 0
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
             if text.count(self.processor.image_token) > len(counts):
@@ -127,12 +132,13 @@ class Encoder:
                 text = head + "\0" * counts.pop(0) + tail
             tokens = self.processor.tokenizer(text.replace("\0", self.processor.image_token))["input_ids"]
             ids += tokens
+            hidden += len(tokens) if segment.kind == "hidden" else 0
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
         if counts:
             raise DataError(f"{sample_id}: {len(counts)} of its {len(images)} images have no placeholder in the text")
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
         labels_T[ids_T == self.processor.image_token_id] = IGNORED
-        return Encoded(sample_id, ids_T, labels_T, pixels, grids)
+        return Encoded(sample_id, ids_T, labels_T, pixels, grids, hidden_tokens=hidden)
 
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
