@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -244,11 +245,12 @@ class SampleRows:
 
 def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[SampleRows]:
     sizes = [size for block in blocks for size in (block.prefix, num_slots, 1, block.reply)]
-    parts = [Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True)]
-    return [
-        SampleRows(*parts[4 * i : 4 * i + 4], _written(parts[4 * i + 3], block.hidden))
-        for i, block in enumerate(blocks)
-    ]
+    parts = (Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True))
+    samples = []
+    for block in blocks:
+        x, slots, end, reply = islice(parts, 4)
+        samples.append(SampleRows(x, slots, end, reply, _written(reply, block.hidden)))
+    return samples
 
 
 def _written(reply: Rows, hidden: int) -> Rows:
