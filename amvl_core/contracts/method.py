@@ -81,6 +81,11 @@ class MethodConfig(Frozen):
         return cost
 
     @property
+    def bottleneck(self) -> bool:
+        """Whether nothing but latent slots attends to images (`amvl_core/methods/masks.py`)."""
+        return False
+
+    @property
     def aligned_with(self) -> tuple[EncoderConfig, ...]:
         """Frozen encoders whose features of the images that blocks are about (`Segment.image`) its loss needs."""
         return ()
