@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Segment
+from amvl_core.contracts.sample import STEP_END, Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder
 from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration, load_amvl
@@ -62,13 +62,15 @@ SAMPLES: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [
 def batch(processor: Any, latent: LatentConfig | None = LATENT, samples: Any = None, first: int = 0) -> Batch:
     """Samples of unequal length, one with two images and one with none; without a block where `latent` is None.
 
-    They are numbered from `first` on: a sample's number is its id and the seed of its pictures.
+    A sample is its question, its answer, the sizes of its images, and its hidden steps where it has any. They are
+    numbered from `first` on: a sample's number is its id and the seed of its pictures.
     """
     encoder = Encoder(processor)
     block = [Segment("latent", block_text(slot_tokens(latent)))] if latent else []
     encoded = []
-    for number, (question, answer, sizes) in enumerate(samples or SAMPLES, first):
-        segments = [Segment("prompt", question), *block, Segment("answer", answer)]
+    for number, (question, answer, sizes, *steps) in enumerate(samples or SAMPLES, first):
+        hidden = [Segment("hidden", step + STEP_END) for step in steps]
+        segments = [Segment("prompt", question), *block, *hidden, Segment("answer", answer)]
         images = [picture(10 * number + i, *size) for i, size in enumerate(sizes)]
         encoded.append(encoder.encode(f"sample-{number}", segments, images))
     return collate(encoded)

@@ -67,6 +67,10 @@ class MethodConfig(Frozen):
         """The sample's images that stand in the sequence, by number."""
         return range(len(sample.images))
 
+    def answers_next(self, sample: StoredSample) -> bool:
+        """Whether a model that it trained writes the answer to such a sample first, without a step before it."""
+        return not sample.steps
+
     def added_tokens(self, latent: LatentConfig) -> int:
         """How many tokens the layout adds to what a sample has in its shard, at most."""
         return 0
@@ -75,6 +79,11 @@ class MethodConfig(Frozen):
         """What a training step takes, for the planner: that of one plain row."""
         cost: Cost = import_module("amvl_core.methods.cost").Cost(self.added_tokens(latent))
         return cost
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether nothing but latent slots attends to images (`amvl_core/methods/masks.py`)."""
+        return False
 
     @property
     def aligned_with(self) -> tuple[EncoderConfig, ...]:

@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple
 from amvl_core.contracts.errors import DataError
 
 Split = Literal["train", "test"]
-SegmentKind = Literal["prompt", "latent", "step", "answer"]
+SegmentKind = Literal["prompt", "latent", "hidden", "step", "answer"]
+"""`hidden`: steps right behind a latent block that are not to be written: only what fills the block while training sees
+them."""
 
 IMAGE_PLACEHOLDER = "<image>"
 """Stands in a question or step where an image goes; the n-th placeholder is the n-th of `images`."""

@@ -56,6 +56,8 @@ class Batch:
     `image_grid_thw` [I, 3] hold the images of all samples in order, and are None where no sample has one. `seconds_I`
     are the seconds that a step in time of a video covers, 0 for a still image. `about` says of each latent block of
     each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
+    `hidden_tokens` counts, of each sample, those behind its latent block that are not to be written; empty: no sample
+    has any.
     """
 
     sample_ids: list[str]
@@ -68,6 +70,7 @@ class Batch:
     seconds_I: Tensor | None = None
     about: list[list[int | None]] = field(default_factory=list)
     targets: dict[str, Tensor] = field(default_factory=dict)
+    hidden_tokens: list[int] = field(default_factory=list)
 
     @property
     def label_counts(self) -> list[int]:
@@ -101,6 +104,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         seconds_I=torch.from_numpy(np.concatenate(seconds)) if seconds else None,
         about=_about(samples),
         targets=_targets(samples),
+        hidden_tokens=[sample.hidden_tokens for sample in samples],
     )
 
 

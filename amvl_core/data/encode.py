@@ -89,7 +89,10 @@ NO_TARGETS = Targets((), {})
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images."""
+    """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images.
+
+    `hidden_tokens` are those of steps that are not to be written, right behind the latent block.
+    """
 
     sample_id: str
     input_ids: np.ndarray
@@ -99,6 +102,7 @@ class Encoded:
     seconds: np.ndarray | None = None
     """Of each image or video, the seconds that a step in time covers; 0: it is a still image."""
     targets: Targets = NO_TARGETS
+    hidden_tokens: int = 0
 
 
 class Encoder:
@@ -126,14 +130,16 @@ class Encoder:
         features = iter([] if grids is None else [int(grid.prod()) // merge for grid in grids])
         ids: list[int] = []
         labels: list[int] = []
+        hidden = 0
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
             tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
             ids += tokens
+            hidden += len(tokens) if segment.kind == "hidden" else 0
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
         labels_T[np.isin(ids_T, [self.processor.image_token_id, self.processor.video_token_id])] = IGNORED
-        return Encoded(sample_id, ids_T, labels_T, pixels, grids, seconds)
+        return Encoded(sample_id, ids_T, labels_T, pixels, grids, seconds, hidden_tokens=hidden)
 
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":

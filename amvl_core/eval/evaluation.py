@@ -11,9 +11,10 @@ import pyarrow as pa
 from amvl_core.backbones.loading import base_folder, model_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.answer_length import max_new_tokens
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import RunConfig, trained_by
 from amvl_core.contracts.parts import Part
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, EvalRecord, Place, save_record
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.batches import longest_first
 from amvl_core.eval.benchmarks import benchmark_of
@@ -80,6 +81,7 @@ class EvaluationWorker:
         with base_folder(config.model) if model is None else model_folder(model.model_uri) as folder:
             settings = config.evaluation
             self.answerer = Answerer.from_pretrained(folder, settings.latent_mode, settings.latent_steps)
+        self.method = trained_by(model.config, model.stage)[0] if model else None
         self.readers = Readers()
 
     def prepare(self, asked: Questions, part: Part) -> tuple[Any, ...]:
@@ -91,7 +93,7 @@ class EvaluationWorker:
         prompts = self.answerer.encode(images, texts, pixels, self.config.evaluation.seed, videos)
         candidates = [
             # A model that was taught to reason in words first does not answer next.
-            sorted(one.options) or ([] if row.steps else list(asked.answers.get(one.task, [])))
+            sorted(one.options) or (list(asked.answers.get(one.task, [])) if self._answers_next(row) else [])
             for row, one in zip(rows, questions, strict=True)
         ]
         about = {"dataset": asked.dataset.fingerprint, "min_pixels": pixels[0], "max_pixels": pixels[1]}
@@ -122,6 +124,9 @@ class EvaluationWorker:
             }
             for known, given, answer in zip(columns, candidates, answers, strict=True)
         ]
+
+    def _answers_next(self, row: StoredSample) -> bool:
+        return self.method.answers_next(row) if self.method else not row.steps
 
 
 def with_predictions(table: pa.Table, rows: Sequence[dict[str, Any]], benchmark: Benchmark) -> pa.Table:

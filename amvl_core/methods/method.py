@@ -17,6 +17,7 @@ from amvl_core.contracts.errors import CheckpointError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
+from amvl_core.rows.decode import has_bottleneck
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Method(nn.Module, ABC):
         self.backbone.check(model)
         self.model = model
         self.config = config
+        if config.bottleneck != has_bottleneck(model):
+            model.config.bottleneck = config.bottleneck  # the checkpoint says how it is to be asked
 
     @classmethod
     @abstractmethod

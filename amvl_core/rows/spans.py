@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+TokenKind = Literal["text", "image", "slot"]
+"""What a token is to the bottleneck mask."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,21 @@ class Span:
     def keys(self) -> int:
         """How many rows its last row sees."""
         return self.rows + sum(piece.rows for piece in self.context)
+
+
+def bottleneck_spans(kinds: Sequence[TokenKind], first: int) -> list[Span]:
+    """One sequence whose images are seen by slots and images alone: a span for each run of tokens of one kind.
+
+    `first` is the number of its first span, in the first packed row. All rows are read.
+    """
+    spans: list[Span] = []
+    runs: list[tuple[TokenKind, Piece]] = []
+    for kind, tokens in groupby(kinds):
+        rows = len(list(tokens))
+        seen = tuple(piece for of, piece in runs if kind != "text" or of != "image")
+        spans.append(Span(rows, read=rows, context=seen))
+        runs.append((kind, Piece(row=0, span=first + len(runs), start=0, stop=rows)))
+    return spans
 
 
 Rows = Sequence[Sequence[Span]]

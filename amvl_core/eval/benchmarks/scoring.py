@@ -100,10 +100,14 @@ def compare_checkpoints(
 ) -> list[tuple[str, Comparison]]:
     """Every metric that has items, paired by item, under one way of reading.
 
-    Raises DataError where the two were not asked the same items.
+    No metric has any where this way does not read the same items of both: one model may have had candidates for more
+    questions. Raises DataError where the two were not asked the same items.
     """
     reader = readers(benchmark)[reading]
     before, after = (outcomes(benchmark, reader, rows)[0] for rows in (first, second))
+    same_asked = {row["sample_id"] for row in first} == {row["sample_id"] for row in second}
+    if same_asked and {one.item_id for one in before} != {one.item_id for one in after}:
+        return []
     pairs = ((name, units(before), units(after)) for name, units in benchmark.metrics.items())
     return [(name, compare(mine, theirs)) for name, mine, theirs in pairs if mine or theirs]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import Published
+from amvl_core.contracts.sample import Segment, StoredSample
 from amvl_core.contracts.watch import OVER, Watch
 from amvl_core.methods.amvl.cost import AmvlCost
 from amvl_core.methods.block import BlockMethod
@@ -54,6 +56,9 @@ class AmvlMethod(BlockMethod):
     posterior_samples: int = Field(
         1, ge=1, description="draws of Z per sample, over which the next-token loss averages"
     )
+    hidden_steps: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        0, description="first steps that the posterior alone sees: the slots take their place (decision 23)"
+    )
 
     @model_validator(mode="after")
     def _some_objective(self) -> AmvlMethod:
@@ -61,8 +66,24 @@ class AmvlMethod(BlockMethod):
             raise ValueError("ntp_weight, beta_max and gamma_max are all 0: nothing is left to learn from")
         return self
 
+    def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
+        """Prompt, block, hidden steps, remaining steps, answer."""
+        prompt, block, *steps, answer = super().layout(sample, latent)
+        hidden = [replace(step, kind="hidden") for step in steps[: self._hidden(sample)]]
+        return [prompt, block, *hidden, *steps[len(hidden) :], answer]
+
+    def answers_next(self, sample: StoredSample) -> bool:
+        """Where no step remains that is written."""
+        return self._hidden(sample) >= len(sample.steps)
+
+    def _hidden(self, sample: StoredSample) -> int:
+        return len(sample.steps) if self.hidden_steps == "all" else self.hidden_steps
+
     def cost(self, latent: LatentConfig) -> AmvlCost:
-        """On a shared prefix, with as many draws as there are."""
+        """On a shared prefix, with as many draws as there are.
+
+        Hidden steps count as if the decoder wrote them, because no plan knows how long they are: it takes less.
+        """
         return AmvlCost(latent, self.posterior_samples)
 
     def watches(self, latent: LatentConfig) -> list[Watch]:

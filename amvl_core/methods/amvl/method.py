@@ -116,7 +116,8 @@ class Amvl(Method):
         """Those of the context row, and of the decoder row once for each draw of Z."""
         slots, draws = self.model.config.slot_token_ids or [], self.config.posterior_samples
         blocks = find_blocks(batch, slots)
-        return sum(block.prefix + len(slots) + (1 + draws) * (block.answer + len(slots)) for block in blocks)
+        context = sum(block.prefix + block.reply + 2 * len(slots) for block in blocks)
+        return context + draws * sum(block.answer + len(slots) for block in blocks)
 
     def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """As the base's; the KL of each slot by its number, and the share of latent dimensions that are active."""

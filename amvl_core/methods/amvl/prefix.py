@@ -4,6 +4,9 @@
                     `---- | y slots          reads q(Z | x, y): under causal attention the slots see y
     decoder row     `---- | Z </abs> y       predicts y, once for each draw of Z
 
+y is the reply: steps and answer. Its first tokens may be hidden steps (`AmvlMethod.hidden_steps`). The posterior sees
+them; the decoder row has none of them, and the rest of y stands right behind the block, as in generation.
+
 x, the context and question, runs once. What stands behind a bar continues it: it attends to the keys and values of x
 in every layer, with gradient, and not to the other branches. A micro-batch is two calls of every layer.
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -48,25 +52,34 @@ class Passes:
 
 @dataclass(frozen=True)
 class Block:
-    """One sample around its latent block: tokens of x with the start marker, of y; the first predicted one of y.
+    """One sample around its latent block: tokens of x with the start marker, of hidden steps, of what is written.
 
-    `first_label` counts from the first token of y; where nothing is predicted it is the last token.
+    `first_label` is the first predicted one of those that are written, counted from the first of them; where nothing is
+    predicted it is the last token.
     """
 
     prefix: int
+    hidden: int
     answer: int
     first_label: int
+
+    @property
+    def reply(self) -> int:
+        """Tokens of y, hidden or written."""
+        return self.hidden + self.answer
 
 
 def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
     """Where the one latent block of every sample stands.
 
-    A DataError names the sample that has none, two, or one out of order, nothing behind it, or a label before its end.
+    A DataError names the sample that has none, two, or one out of order, nothing behind it, or a label before its end
+    or on a hidden step.
     """
     slots = torch.tensor(slot_token_ids)
     ids, labels = batch.input_ids_N.split(batch.lengths), batch.labels_N.split(batch.lengths)
+    hidden_B = batch.hidden_tokens or [0] * len(batch.lengths)
     blocks = []
-    for name, ids_N, labels_N in zip(batch.sample_ids, ids, labels, strict=True):
+    for name, ids_N, labels_N, hidden in zip(batch.sample_ids, ids, labels, hidden_B, strict=True):
         found = torch.isin(ids_N, slots).nonzero()[:, 0].tolist()
         if len(found) != len(slots):
             raise DataError(f"{name}: {len(found)} latent slots, but the model needs one block of {len(slots)}")
@@ -75,7 +88,7 @@ def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
             raise DataError(
                 f"{name}: the {len(slots)} latent slots stand at tokens {found}, not in order within one block"
             )
-        behind = start + len(slots) + 1
+        behind = start + len(slots) + 1 + hidden
         answer = len(ids_N) - behind
         if answer < 1:
             raise DataError(f"{name}: {max(0, answer)} answer tokens behind the latent block, at least 1 is needed")
@@ -85,7 +98,7 @@ def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
                 f"{name}: a label at token {labelled[0]}, but the answer begins at token {behind}; labels belong on "
                 "the answer alone"
             )
-        blocks.append(Block(start, answer, labelled[0] - behind if labelled else answer - 1))
+        blocks.append(Block(start, hidden, answer, labelled[0] - behind if labelled else answer - 1))
     return blocks
 
 
@@ -198,24 +211,27 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleRows:
-    """One sample in its four parts."""
+    """One sample in its parts; `y` is what the decoder writes of `reply`, at the positions that it has right behind the
+    block.
+    """
 
     x: Rows
     slots: Rows
     end: Rows
+    reply: Rows
     y: Rows
 
     def context_row(self, posterior_positions: PosteriorPositions) -> list[Rows]:
-        """x and the prior's slots; y and the posterior's slots.
+        """x and the prior's slots; the whole y and the posterior's slots.
 
         Without the block before it y follows x. The posterior's slots follow y, or stand where the prior's do.
         """
         num_slots = len(self.slots.embeds_ND)
-        y_3N = self.y.positions_3N - num_slots - 1
+        y_3N = self.reply.positions_3N - num_slots - 1
         slots_3K = self.slots.positions_3N
         if posterior_positions == "natural":
             slots_3K = (y_3N.max() + 1 + torch.arange(num_slots, device=y_3N.device)).expand(3, -1)
-        return [self.x, self.slots, Rows(self.y.embeds_ND, y_3N), Rows(self.slots.embeds_ND, slots_3K)]
+        return [self.x, self.slots, Rows(self.reply.embeds_ND, y_3N), Rows(self.slots.embeds_ND, slots_3K)]
 
     def decoder_row(self, z_KD: Tensor, kept: Sequence[int]) -> list[Rows]:
         """Z in the places of the slots that are `kept`, the end marker, and y but for its last token, which predicts
@@ -228,9 +244,22 @@ class SampleRows:
 
 
 def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[SampleRows]:
-    sizes = [size for block in blocks for size in (block.prefix, num_slots, 1, block.answer)]
-    parts = [Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True)]
-    return [SampleRows(*parts[i : i + 4]) for i in range(0, len(parts), 4)]
+    sizes = [size for block in blocks for size in (block.prefix, num_slots, 1, block.reply)]
+    parts = (Rows(*part) for part in zip(embeds_ND.split(sizes), positions_3N.split(sizes, dim=1), strict=True))
+    samples = []
+    for block in blocks:
+        x, slots, end, reply = islice(parts, 4)
+        samples.append(SampleRows(x, slots, end, reply, _written(reply, block.hidden)))
+    return samples
+
+
+def _written(reply: Rows, hidden: int) -> Rows:
+    """A reply without its first `hidden` tokens, from the position on at which it began.
+
+    Its first token and the first that is left are no image tokens, so each has one position in all three dimensions.
+    """
+    shift_31 = reply.positions_3N[:, hidden : hidden + 1] - reply.positions_3N[:, :1]
+    return Rows(reply.embeds_ND[hidden:], reply.positions_3N[:, hidden:] - shift_31)
 
 
 def joined(rows: Sequence[Rows]) -> Rows:
@@ -244,13 +273,15 @@ def _x(number: int, rows: int) -> Piece:
 
 
 def _context_spans(number: int, block: Block, num_slots: int) -> tuple[Span, Span]:
-    """Of sample `number`: x with the prior's slots; y with the posterior's slots, which continue x."""
-    behind = Span(block.answer + num_slots, read=num_slots, context=(_x(number, block.prefix),))
+    """Of sample `number`: x with the prior's slots; the whole y with the posterior's slots, which continue x."""
+    behind = Span(block.reply + num_slots, read=num_slots, context=(_x(number, block.prefix),))
     return Span(block.prefix + num_slots, read=num_slots), behind
 
 
 def _decoder_span(number: int, block: Block, num_slots: int) -> Span:
-    """Of sample `number`: Z, end marker and y, which continue x; read from the first row that predicts a label."""
+    """Of sample `number`: Z, end marker and what is written, which continue x; read from the first row that predicts a
+    label.
+    """
     return Span(num_slots + block.answer, read=block.answer - block.first_label, context=(_x(number, block.prefix),))
 
 

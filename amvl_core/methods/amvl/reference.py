@@ -2,7 +2,7 @@
 
     prior      [x, <abs>, slots]
     posterior  [x, <abs>, y, slots]
-    decoder    [x, <abs>, Z, </abs>, y]
+    decoder    [x, <abs>, Z, </abs>, y without its hidden steps]
 
 It is what the shared-prefix step is compared with.
 """
@@ -57,8 +57,8 @@ def three_pass(model: Any, data: Batch, config: AmvlMethod, clock: Clock) -> tup
     """The whole objective and its terms, as shares of those of the global batch."""
     k = model.config.num_slots
     nll, priors, posteriors = [], [], []
-    for name, ids, labels, embeds, positions in samples(model, data):
-        length = len(ids)
+    hidden_tokens = data.hidden_tokens or [0] * len(data.lengths)
+    for (name, ids, labels, embeds, positions), hidden in zip(samples(model, data), hidden_tokens, strict=True):
         start = ids.tolist().index(model.config.slot_token_ids[0])
         x, slots, end = embeds[:, :start], embeds[:, start : start + k], embeds[:, start + k : start + k + 1]
         y = embeds[:, start + k + 1 :]
@@ -70,11 +70,16 @@ def three_pass(model: Any, data: Batch, config: AmvlMethod, clock: Clock) -> tup
             behind = positions[..., start : start + k]
         placed = torch.cat([before, after, behind], -1)
         posterior = model.posterior(stock_hidden(model, torch.cat([x, y, slots], 1), placed)[:, -k:])
+        # The decoder has no hidden steps: what is left of y stands where y began.
+        behind_block, first = start + k + 1, start + k + 1 + hidden
+        ahead, rest = positions[..., :behind_block], positions[..., first:]
+        written = torch.cat([ahead, rest - rest[..., :1] + positions[..., behind_block : behind_block + 1]], -1)
+        labels = torch.cat([labels[:behind_block], labels[first:]])
         keep = labels[1:] != IGNORED
         for noise in latent_noise(clock, [name], config.posterior_samples, posterior.mean):
             latent = model.injector(posterior.sample(noise).to(embeds.dtype))
-            hidden = stock_hidden(model, torch.cat([x, latent, end, y], 1), positions)
-            logits = model.lm_head(hidden[0, : length - 1][keep])
+            states = stock_hidden(model, torch.cat([x, latent, end, y[:, hidden:]], 1), written)
+            logits = model.lm_head(states[0, :-1][keep])
             logits = logits if logits.dtype == torch.float64 else logits.float()
             nll.append(functional.cross_entropy(logits, labels[1:][keep], reduction="sum"))
         priors.append(prior)

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
+from amvl_core.methods.masks import MaskedMethod
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, ReplyBlocks
 
 if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class MarkersMethod(ReplyBlocks):
+class MarkersMethod(MaskedMethod, ReplyBlocks):
     """The two markers of a latent block with no slot between them; the model writes both. Next-token loss alone.
 
     The control for fed-back latents: the same places, and no state in them.

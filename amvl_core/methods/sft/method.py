@@ -14,7 +14,7 @@ from amvl_core.methods.loading import load_stock
 from amvl_core.methods.losses import finite_samples, token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.rows.packed import run_row
-from amvl_core.rows.spans import Span
+from amvl_core.rows.spans import Span, TokenKind, bottleneck_spans
 
 
 class Sft(Method):
@@ -34,14 +34,28 @@ class Sft(Method):
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
-        spans = [Span(length, read=length) for length in batch.lengths]
-        model = self.model
+        model, spans = self.model, self._spans(batch)
         hidden_ND, _ = run_row(self.backbone.text(model), self.embed(batch), self.positions(batch), spans)
         labels_N = batch.labels_N.roll(-1)
         ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
         labels_N[ends] = IGNORED
         predicts_N = labels_N != IGNORED
         return model.lm_head(hidden_ND[predicts_N.to(hidden_ND.device)]), labels_N[predicts_N].to(hidden_ND.device)
+
+    def _spans(self, batch: Batch) -> list[Span]:
+        """A causal sequence for each sample, cut where images and slots begin and end under the bottleneck mask."""
+        if not self.config.bottleneck:
+            return [Span(length, read=length) for length in batch.lengths]
+        slots = set(getattr(self.model.config, "slot_token_ids", None) or [])
+        spans: list[Span] = []
+        for ids_N in batch.input_ids_N.split(batch.lengths):
+            shown = self.backbone.stands_for_features(self.model, ids_N).tolist()
+            kinds: list[TokenKind] = [
+                "image" if image else "slot" if token in slots else "text"
+                for token, image in zip(ids_N.tolist(), shown, strict=True)
+            ]
+            spans += bottleneck_spans(kinds, first=len(spans))
+        return spans
 
 
 METHOD = Sft

@@ -17,10 +17,9 @@ def dataset(**targets: dict[int, int]) -> DatasetRecord:
     return DatasetRecord(uri="u", fingerprint="d", schema_version=1, shards=[], kept=0, dropped={}, reports=reports)
 
 
-def test_it_follows_the_longest_target_of_both_splits_with_a_margin_and_the_latent_block() -> None:
-    block = demo().latent.num_slots + 2
-    assert max_new_tokens(demo(), dataset(train={9: 4, 253: 1}, test={119: 2})) == 317 + block  # 1.25 x 253 = 316.25
-    assert max_new_tokens(demo(), dataset(train={9: 4}, test={119: 2})) == 149 + block
+def test_it_follows_the_longest_target_of_both_splits_with_a_margin() -> None:
+    assert max_new_tokens(demo(), dataset(train={9: 4, 253: 1}, test={119: 2})) == 317  # 1.25 x 253 = 316.25
+    assert max_new_tokens(demo(), dataset(train={9: 4}, test={119: 2})) == 149
 
 
 def test_what_is_given_holds_and_published_questions_have_a_length_of_their_own() -> None:

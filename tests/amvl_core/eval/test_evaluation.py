@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from amvl_core.contracts.config import override
 from amvl_core.contracts.parts import Part
-from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord, Shard
+from amvl_core.contracts.records import TEST_SPLIT, CheckpointRecord, DatasetRecord, Shard
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.__main__ import main
 from amvl_core.eval.benchmarks.scoring import predictions, score_benchmark
@@ -19,7 +20,7 @@ from amvl_core.eval.evaluation import EvaluationWorker
 from amvl_core.eval.questions import Questions
 from amvl_core.methods.amvl.presets import paper
 from tests.shards import sample_of, table
-from tests.tiny import picture, stock_folder
+from tests.tiny import amvl_model, picture, stock_folder
 
 
 def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +58,31 @@ def test_stored_predictions_are_scored_without_the_model(tmp_path: Path, capsys:
     assert (found["likelihood"].scores["overall"].n, found["likelihood"].scores["overall"].value) == (2, expected)
     assert main(["easy_vqa", str(path)]) == 0
     assert "| overall | 2 |" in capsys.readouterr().out
+
+
+def test_candidates_are_scored_where_the_answer_is_what_the_model_writes_next(tmp_path: Path) -> None:
+    """Questions with no, one and two steps: the model of a stage that hides one step writes the second one first."""
+    samples = [sample_of(f"s/{n}", "What colour is it?", "red", (), ["Look."] * n) for n in range(3)]
+    pq.write_table(table(samples), tmp_path / "test.parquet")
+    shard = Shard(file="test.parquet", split="test", rows=3, sha256="")
+    dataset = DatasetRecord(
+        uri=str(tmp_path), fingerprint="d", schema_version=1, shards=[shard], kept=3, dropped={}, reports=[]
+    )
+    asked = Questions(dataset, TEST_SPLIT, {"s/t": ["blue", "red"]})
+    for part in amvl_model(dtype=torch.float32):
+        part.save_pretrained(tmp_path / "model")
+    stages = {
+        f"hides_{hidden}": {"method": {"kind": "amvl", "hidden_steps": hidden}, "steps": 1} for hidden in (0, 1, "all")
+    }
+    config = override(paper(), {"model": {"base": stock_folder()}}).model_copy(update={"stages": {}})
+    trained = {**config.model_dump(mode="json"), "stages": stages}
+    fields = {"method": "amvl", "step": 1, "config": trained, "dataset": "d", "parent": None}
+    models = [
+        CheckpointRecord(uri=str(tmp_path), fingerprint="c", stage=name, num_parameters=1, metrics={}, **fields)
+        for name in stages
+    ]
+    found = []
+    for model in (None, *models):
+        _, _, candidates = EvaluationWorker(config, model).prepare(asked, Part("answers", (0, 1, 2), 1))
+        found.append([len(given) for given in candidates])
+    assert found == [[2, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 2]]

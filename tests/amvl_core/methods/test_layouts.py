@@ -54,6 +54,31 @@ def processor() -> Any:
     return loaded
 
 
+@pytest.mark.parametrize(("hidden", "kinds"), [(0, []), (1, ["hidden"]), (5, ["hidden"] * 3), ("all", ["hidden"] * 3)])
+def test_hidden_steps_stand_behind_the_block_without_a_label(processor: Any, hidden: Any, kinds: list[str]) -> None:
+    latent, texts = LatentConfig(num_slots=MAX_SLOTS), ("First.", "Look: <image>", "Third.")
+    sample = StoredSample("i", "s", "t", "Q?", texts, (None, 0, None), "yes", (picture(1),))
+    method = configurations()["amvl"].model_validate({"hidden_steps": hidden})
+    segments = method.layout(sample, latent)
+    left = texts[len(kinds) :]
+    assert [segment.kind for segment in segments] == ["prompt", "latent", *kinds, *["step"] * len(left), "answer"]
+    assert [segment.text for segment in segments[2:]] == [*(text + STEP_END for text in texts), "yes"]
+    assert method.answers_next(sample) == (not left)
+    whole, plain = (
+        laid_out(Encoder(processor), configurations()["amvl"].model_validate(fields), latent, sample)
+        for fields in ({"hidden_steps": hidden}, {})
+    )
+    assert whole.input_ids.tolist() == plain.input_ids.tolist()
+    behind = plain.input_ids.tolist().index(processor.tokenizer.convert_tokens_to_ids(BLOCK_END)) + 1
+    first = behind + whole.hidden_tokens
+    assert whole.labels.tolist() == [*[IGNORED] * first, *plain.labels[first:].tolist()]
+    hidden_text, written = (
+        processor.tokenizer.decode(part) for part in (whole.input_ids[behind:first], whole.input_ids[first:])
+    )
+    assert [hidden_text.count(STEP_END), written.count(STEP_END)] == [len(kinds), len(left)]
+    assert written.startswith((*left, "yes")[0].partition("<")[0])
+
+
 @settings(max_examples=40, deadline=None)
 @given(samples(), latents, st.sampled_from(METHODS))
 def test_a_sequence_has_one_block_in_order_no_label_on_it_and_as_many_tokens_as_its_method_says(

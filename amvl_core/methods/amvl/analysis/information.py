@@ -54,7 +54,7 @@ def information_bounds(posterior: Gaussian, draws: int, generator: torch.Generat
 
 
 def cross_posteriors(model: Any, reading: ContextRow, positions: PosteriorPositions) -> Gaussian:
-    """q(Z | x of sample i, y of sample j) for all pairs of a batch, [B, B, K, Z].
+    """q(Z | x of sample i, y of sample j) for all pairs of a batch, [B, B, K, Z]; hidden steps are part of y.
 
     Every answer continues every question's keys and values, which are those of `reading`: no question is run again.
     """
@@ -65,12 +65,12 @@ def cross_posteriors(model: Any, reading: ContextRow, positions: PosteriorPositi
         for j, answering in enumerate(reading.samples):
             # y stands behind x and the start marker, wherever x ends.
             shift_31 = asked.x.positions_3N[:, -1:] - answering.x.positions_3N[:, -1:]
-            y_3N = answering.y.positions_3N - slots - 1 + shift_31
+            y_3N = answering.reply.positions_3N - slots - 1 + shift_31
             slots_3K = asked.slots.positions_3N
             if positions == "natural":
                 slots_3K = (y_3N.max() + 1 + torch.arange(slots, device=y_3N.device)).expand(3, -1)
-            rows += [Rows(answering.y.embeds_ND, y_3N), Rows(asked.slots.embeds_ND, slots_3K)]
-            length = reading.blocks[j].answer + slots
+            rows += [Rows(answering.reply.embeds_ND, y_3N), Rows(asked.slots.embeds_ND, slots_3K)]
+            length = reading.blocks[j].reply + slots
             x = Piece(row=0, span=2 * i, start=0, stop=reading.blocks[i].prefix)
             spans.append(Span(length, read=slots, context=(x,)))
     hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])

@@ -32,14 +32,14 @@ def permutation_shifts(prober: Prober, items: Sequence[StoredSample], seed: int)
     batch = collate([prober.encode(item) for item in items])
     embeds_ND, positions_3N = prober.method.embed(batch), prober.method.positions(batch)
     starts = torch.tensor([0, *batch.lengths]).cumsum(0).tolist()
-    image_id = prober.model.config.image_token_id
     template = prober.processor.tokenizer(prober.encoder.prompt(""))["input_ids"]
     special = set(prober.processor.tokenizer.all_special_ids)
     places: dict[str, list[list[int]]] = {"image": [], "text": []}
     for ids_N in batch.input_ids_N.split(batch.lengths):
         ids = ids_N.tolist()
         end = ids.index(prober.model.config.slot_token_ids[0]) - 1
-        places["image"].append([i for i in range(end) if ids[i] == image_id])
+        shown = prober.method.backbone.stands_for_features(prober.model, ids_N[:end])
+        places["image"].append(shown.nonzero()[:, 0].tolist())
         places["text"].append([i for i in question_columns(ids[:end], template) if ids[i] not in special])
     positions = prober.method.config.posterior_positions
     plain_BKZ = read(prober.model, batch, embeds_ND, positions_3N, positions).prior.mean

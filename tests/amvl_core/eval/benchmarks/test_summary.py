@@ -81,3 +81,9 @@ def test_the_likeliest_candidate_is_a_reading_of_its_own() -> None:
     assert "75.00 (30.06-95.44), n = 4" in score_table(vstar, found)
     ((_, compared), *_) = compare_checkpoints(vstar, rows, [row(i, "A", [0.0, -1.0]) for i in range(4)], LIKELIHOOD)
     assert (compared.n, compared.gained, compared.lost) == (4, 1, 0)
+    # Two models that were given candidates for other questions are not compared by them.
+    fewer = [*rows[:3], {**rows[3], "candidates": "[]", "log_likelihoods": "[]"}]
+    assert (
+        compare_checkpoints(vstar, rows, fewer, LIKELIHOOD) == compare_checkpoints(vstar, fewer, rows, LIKELIHOOD) == []
+    )
+    assert dict(compare_checkpoints(vstar, rows, fewer))["overall"].n == 4

@@ -1,5 +1,8 @@
 """Every variant against the stock text model on one whole sequence at a time: nothing shared, nothing cached."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -28,14 +31,24 @@ def items() -> list[StoredSample]:
     ]
 
 
+def stepwise() -> list[StoredSample]:
+    """The same questions with steps: none, one that shows an image, two, one."""
+    steps = ((), ("It is here: <image>.",), ("Look.", "There is one."), ("Yes.",))
+    return [
+        replace(item, steps=texts, images=(*item.images, *[picture(9, 48, 32)] * ("<image>" in "".join(texts))))
+        for item, texts in zip(items(), steps, strict=True)
+    ]
+
+
 def continuations(model, batch, variant):
-    """Of each sample: the embeddings and positions of everything before y, those of y, and its ids and labels."""
+    """Of each sample: embeddings and positions of all before what is written, and its ids, labels and embeddings."""
     k = model.config.num_slots
     rows = enumerate(samples(model, batch))
     for number, (_, ids, labels, embeds, positions) in rows:
         start = ids.tolist().index(model.config.slot_token_ids[0])
         end = start + k + 1
-        y = (ids[end:], labels[end:], embeds[:, end:])
+        first = end + batch.hidden_tokens[number]
+        y = (ids[first:], labels[first:], embeds[:, first:])
         if variant.latent_BKZ is None:
             yield embeds[:, : start - 1], positions[..., : start - 1], *y
             continue
@@ -67,15 +80,20 @@ def expected_text(model, processor, before, positions) -> str:
     return processor.tokenizer.decode(written, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("at_once", [1, 4, 100])
+@pytest.mark.parametrize(
+    ("at_once", "asked", "hidden_steps"), [(1, items, 0), (4, items, 0), (100, items, 0), (4, stepwise, 1)]
+)
 def test_every_variant_is_the_stock_model_on_the_changed_sequence(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
+    at_once: int,
+    asked: Callable[[], list[StoredSample]],
+    hidden_steps: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In float64 no log-likelihood was further off than 4e-15 of 30."""
     monkeypatch.setattr("amvl_core.methods.amvl.probes.AT_ONCE", at_once)
     model, processor = amvl_model()
-    prober = Prober(model, processor, AmvlMethod())
-    *asked, donor = items()
+    prober = Prober(model, processor, AmvlMethod(hidden_steps=hidden_steps))
+    *asked, donor = asked()
     answers = prober(asked, donor, TOKENS, seed=3)
     with torch.no_grad():
         batch, reading = prober.read(asked)

@@ -49,17 +49,18 @@ def test_a_posterior_that_ignores_the_answer_has_no_information() -> None:
         information_bounds(Gaussian(torch.ones(3, 1, 7), torch.zeros(3, 1, 7)), 1, torch.Generator())
 
 
+@pytest.mark.parametrize("hidden_steps", [0, "all"])
 @pytest.mark.parametrize("positions", ["natural", "aligned"])
-def test_crossed_posteriors_are_those_of_samples_with_the_other_answer(positions) -> None:
+def test_crossed_posteriors_are_those_of_samples_with_the_other_answer(positions, hidden_steps) -> None:
     """On a CPU they are equal; the tolerance is for kernels whose sums depend on the number of rows."""
     model, processor = amvl_model()
-    prober = Prober(model, processor, AmvlMethod(posterior_positions=positions))
-    asked = items()
+    prober = Prober(model, processor, AmvlMethod(posterior_positions=positions, hidden_steps=hidden_steps))
+    asked = [replace(item, steps=("Look.",) * number) for number, item in enumerate(items())]
     with torch.no_grad():
         _, reading = prober.read(asked)
         found = cross_posteriors(model, reading, positions)
         for i, question in enumerate(asked):
-            crossed = [replace(question, answer=other.answer) for other in asked]
+            crossed = [replace(question, steps=other.steps, answer=other.answer) for other in asked]
             expected = prober.read(crossed)[1].posterior
             torch.testing.assert_close(found.mean[i], expected.mean, rtol=0, atol=1e-12)
             torch.testing.assert_close(found.logvar[i], expected.logvar, rtol=0, atol=1e-12)
