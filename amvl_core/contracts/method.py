@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
     from amvl_core.methods.cost import Cost
 
-METHODS = ("sft", "pause", "markers", "amvl", "valr")
+METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
 
 
@@ -61,7 +61,11 @@ class MethodConfig(Frozen):
 
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """The training sequence of a sample: prompt, then what the model is to write. No text is changed."""
-        return [Segment("prompt", sample.question), *reply(sample)]
+        return [Segment("prompt", sample.question), *self.reply(sample)]
+
+    def reply(self, sample: StoredSample) -> list[Segment]:
+        """What the model is to write where no block stands in it: each step as a line, then the answer."""
+        return reply(sample)
 
     def shown(self, sample: StoredSample) -> Sequence[int]:
         """The sample's images that stand in the sequence, by number."""

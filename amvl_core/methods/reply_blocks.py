@@ -18,13 +18,26 @@ SLOT = "<latent_slot>"
 """Stands in a slot in token ids. Its embedding is never used: a slot's input is the state before it."""
 
 
-class ReplyBlocks(MethodConfig):
+class FeedbackBlocks(MethodConfig):
+    """A method whose sequence has blocks of slots between two markers, and whose model may feed its states back."""
+
+    reserved = r"</?latent>|<latent_slot>"
+
+    def slots(self, latent: LatentConfig) -> list[str]:
+        """K times the same token."""
+        return [SLOT] * latent.num_slots
+
+    def follows(self, before: MethodConfig) -> bool:
+        """Its own, or a stock model's without another block."""
+        return before.kind == self.kind or (before.model_type is None and not before.reserved)
+
+
+class ReplyBlocks(FeedbackBlocks):
     """The fields of a method whose reply has blocks of `latent.num_slots` slots between its steps.
 
     The model writes a block's entry marker, which carries a label; slots and exit marker carry none.
     """
 
-    reserved = r"</?latent>|<latent_slot>"
     blocks: Literal["paper", "first_step", "every_step", "interleaved"] = Field(
         "paper",
         description="where blocks stand: before the first step, before every step, or in the place of the images that "
@@ -32,10 +45,6 @@ class ReplyBlocks(MethodConfig):
         "shows several, else the first step (VaLR, App. B)",
     )
     max_blocks: int = Field(8, ge=1, description="blocks in a sample, at most; later steps have none")
-
-    def slots(self, latent: LatentConfig) -> list[str]:
-        """K times the same token."""
-        return [SLOT] * latent.num_slots
 
     def block(self, latent: LatentConfig, image: int | None) -> tuple[Segment, ...]:
         """A block; `image` is the image that it is about."""
@@ -56,10 +65,6 @@ class ReplyBlocks(MethodConfig):
     def added_tokens(self, latent: LatentConfig) -> int:
         """Slots and markers of as many blocks as there may be."""
         return (1 if self.blocks == "first_step" else self.max_blocks) * (len(self.slots(latent)) + 2)
-
-    def follows(self, before: MethodConfig) -> bool:
-        """Its own, or a stock model's without another block."""
-        return before.kind == self.kind or (before.model_type is None and not before.reserved)
 
     def _places(self, sample: StoredSample) -> str:
         if self.blocks != "paper":

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.method import Method
+from amvl_core.methods.method import Clock, Method
 
 
 class Read(NamedTuple):
@@ -36,6 +36,12 @@ def one_by_one(method: Method, batch: Batch) -> Iterator[Read]:
     for sample, (ids_T, labels_T) in enumerate(zip(ids, labels, strict=True)):
         is_slot = (ids_T == model.config.slot_token_id).tolist()
         yield Read(labels_T, is_slot, *_states(model, embeds[sample][None], positions[sample][:, None], is_slot))
+
+
+def next_token_loss(method: Method, batch: Batch, clock: Clock) -> Tensor:
+    """The objective of a method with next-token loss alone, as a share of the global batch's."""
+    losses = [token_loss(method.model, read) for read in one_by_one(method, batch)]
+    return torch.stack(losses).sum() / clock.num_tokens
 
 
 def token_loss(model: Any, read: Read) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from amvl_core.methods.block import BlockMethod
+from amvl_core.methods.curriculum import StepsReplaced
 
 if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class PauseMethod(BlockMethod):
+class PauseMethod(StepsReplaced, BlockMethod):
     """Learned pause tokens: the latent block stays what its tokens' embeddings are; next-token loss alone.
 
     The control for latents: the same sequence and the same additional computation, nothing read, sampled or injected.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.method import MethodConfig
+from amvl_core.methods.curriculum import StepsReplaced
 
 if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class SftMethod(MethodConfig):
+class SftMethod(StepsReplaced):
     """Supervised fine-tuning of the base model, without latents."""
 
     kind: Literal["sft"] = "sft"
