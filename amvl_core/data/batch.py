@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class Batch:
     `lengths` and `num_images` count each sample's tokens and images; `pixel_values` [P, ...] and `image_grid_thw`
     [I, 3] hold the images of all samples in order, and are None where no sample has one. `about` says of each latent
     block of each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
+    `filled_with` are the tokens whose embeddings filled slots take, of each sample, counted through the batch.
     """
 
     sample_ids: list[str]
@@ -33,6 +35,7 @@ class Batch:
     image_grid_thw: Tensor | None
     about: list[list[int | None]] = field(default_factory=list)
     targets: dict[str, Tensor] = field(default_factory=dict)
+    filled_with: list[list[int]] = field(default_factory=list)
 
     @property
     def label_counts(self) -> list[int]:
@@ -64,6 +67,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         image_grid_thw=torch.from_numpy(np.concatenate(grids)) if grids else None,
         about=_about(samples),
         targets=_targets(samples),
+        filled_with=_filled_with(samples),
     )
 
 
@@ -75,6 +79,11 @@ def _about(samples: Sequence[Encoded]) -> list[list[int | None]]:
         found.append([None if number is None else before + number for number in sample.targets.about])
         before += len(next(iter(sample.targets.arrays.values()), ()))
     return found
+
+
+def _filled_with(samples: Sequence[Encoded]) -> list[list[int]]:
+    starts = accumulate((len(sample.input_ids) for sample in samples), initial=0)
+    return [[start + token for token in sample.filled_with] for start, sample in zip(starts, samples, strict=False)]
 
 
 def _targets(samples: Sequence[Encoded]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment, StoredSample
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Fill, Segment, StoredSample
 from amvl_core.data.pixels import PictureError, decode, square
 from amvl_core.data.template import base_template
 
@@ -88,7 +88,10 @@ NO_TARGETS = Targets((), {})
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images."""
+    """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images.
+
+    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes.
+    """
 
     sample_id: str
     input_ids: np.ndarray
@@ -96,6 +99,7 @@ class Encoded:
     pixel_values: np.ndarray | None
     image_grid_thw: np.ndarray | None
     targets: Targets = NO_TARGETS
+    filled_with: tuple[int, ...] = ()
 
 
 class Encoder:
@@ -115,11 +119,18 @@ class Encoder:
 
     def encode(self, sample_id: str, segments: Sequence[Segment], images: Sequence[bytes]) -> Encoded:
         """Token ids, labels and patches; a DataError names the sample where parts do not match."""
-        pixels, grids, counts = self._pixels(sample_id, images)
+        pixels, grids, sizes = self._pixels(sample_id, images)
+        counts = [rows * columns for rows, columns in grids_of_tokens(grids, self.processor)]
+        firsts = [sum(counts[:number]) for number in range(len(counts))]
         ids: list[int] = []
         labels: list[int] = []
+        fills: list[int] = []
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
+            if (fill := segment.fill) is not None:
+                cells = cells_within(fill, sizes[fill.image], grids_of_tokens(grids, self.processor)[fill.image])
+                fills += [firsts[fill.image] + cell for cell in cells]
+                text *= len(cells)
             if text.count(self.processor.image_token) > len(counts):
                 raise DataError(f"{sample_id}: more image placeholders than its {len(images)} images")
             while self.processor.image_token in text and counts:
@@ -131,8 +142,10 @@ class Encoder:
         if counts:
             raise DataError(f"{sample_id}: {len(counts)} of its {len(images)} images have no placeholder in the text")
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
-        labels_T[ids_T == self.processor.image_token_id] = IGNORED
-        return Encoded(sample_id, ids_T, labels_T, pixels, grids)
+        is_image_T = ids_T == self.processor.image_token_id
+        labels_T[is_image_T] = IGNORED
+        filled_with = tuple(is_image_T.nonzero()[0][fills].tolist()) if fills else ()
+        return Encoded(sample_id, ids_T, labels_T, pixels, grids, filled_with=filled_with)
 
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
@@ -140,18 +153,40 @@ class Encoder:
         text = segment.text.replace(IMAGE_PLACEHOLDER, self.processor.image_text)
         return text + (self.end_of_turn if last else "")
 
-    def _pixels(self, sample_id: str, images: Sequence[bytes]) -> tuple[Any, Any, list[int]]:
+    def _pixels(self, sample_id: str, images: Sequence[bytes]) -> tuple[Any, Any, list[tuple[int, int]]]:
+        """Patches, their grids, and the (width, height) that each image is stored in."""
         if not images:
             return None, None, []
         budget = PixelBudget.of(self.processor.image_processor)
         try:
-            pictures = [fitted(decode(data), budget) for data in images]
+            stored = [decode(data) for data in images]
+            pictures = [fitted(picture, budget) for picture in stored]
         except PictureError as error:
             raise DataError(f"{sample_id}: an image of the prepared dataset cannot be read: {error}") from error
         features = self.processor.image_processor(images=pictures, do_resize=False, return_tensors="np")
-        grids = features["image_grid_thw"]
-        merge = self.processor.image_processor.merge_size**2
-        return features["pixel_values"], grids, [int(grid.prod()) // merge for grid in grids]
+        return features["pixel_values"], features["image_grid_thw"], [picture.size for picture in stored]
+
+
+def grids_of_tokens(grids: Any, processor: Any) -> list[tuple[int, int]]:
+    """Rows and columns of each image's merged vision tokens, from its grid of patches."""
+    merge = processor.image_processor.merge_size
+    return [] if grids is None else [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grids]
+
+
+def cells_within(fill: Fill, size: tuple[int, int], grid: tuple[int, int]) -> list[int]:
+    """The merged vision tokens that a fill's box reaches into, row by row, and one at least.
+
+    The box is in pixels of an image of `size` (width, height), whose tokens are `grid` (rows, columns).
+    """
+    (rows, columns), (width, height), (x1, y1, x2, y2) = grid, size, fill.box
+    left = min(max(math.floor(x1 * columns / width), 0), columns - 1)
+    top = min(max(math.floor(y1 * rows / height), 0), rows - 1)
+    right = min(max(math.ceil(x2 * columns / width), left + 1), columns)
+    bottom = min(max(math.ceil(y2 * rows / height), top + 1), rows)
+    cells = [row * columns + column for row in range(top, bottom) for column in range(left, right)]
+    if len(cells) <= fill.most:
+        return cells
+    return [cells[place * len(cells) // fill.most] for place in range(fill.most)]
 
 
 def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sample: StoredSample) -> Encoded:

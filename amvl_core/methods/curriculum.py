@@ -29,7 +29,7 @@ class StepsReplaced(MethodConfig):
         """The images of the question and of the steps that are left."""
         asked = sample.question.count(IMAGE_PLACEHOLDER)
         first = asked + sum(step.count(IMAGE_PLACEHOLDER) for step in sample.steps[: self._gone(sample)])
-        return [*range(asked), *range(first, len(sample.images))]
+        return [number for number in range(len(sample.images)) if not asked <= number < first]
 
     def _gone(self, sample: StoredSample) -> int:
         return len(sample.steps) if self.replaced_steps is None else self.replaced_steps

@@ -6,13 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.coconut.config import CoconutMethod
 from amvl_core.methods.coconut.modeling import CoconutForConditionalGeneration
 from amvl_core.methods.feedback.method import FeedbackMethod, slot_norm
-from amvl_core.methods.feedback.modeling import load_feedback
 from amvl_core.methods.feedback.reference import next_token_loss
 from amvl_core.methods.losses import finite_samples
 from amvl_core.methods.method import Clock, StepOutput
@@ -21,19 +18,13 @@ from amvl_core.methods.method import Clock, StepOutput
 class Coconut(FeedbackMethod):
     """One stage of the curriculum."""
 
+    model_class = CoconutForConditionalGeneration
     config: CoconutMethod
 
     def __init__(self, model: Any, config: CoconutMethod) -> None:
         super().__init__(model, config)
         if config.replaced_steps is not None:
             model.config.num_slots = config.slots_per_step * config.replaced_steps
-
-    @classmethod
-    def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
-        """From a stock checkpoint, or from one of its own with any number of slots: no weight depends on it."""
-        model = load_feedback(CoconutForConditionalGeneration, folder, processor, latent.num_slots, **kwargs)
-        model.config.num_slots = latent.num_slots
-        return model
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Next-token loss."""

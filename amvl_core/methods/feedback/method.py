@@ -5,16 +5,18 @@ Shape suffixes: N tokens, R rows with a label.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
+from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration, load_feedback
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method
 from amvl_core.methods.probing import Prober
@@ -25,6 +27,14 @@ class FeedbackMethod(Method):
     """A method whose model is a `FeedbackForConditionalGeneration`."""
 
     model: FeedbackForConditionalGeneration
+    model_class: ClassVar[type[FeedbackForConditionalGeneration]]
+
+    @classmethod
+    def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
+        """From a stock checkpoint, or from one of its own with any number of slots: no weight depends on it."""
+        model = load_feedback(cls.model_class, folder, processor, latent.num_slots, **kwargs)
+        model.config.num_slots = latent.num_slots
+        return model
 
     @staticmethod
     def set_blocks(model: FeedbackForConditionalGeneration, mode: str | None, steps: int | None) -> None:
