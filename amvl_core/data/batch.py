@@ -24,6 +24,7 @@ class Batch:
     [I, 3] hold the images of all samples in order, and are None where no sample has one. `about` says of each latent
     block of each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
     `filled_with` are the tokens whose embeddings filled slots take, of each sample, counted through the batch.
+    `teacher` holds the samples' second sequences, where they have one.
     """
 
     sample_ids: list[str]
@@ -36,6 +37,7 @@ class Batch:
     about: list[list[int | None]] = field(default_factory=list)
     targets: dict[str, Tensor] = field(default_factory=dict)
     filled_with: list[list[int]] = field(default_factory=list)
+    teacher: Batch | None = None
 
     @property
     def label_counts(self) -> list[int]:
@@ -57,6 +59,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
     """Packs samples in their order."""
     pixels = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
     grids = [sample.image_grid_thw for sample in samples if sample.image_grid_thw is not None]
+    teachers = [sample.teacher for sample in samples if sample.teacher is not None]
     return Batch(
         sample_ids=[sample.sample_id for sample in samples],
         lengths=[len(sample.input_ids) for sample in samples],
@@ -68,6 +71,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         about=_about(samples),
         targets=_targets(samples),
         filled_with=_filled_with(samples),
+        teacher=collate(teachers) if teachers else None,
     )
 
 

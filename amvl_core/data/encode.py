@@ -90,7 +90,8 @@ NO_TARGETS = Targets((), {})
 class Encoded:
     """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images.
 
-    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes.
+    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes. `teacher` is the
+    sample's second sequence, where its method has one.
     """
 
     sample_id: str
@@ -100,6 +101,7 @@ class Encoded:
     image_grid_thw: np.ndarray | None
     targets: Targets = NO_TARGETS
     filled_with: tuple[int, ...] = ()
+    teacher: Encoded | None = None
 
 
 class Encoder:
@@ -202,12 +204,14 @@ def laid_out_to_train(
     sample: StoredSample,
     features: Mapping[str, Sequence[np.ndarray]],
 ) -> Encoded:
-    """As `laid_out`, with what the blocks are aligned with.
+    """As `laid_out`, with the sample's second sequence and what the blocks are aligned with.
 
     `features` are those of all the sample's images by encoder, where they have been computed; an encoder that is not
     among them is shown the image.
     """
     encoded = laid_out(encoder, method, latent, sample)
+    if (segments := method.teacher(sample)) is not None:
+        encoded = replace(encoded, teacher=encoder.encode(sample.sample_id, segments, sample.images))
     if not method.aligned_with:
         return encoded
     about = [segment.image for segment in method.layout(sample, latent) if segment.kind == "latent"]

@@ -79,7 +79,14 @@ def peer(preset: str, root: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("base", "least"), [(amvl, 31), (valr, 30), (partial(peer, "coconut-demo"), 5), (partial(peer, "lvr-demo"), 9)]
+    ("base", "least"),
+    [
+        (amvl, 31),
+        (valr, 30),
+        (partial(peer, "coconut-demo"), 5),
+        (partial(peer, "lvr-demo"), 9),
+        (partial(peer, "codi-demo"), 4),
+    ],
 )
 def test_every_row_of_every_table_trains_on_the_same_dataset(
     tmp_path: Path, base: Callable[[str], RunConfig], least: int

@@ -5,6 +5,7 @@ Shape suffixes: N tokens, R rows with a label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -55,14 +56,18 @@ class FeedbackMethod(Method):
         config = self.model.config
         return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
 
-    def fed_back(self, batch: Batch, hops: int | None, tap: int | None = None) -> tuple[FedBack, Tensor]:
+    def fed_back(
+        self, batch: Batch, hops: int | None, taps: Sequence[int] = (), tapped: Sequence[int] | None = None
+    ) -> tuple[FedBack, Tensor]:
         """The batch with its slots fed back, and the losses [R] of its label tokens; as `run_fed_back`."""
         labels_N = next_labels(batch)
         wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
         slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
         embeds_ND, positions_3N = self.embed(batch), self.positions(batch)
         text = self.backbone.text(self.model)
-        fed = run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, tap, hops)
+        fed = run_fed_back(
+            text, embeds_ND, positions_3N, batch.lengths, slots, wanted, taps, hops, tapped, self.model.fed
+        )
         return fed, token_losses(self.model.lm_head(fed.hidden_RD), labels_N[wanted].to(embeds_ND.device))
 
 

@@ -53,12 +53,12 @@ def token_loss(model: Any, read: Read) -> Tensor:
 
 
 def _states(model: Any, embeds: Tensor, positions: Tensor, is_slot: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
-    """Final states and those behind every layer, [T, D] each: a slot's input is the final state before it."""
+    """Final states and those behind all layers, [T, D]; a slot's input is what `fed` makes of the state before."""
     cache = DynamicCache(config=model.config.text_config)
     finals: list[Tensor] = []
     layers: list[tuple[Tensor, ...]] = []
     for start, stop in _chunks(is_slot):
-        inputs = finals[-1][:, -1:] if is_slot[start] else embeds[:, start:stop]
+        inputs = model.fed(finals[-1][:, -1:]) if is_slot[start] else embeds[:, start:stop]
         output = model.model.language_model(
             inputs_embeds=inputs,
             position_ids=positions[..., start:stop],
