@@ -48,8 +48,8 @@ def method(folder: str | None = None, **fields: Any) -> tuple[Coconut, AMVLProce
     return Coconut(model, CoconutMethod(**fields)), processor
 
 
-def batch(ours: Coconut, processor: AMVLProcessor) -> Batch:
-    return collate([laid_out(Encoder(processor), ours.config, LATENT, item) for item in items()])
+def batch(ours: Coconut, processor: AMVLProcessor, chosen: list[StoredSample] | None = None) -> Batch:
+    return collate([laid_out(Encoder(processor), ours.config, LATENT, item) for item in chosen or items()])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
