@@ -36,14 +36,15 @@ class StepsReplaced(MethodConfig):
 
 
 def curriculum(name: str, stage: StageConfig, most: int) -> dict[str, StageConfig]:
-    """Stages `name`_1 to `name`_`most`, in which as many first steps are replaced, then `name`_all; each as `stage`.
+    """Stages `name`_1 to `name`_`most`, which replace so many first steps, then `name`, which replaces all.
 
+    All else in them is as in `stage`.
     Raises ValueError where the method of `stage` replaces no steps.
     """
     if not isinstance(stage.method, StepsReplaced):
         raise ValueError(f"{stage.method.kind} replaces no steps, so it has no curriculum over them")
     return {
-        f"{name}_{'all' if steps is None else steps}": stage.model_copy(
+        name if steps is None else f"{name}_{steps}": stage.model_copy(
             update={"method": stage.method.model_copy(update={"replaced_steps": steps})}
         )
         for steps in (*range(1, most + 1), None)

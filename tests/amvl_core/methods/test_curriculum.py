@@ -54,7 +54,7 @@ def test_a_curriculum_replaces_one_step_more_in_each_stage_and_all_in_the_last()
         "c_1": 1,
         "c_2": 2,
         "c_3": 3,
-        "c_all": None,
+        "c": None,
     }
     assert all(one.steps == 5 for one in found.values())
     with pytest.raises(ValueError, match="amvl replaces no steps"):
