@@ -64,8 +64,8 @@ def block_fields() -> dict[str, Any]:
     }
 
 
-def model_config(method: MethodConfig, fields: dict[str, Any]) -> Any:
-    """A configuration of the shape for this machine, for a model that `method` trains and that has these `fields`."""
+def model_config(method: MethodConfig, fields: dict[str, Any] | None = None) -> Any:
+    """A configuration of the shape for this machine, for a model that `method` trains. `fields`: AMVL's, or these."""
     if method.model_type:
         method.implementation()  # registers its classes
     text = SEVEN_B if torch.cuda.is_available() else SMALL
@@ -78,7 +78,7 @@ def model_config(method: MethodConfig, fields: dict[str, Any]) -> Any:
         vision_start_token_id=SPECIAL - 3,
         vision_end_token_id=SPECIAL - 4,
         tie_word_embeddings=False,
-        **fields,
+        **(block_fields() if fields is None else fields),
     )
 
 
@@ -88,9 +88,7 @@ def build(method: MethodConfig, fields: dict[str, Any] | None = None) -> Any:
     where = device()
     with where:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        model = AutoModelForImageTextToText.from_config(
-            model_config(method, block_fields() if fields is None else fields), dtype=dtype
-        )
+        model = AutoModelForImageTextToText.from_config(model_config(method, fields), dtype=dtype)
     model.model.visual.requires_grad_(False)
     return model.train()
 

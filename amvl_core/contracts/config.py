@@ -496,7 +496,7 @@ class RunConfig(Frozen):
                     "metrics' names and pages' addresses)"
                 )
             size, workers = stage.global_batch, self.cluster.num_workers
-            longest = self.data.max_tokens + stage.method.added_tokens(self.latent)
+            longest = stage.method.sequences * self.data.max_tokens + stage.method.added_tokens(self.latent)
             if size < workers:
                 raise ValueError(
                     f"stages.{name}.global_batch ({size}) must be at least cluster.num_workers ({workers})"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
     from amvl_core.methods.cost import Cost
 
-METHODS = ("sft", "pause", "markers", "amvl", "valr")
+METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut", "lvr", "codi")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
 
 
@@ -52,6 +52,8 @@ class MethodConfig(Frozen):
     """Columns of a progress line -> the logged terms that stand in each."""
     schedules: ClassVar[tuple[str, ...]] = ()
     """Logged weights of its terms that change while it trains."""
+    sequences: ClassVar[int] = 1
+    """Sequences that a step runs of a sample; each holds what the sample has in its shard, at most."""
     reserved: ClassVar[str | None] = None
     """A regular expression of its control tokens: a text that holds one would be read as structure."""
 
@@ -61,7 +63,18 @@ class MethodConfig(Frozen):
 
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """The training sequence of a sample: prompt, then what the model is to write. No text is changed."""
-        return [Segment("prompt", sample.question), *reply(sample)]
+        return [Segment("prompt", sample.question), *self.reply(sample)]
+
+    def reply(self, sample: StoredSample) -> list[Segment]:
+        """What the model is to write where no block stands in it: each step as a line, then the answer."""
+        return reply(sample)
+
+    def teacher(self, sample: StoredSample) -> list[Segment] | None:
+        """A second sequence of a sample, with all its images, that training runs beside the first. None: there is none.
+
+        `sequences` is then 2.
+        """
+        return None
 
     def shown(self, sample: StoredSample) -> Sequence[int]:
         """The sample's images that stand in the sequence, by number."""

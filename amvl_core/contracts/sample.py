@@ -81,15 +81,29 @@ class StoredSample:
 
 
 @dataclass(frozen=True)
+class Fill:
+    """What slots are filled with: the merged vision tokens within `box` of image `image` of those that are shown.
+
+    A box that reaches into more than `most` of them is filled with as many, spread evenly.
+    """
+
+    image: int
+    box: tuple[float, float, float, float]
+    most: int
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of a training sequence. The text of a latent block is its tokens.
 
-    `image` is the number of the sample's image that a latent block is about, where it is about one.
+    `image` is the number of the sample's image that a latent block is about, where it is about one. With `fill` the
+    text is one slot, which stands once for each vision token of the fill.
     """
 
     kind: SegmentKind
     text: str
     image: int | None = None
+    fill: Fill | None = None
 
 
 STEP_END = "\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,8 @@ class Batch:
     each sample which target it is about, if any; `targets` hold those of all samples, by encoder.
     `hidden_tokens` counts, of each sample, those behind its latent block that are not to be written; empty: no sample
     has any.
+    `filled_with` are the tokens whose embeddings filled slots take, of each sample, counted through the batch.
+    `teacher` holds the samples' second sequences, where they have one.
     """
 
     sample_ids: list[str]
@@ -71,6 +74,8 @@ class Batch:
     about: list[list[int | None]] = field(default_factory=list)
     targets: dict[str, Tensor] = field(default_factory=dict)
     hidden_tokens: list[int] = field(default_factory=list)
+    filled_with: list[list[int]] = field(default_factory=list)
+    teacher: Batch | None = None
 
     @property
     def label_counts(self) -> list[int]:
@@ -93,6 +98,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
     pixels = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
     grids = [sample.image_grid_thw for sample in samples if sample.image_grid_thw is not None]
     seconds = [sample.seconds for sample in samples if sample.seconds is not None]
+    teachers = [sample.teacher for sample in samples if sample.teacher is not None]
     return Batch(
         sample_ids=[sample.sample_id for sample in samples],
         lengths=[len(sample.input_ids) for sample in samples],
@@ -105,6 +111,8 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         about=_about(samples),
         targets=_targets(samples),
         hidden_tokens=[sample.hidden_tokens for sample in samples],
+        filled_with=_filled_with(samples),
+        teacher=collate(teachers) if teachers else None,
     )
 
 
@@ -116,6 +124,11 @@ def _about(samples: Sequence[Encoded]) -> list[list[int | None]]:
         found.append([None if number is None else before + number for number in sample.targets.about])
         before += len(next(iter(sample.targets.arrays.values()), ()))
     return found
+
+
+def _filled_with(samples: Sequence[Encoded]) -> list[list[int]]:
+    starts = accumulate((len(sample.input_ids) for sample in samples), initial=0)
+    return [[start + token for token in sample.filled_with] for start, sample in zip(starts, samples, strict=False)]
 
 
 def _targets(samples: Sequence[Encoded]) -> dict[str, Tensor]:

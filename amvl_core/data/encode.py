@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER, Segment, StoredSample, Video
+from amvl_core.contracts.sample import (
+    IMAGE_PLACEHOLDER,
+    PLACEHOLDER,
+    VIDEO_PLACEHOLDER,
+    Fill,
+    Segment,
+    StoredSample,
+    Video,
+)
 from amvl_core.data.pixels import PictureError, decode, square
 from amvl_core.data.template import base_template
 
@@ -92,6 +101,8 @@ class Encoded:
     """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images.
 
     `hidden_tokens` are those of steps that are not to be written, right behind the latent block.
+    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes. `teacher` is the
+    sample's second sequence, where its method has one.
     """
 
     sample_id: str
@@ -103,6 +114,8 @@ class Encoded:
     """Of each image or video, the seconds that a step in time covers; 0: it is a still image."""
     targets: Targets = NO_TARGETS
     hidden_tokens: int = 0
+    filled_with: tuple[int, ...] = ()
+    teacher: Encoded | None = None
 
 
 class Encoder:
@@ -125,21 +138,34 @@ class Encoder:
     ) -> Encoded:
         """Token ids, labels and patches; a DataError names the sample where parts do not match."""
         visuals = in_places(sample_id, "".join(segment.text for segment in segments), images, videos)
-        pixels, grids, seconds = self._pixels(sample_id, images, visuals)
+        pixels, grids, seconds, sizes = self._pixels(sample_id, images, visuals)
         merge = self.processor.image_processor.merge_size**2
-        features = iter([] if grids is None else [int(grid.prod()) // merge for grid in grids])
+        counts = [] if grids is None else [int(grid.prod()) // merge for grid in grids]
+        features, firsts, stills = iter(counts), [0, *accumulate(counts)], _stills(visuals)
         ids: list[int] = []
         labels: list[int] = []
+        fills: list[int] = []
         hidden = 0
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
+            if (fill := segment.fill) is not None:
+                if fill.image not in stills:
+                    raise DataError(f"{sample_id}: a region lies in a frame of a video, whose tokens are of two frames")
+                shown = stills[fill.image]
+                cells = cells_within(fill, sizes[fill.image], grids_of_tokens(grids, self.processor)[shown])
+                fills += [firsts[shown] + cell for cell in cells]
+                text *= len(cells)
             tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
             ids += tokens
             hidden += len(tokens) if segment.kind == "hidden" else 0
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
-        labels_T[np.isin(ids_T, [self.processor.image_token_id, self.processor.video_token_id])] = IGNORED
-        return Encoded(sample_id, ids_T, labels_T, pixels, grids, seconds, hidden_tokens=hidden)
+        shown_T = np.isin(ids_T, [self.processor.image_token_id, self.processor.video_token_id])
+        labels_T[shown_T] = IGNORED
+        filled_with = tuple(shown_T.nonzero()[0][fills].tolist()) if fills else ()
+        return Encoded(
+            sample_id, ids_T, labels_T, pixels, grids, seconds, hidden_tokens=hidden, filled_with=filled_with
+        )
 
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
@@ -147,13 +173,19 @@ class Encoder:
         text = segment.text.replace(IMAGE_PLACEHOLDER, self.processor.image_text)
         return text + (self.end_of_turn if last else "")
 
-    def _pixels(self, sample_id: str, images: Sequence[bytes], visuals: Sequence[Video | None]) -> tuple[Any, Any, Any]:
-        """Patches, grids and seconds of `visuals`: videos, and still images, which are None."""
+    def _pixels(
+        self, sample_id: str, images: Sequence[bytes], visuals: Sequence[Video | None]
+    ) -> tuple[Any, Any, Any, list[tuple[int, int]]]:
+        """Patches, grids and seconds of `visuals`: videos, and still images, which are None.
+
+        And the (width, height) that each image is stored in.
+        """
         if not images:
-            return None, None, None
+            return None, None, None, []
         budget = PixelBudget.of(self.processor.image_processor)
         try:
-            pictures = [fitted(decode(data), budget) for data in images]
+            stored = [decode(data) for data in images]
+            pictures = [fitted(picture, budget) for picture in stored]
         except PictureError as error:
             raise DataError(f"{sample_id}: an image of the prepared dataset cannot be read: {error}") from error
         try:
@@ -161,7 +193,41 @@ class Encoder:
         except ValueError as error:
             raise DataError(f"{sample_id}: {error}") from error
         step = self.processor.image_processor.temporal_patch_size
-        return pixels, grids, np.array([step / video.fps if video else 0.0 for video in visuals])
+        seconds = np.array([step / video.fps if video else 0.0 for video in visuals])
+        return pixels, grids, seconds, [picture.size for picture in stored]
+
+
+def _stills(visuals: Sequence[Video | None]) -> dict[int, int]:
+    """Number of each still image among all images -> its place among `visuals`."""
+    found: dict[int, int] = {}
+    image = 0
+    for place, video in enumerate(visuals):
+        if video is None:
+            found[image] = place
+        image += video.frames if video else 1
+    return found
+
+
+def grids_of_tokens(grids: Any, processor: Any) -> list[tuple[int, int]]:
+    """Rows and columns of each image's merged vision tokens, from its grid of patches."""
+    merge = processor.image_processor.merge_size
+    return [] if grids is None else [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grids]
+
+
+def cells_within(fill: Fill, size: tuple[int, int], grid: tuple[int, int]) -> list[int]:
+    """The merged vision tokens that a fill's box reaches into, row by row, and one at least.
+
+    The box is in pixels of an image of `size` (width, height), whose tokens are `grid` (rows, columns).
+    """
+    (rows, columns), (width, height), (x1, y1, x2, y2) = grid, size, fill.box
+    left = min(max(math.floor(x1 * columns / width), 0), columns - 1)
+    top = min(max(math.floor(y1 * rows / height), 0), rows - 1)
+    right = min(max(math.ceil(x2 * columns / width), left + 1), columns)
+    bottom = min(max(math.ceil(y2 * rows / height), top + 1), rows)
+    cells = [row * columns + column for row in range(top, bottom) for column in range(left, right)]
+    if len(cells) <= fill.most:
+        return cells
+    return [cells[place * len(cells) // fill.most] for place in range(fill.most)]
 
 
 def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sample: StoredSample) -> Encoded:
@@ -177,12 +243,14 @@ def laid_out_to_train(
     sample: StoredSample,
     features: Mapping[str, Sequence[np.ndarray]],
 ) -> Encoded:
-    """As `laid_out`, with what the blocks are aligned with.
+    """As `laid_out`, with the sample's second sequence and what the blocks are aligned with.
 
     `features` are those of all the sample's images by encoder, where they have been computed; an encoder that is not
     among them is shown the image.
     """
     encoded = laid_out(encoder, method, latent, sample)
+    if (segments := method.teacher(sample)) is not None:
+        encoded = replace(encoded, teacher=encoder.encode(sample.sample_id, segments, sample.images))
     if not method.aligned_with:
         return encoded
     about = [segment.image for segment in method.layout(sample, latent) if segment.kind == "latent"]

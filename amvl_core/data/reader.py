@@ -67,10 +67,10 @@ class ShardReader:
         parts = self._of_each_file(lambda file: file.read([name]).column(name).to_numpy())
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
-    def sizes(self, added_tokens: int) -> Sizes:
+    def sizes(self, added_tokens: int, sequences: int = 1) -> Sizes:
         """What the order of training depends on, from the shards' footers and one column; a DataError without rows.
 
-        `added_tokens` is what the stage's method adds to a sample.
+        `added_tokens` is what the stage's method adds to a sample, of which it runs so many `sequences`.
         """
         if not len(self):
             raise DataError("the prepared dataset has no rows to train on; look at its report for what was dropped")
@@ -78,7 +78,7 @@ class ShardReader:
             lambda file: [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         )
         return Sizes(
-            self.column("num_tokens") + added_tokens,
+            sequences * self.column("num_tokens") + added_tokens,
             np.concatenate([np.array(rows, dtype=np.int64) for rows in blocks]),
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.sample import Segment, StoredSample, reply
+from amvl_core.contracts.sample import Segment, StoredSample
 from amvl_core.data.template import end_prompts_with
 
 BLOCK_START = "<abs_token>"
@@ -26,7 +26,7 @@ class BlockMethod(MethodConfig):
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """Prompt, block, steps, answer."""
         block = Segment("latent", block_text(slot_tokens(latent)))
-        return [Segment("prompt", sample.question), block, *reply(sample)]
+        return [Segment("prompt", sample.question), block, *self.reply(sample)]
 
     def added_tokens(self, latent: LatentConfig) -> int:
         """The slots and both markers."""

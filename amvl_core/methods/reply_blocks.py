@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,10 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, STEP_END, Segment, StoredSample, reply, shown_by_question
+from amvl_core.methods.curriculum import StepsReplaced
+
+if TYPE_CHECKING:
+    from amvl_core.methods.cost import Cost
 
 LATENT_START = "<latent>"
 LATENT_END = "</latent>"
@@ -18,13 +22,63 @@ SLOT = "<latent_slot>"
 """Stands in a slot in token ids. Its embedding is never used: a slot's input is the state before it."""
 
 
-class ReplyBlocks(MethodConfig):
+class FeedbackBlocks(MethodConfig):
+    """A method whose sequence has blocks of slots between two markers, and whose model may feed its states back."""
+
+    reserved = r"</?latent>|<latent_slot>"
+
+    def slots(self, latent: LatentConfig) -> list[str]:
+        """K times the same token."""
+        return [SLOT] * latent.num_slots
+
+    def follows(self, before: MethodConfig) -> bool:
+        """Its own, or a stock model's without another block."""
+        return before.kind == self.kind or (before.model_type is None and not before.reserved)
+
+
+class PromptBlock(StepsReplaced, FeedbackBlocks):
+    """The fields of a method with one block of fed-back states behind the question, in the place of steps.
+
+    No token of the block carries a label, and the model does not write it.
+    """
+
+    has_latents = True
+    writes_blocks = True
+    replaced_steps: int | None = Field(
+        None, ge=1, description="the first steps that slots stand for, in every sample as many slots; null: all steps"
+    )
+    gradient_hops: int | None = Field(
+        None, ge=0, description="feed-back links in a row that gradient passes; 0: none, left out: all (exact)"
+    )
+
+    def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
+        """Question, block, the steps that are left, answer."""
+        block = LATENT_START + "".join(self.slots(latent)) + LATENT_END
+        return [Segment("prompt", sample.question), Segment("latent", block), *self.reply(sample)]
+
+    def added_tokens(self, latent: LatentConfig) -> int:
+        """The slots and both markers."""
+        return len(self.slots(latent)) + 2
+
+    def cost(self, latent: LatentConfig) -> Cost:
+        """Two packed rows and a pass for each slot."""
+        from amvl_core.methods.feedback.cost import FeedbackCost
+
+        return FeedbackCost(1, len(self.slots(latent)))
+
+    def problem(self, latent: LatentConfig, num_layers: int | None, zero_stage: int) -> str | None:
+        """A ZeRO stage that gathers the weights for every slot."""
+        if zero_stage == 3:
+            return "zero_stage 3 gathers all weights anew for every fed-back slot; use 0, 1 or 2"
+        return None
+
+
+class ReplyBlocks(FeedbackBlocks):
     """The fields of a method whose reply has blocks of `latent.num_slots` slots between its steps.
 
     The model writes a block's entry marker, which carries a label; slots and exit marker carry none.
     """
 
-    reserved = r"</?latent>|<latent_slot>"
     blocks: Literal["paper", "first_step", "every_step", "interleaved"] = Field(
         "paper",
         description="where blocks stand: before the first step, before every step, or in the place of the images that "
@@ -32,10 +86,6 @@ class ReplyBlocks(MethodConfig):
         "shows several, else the first step (VaLR, App. B)",
     )
     max_blocks: int = Field(8, ge=1, description="blocks in a sample, at most; later steps have none")
-
-    def slots(self, latent: LatentConfig) -> list[str]:
-        """K times the same token."""
-        return [SLOT] * latent.num_slots
 
     def block(self, latent: LatentConfig, image: int | None) -> tuple[Segment, ...]:
         """A block; `image` is the image that it is about."""
@@ -54,10 +104,6 @@ class ReplyBlocks(MethodConfig):
     def added_tokens(self, latent: LatentConfig) -> int:
         """Slots and markers of as many blocks as there may be."""
         return (1 if self.blocks == "first_step" else self.max_blocks) * (len(self.slots(latent)) + 2)
-
-    def follows(self, before: MethodConfig) -> bool:
-        """Its own, or a stock model's without another block."""
-        return before.kind == self.kind or (before.model_type is None and not before.reserved)
 
     def _places(self, sample: StoredSample) -> str:
         if self.blocks != "paper":

@@ -13,7 +13,7 @@ Shape suffixes: N tokens of all samples, R wanted rows, T slots, B samples in a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -33,9 +33,9 @@ class FedBack(NamedTuple):
     hidden_RD: Tensor
     """Final states, after the last norm, of the rows that are wanted."""
     inputs_TD: Tensor
-    """What the slots were given: the final state of the row before each."""
-    tapped_TD: Tensor | None
-    """States of the slots behind the tapped layer."""
+    """What the slots were given: the final state of the row before each, as `feed` gives it."""
+    tapped: dict[int, Tensor]
+    """States [T, D] of the tapped rows behind each tapped layer."""
 
 
 def run_fed_back(
@@ -45,17 +45,21 @@ def run_fed_back(
     lengths: Sequence[int],
     slots: Sequence[Sequence[range]],
     wanted: Sequence[int],
-    tap: int | None = None,
+    taps: Sequence[int] = (),
     hops: int | None = None,
+    tapped: Sequence[int] | None = None,
+    feed: Callable[[Tensor], Tensor] | None = None,
 ) -> FedBack:
     """Runs packed samples of `lengths` tokens, each with blocks of `slots`: ranges of the sample's own tokens.
 
-    `wanted` are rows of the packed batch, ascending, none of them a slot. `tap` counts layers as in `hidden_states`.
+    `wanted` are rows of the packed batch, ascending, none of them a slot. `taps` are layers, counted as in
+    `hidden_states`, whose states are kept: of the rows `tapped`, or (None) of all slots. `feed` makes a slot's input
+    [B, D] of the state before it (None: the state as it is).
     `hops` is how many feed-back links in a row gradient passes (None: all): the state is detached at every link
     number j of a block, counted from 0, with j % (hops + 1) == 0. The forward pass is the same.
     Raises ValueError where blocks are empty, out of order, touch, or begin at a sample's first token.
     """
-    run = _Run(text, embeds_ND, positions_3N, lengths, slots, wanted)
+    run = _Run(text, embeds_ND, positions_3N, lengths, slots, wanted, taps, tapped, feed)
     for block in range(1 + max(map(len, slots), default=0)):
         samples = [sample for sample, own in enumerate(slots) if len(own) >= block]
         states = run.segments(samples, block)
@@ -64,8 +68,8 @@ def run_fed_back(
             going = [sample for sample in samples if link < len(slots[sample][block])]
             if hops is not None and link % (hops + 1) == 0:
                 states = {sample: state.detach() for sample, state in states.items()}
-            states = run.slots(going, block, link, states, tap)
-    return run.result(tap)
+            states = run.slots(going, block, link, states)
+    return run.result()
 
 
 class _Run:
@@ -79,17 +83,24 @@ class _Run:
         lengths: Sequence[int],
         slots: Sequence[Sequence[range]],
         wanted: Sequence[int],
+        taps: Sequence[int],
+        tapped: Sequence[int] | None,
+        feed: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.text, self.embeds_ND, self.positions_3N = text, embeds_ND, positions_3N
         self.starts = [0, *accumulate(lengths)]
-        self.places, self.wanted = slots, set(wanted)
+        self.places, self.wanted, self.taps, self.feed = slots, set(wanted), taps, feed
+        every = (
+            start + place for start, own in zip(self.starts, slots, strict=False) for block in own for place in block
+        )
+        self.kept = set(every if tapped is None else tapped)
         self.before: list[Context] = []
         self.deferred = DeferredWeightGradients()
         self.chains: list[list[Piece]] = [[] for _ in lengths]
         self.edges = [_edges(length, own) for length, own in zip(lengths, slots, strict=True)]
         self.read: list[tuple[list[int], Tensor]] = []
         self.fed: list[tuple[list[int], Tensor]] = []
-        self.tapped: list[tuple[list[int], Tensor]] = []
+        self.tapped: dict[int, list[tuple[list[int], Tensor]]] = {layer: [] for layer in taps}
 
     def segments(self, samples: Sequence[int], block: int) -> dict[int, Tensor]:
         """Runs what stands before block `block` of each sample; gives the last state [D] where that block is."""
@@ -108,42 +119,41 @@ class _Run:
             read += range(first, stop)
             if len(self.places[sample]) > block:
                 last[sample] = len(read) - 1
-        hidden_RD = self._row(samples, spans, rows, self._of(self.embeds_ND, rows, 0), None)
+        hidden_RD = self._row(samples, spans, rows, self._of(self.embeds_ND, rows, 0))
         self.read.append((read, hidden_RD))
         return {sample: hidden_RD[place] for sample, place in last.items()}
 
-    def slots(
-        self, samples: Sequence[int], block: int, link: int, states: dict[int, Tensor], tap: int | None
-    ) -> dict[int, Tensor]:
+    def slots(self, samples: Sequence[int], block: int, link: int, states: dict[int, Tensor]) -> dict[int, Tensor]:
         """Runs slot `link` of a block of each sample on its state; gives the states behind."""
         rows = [self.starts[sample] + self.places[sample][block][link] for sample in samples]
         feeds = [link + 1 < len(self.places[sample][block]) for sample in samples]
         spans = [Span(1, int(goes_on), tuple(self.chains[s])) for s, goes_on in zip(samples, feeds, strict=True)]
-        inputs_BD = torch.stack([states[sample] for sample in samples])
+        states_BD = torch.stack([states[sample] for sample in samples])
+        inputs_BD = states_BD if self.feed is None else self.feed(states_BD)
         self.fed.append((rows, inputs_BD))
-        hidden_RD = self._row(samples, spans, rows, inputs_BD, tap)
+        hidden_RD = self._row(samples, spans, rows, inputs_BD)
         going = [sample for sample, goes_on in zip(samples, feeds, strict=True) if goes_on]
         return dict(zip(going, hidden_RD, strict=True))
 
-    def result(self, tap: int | None) -> FedBack:
+    def result(self) -> FedBack:
         """All that was kept, in packed order."""
         hidden_RD = _in_order(self.read, self.embeds_ND, self.wanted)
         inputs_TD = _in_order(self.fed, self.embeds_ND)
-        return FedBack(hidden_RD, inputs_TD, None if tap is None else _in_order(self.tapped, self.embeds_ND))
+        tapped = {layer: _in_order(parts, self.embeds_ND) for layer, parts in self.tapped.items()}
+        return FedBack(hidden_RD, inputs_TD, tapped)
 
-    def _row(
-        self, samples: Sequence[int], spans: Sequence[Span], rows: list[int], inputs_ND: Tensor, tap: int | None
-    ) -> Tensor:
+    def _row(self, samples: Sequence[int], spans: Sequence[Span], rows: list[int], inputs_ND: Tensor) -> Tensor:
         """Runs a packed row; its spans go on their samples' chains."""
-        taps = {} if tap is None else {tap: range(len(rows))}
+        kept = [place for place, row in enumerate(rows) if row in self.kept] if self.taps else []
+        taps = dict.fromkeys(self.taps if kept else (), kept)
         positions_3N = self._of(self.positions_3N, rows, 1)
         around = self.deferred if of_one_row(spans) else None
         hidden_RD, context = run_row(self.text, inputs_ND, positions_3N, spans, self.before, taps, around)
         for number, (sample, span) in enumerate(zip(samples, spans, strict=True)):
             self.chains[sample].append(Piece(len(self.before), number, 0, span.rows))
         self.before.append(context)
-        if tap is not None:
-            self.tapped.append((rows, context.tapped[tap]))
+        for layer in taps:
+            self.tapped[layer].append(([rows[place] for place in kept], context.tapped[layer]))
         return hidden_RD
 
     @staticmethod

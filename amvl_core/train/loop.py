@@ -14,6 +14,8 @@ from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.frozen import Frozen
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.progress import Advice, Progress, ProgressFn
 from amvl_core.contracts.records import (
     CHECKPOINTS,
@@ -84,7 +86,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     rows = rows_of_share(len(reader), stage.data_share)
     total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
-    sizes = _sizes(reader, stage.method.added_tokens(config.latent), rank, engine.device)
+    sizes = _sizes(reader, stage.method, config.latent, rank, engine.device)
     dataset = StepDataset(reader, sizes, encode, stage, config.seed, rank, world_size)
     done = 0
 
@@ -181,9 +183,9 @@ def build_method(job: TrainJob, features: Mapping[str, FeatureReader | StoredFea
     return method, processor
 
 
-def _sizes(reader: ShardReader, added_tokens: int, rank: int, device: torch.device) -> Sizes:
+def _sizes(reader: ShardReader, method: MethodConfig, latent: LatentConfig, rank: int, device: torch.device) -> Sizes:
     """The sizes, which rank 0 reads for all. Every rank calls this."""
-    found = [reader.sizes(added_tokens) if rank == 0 else None]
+    found = [reader.sizes(method.added_tokens(latent), method.sequences) if rank == 0 else None]
     dist.broadcast_object_list(found, device=device)
     assert found[0] is not None
     return found[0]

@@ -5,16 +5,19 @@ Shape suffixes: N tokens, R rows with a label.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
+from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration, load_feedback
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method
 from amvl_core.methods.probing import Prober
@@ -25,6 +28,14 @@ class FeedbackMethod(Method):
     """A method whose model is a `FeedbackForConditionalGeneration`."""
 
     model: FeedbackForConditionalGeneration
+    model_class: ClassVar[type[FeedbackForConditionalGeneration]]
+
+    @classmethod
+    def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
+        """From a stock checkpoint, or from one of its own with any number of slots: no weight depends on it."""
+        model = load_feedback(cls.model_class, folder, processor, latent.num_slots, **kwargs)
+        model.config.num_slots = latent.num_slots
+        return model
 
     @staticmethod
     def set_blocks(model: FeedbackForConditionalGeneration, mode: str | None, steps: int | None) -> None:
@@ -45,14 +56,18 @@ class FeedbackMethod(Method):
         config = self.model.config
         return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
 
-    def fed_back(self, batch: Batch, hops: int | None, tap: int | None = None) -> tuple[FedBack, Tensor]:
+    def fed_back(
+        self, batch: Batch, hops: int | None, taps: Sequence[int] = (), tapped: Sequence[int] | None = None
+    ) -> tuple[FedBack, Tensor]:
         """The batch with its slots fed back, and the losses [R] of its label tokens; as `run_fed_back`."""
         labels_N = next_labels(batch)
         wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
         slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
         embeds_ND, positions_3N = self.embed(batch), self.positions(batch)
         text = self.backbone.text(self.model)
-        fed = run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, tap, hops)
+        fed = run_fed_back(
+            text, embeds_ND, positions_3N, batch.lengths, slots, wanted, taps, hops, tapped, self.model.fed
+        )
         return fed, token_losses(self.model.lm_head(fed.hidden_RD), labels_N[wanted].to(embeds_ND.device))
 
 

@@ -11,7 +11,7 @@ Shape suffixes: B samples, T columns, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -107,6 +107,12 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     config_class = FeedbackConfig
     config: FeedbackConfig
+    new_parts: ClassVar[tuple[str, ...]] = ()
+    """What the names of its parts begin with that a stock checkpoint does not have."""
+
+    def fed(self, states_ND: Tensor) -> Tensor:
+        """What slots are given, from the states before them: these, as they are."""
+        return states_ND
 
     @can_return_tuple
     def forward(
@@ -175,7 +181,9 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         is_slot_BT = input_ids == self.config.slot_token_id
         before_B1D = _last_state(past_key_values)
         if before_B1D is not None and input_ids.shape[1] == 1:  # a decoding step: nothing is asked of the device
-            embeds_B1D = torch.where(is_slot_BT[..., None], before_B1D, self.get_input_embeddings()(input_ids))
+            embeds_B1D = torch.where(
+                is_slot_BT[..., None], self.fed(before_B1D), self.get_input_embeddings()(input_ids)
+            )
             output = self.model(past_key_values=past_key_values, inputs_embeds=embeds_B1D, **inputs)
         elif is_slot_BT.any():
             self._check_slots(input_ids, is_slot_BT, before_B1D)
@@ -299,7 +307,7 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             inputs_BtD = embeds_BTD[:, begin:stop]
             if before_B1D is not None:
                 slots_Bt1 = is_slot_BT[:, begin:stop, None]
-                inputs_BtD = torch.where(slots_Bt1, before_B1D, inputs_BtD)
+                inputs_BtD = torch.where(slots_Bt1, self.fed(before_B1D), inputs_BtD)
             if again:
                 filled = inputs_BtD = torch.cat([filled, inputs_BtD], 1)
             first = 0 if again else begin
@@ -478,7 +486,7 @@ def _from_base(
     )
     with quiet():
         model, report = kind.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
-    check_weights(folder, report)
+    check_weights(folder, report, kind.new_parts)
     grow(model, old_tokens, len(tokenizer))
     model.generation_config.suppress_tokens = block_ids(model)[1:]  # the entry marker is the model's to write
     return model

@@ -126,6 +126,7 @@ class Prober:
         start = prefill(self.model, {name: value.to(device) for name, value in inputs.items()})
         block = torch.tensor([c.block_start_token_id, *c.slot_token_ids[1:]], device=device).expand(len(items), -1)
         inputs_BKD = behind(self.model, start, torch.ones_like(block, dtype=torch.bool), input_ids=block)
+        inputs_BKD = self.model.fed(inputs_BKD)
         start.cache.crop(-c.num_slots)
         return Reading(start, inputs_BKD, replies, plain)
 

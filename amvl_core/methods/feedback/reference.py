@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.method import Method
+from amvl_core.methods.method import Clock, Method
 
 
 class Read(NamedTuple):
@@ -38,6 +38,12 @@ def one_by_one(method: Method, batch: Batch) -> Iterator[Read]:
         yield Read(labels_T, is_slot, *_states(model, embeds[sample][None], positions[sample][:, None], is_slot))
 
 
+def next_token_loss(method: Method, batch: Batch, clock: Clock) -> Tensor:
+    """The objective of a method with next-token loss alone, as a share of the global batch's."""
+    losses = [token_loss(method.model, read) for read in one_by_one(method, batch)]
+    return torch.stack(losses).sum() / clock.num_tokens
+
+
 def token_loss(model: Any, read: Read) -> Tensor:
     """The sum of -log p over the label tokens of a sample."""
     kept = read.labels_T[1:] != IGNORED
@@ -47,12 +53,12 @@ def token_loss(model: Any, read: Read) -> Tensor:
 
 
 def _states(model: Any, embeds: Tensor, positions: Tensor, is_slot: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
-    """Final states and those behind every layer, [T, D] each: a slot's input is the final state before it."""
+    """Final states and those behind all layers, [T, D]; a slot's input is what `fed` makes of the state before."""
     cache = DynamicCache(config=model.config.text_config)
     finals: list[Tensor] = []
     layers: list[tuple[Tensor, ...]] = []
     for start, stop in _chunks(is_slot):
-        inputs = finals[-1][:, -1:] if is_slot[start] else embeds[:, start:stop]
+        inputs = model.fed(finals[-1][:, -1:]) if is_slot[start] else embeds[:, start:stop]
         output = model.model.language_model(
             inputs_embeds=inputs,
             position_ids=positions[..., start:stop],

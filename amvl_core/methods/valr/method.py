@@ -70,14 +70,13 @@ class Valr(FeedbackMethod):
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """The objective and its terms."""
-        tap = self.config.align_layer if self.projectors else None
-        fed, losses_R = self.fed_back(batch, self.config.gradient_hops, tap)
+        taps = [self.config.align_layer] if self.projectors else []
+        fed, losses_R = self.fed_back(batch, self.config.gradient_hops, taps)
         ntp = losses_R.sum() / clock.num_tokens
         terms, aligned_BM = {"ntp": ntp}, losses_R.new_zeros(0, 1)
         loss = ntp
         if self.projectors:
-            assert fed.tapped_TD is not None
-            aligned_BM = self.aligned(batch, fed.tapped_TD)
+            aligned_BM = self.aligned(batch, fed.tapped[self.config.align_layer])
             share_B = torch.tensor(shares(batch), dtype=aligned_BM.dtype, device=aligned_BM.device) / clock.num_samples
             means_M = -(share_B[:, None] * aligned_BM).sum(0)
             terms["align"] = means_M.mean()

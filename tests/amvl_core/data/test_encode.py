@@ -8,8 +8,8 @@ from amvl_core.backbones.tiny import build_processor
 from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Segment
-from amvl_core.data.encode import IGNORED, Encoder, PixelBudget, TokenCounter, fitted
+from amvl_core.contracts.sample import Fill, Segment
+from amvl_core.data.encode import IGNORED, Encoder, PixelBudget, TokenCounter, cells_within, fitted
 from amvl_core.methods.block import add_latent_tokens, block_text, slot_tokens
 from tests.data_prep.pictures import noise
 from tests.tiny import TINY, picture, stock_folder
@@ -136,3 +136,29 @@ def test_what_is_fitted_here_the_stock_image_processor_fits_alike(size) -> None:
 def test_a_budget_that_holds_no_token_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"max_pixels is 783, .* 28 x 28 pixels; set it to at least 784"):
         PixelBudget(1, 783, 28)
+
+
+pixels = st.integers(0, 200)
+
+
+@given(st.tuples(pixels, pixels, pixels, pixels), st.integers(1, 9), st.integers(1, 9))
+def test_a_box_is_the_vision_tokens_it_overlaps_with(box: tuple[int, int, int, int], rows: int, columns: int) -> None:
+    x1, x2 = sorted(box[::2])
+    y1, y2 = sorted(box[1::2])
+    size = (24 * columns, 16 * rows)  # the image is stored in another size than it is shown in
+    found = cells_within(Fill(0, (x1, y1, x2, y2), 1000), size, (rows, columns))
+    expected = [
+        row * columns + column
+        for row in range(rows)
+        for column in range(columns)
+        if x1 < 24 * (column + 1) and 24 * column < x2 and y1 < 16 * (row + 1) and 16 * row < y2
+    ]
+    if expected and x1 < x2 and y1 < y2:
+        assert found == expected
+    else:  # empty, or outside the image
+        assert found and set(found) <= set(range(rows * columns))
+
+
+def test_of_too_many_vision_tokens_as_many_as_may_be_are_spread_evenly() -> None:
+    assert cells_within(Fill(0, (0, 0, 80, 20), 4), (80, 20), (2, 5)) == [0, 2, 5, 7]
+    assert cells_within(Fill(0, (0, 0, 80, 20), 10), (80, 20), (2, 5)) == list(range(10))

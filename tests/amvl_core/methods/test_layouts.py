@@ -12,11 +12,11 @@ from amvl_core.contracts.method import MethodConfig, configurations
 from amvl_core.contracts.sample import STEP_END, StoredSample
 from amvl_core.data.encode import IGNORED, Encoder, laid_out
 from amvl_core.methods.block import BLOCK_END, BLOCK_START, add_latent_tokens, slot_tokens
-from amvl_core.methods.reply_blocks import ReplyBlocks
+from amvl_core.methods.reply_blocks import FeedbackBlocks
 from tests.tiny import picture, stock_folder
 
 MAX_SLOTS = 12
-METHODS = [method.model_validate({}) for method in configurations().values() if not issubclass(method, ReplyBlocks)]
+METHODS = [method.model_validate({}) for method in configurations().values() if not issubclass(method, FeedbackBlocks)]
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="<>\0"), min_size=1, max_size=20).filter(str.strip)
 latents = st.builds(

@@ -106,15 +106,36 @@ def test_states_taps_and_every_gradient_equal_the_stock_model_token_by_token(
             continue
         expected = one_by_one(stock, case, tap, hops)
         fed = run_fed_back(
-            QwenText(model), case.embeds_ND, case.positions_3N, case.lengths, case.slots, case.wanted, tap, hops
+            QwenText(model), case.embeds_ND, case.positions_3N, case.lengths, case.slots, case.wanted, [tap], hops
         )
-        assert fed.tapped_TD is not None
-        found = (fed.hidden_RD, fed.inputs_TD, fed.tapped_TD)
+        found = (fed.hidden_RD, fed.inputs_TD, fed.tapped[tap])
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
         ours_grads, stock_grads = gradients(model, case, found), gradients(stock, case, expected)
         for ours, theirs in zip(ours_grads, stock_grads, strict=True):
             assert (ours - theirs).abs().max() <= 1e-10 * (1 + theirs.abs().max()), (seed, tap)
+
+
+def test_any_rows_are_tapped_behind_several_layers_and_a_module_stands_before_the_slots() -> None:
+    """Float64; worst seen: 5e-16."""
+    stock, model, feed = text_model(), text_model(), torch.nn.Linear(SIZE, SIZE, dtype=torch.float64)
+    lengths, slots, rows = [6, 5], [[range(2, 4)], [range(1, 3)]], [1, 4, 9]
+    case = Case(lengths, slots, [5, 10], *random_case(0)[3:])
+    embeds_ND, positions_3N = (part[..., :11] if part is case.positions_3N else part[:11] for part in case[3:])
+    layers = range(DEPTH + 1)
+    fed = run_fed_back(
+        QwenText(model), embeds_ND, positions_3N, lengths, slots, case.wanted, layers, tapped=rows, feed=feed
+    )
+    for start, length, own in ((0, 6, slots[0]), (6, 5, slots[1])):
+        inputs = embeds_ND[start : start + length].clone()
+        where = positions_3N[:, None, start : start + length]
+        for place in own[0]:
+            states = stock(inputs_embeds=inputs[None], position_ids=where).last_hidden_state[0]
+            inputs = torch.cat([inputs[:place], feed(states[place - 1 : place]), inputs[place + 1 :]])
+        found = stock(inputs_embeds=inputs[None], position_ids=where, output_hidden_states=True).hidden_states
+        for number, row in enumerate(rows):
+            for layer in layers if start <= row < start + length else ():
+                torch.testing.assert_close(fed.tapped[layer][number], found[layer][0, row - start], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("slots", [[range(2)], [range(2, 2)], [range(3, 5)], [range(1, 2), range(2, 3)]], ids=str)

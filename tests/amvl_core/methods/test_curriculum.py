@@ -1,0 +1,77 @@
+"""Steps that leave a reply, and the stages in which they do."""
+
+from __future__ import annotations
+
+import pytest
+
+from amvl_core.contracts.ablations import table_of
+from amvl_core.contracts.config import StageConfig, override
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.sample import StoredSample
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.coconut.config import CoconutMethod
+from amvl_core.methods.curriculum import curriculum
+from amvl_core.methods.pause.config import PauseMethod
+from amvl_core.methods.sft.config import SftMethod
+
+SAMPLE = StoredSample(
+    "i", "s", "t", "<image>q", ("a <image>", "b", "c<image>"), (1, None, 2), "red", (b"0", b"1", b"2")
+)
+LATENT = LatentConfig(num_slots=6)
+
+
+@pytest.mark.parametrize(
+    ("gone", "text", "shown"),
+    [
+        (0, "a <image>\nb\nc<image>\nred", [0, 1, 2]),
+        (1, "b\nc<image>\nred", [0, 2]),
+        (3, "red", [0]),
+        (9, "red", [0]),
+        (None, "red", [0]),
+    ],
+)
+def test_the_first_steps_leave_the_reply_with_their_images(gone: int | None, text: str, shown: list[int]) -> None:
+    methods = [SftMethod(replaced_steps=gone), PauseMethod(replaced_steps=gone)]
+    for method in methods + ([CoconutMethod(replaced_steps=gone)] if gone != 0 else []):
+        written = [s for s in method.layout(SAMPLE, LATENT) if s.kind not in ("prompt", "latent")]
+        assert "".join(segment.text for segment in written) == text
+        assert method.shown(SAMPLE) == shown
+
+
+def test_every_sample_has_as_many_slots_as_its_stage() -> None:
+    counts = [len(CoconutMethod(replaced_steps=n, slots_per_step=3).slots(LATENT)) for n in (1, 2, None)]
+    assert counts == [3, 6, 6]
+    segments = CoconutMethod(replaced_steps=2).layout(SAMPLE, LATENT)
+    assert segments[1].text == "<latent>" + "<latent_slot>" * 4 + "</latent>" and segments[1].kind == "latent"
+
+
+def test_a_curriculum_replaces_one_step_more_in_each_stage_and_all_in_the_last() -> None:
+    stage = StageConfig(method=CoconutMethod(), steps=5)
+    found = curriculum("c", stage, 3)
+    assert {name: one.method.replaced_steps for name, one in found.items()} == {
+        "c_1": 1,
+        "c_2": 2,
+        "c_3": 3,
+        "c": None,
+    }
+    assert all(one.steps == 5 for one in found.values())
+    with pytest.raises(ValueError, match="amvl replaces no steps"):
+        curriculum("c", StageConfig(method=AmvlMethod(), steps=5), 3)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    config = PRESETS["coconut-demo"]()
+    with pytest.raises(ConfigError, match=r"coconut_2: 2 steps of 3 slots are 6 slots.*latent.num_slots = 4"):
+        override(config, {"stages": {"coconut_2": {"method": {"slots_per_step": 3}}}})
+    with pytest.raises(ConfigError, match="zero_stage 3 gathers all weights anew"):
+        override(config, {"trainer": {"zero_stage": 3}})
+
+
+def test_controls_keep_the_curriculum_or_its_steps() -> None:
+    config = PRESETS["coconut-demo"]()
+    found = {row.label: row.change(config).stages for row in table_of(config, "controls").rows}
+    for label in ("no thoughts", "pause tokens as thoughts"):
+        assert [stage.method.replaced_steps for stage in found[label].values()] == [0, 1, 2, None]
+    assert [stage.steps for stage in found["no curriculum"].values()] == [1500, 600]

@@ -1,0 +1,58 @@
+"""A method's step held against its reference: loss and every gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amvl_core.data.batch import Batch
+from amvl_core.methods.method import Clock, Method
+
+CLOCK = Clock(seed=0, step=3, num_tokens=40.0, num_samples=7)
+
+
+def shaken(model: Any) -> Any:
+    """The model with weights large enough that nothing hides at zero."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.05 * noise.to(parameter.dtype))
+    return model
+
+
+def trained(method: Method) -> Method:
+    """In training, all but its frozen parts and the vision encoder."""
+    method.requires_grad_(True)
+    for module in (*method.frozen(), method.backbone.vision(method.model)):
+        module.requires_grad_(False)
+    return method.train()
+
+
+def gradients(method: Method, loss: Tensor) -> dict[str, Tensor]:
+    """Of each trained parameter, zero where there is none."""
+    method.zero_grad()
+    loss.backward()
+    found = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
+    return {name: torch.zeros(()) if grad is None else grad.clone() for name, grad in found.items()}
+
+
+def held_to_reference(method: Method, data: Batch, checkpointing: bool) -> dict[str, Tensor]:
+    """Asserts that loss and gradients are the reference's to 1e-12; gives the gradients."""
+    expected = method.reference(data, CLOCK)
+    grads = gradients(method, expected)
+    if checkpointing:
+        method.model.activation_checkpointing_enable()
+    try:
+        output = method(data, CLOCK)
+        found = gradients(method, output.loss)
+    finally:
+        method.model.activation_checkpointing_disable()
+    torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(output.terms["loss"], expected.detach(), rtol=1e-12, atol=0)
+    assert output.finite() == [True] * len(data.lengths)
+    for name, grad in grads.items():
+        assert (found[name] - grad).abs().max() <= 1e-12 * (1 + grad.abs().max()), name
+    return found
