@@ -83,6 +83,6 @@ def test_candidates_are_scored_where_the_answer_is_what_the_model_writes_next(tm
     ]
     found = []
     for model in (None, *models):
-        _, _, candidates = EvaluationWorker(config, model).prepare(asked, Part("answers", (0, 1, 2), 1))
+        _, _, candidates, _ = EvaluationWorker(config, model).prepare(asked, Part("answers", (0, 1, 2), 1))
         found.append([len(given) for given in candidates])
     assert found == [[2, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 2]]
