@@ -57,7 +57,7 @@ class AmvlMethod(BlockMethod):
         1, ge=1, description="draws of Z per sample, over which the next-token loss averages"
     )
     hidden_steps: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
-        0, description="first steps that the posterior alone sees: the slots take their place (decision 23)"
+        0, description="first steps that the posterior alone sees: the slots take their place (decision 26)"
     )
 
     @model_validator(mode="after")
