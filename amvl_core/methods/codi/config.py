@@ -31,7 +31,7 @@ class CodiMethod(PromptBlock):
     sequences = 2
     columns: ClassVar = {**PromptBlock.columns, "distil": ("distil",)}
     distil_weight: float = Field(
-        20.0, ge=0, description="f, the weight of the distillation (20 with GPT-2 and Llama-1B)"
+        20.0, ge=0, description="f, the weight of the distillation (20 for Llama-3.2-1B, 1 for GPT-2)"
     )
 
     def teacher(self, sample: StoredSample) -> list[Segment]:
