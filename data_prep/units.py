@@ -182,7 +182,8 @@ class Work:
         """Tokens that the model is taught to write: steps and answer, the two marks of each image, the end of turn."""
         texts = [part.text for part in reply(sample)]
         pixels = (self.data.min_pixels, self.data.max_pixels)
-        written = self.counter.count(texts, [], *pixels) - self.counter.count([], [], *pixels)
+        plain = [text.replace(IMAGE_PLACEHOLDER, "") for text in texts]
+        written = self.counter.count(plain, [], *pixels) - self.counter.count([], [], *pixels)
         return written + 2 * sum(text.count(IMAGE_PLACEHOLDER) for text in texts) + 1
 
     def row(self, conversation: Conversation, keys: Keys, tally: Tally) -> ShardRow | Drop:

@@ -241,7 +241,7 @@ def test_the_demo_has_the_samples_and_the_fingerprint_it_had_before_these_tasks(
     digest = hashlib.sha256()
     for split in ("train", "test"):
         for sample in microworld.generate(MicroworldSource(train=160, test=80), split):
-            digest.update(repr(sample).encode())
+            digest.update(repr(sample).replace(", videos=()", "").encode())  # samples had no videos then
     assert digest.hexdigest() == "82fc22c161e086b923ecb619908cd2a94a25e27c999700b43b9dd30b438c9e10"
     assert "difficulty" not in pipeline._source_identity(MicroworldSource())
     assert pipeline._source_identity(MicroworldSource(tasks=("maze", "chain")))["difficulty"] == [1, 8]

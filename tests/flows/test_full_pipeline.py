@@ -174,7 +174,7 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
         assert f"difference_test/exact match/all{what}" in run.data.metrics
     assert run.data.tags["amvl.faithfulness"].startswith("Swapping the latents between items changes accuracy by ")
     assert run.data.tags["amvl.faithfulness.blink"].startswith("Swapping the latents between items changes accuracy")
-    assert run.data.metrics["faithfulness/prior/difference"] == 0
+    assert run.data.metrics["faithfulness/unchanged/difference"] == 0
     assert "report.html" in {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {a.path for a in client.list_artifacts(run.info.run_id, "data")} == {"data/report.html", "data/report.json"}
 

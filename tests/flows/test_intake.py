@@ -105,5 +105,5 @@ def test_a_length_that_cuts_right_answers_is_warned_of_and_refused_where_it_cuts
             intake.cut_targets(config, data)
     (warning,) = intake.cut_targets(given[2], data)
     assert "(200) is less than 30 of the 100 test targets" in warning
-    assert warning.endswith("leave it out, it is 381 then")  # 1.25 x 300, and a block of 4 slots and 2 markers
+    assert warning.endswith("leave it out, it is 375 then")  # 1.25 x 300
     assert intake.cut_targets(given[3], data) == []
