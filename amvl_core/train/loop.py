@@ -77,17 +77,11 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     torch.backends.cuda.matmul.allow_tf32 = True
     reader, features = ShardReader(job.dataset, "train"), computed_features(job)
     method, processor = build_method(job, features)
-    encoder = Encoder(processor)
-
-    def encode(row: int, sample: StoredSample) -> Encoded:
-        found = {name: source.of(row, sample) for name, source in features.items()}
-        return laid_out_to_train(encoder, stage.method, config.latent, sample, found)
-
     rows = rows_of_share(len(reader), stage.data_share)
     total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
     sizes = _sizes(reader, stage.method, config.latent, rank, engine.device)
-    dataset = StepDataset(reader, sizes, encode, stage, config.seed, rank, world_size)
+    dataset = StepDataset(reader, sizes, _encoding(job, processor, features), stage, config.seed, rank, world_size)
     done = 0
 
     def warn(text: str) -> None:
@@ -166,6 +160,19 @@ def computed_features(job: TrainJob) -> dict[str, FeatureReader | StoredFeatures
         if encoder.name not in found and encoder.stored is not None:
             found[encoder.name] = StoredFeatures(encoder.stored)
     return found
+
+
+def _encoding(
+    job: TrainJob, processor: AMVLProcessor, features: Mapping[str, FeatureReader | StoredFeatures]
+) -> Callable[[int, StoredSample], Encoded]:
+    """How a row becomes what the stage's method trains on."""
+    encoder, method, latent = Encoder(processor), job.config.stages[job.stage].method, job.config.latent
+
+    def encode(row: int, sample: StoredSample) -> Encoded:
+        found = {name: source.of(row, sample) for name, source in features.items()}
+        return laid_out_to_train(encoder, method, latent, sample, found)
+
+    return encode
 
 
 def build_method(job: TrainJob, features: Mapping[str, FeatureReader | StoredFeatures]) -> tuple[Method, AMVLProcessor]:

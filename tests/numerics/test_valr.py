@@ -19,16 +19,15 @@ from amvl_core.contracts.sample import StoredSample, Video
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder, laid_out_to_train
 from amvl_core.data.pixels import square
-from amvl_core.methods.method import Clock
 from amvl_core.methods.valr.alignment import upsampled
 from amvl_core.methods.valr.config import ValrMethod
 from amvl_core.methods.valr.method import Valr
+from tests.numerics.held import CLOCK, gradients, held_to_reference, shaken, trained
 from tests.tiny import picture, stock_folder
 
 LATENT = LatentConfig(num_slots=4)
 TINY = [{"name": name, "source": f"tiny:{name}", "size": 16} for name in ("dinov3", "siglip")]
 BASE = {"name": "qwen", "source": "base", "size": 32}
-CLOCK = Clock(seed=0, step=3, num_tokens=40.0, num_samples=7)
 SAMPLES = [
     ("<image>What colour?", ("It is round.", "It is red."), (0, 0), "red"),
     ("<image><image>Which one?", ("Look at the second.", "And the first.", "So."), (1, 0, None), "the second"),
@@ -50,13 +49,7 @@ def samples() -> list[StoredSample]:
 @lru_cache(maxsize=1)
 def loaded() -> tuple[Any, AMVLProcessor]:
     processor = load_processor(stock_folder())
-    torch.manual_seed(1)
-    model = Valr.load(stock_folder(), processor, LATENT, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model.train(), processor
+    return shaken(Valr.load(stock_folder(), processor, LATENT, dtype=torch.float64)).train(), processor
 
 
 def equipped(**fields: Any) -> Valr:
@@ -66,22 +59,13 @@ def equipped(**fields: Any) -> Valr:
     method = Valr(model, ValrMethod.model_validate(settings))
     torch.manual_seed(3)
     method.equip(processor, {})
-    method.requires_grad_(True)
-    for module in (*method.frozen(), method.backbone.vision(model)):
-        module.requires_grad_(False)
-    return method.train()
+    trained(method)
+    return method
 
 
 def batch(method: Valr, chosen: list[StoredSample] | None = None) -> Batch:
     encoder = Encoder(loaded()[1])
     return collate([laid_out_to_train(encoder, method.config, LATENT, sample, {}) for sample in chosen or samples()])
-
-
-def gradients(method: Valr, loss: Tensor) -> dict[str, Tensor]:
-    method.zero_grad()
-    loss.backward()
-    found = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
-    return {name: torch.zeros(()) if grad is None else grad.clone() for name, grad in found.items()}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
@@ -101,22 +85,9 @@ def test_loss_and_every_gradient_equal_the_stock_model_token_by_token(
 ) -> None:
     """Float64. Worst seen: 2e-16 in the loss, 3e-16 in gradients."""
     method = equipped(**fields)
-    data = batch(method)
-    expected = method.reference(data, CLOCK)
-    grads = gradients(method, expected)
-    if checkpointing:
-        method.model.activation_checkpointing_enable()
-    try:
-        output = method(data, CLOCK)
-        found = gradients(method, output.loss)
-    finally:
-        method.model.activation_checkpointing_disable()
-    torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=0)
-    assert output.finite() == [True] * len(SAMPLES)
+    grads = held_to_reference(method, batch(method), checkpointing)
     projectors = {name for name in grads if name.startswith("projectors.")}
     assert len(projectors) == 6 * len(method.config.aligned_with)
-    for name, grad in grads.items():
-        assert (found[name] - grad).abs().max() <= 1e-12 * (1 + grad.abs().max()), name
 
 
 def test_terms_add_up_however_the_batch_is_divided() -> None:
@@ -207,12 +178,6 @@ def test_a_question_about_a_video_trains_as_the_stock_model_token_by_token() -> 
     method = equipped()
     data = batch(method, [video, samples()[0]])
     assert data.about == [[0], [1]]
-    expected = method.reference(data, CLOCK)
-    grads = gradients(method, expected)
-    output = method(data, CLOCK)
-    found = gradients(method, output.loss)
-    torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=0)
-    for name, grad in grads.items():
-        assert (found[name] - grad).abs().max() <= 1e-12 * (1 + grad.abs().max()), name
+    held_to_reference(method, data, checkpointing=False)
     middle = laid_out_to_train(Encoder(loaded()[1]), method.config, LATENT, video, {}).targets.arrays["dinov3"][0]
     np.testing.assert_array_equal(middle, square(frames[2], 16))

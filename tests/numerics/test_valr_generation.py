@@ -18,7 +18,8 @@ from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT
-from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration, load_valr
+from amvl_core.methods.valr.method import Valr
+from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration
 from tests.numerics.test_generation import inputs, steps
 from tests.tiny import LATENT, SAMPLES, picture, stock_folder
 
@@ -28,7 +29,7 @@ K = LATENT.num_slots
 def valr_model(dtype: torch.dtype = torch.float64, eager_marker: float = 4.0):
     """A VaLR model on the stock folder that likes to write its marker, at other places in every row."""
     processor = load_processor(stock_folder())
-    model = load_valr(stock_folder(), processor, LATENT, dtype=dtype).eval()
+    model = Valr.load(stock_folder(), processor, LATENT, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -415,7 +416,7 @@ def test_the_pipeline_of_the_library_answers_without_markers(tmp_path) -> None:
 def test_a_stock_checkpoint_keeps_its_weights_and_gets_mean_rows() -> None:
     processor = load_processor(stock_folder())
     template, old = processor.chat_template, len(processor.tokenizer)
-    model = load_valr(stock_folder(), processor, LATENT, dtype=torch.float32)
+    model = Valr.load(stock_folder(), processor, LATENT, dtype=torch.float32)
     stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock_folder(), dtype=torch.float32)
     assert model.state_dict().keys() == stock.state_dict().keys()
     for name, value in stock.state_dict().items():
@@ -440,9 +441,9 @@ def test_a_checkpoint_with_another_number_of_slots_is_refused(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="has 3 latent slots, the run asks for 4"):
-        load_valr(str(tmp_path), processor, LatentConfig(num_slots=4))
+        Valr.load(str(tmp_path), processor, LatentConfig(num_slots=4))
     with pytest.raises(CheckpointError, match=r"the tokenizer in .* has None as block_start_token_id"):
-        load_valr(str(tmp_path), load_processor(stock_folder()), LATENT)
+        Valr.load(str(tmp_path), load_processor(stock_folder()), LATENT)
 
 
 def test_missing_weights_and_other_models_are_refused(tmp_path) -> None:
@@ -451,11 +452,11 @@ def test_missing_weights_and_other_models_are_refused(tmp_path) -> None:
     model.save_pretrained(tmp_path, state_dict=state)
     processor.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"do not fit the model: .*missing.*layers\.1\.mlp"):
-        load_valr(str(tmp_path), processor, LATENT)
+        Valr.load(str(tmp_path), processor, LATENT)
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, "model_type": "qwen2_vl"}))
     with pytest.raises(CheckpointError, match="holds a 'qwen2_vl' model; VaLR starts from qwen2_5_vl or valr"):
-        load_valr(str(tmp_path), processor, LATENT)
+        Valr.load(str(tmp_path), processor, LATENT)
 
 
 def test_a_cache_keeps_states_as_it_keeps_keys() -> None:

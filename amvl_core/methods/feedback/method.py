@@ -17,7 +17,8 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration, load_feedback
+from amvl_core.methods.feedback.loading import load_feedback
+from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method
 from amvl_core.methods.probing import Prober

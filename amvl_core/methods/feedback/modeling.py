@@ -11,7 +11,7 @@ Shape suffixes: B samples, T columns, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     DynamicCache,
-    LogitsProcessor,
     LogitsProcessorList,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -36,11 +35,9 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from amvl_core.backbones.processor import AMVLProcessor
-from amvl_core.contracts.errors import CheckpointError
-from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
-from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT
-
-LatentMode = Literal["written", "first_step", "every_step", "never"]
+from amvl_core.methods.feedback.rules import LatentMode, LatentRules
+from amvl_core.methods.loading import block_ids
+from amvl_core.methods.reply_blocks import LATENT_START
 
 
 class FeedbackConfig(Qwen2_5_VLConfig):
@@ -339,58 +336,6 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return embeds_BTD
 
 
-class LatentRules(LogitsProcessor):
-    """Which tokens may come next, from the token ids alone; see `FeedbackForConditionalGeneration.generate`."""
-
-    def __init__(self, config: FeedbackConfig, prompt_columns: int, mode: str, steps: int) -> None:
-        if mode not in get_args(LatentMode):
-            raise ValueError(f"latent_mode is {mode!r}; it is one of {', '.join(get_args(LatentMode))}")
-        if steps < 0:
-            raise ValueError(f"latent_steps is {steps}; a block has 0 or more slots")
-        if mode == "every_step" and not config.line_end_token_ids:
-            raise ValueError("latent_mode every_step needs line_end_token_ids in the model's configuration")
-        self.config, self.prompt_columns, self.mode, self.steps = config, prompt_columns, mode, steps
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` [B, V] with what must not follow `input_ids` [B, T] at minus infinity, a forced token at 0."""
-        c = self.config
-        scores = scores.clone()
-        scores[:, c.slot_token_id] = scores[:, c.block_end_token_id] = -torch.inf
-        written_B = (input_ids[:, self.prompt_columns :] == c.block_start_token_id).sum(1)
-        allowed_B = (written_B < c.max_blocks) & (self.mode != "never")
-        scores[:, c.block_start_token_id] = scores[:, c.block_start_token_id].where(allowed_B, -torch.inf)
-        forced_B = self._forced(input_ids, allowed_B)
-        forced_B1 = forced_B[:, None]
-        if (forced_B1 >= 0).any():
-            only = torch.full_like(scores, -torch.inf).scatter(1, forced_B1.clamp_min(0), 0.0)
-            scores = only.where(forced_B1 >= 0, scores)
-        return scores
-
-    def _forced(self, ids_BT: Tensor, allowed_B: Tensor) -> Tensor:
-        """The token that must come next in each row, -1 where there is none."""
-        c, (rows, columns) = self.config, ids_BT.shape
-        free_B = ids_BT.new_full((rows,), -1)
-        last_B = ids_BT[:, -1] if columns else free_B  # none where the prompt came as embeddings
-        starts_B, in_slots_B = last_B == c.block_start_token_id, last_B == c.slot_token_id
-        run_BS = ids_BT[:, max(columns - self.steps, 0) :] == c.slot_token_id
-        full_B = run_BS.all(1) & (self.steps <= columns)
-        slot_B = starts_B & (self.steps > 0) | in_slots_B & ~full_B
-        end_B = starts_B & (self.steps == 0) | in_slots_B & full_B
-        open_B = self._opens(ids_BT, last_B) & allowed_B & ~starts_B & ~in_slots_B
-        forced_B = free_B.masked_fill(open_B, c.block_start_token_id)
-        return forced_B.masked_fill(slot_B, c.slot_token_id).masked_fill(end_B, c.block_end_token_id)
-
-    def _opens(self, ids_BT: Tensor, last_B: Tensor) -> Tensor:
-        """Where the mode wants a block next."""
-        first_B = (last_B != self.config.block_end_token_id) & (ids_BT.shape[1] == self.prompt_columns)
-        if self.mode == "first_step":
-            return first_B
-        if self.mode == "every_step":
-            ends = torch.tensor(self.config.line_end_token_ids, device=last_B.device)
-            return first_B | (torch.isin(last_B, ends) & (ids_BT.shape[1] > self.prompt_columns))
-        return torch.zeros_like(first_B)
-
-
 def _last_state(cache: Any) -> Tensor | None:
     layers = [] if cache is None else cache.layers
     return layers[-1].last_B1D if layers and isinstance(layers[-1], LastState) else None
@@ -439,72 +384,6 @@ def _joined(parts: list[Any]) -> tuple[Tensor | None, ...] | None:
         else torch.cat([pad(part, (0, layer[-1].shape[-1] - part.shape[-1])) for part in layer], -2)
         for layer in zip(*parts, strict=True)
     )
-
-
-def load_feedback(
-    kind: type[FeedbackForConditionalGeneration], folder: str, processor: AMVLProcessor, num_slots: int, **kwargs: Any
-) -> Any:
-    """A model of class `kind` from a folder of its own, or, with new tokens and `num_slots`, from a base model's.
-
-    `processor` is the one that was loaded from the same folder; it gets the tokens. A CheckpointError names another
-    model type, a tokenizer without the block's tokens, and weights that do not fit.
-    """
-    config = AutoConfig.from_pretrained(folder)
-    stock, own = Qwen2_5_VLConfig.model_type, kind.config_class.model_type
-    if config.model_type == stock:
-        return _from_base(kind, folder, config, processor, num_slots, **kwargs)
-    if config.model_type != own:
-        name = kind.__name__.removesuffix("ForConditionalGeneration")
-        raise CheckpointError(f"{folder} holds a {config.model_type!r} model; {name} starts from {stock} or {own}")
-    for name, number in token_ids(processor).items():
-        if number != getattr(config, name):
-            raise CheckpointError(
-                f"the tokenizer in {folder} has {number} as {name}, the model {getattr(config, name)}; they do not "
-                "belong together"
-            )
-    model, report = kind.from_pretrained(folder, output_loading_info=True, **kwargs)
-    check_weights(folder, report)
-    return model
-
-
-def _from_base(
-    kind: type[FeedbackForConditionalGeneration],
-    folder: str,
-    base: Any,
-    processor: AMVLProcessor,
-    num_slots: int,
-    **kwargs: Any,
-) -> Any:
-    """Adds the three tokens; their rows start at the mean of the old ones."""
-    tokenizer = processor.tokenizer
-    old_tokens = len(tokenizer)
-    tokens = [LATENT_START, SLOT, LATENT_END]
-    tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
-    fields = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
-    config = kind.config_class(
-        **fields, **token_ids(processor), num_slots=num_slots, line_end_token_ids=line_ends(tokenizer)
-    )
-    with quiet():
-        model, report = kind.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
-    check_weights(folder, report, kind.new_parts)
-    grow(model, old_tokens, len(tokenizer))
-    model.generation_config.suppress_tokens = block_ids(model)[1:]  # the entry marker is the model's to write
-    return model
-
-
-def token_ids(processor: AMVLProcessor) -> dict[str, int | None]:
-    """The block's token ids, as fields of a model's configuration."""
-    convert = processor.tokenizer.convert_tokens_to_ids
-    return {
-        "block_start_token_id": convert(LATENT_START),
-        "block_end_token_id": convert(LATENT_END),
-        "slot_token_id": convert(SLOT),
-    }
-
-
-def line_ends(tokenizer: Any) -> list[int]:
-    """Ids of the tokens whose text ends a line, in order. They are byte-level: a line feed is written as one letter."""
-    return sorted(number for token, number in tokenizer.get_vocab().items() if token.endswith("\u010a"))
 
 
 def register(kind: type[FeedbackForConditionalGeneration]) -> None:

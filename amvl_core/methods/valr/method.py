@@ -15,24 +15,26 @@ from torch import Tensor, nn
 
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.encoders import BASE, EncoderConfig, Patches
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import CheckpointError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.encoders.base import BaseEncoder
 from amvl_core.encoders.encoder import VisionEncoder
 from amvl_core.encoders.pretrained import load_encoder
+from amvl_core.methods.feedback.loading import load_feedback
 from amvl_core.methods.feedback.method import FeedbackMethod, slot_norm
 from amvl_core.methods.losses import finite_samples
 from amvl_core.methods.method import Clock, StepOutput
 from amvl_core.methods.valr.alignment import Projector, similarities, upsampled
 from amvl_core.methods.valr.config import ValrMethod
-from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration, load_valr
+from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration
 
 
 class Valr(FeedbackMethod):
     """Next-token loss on what the model writes, and alignment of its slots in one layer."""
 
     model: VaLRForConditionalGeneration
+    model_class = VaLRForConditionalGeneration
     config: ValrMethod
 
     def __init__(self, model: Any, config: ValrMethod) -> None:
@@ -43,8 +45,11 @@ class Valr(FeedbackMethod):
 
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
-        """A VaLR model, from a checkpoint of its own or a stock Qwen2.5-VL one."""
-        return load_valr(folder, processor, latent, **kwargs)
+        """From a stock checkpoint, or from one of its own; a CheckpointError names another number of slots."""
+        model = load_feedback(cls.model_class, folder, processor, latent.num_slots, **kwargs)
+        if (found := model.config.num_slots) != latent.num_slots:
+            raise CheckpointError(f"{folder} has {found} latent slots, the run asks for {latent.num_slots}")
+        return model
 
     def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches]) -> None:
         """The encoders whose features have not been `computed`, and a new projector for each encoder."""
