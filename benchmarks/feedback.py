@@ -2,7 +2,8 @@
 
 Variants: `sft`, ours, without a block; `one_by_one`, the stock model with a cache, one sample at a time and token by
 token through its slots; `valr`, ours, all samples at once. Text alone and no alignment, which costs a stage of its own.
-The last line is one JSON object; ratios are of medians over interleaved rounds in one process.
+`per_token_vs_stock` is the time of a generated token outside blocks against the stock model's. The last line is one
+JSON object; ratios are of medians over interleaved rounds in one process.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=(1, 4), help="blocks, each before an equal part of y")
     parser.add_argument("--slots", type=int, default=16, help="slots of a block")
     parser.add_argument("--samples", type=int, default=8, help="samples of a step")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens generated behind the first")
     parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
     chosen = parser.parse_args()
     fields = {
@@ -55,7 +57,8 @@ def main() -> None:
                 for row in rows[-3:]:
                     print(json.dumps(row), file=sys.stderr)
     result = {"rows": rows, "device": device_name(), "threads": torch.get_num_threads(), "repeats": chosen.repeats}
-    print(json.dumps(result | {"samples": chosen.samples, "checkpointing": chosen.checkpointing}))
+    result |= {"samples": chosen.samples, "checkpointing": chosen.checkpointing}
+    print(json.dumps(result | {"per_token_vs_stock": per_token(stock.eval(), ours.eval(), chosen)}))
 
 
 def measure(stock: Any, ours: Any, x: int, y: int, blocks: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
@@ -92,6 +95,31 @@ def measure(stock: Any, ours: Any, x: int, y: int, blocks: int, chosen: argparse
         }
         for name in steps
     ]
+
+
+@torch.inference_mode()
+def per_token(stock: Any, ours: Any, chosen: argparse.Namespace) -> float:
+    """The time per token of greedy `generate` outside blocks, with a cache, against the stock model's."""
+    vocab_size, where = ours.config.text_config.vocab_size, ours.lm_head.weight.device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(SPECIAL, vocab_size, (1, chosen.x[0]), generator=generator).to(where)
+
+    def generating(model: Any, count: int, **options: Any) -> Step:
+        lengths = {"max_new_tokens": count, "min_new_tokens": count}
+        ends = {"pad_token_id": SPECIAL, "eos_token_id": SPECIAL}
+        mask = torch.ones_like(ids)
+        return lambda: model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **lengths, **ends, **options)
+
+    many = chosen.tokens + 1
+    seconds = interleaved(
+        {
+            **{f"stock {count}": generating(stock, count) for count in (1, many)},
+            **{f"ours {count}": generating(ours, count, latent_mode="never") for count in (1, many)},
+        },
+        chosen.repeats,
+    )
+    took = {name: seconds[f"{name} {many}"] - seconds[f"{name} 1"] for name in ("stock", "ours")}
+    return round(took["ours"] / took["stock"], 4)
 
 
 def text_batch(x: int, y: int, blocks: int, slots: int, samples: int, vocab_size: int) -> Batch:

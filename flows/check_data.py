@@ -14,24 +14,21 @@ from amvl_core.contracts.config import ArchiveSource, RunConfig, override
 from amvl_core.contracts.records import DatasetRecord, SourceReport
 from amvl_core.contracts.sample import Conversation, Split
 from amvl_core.data.encode import TokenCounter
-from data_prep import listing
+from data_prep import intake, listing
 from data_prep.duplicate_keys import Keys
 from data_prep.filters import Drop
+from data_prep.intake import KEEPS
 from data_prep.shards import SCHEMA_VERSION, ShardRow
 from data_prep.sources import list_rows
 from data_prep.sources.archive import open_archive
 from data_prep.sources.pictures import image_size
 from data_prep.sources.raw_row import Rejected
 from data_prep.units import LENGTH_STEP, Tally, Work
-from flows import intake
 from flows.parameters import resolve
 from flows.run import FILE_WIDTH, parse
 
 LOOKED_INTO = 1000
 """Rows of each split of a source whose images and texts are read: the least that `data.seed` draws of a larger one."""
-
-KEPT = 0.95
-"""The share of samples, or of images, that a proposed budget keeps as they are."""
 
 
 class _Looking(Work):
@@ -116,12 +113,12 @@ def _reports(work: Work) -> Iterator[SourceReport]:
 
 def _lengths(work: _Looking) -> Table:
     table = Table(title="Kept samples", title_justify="left")
-    for name in ("", "least", "median", f"{KEPT:.0%}", "most"):
+    for name in ("", "least", "median", f"{KEEPS:.0%}", "most"):
         table.add_column(name, justify="right" if name else "left")
     rows = {"prompt, tokens": work.prompts, "target, tokens": work.targets, "sample, tokens": work.samples}
     for name, counts in {**rows, "image as it is, pixels": work.pixels}.items():
         if counts:
-            table.add_row(name, *(f"{_quantile(counts, share):,}" for share in (0, 0.5, KEPT, 1)))
+            table.add_row(name, *(f"{_quantile(counts, share):,}" for share in (0, 0.5, KEEPS, 1)))
     return table
 
 
@@ -133,7 +130,7 @@ def _proposals(config: RunConfig, work: _Looking, reports: list[SourceReport], r
     for report in reports:
         lengths.update(report.too_long)
     if lengths:
-        most, longest = _quantile(lengths, KEPT), max(lengths)
+        most, longest = _quantile(lengths, KEEPS), max(lengths)
         share = sum(count for tokens, count in lengths.items() if tokens <= most) / lengths.total()
         yield (
             f"data.max_tokens={most} keeps {share:.0%} of the samples, {longest} all (it is {config.data.max_tokens})"
@@ -147,10 +144,10 @@ def _proposals(config: RunConfig, work: _Looking, reports: list[SourceReport], r
         )
     if work.pixels:
         unit = work.budget.unit**2
-        most, total = -(-_quantile(work.pixels, KEPT) // unit) * unit, work.pixels.total()
+        most, total = -(-_quantile(work.pixels, KEEPS) // unit) * unit, work.pixels.total()
         larger = sum(count for size, count in work.pixels.items() if size > config.data.max_pixels)
         yield (
-            f"data.max_pixels={most} keeps {KEPT:.0%} of the images at their size, up to {most // unit:,} tokens each; "
+            f"data.max_pixels={most} keeps {KEEPS:.0%} of the images at their size, {most // unit:,} tokens at most; "
             f"it is {config.data.max_pixels}, {larger / total:.0%} are scaled down"
         )
 

@@ -25,7 +25,8 @@ from amvl_core.contracts.records import (
     remove_resume_state,
     save_record,
 )
-from flows import checks, intake, report
+from data_prep import intake
+from flows import checks, report
 from flows.environment import MLFLOW_URL
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
 from flows.reporter import Reporter

@@ -175,7 +175,7 @@ def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32) -> V
 
 
 def tiny(kind: str) -> Any:
-    """A stock model of about 20,000 random weights. They are the same bit by bit on every machine."""
+    """A stock model of about 25,000 random weights. They are the same bit by bit on every machine."""
     config = _TINY[kind]
     with torch.random.fork_rng(devices=[]):  # its constructor draws, and what is drawn is replaced
         model = KINDS[config.model_type].model(config)

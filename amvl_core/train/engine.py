@@ -123,7 +123,10 @@ def _lr_scales(method: Method, stage: StageConfig) -> dict[nn.Parameter, float]:
 
 
 class Engine:
-    """One DeepSpeed engine: forward, backward, step, and the state that a checkpoint holds."""
+    """One DeepSpeed engine: forward, backward, step, and the state that a checkpoint holds.
+
+    A model has one engine: DeepSpeed forgets where its parameters lie once more when a closed engine is collected.
+    """
 
     def __init__(self, method: Method, stage: StageConfig, trainer: TrainerConfig, world_size: int) -> None:
         set_trainable(method, stage.trainable)

@@ -32,7 +32,7 @@ SMALLEST = {
     "benchmarks.duplicates": f"{DATA} --rows 88 --drawings 2",
     "benchmarks.evaluate": "--questions 4 --rounds 1",
     "benchmarks.faithfulness": "--items 1 --repeats 1 --settings demo --tokens 1",
-    "benchmarks.feedback": "--x 16 --y 8 --blocks 1 --slots 2 --samples 2 --repeats 1",
+    "benchmarks.feedback": "--x 16 --y 8 --blocks 1 --slots 2 --samples 2 --repeats 1 --tokens 2",
     "benchmarks.generate": "--x 16 --tokens 1 --repeats 1",
     "benchmarks.images": "none.tar.gz --repeats 1",
     "benchmarks.ingest": "--rows 16 --steps 2",

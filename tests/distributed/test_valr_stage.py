@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> ValrTrial:
 
 
 def test_a_stage_that_was_killed_goes_on_with_its_projectors(trial: ValrTrial) -> None:
-    assert trial.run("killed", kill_at=3) != [0, 0]
+    codes = trial.run("killed", kill_at=3)
+    assert codes[0] == -signal.SIGKILL
     assert trial.run("killed", stop_at=4) == [0, 0]
     assert trial.state("killed", 4) == trial.state("whole", 4)
     assert trial.curve("killed") == trial.curve("whole")
+    # The checkpoint was taken after step 2; what was logged until then comes again, and then step 3, done again.
+    assert [line.get("done") for line in trial.lines("killed")] == [1, 2, 3, 1, 2, 3, 4, None]
 
 
 def test_every_term_is_logged(trial: ValrTrial) -> None:
@@ -54,8 +58,8 @@ def test_every_term_is_logged(trial: ValrTrial) -> None:
 
 
 def test_neither_encoders_nor_projectors_are_exported(trial: ValrTrial) -> None:
-    assert trial.run("whole") == [0, 0]
-    folder = Path(storage.join(trial.record("whole").uri, "model"))
+    assert trial.run("exported") == [0, 0]
+    folder = Path(storage.join(trial.record("exported").uri, "model"))
     with safe_open(folder / "model.safetensors", "pt") as weights:
         names = set(weights.keys())
     with safe_open(f"{trial.root}/base/model.safetensors", "pt") as weights:

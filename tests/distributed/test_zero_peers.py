@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def made(name: str) -> tuple[Method, Callable[[list[int]], Batch], Any]:
     return trained(coconut), lambda some: test_coconut.batch(coconut, processor, [items[i] for i in some]), MICRO
 
 
+@lru_cache(maxsize=3)
 def reference(name: str) -> dict[str, torch.Tensor]:
     """Gradients of all micro-batches of both ranks in one process, in float64."""
     method, packed, micro = made(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.methods.method import Clock
 from tests.distributed.processes import in_two_processes
-from tests.numerics.test_valr import batch, equipped, samples
+from tests.numerics.test_valr import batch, equipped, loaded, samples
 
 CLOCK = Clock(seed=0, step=3, num_tokens=40.0, num_samples=5)
 FIELDS = {"blocks": "every_step", "encoders": [{"name": "dinov3", "source": "tiny:dinov3", "size": 16}]}
@@ -54,9 +53,7 @@ def find(rank: int) -> dict[str, Any]:
             }
             engine.step()
         engine.close()
-        method.model.activation_checkpointing_disable()
-        method.model.double()
-        gc.collect()  # an engine unmaps its parameters when it is collected, and the next one has the same
+        loaded.cache_clear()  # an engine unmaps its parameters again when it is collected: the next has its own model
     return found
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from amvl_core.data.batch import Batch
 from amvl_core.methods.method import Clock, Method
+from tests.numerics.test_generation import steps
+from tests.numerics.test_valr_generation import slots_in_blocks
 
 CLOCK = Clock(seed=0, step=3, num_tokens=40.0, num_samples=7)
 
@@ -56,3 +58,14 @@ def held_to_reference(method: Method, data: Batch, checkpointing: bool) -> dict[
     for name, grad in grads.items():
         assert (found[name] - grad).abs().max() <= 1e-12 * (1 + grad.abs().max()), name
     return found
+
+
+def one_reply_block(model: Any, given: dict[str, Any], number: int, **how: Any) -> None:
+    """Asserts that replies begin with one block of `number` slots, and are the same with a cache and without."""
+    outputs = []
+    for use_cache in (True, False):
+        torch.manual_seed(7)
+        outputs.append(model.generate(**given, **steps(14), **{"do_sample": False, **how}, use_cache=use_cache))
+    assert torch.equal(*outputs)
+    for ids in outputs[0][:, given["input_ids"].shape[1] :]:
+        assert ids[0] == model.config.block_start_token_id and slots_in_blocks(model.config, ids) == [number]

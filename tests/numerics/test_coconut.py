@@ -17,7 +17,7 @@ from amvl_core.eval.benchmarks.prepared import question_images
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.coconut.config import CoconutMethod
 from amvl_core.methods.coconut.method import Coconut
-from tests.numerics.held import CLOCK, gradients, held_to_reference, shaken, trained
+from tests.numerics.held import CLOCK, gradients, held_to_reference, one_reply_block, shaken, trained
 from tests.numerics.test_generation import inputs, steps
 from tests.numerics.test_valr_generation import naive, slots_in_blocks, stock_twin
 from tests.tiny import SAMPLES, picture, stock_folder
@@ -98,13 +98,7 @@ def test_a_stage_starts_from_a_checkpoint_with_another_number_of_slots(tmp_path:
 def test_a_reply_begins_with_one_block_cached_as_uncached(how: dict[str, Any]) -> None:
     ours, processor = method()
     model, given = ours.model.eval(), inputs(processor, SAMPLES)
-    outputs = []
-    for use_cache in (True, False):
-        torch.manual_seed(7)
-        outputs.append(model.generate(**given, **steps(14), **{"do_sample": False, **how}, use_cache=use_cache))
-    assert torch.equal(*outputs)
-    for ids in outputs[0][:, given["input_ids"].shape[1] :]:
-        assert ids[0] == model.config.block_start_token_id and slots_in_blocks(model.config, ids) == [4]
+    one_reply_block(model, given, 4, **how)
     assert not any(map(len, [slots_in_blocks(model.config, ids) for ids in _never(model, given)]))
 
 

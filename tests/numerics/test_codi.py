@@ -18,10 +18,9 @@ from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder, laid_out, laid_out_to_train
 from amvl_core.methods.codi.config import CodiMethod
 from amvl_core.methods.codi.method import Codi
-from tests.numerics.held import CLOCK, gradients, held_to_reference, shaken, trained
+from tests.numerics.held import CLOCK, gradients, held_to_reference, one_reply_block, shaken, trained
 from tests.numerics.test_coconut import items
 from tests.numerics.test_generation import inputs, steps
-from tests.numerics.test_valr_generation import slots_in_blocks
 from tests.tiny import SAMPLES, stock_folder
 
 LATENT = LatentConfig(num_slots=3)
@@ -90,13 +89,7 @@ def test_a_batch_without_its_teacher_or_with_another_is_refused() -> None:
 def test_a_reply_begins_with_one_block_cached_as_uncached(how: dict[str, Any]) -> None:
     ours, processor = method()
     model, given = ours.model.eval(), inputs(processor, SAMPLES)
-    outputs = []
-    for use_cache in (True, False):
-        torch.manual_seed(7)
-        outputs.append(model.generate(**given, **steps(14), **{"do_sample": False, **how}, use_cache=use_cache))
-    assert torch.equal(*outputs)
-    for ids in outputs[0][:, given["input_ids"].shape[1] :]:
-        assert ids[0] == model.config.block_start_token_id and slots_in_blocks(model.config, ids) == [3]
+    one_reply_block(model, given, 3, **how)
 
 
 @torch.no_grad()

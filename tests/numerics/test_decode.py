@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -101,6 +102,11 @@ def test_a_right_draft_costs_one_run_of_the_model(monkeypatch: pytest.MonkeyPatc
 def test_log_likelihoods_are_those_of_one_full_forward_per_candidate(kind: str) -> None:
     """Worst difference seen in float64: 3e-14 nats."""
     ours = answerer(kind)
+    scored_as_one_forward(ours)
+
+
+def scored_as_one_forward(ours: Answerer, before: Sequence[int] = ()) -> None:
+    """Asserts that candidates are scored as by one forward each, right behind `before`."""
     images, questions = asked()
     found = ours.score(images, questions, CANDIDATES)
     assert [len(scores) for scores in found] == [len(texts) for texts in CANDIDATES]
@@ -109,10 +115,11 @@ def test_log_likelihoods_are_those_of_one_full_forward_per_candidate(kind: str) 
         for column, text in enumerate(texts):
             inputs = dict(ours.encode(images[row : row + 1], questions[row : row + 1]).inputs)
             tokens = torch.tensor([tokenizer(text + "<|im_end|>")["input_ids"]])
-            prompt = inputs["input_ids"].shape[1]
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
+            behind = torch.cat([torch.tensor([before], dtype=torch.long), tokens], 1)
+            prompt = inputs["input_ids"].shape[1] + len(before)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], behind], 1)
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, tokens.shape[1]))
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, behind.shape[1]))
             with torch.inference_mode():
                 logits = ours.model(**inputs).logits[:, prompt - 1 : -1].log_softmax(-1)
             expected = float(logits.gather(-1, tokens[..., None]).sum())
@@ -120,7 +127,10 @@ def test_log_likelihoods_are_those_of_one_full_forward_per_candidate(kind: str) 
 
 
 def test_scoring_leaves_the_prompts_as_they_were() -> None:
-    ours = answerer("amvl")
+    scoring_leaves_the_prompts(answerer("amvl"))
+
+
+def scoring_leaves_the_prompts(ours: Answerer) -> None:
     prompts = ours.encode(*asked())
     continuations = [[[7, 8, 9], [3]], [[5]], [], [[4, 4]]]
     with torch.inference_mode():

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from amvl_core.eval.predict import Answerer
-from amvl_core.rows.decode import greedy, log_likelihoods, prefill
-from tests.numerics.test_decode import CANDIDATES, asked
+from amvl_core.rows.decode import greedy, prefill
+from tests.numerics.test_decode import CANDIDATES, asked, scored_as_one_forward, scoring_leaves_the_prompts
 from tests.numerics.test_valr_generation import K, slots_in_blocks, valr_model
 from tests.tiny import SAMPLES
 
@@ -58,34 +58,11 @@ def test_a_given_answer_is_scored_behind_a_block_where_replies_begin_with_one(mo
     c.block_first = first
     block = [c.block_start_token_id, *[c.slot_token_id] * K, c.block_end_token_id]
     before = block if first and mode != "never" else []
-    images, questions = asked()
-    found = ours.score(images, questions, CANDIDATES)
-    tokenizer = ours.processor.tokenizer
-    for row, texts in enumerate(CANDIDATES):
-        for column, text in enumerate(texts):
-            inputs = dict(ours.encode(images[row : row + 1], questions[row : row + 1]).inputs)
-            tokens = torch.tensor([tokenizer(text + "<|im_end|>")["input_ids"]])
-            behind = torch.cat([torch.tensor([before], dtype=torch.long), tokens], 1)
-            prompt = inputs["input_ids"].shape[1] + len(before)
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], behind], 1)
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, behind.shape[1]))
-            with torch.inference_mode():
-                logits = ours.model(**inputs).logits[:, prompt - 1 : -1].log_softmax(-1)
-            expected = float(logits.gather(-1, tokens[..., None]).sum())
-            assert found[row][column] == pytest.approx(expected, abs=1e-12)
+    scored_as_one_forward(ours, before)
 
 
 def test_scoring_leaves_the_prompts_as_they_were() -> None:
-    ours = answerer()
-    prompts = ours.encode(*asked())
-    continuations = [[[7, 8, 9], [3]], [[5]], [], [[4, 4]]]
-    with torch.inference_mode():
-        start = prefill(ours.model, prompts.inputs)
-        first = log_likelihoods(ours.model, start, continuations)
-        assert log_likelihoods(ours.model, start, continuations) == first
-        after = greedy(ours.model, start, NEW)
-        assert after == greedy(ours.model, prefill(ours.model, prompts.inputs), NEW)
+    scoring_leaves_the_prompts(answerer())
 
 
 def test_an_answer_does_not_depend_on_its_batch_and_says_what_it_wrote(tmp_path) -> None:

@@ -197,6 +197,7 @@ def test_tiny_encoders_have_the_same_weights_in_every_process() -> None:
 def test_tiny_features_differ_between_images_and_patches(kind: str) -> None:
     found = load_encoder(config(f"tiny:{kind}", 64))(images(64)[1])
     assert found.shape == (2, 64, 32)
+    assert 23_000 < sum(weight.numel() for weight in tiny(kind).parameters()) < 26_000
     assert float((found[0] - found[1]).norm(dim=-1).min()) > 0.5
     assert float(found.std(1).min()) > 0.1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Outcome, Question, SkippedQuestion
 from amvl_core.eval.benchmarks.scoring import compare_checkpoints, headline, score_benchmark
 from amvl_core.eval.benchmarks.summary import summarise
-from amvl_core.eval.benchmarks.vsi_bench import DIRECTIONS, NUMERIC, SIZES, TASKS, VSI_BENCH, grade
+from amvl_core.eval.benchmarks.vsi_bench import DIRECTIONS, FREQUENCY, NUMERIC, SIZES, TASKS, VSI_BENCH, grade
 from amvl_core.eval.significance import estimate
 from tests.amvl_core.eval.benchmarks import published
 from tests.videos import mp4, number_of
@@ -192,3 +193,8 @@ def test_the_frequency_baseline_is_that_of_each_type_of_question() -> None:
     baseline = {score.task: score.majority for score in summarise(VSI_BENCH, rows)[0]}
     assert baseline["object_counting"] == pytest.approx((1 + 1 + mra(2, 4) + mra(2, 3)) / 4)
     assert baseline["object_rel_direction"] == pytest.approx((2 / 3 + 3 / 4) / 2)
+
+
+def test_the_printed_frequency_baseline_is_not_the_mean_of_its_tasks() -> None:
+    printed = [VSI_BENCH.published[task][FREQUENCY] for task in TASKS]
+    assert round(fmean(printed), 1) == 35.5

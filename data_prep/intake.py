@@ -18,7 +18,7 @@ FEWEST_TESTED = 30
 """With fewer questions the 95 % interval of an accuracy near one half is wider than 35 points: it shows nothing."""
 
 KEEPS = 0.95
-"""The least share of the samples that a proposed `data.max_tokens` keeps, of those that are long alone."""
+"""The share of samples, or of images, that a proposed budget keeps as they are."""
 
 NO_LOSS = (filters.DUPLICATE, filters.CONTAMINATED, filters.TEST_OVERLAP)
 """Rows that are left out on purpose: what they say is still there, or must not be in training."""

@@ -9,9 +9,8 @@ from amvl_core.contracts.config import ChatJsonlSource, DataConfig, override
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.records import DatasetRecord, SourceReport
 from amvl_core.methods.amvl.presets import demo
-from data_prep import filters, listing
+from data_prep import filters, intake, listing
 from data_prep.units import Work
-from flows import intake
 from tests.data_prep.pictures import png
 from tests.data_prep.test_units import Counter
 
