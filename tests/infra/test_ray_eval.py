@@ -37,7 +37,9 @@ def uninterrupted(data: DatasetRecord, ray_cluster: None, tmp_path_factory: pyte
 
     def kill_once(event: Progress) -> None:
         if event.done and not killed:
-            workers = [p for p in psutil.Process().children(recursive=True) if "ray::Actor" in " ".join(p.cmdline())]
+            # By the whole name: actors of Ray's own, left by other tests of this cluster, are called ray::Actor... too.
+            processes = psutil.Process().children(recursive=True)
+            workers = [p for p in processes if p.cmdline()[:1] in (["ray::Actor"], ["ray::Actor.work"])]
             assert len(workers) == 1
             killed.append(workers[0].pid)
             workers[0].kill()
