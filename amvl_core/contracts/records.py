@@ -23,6 +23,8 @@ from amvl_core.contracts.sample import Split
 
 RECORD_NAME = "record.json"
 
+HISTORY = "history.json"
+"""Of a finished training stage: every step that was logged, as [step, metric -> value]."""
 CHECKPOINTS, BASE = "checkpoints", "base"
 """What lies below a training stage until its record is there."""
 
@@ -380,6 +382,14 @@ class AblationRecord(Record):
     dataset: str
     rows: list[AblationRow]
     run_id: str
+
+
+def load_history(record: CheckpointRecord) -> list[tuple[int, dict[str, float]]]:
+    """Every logged step of a finished stage; the last one where the stage's history is not there."""
+    uri = storage.join(record.uri, HISTORY)
+    if not storage.exists(uri):
+        return [(record.step, record.metrics)]
+    return [(step, metrics) for step, metrics in json.loads(storage.read_bytes(uri))]
 
 
 R = TypeVar("R", bound=Record)
