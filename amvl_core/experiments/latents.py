@@ -27,6 +27,8 @@ CURRICULUM = 4
 """Stages in which 1, 2, 3 and then all steps leave the reply."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
+UNUSED = 64
+"""Training samples beside the validation questions: a dataset has some, and nothing is trained on these."""
 
 
 def _shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> RunConfig:
@@ -134,7 +136,7 @@ def latents() -> Experiment:
         _shared((1, 8), train=16000, test=1600, steps=1000),
         _arms(480),
         rates=(1e-3, 3e-3),
-        validation=_questions((1, 8), train=0, test=800, seed=VALIDATION_SEED),
+        validation=_questions((1, 8), train=UNUSED, test=800, seed=VALIDATION_SEED),
         seeds=3,
     )
 

@@ -109,7 +109,7 @@ class ReplyBlocks(StepsReplaced, FeedbackBlocks):
     def _places(self, sample: StoredSample) -> str:
         if self.blocks != "paper":
             return self.blocks
-        if any(IMAGE_PLACEHOLDER in step for step in sample.steps):
+        if any(IMAGE_PLACEHOLDER in step for step in sample.steps[self._gone(sample) :]):
             return "interleaved"
         return "every_step" if sample.question.count(IMAGE_PLACEHOLDER) > 1 else "first_step"
 
