@@ -69,7 +69,7 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
         f"Experiment `{record.name}`, record `{record.fingerprint}`, dataset `{record.dataset}`, seeds "
         f"{', '.join(map(str, seeds))}. All arms start from one checkpoint and train for as many steps.",
         "Accuracy in per cent by the number of dependent steps, mean of the seeds. `over seeds`: Student's 95 % "
-        "interval of the seeds' means. `over items`: 95 % bootstrap over questions. `tokens`, `slots`: those of a reply, "
+        "interval of the seeds' means. `over items`: 95 % bootstrap over questions. `tokens`, `slots`: of a reply, "
         "on the average. `FLOPs`: of the arm's own training, the cheapest arm being 1.",
         markdown_table(accuracy_rows(record)),
     ]
