@@ -125,7 +125,7 @@ def ablations(
                 run_id = tracker.start()
                 name, asked = base.stage if base else "base", [dataset, *benchmarks]
                 before = tasks.evaluate(config, name, asked, base, tracker)
-                found = run_rows(config, plan, dataset, benchmarks, base, tracker, features)
+                found = run_rows(config, plan, dataset, asked, base, tracker, features)
                 record = AblationRecord(
                     **where._asdict(),
                     table=str(table),
@@ -159,12 +159,15 @@ def run_rows(
     config: RunConfig,
     plan: Plan,
     dataset: DatasetRecord,
-    benchmarks: list[DatasetRecord],
+    asked: list[DatasetRecord],
     base: CheckpointRecord | None,
     tracker: Tracker,
     features: list[FeaturesRecord],
 ) -> Found:
-    """All rows with all seeds, as many at a time as the cluster takes; a row that fails does not stop the others."""
+    """All rows with all seeds, as many at a time as the cluster takes; a row that fails does not stop the others.
+
+    They are trained on `dataset` and evaluated on each of `asked`, the first of which has the suite.
+    """
     ray_cluster.connect(config.cluster)
     jobs = ray_cluster.jobs_at_once(config.cluster)
     log = get_run_logger()
@@ -178,7 +181,7 @@ def run_rows(
         started: dict[Future[Result], tuple[str, int]] = {}
         for label, seed, row in todo:
             # The flow's context, which its tasks need, is each thread's own copy.
-            run = partial(run_row, row, f"{label}, seed {seed}", dataset, benchmarks, base, parent, jobs, features)
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, asked, base, parent, jobs, features)
             started[threads.submit(copy_context().run, run)] = (label, seed)
         for done, future in enumerate(as_completed(started), 1):
             label, seed = started[future]
@@ -209,7 +212,7 @@ def run_row(
     config: RunConfig,
     label: str,
     dataset: DatasetRecord,
-    benchmarks: list[DatasetRecord],
+    asked: list[DatasetRecord],
     base: CheckpointRecord | None,
     parent_run: str,
     jobs: int,
@@ -224,12 +227,12 @@ def run_row(
                 checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs, features)
         assert checkpoint is not None
         name = checkpoint.stage.replace("_", "-")
-        evaluations = tasks.evaluate(config, name, [dataset, *benchmarks], checkpoint, tracker)
+        evaluations = tasks.evaluate(config, name, asked, checkpoint, tracker)
         faithfulness = analysis = None
         if config.method.has_latents:
-            if asked := tasks.swappable(config, [dataset]):
-                with _working[faithfulness_fingerprint(config, dataset, checkpoint, [])]:
-                    (faithfulness,) = tasks.faithfulness(config, asked, checkpoint, [], tracker)
+            if swapped := tasks.swappable(config, asked[:1]):
+                with _working[faithfulness_fingerprint(config, asked[0], checkpoint, [])]:
+                    (faithfulness,) = tasks.faithfulness(config, swapped, checkpoint, [], tracker)
             if config.method.analysis() and config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)
@@ -245,13 +248,13 @@ def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
 def line(config: RunConfig, row: Row, found: Found, table: Table) -> AblationRow:
     """One row of the table from what its seeds gave."""
     failed = {seed: result for seed, result in sorted(found[row.label].items()) if isinstance(result, str)}
-    results = _finished(found, row.label)
+    results = finished(found, row.label)
     measured = [compared(result) for result in results.values() if result.analysis]
     suites = {seed: result.faithfulness for seed, result in results.items() if result.faithfulness}
 
     def scores(benchmark: str) -> SeedScores:
-        headline = None if row.label == table.headline else _answers(found, table.headline, benchmark)
-        return score_row(_answers(found, row.label, benchmark), headline)
+        headline = None if row.label == table.headline else answers_of(found, table.headline, benchmark)
+        return score_row(answers_of(found, row.label, benchmark), headline)
 
     return AblationRow(
         label=row.label,
@@ -270,7 +273,7 @@ def line(config: RunConfig, row: Row, found: Found, table: Table) -> AblationRow
 def base_line(before: list[EvalRecord], found: Found, table: Table) -> AblationRow:
     """The model that all rows start from, from its evaluations."""
     headline = table.headline
-    own, *published = [base_scores(outcomes(one), _answers(found, headline, one.benchmark)) for one in before]
+    own, *published = [base_scores(outcomes(one), answers_of(found, headline, one.benchmark)) for one in before]
     return AblationRow(
         label=f"before ({before[0].stage})",
         changes="before the stages that rows change",
@@ -291,15 +294,16 @@ def compared(result: Result) -> dict[str, float]:
     return analysis_of(result.checkpoint).compare(result.analysis)
 
 
-def _finished(found: Found, label: str) -> dict[int, Result]:
+def finished(found: Found, label: str) -> dict[int, Result]:
+    """What the seeds of a row gave that did not fail."""
     return {seed: result for seed, result in sorted(found[label].items()) if isinstance(result, Result)}
 
 
-def _answers(found: Found, label: str, benchmark: str) -> dict[int, list[Unit]]:
+def answers_of(found: Found, label: str, benchmark: str) -> dict[int, list[Unit]]:
     """What each seed of a row that finished answered on one benchmark."""
     return {
         seed: outcomes(evaluation)
-        for seed, result in _finished(found, label).items()
+        for seed, result in finished(found, label).items()
         for evaluation in result.evaluations
         if evaluation.benchmark == benchmark
     }

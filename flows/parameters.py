@@ -102,8 +102,13 @@ def resolve(preset: str, **changes: Any) -> RunConfig:
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return laid_over(PRESETS[preset](), **changes)
+
+
+def laid_over(config: RunConfig, **changes: Any) -> RunConfig:
+    """`config` with `changes` as `resolve` takes them."""
     plain = {name: _plain(value, name) for name, value in changes.items() if value is not None}
-    return override(PRESETS[preset](), plain)
+    return override(config, plain)
 
 
 def _plain(value: Any, name: str) -> Any:

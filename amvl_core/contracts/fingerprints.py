@@ -11,9 +11,10 @@ from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerp
 
 TRAIN_VERSION = 2
 EVALUATE_VERSION = 6
-FAITHFULNESS_VERSION = 3
+FAITHFULNESS_VERSION = 4
 ANALYSE_VERSION = 2
 ABLATION_VERSION = 3
+EXPERIMENT_VERSION = 1
 
 EVALUATED = {"max_new_tokens", "tau", "latent_mode", "latent_steps", "seed"}
 """Fields of the evaluation's configuration that answers depend on."""
@@ -105,6 +106,25 @@ def ablation_fingerprint(
         dataset=dataset.fingerprint,
         base=base.fingerprint if base else None,
         benchmarks=[questions.fingerprint for questions in benchmarks],
+    )
+
+
+def experiment_fingerprint(
+    name: str, arms: dict[str, list[RunConfig]], dataset: DatasetRecord, base: CheckpointRecord, validation: str | None
+) -> str:
+    """Of an experiment: what each arm (label -> a configuration per seed) trains, and how it is evaluated.
+
+    `validation` names the questions on which learning rates were chosen.
+    """
+    return fingerprint(
+        "experiment",
+        EXPERIMENT_VERSION,
+        code=[TRAIN_VERSION, EVALUATE_VERSION, FAITHFULNESS_VERSION],
+        name=name,
+        arms={label: [_row(config) for config in configs] for label, configs in arms.items()},
+        dataset=dataset.fingerprint,
+        base=base.fingerprint,
+        validation=validation,
     )
 
 

@@ -248,6 +248,8 @@ UNCHANGED = "unchanged"
 """The unchanged model."""
 SWAPPED = "swapped"
 """Each item has the latents of another one."""
+CONSTANT = "constant"
+"""Every item has the same latents: the mean of other items'."""
 NO_BLOCK = "no block"
 """The question without its latent block."""
 
@@ -384,12 +386,50 @@ class AblationRecord(Record):
     run_id: str
 
 
-def load_history(record: CheckpointRecord) -> list[tuple[int, dict[str, float]]]:
-    """Every logged step of a finished stage; the last one where the stage's history is not there."""
-    uri = storage.join(record.uri, HISTORY)
-    if not storage.exists(uri):
-        return [(record.step, record.metrics)]
-    return [(step, metrics) for step, metrics in json.loads(storage.read_bytes(uri))]
+class TrainedArm(Frozen):
+    """What one training of an arm gave: accuracy by task and the mean of tokens and slots that its replies have.
+
+    `variants` are the rows of the suite, the unchanged model first; none without latents.
+    """
+
+    checkpoint: str
+    accuracies: dict[str, float]
+    tokens: float
+    slots: float
+    variants: list[VariantScore]
+
+
+class ArmRecord(Frozen):
+    """One arm of an experiment: `rate` is its learning rate, the best of `validated` where there are several.
+
+    `validated` maps a rate to its accuracy on the validation questions. `flops` are those of its own training on
+    matrix products. `trained` has an entry for each seed that finished, `failed` maps the others to the reason.
+    `against` compares it with each control that writes as much, on the same questions and seeds; none in a control.
+    `matters` is what the rule says of its latents; None: there is nothing to say.
+    """
+
+    label: str
+    role: str
+    writes: bool
+    rate: float
+    validated: dict[str, float]
+    flops: float
+    trained: dict[int, TrainedArm]
+    failed: dict[int, str]
+    scores: SeedScores
+    against: dict[str, SeedScores]
+    matters: bool | None
+
+
+class ExperimentRecord(Record):
+    """An experiment: all arms on one dataset, from one checkpoint; `chance` is the commonest answer's, by task."""
+
+    kind: Literal["experiment"] = "experiment"
+    name: str
+    dataset: str
+    chance: dict[str, float]
+    arms: list[ArmRecord]
+    run_id: str
 
 
 R = TypeVar("R", bound=Record)
@@ -444,3 +484,11 @@ def load_record(uri: str, kind: type[R]) -> R | None:
         ) from error
     # A storage root may be moved or reached by another path: the record is where it was found.
     return record.model_copy(update={"uri": uri.rstrip("/")})
+
+
+def load_history(record: CheckpointRecord) -> list[tuple[int, dict[str, float]]]:
+    """Every logged step of a finished stage; the last one where the stage's history is not there."""
+    uri = storage.join(record.uri, HISTORY)
+    if not storage.exists(uri):
+        return [(record.step, record.metrics)]
+    return [(step, metrics) for step, metrics in json.loads(storage.read_bytes(uri))]

@@ -26,3 +26,8 @@ def moved(size: int, *key: object) -> list[int]:
     for here, there in zip(cycle, cycle[1:] + cycle[:1], strict=True):
         order[here] = there
     return order
+
+
+def mean_of_others(own_BKD: Tensor, donor_1KD: Tensor) -> Tensor:
+    """For each of B items the mean over the other ones and `donor_1KD`, [B, K, D]."""
+    return (own_BKD.sum(0, keepdim=True) + donor_1KD - own_BKD) / len(own_BKD)

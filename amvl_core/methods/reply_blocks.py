@@ -10,7 +10,7 @@ from pydantic import Field
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, STEP_END, Segment, StoredSample, reply, shown_by_question
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, STEP_END, Segment, StoredSample, shown_by_question
 from amvl_core.methods.curriculum import StepsReplaced
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class PromptBlock(StepsReplaced, FeedbackBlocks):
         return None
 
 
-class ReplyBlocks(FeedbackBlocks):
-    """The fields of a method whose reply has blocks of `latent.num_slots` slots between its steps.
+class ReplyBlocks(StepsReplaced, FeedbackBlocks):
+    """The fields of a method whose reply has blocks of `latent.num_slots` slots between the steps that are left.
 
     The model writes a block's entry marker, which carries a label; slots and exit marker carry none.
     """
@@ -98,8 +98,9 @@ class ReplyBlocks(FeedbackBlocks):
 
     def shown(self, sample: StoredSample) -> list[int]:
         """The images in the sequence: where blocks take the place of steps' images, those of the question alone."""
-        interleaved = self._places(sample) == "interleaved"
-        return list(range(shown_by_question(sample.images, sample.steps) if interleaved else len(sample.images)))
+        if self._places(sample) == "interleaved":
+            return list(range(shown_by_question(sample.images, sample.steps)))
+        return super().shown(sample)
 
     def added_tokens(self, latent: LatentConfig) -> int:
         """Slots and markers of as many blocks as there may be."""
@@ -108,7 +109,7 @@ class ReplyBlocks(FeedbackBlocks):
     def _places(self, sample: StoredSample) -> str:
         if self.blocks != "paper":
             return self.blocks
-        if any(IMAGE_PLACEHOLDER in step for step in sample.steps):
+        if any(IMAGE_PLACEHOLDER in step for step in sample.steps[self._gone(sample) :]):
             return "interleaved"
         return "every_step" if sample.question.count(IMAGE_PLACEHOLDER) > 1 else "first_step"
 
@@ -117,12 +118,12 @@ class ReplyBlocks(FeedbackBlocks):
         if places == "interleaved":
             yield from self._interleaved(sample, latent)
             return
-        *steps, answer = reply(sample)
+        *steps, answer = self.reply(sample)
         if not steps:
             yield from (*self.block(latent, _only(sample)), answer)
             return
         most = 1 if places == "first_step" else self.max_blocks
-        for number, (step, image) in enumerate(zip(steps, sample.step_images, strict=True)):
+        for number, (step, image) in enumerate(zip(steps, sample.step_images[self._gone(sample) :], strict=True)):
             if number < most:
                 if image is not None and not 0 <= image < len(sample.images):
                     raise DataError(
@@ -135,8 +136,9 @@ class ReplyBlocks(FeedbackBlocks):
 
     def _interleaved(self, sample: StoredSample, latent: LatentConfig) -> Iterator[Segment]:
         """A block in the place of each image that a step shows: the image is its target, and leaves the input."""
-        first = image = shown_by_question(sample.images, sample.steps)
-        for step in sample.steps:
+        gone, first = self._gone(sample), shown_by_question(sample.images, sample.steps)
+        image = first = first + sum(step.count(IMAGE_PLACEHOLDER) for step in sample.steps[:gone])
+        for step in sample.steps[gone:]:
             text, *others = f"{step}{STEP_END}".split(IMAGE_PLACEHOLDER)
             yield from _written(text)
             for text in others:

@@ -20,14 +20,14 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.records import NO_BLOCK, SWAPPED, UNCHANGED
+from amvl_core.contracts.records import CONSTANT, NO_BLOCK, SWAPPED, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoded, Encoder, laid_out
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.prefix import ContextRow, decode, decode_without_block, read
-from amvl_core.methods.draws import moved, normal
+from amvl_core.methods.draws import mean_of_others, moved, normal
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.probing import ProbeAnswer, sums
 from amvl_core.rows.decode import Prefilled, greedy, prefilled
@@ -68,11 +68,10 @@ class Prober:
         seed: int,
         only: Sequence[str] = (),
     ) -> list[ProbeAnswer]:
-        """As `Prober`. Noise is keyed by `seed` and the item, so nothing depends on what is asked together."""
+        """As `Prober`. Noise is keyed by `seed` and the item; only `constant` depends on what is asked together."""
         batch, reading = self.read(items)
         donor_1KZ = self.read([donor])[1].prior.mean  # and nothing else of it: its keys and values are large
-        donors_BKZ = torch.cat([reading.prior.mean[1:], donor_1KZ])
-        chosen = variants(reading, donors_BKZ, [item.sample_id for item in items], seed)
+        chosen = variants(reading, donor_1KZ, [item.sample_id for item in items], seed)
         first, *others = [variant for variant in chosen if not only or variant.name in only]
         answers, drafts = self._answers(items, batch, reading, [first], max_new_tokens, ())
         # What one variant has said is what the others are likely to say.
@@ -182,11 +181,12 @@ def question_cache(model: Any, reading: ContextRow, columns: Sequence[int], copi
     return cache
 
 
-def variants(reading: ContextRow, donors_BKZ: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
+def variants(reading: ContextRow, donor_1KZ: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
     """Every change of the latents of a batch.
 
     - unchanged: mu of the prior; posterior: mu of the posterior, which sees the answer (oracle).
     - zeroed: Z = 0; noise: a random direction with the norm of each slot's mu; swapped: another item's mu;
+      constant: slot by slot the mean mu of the other items that are asked together and of the donor;
       shuffled: the slots in another order, none in its place (not where there is one slot).
     - dropped i: slot i hidden from everything behind it, all other rows at their own positions. No value stands in its
       place: the mean latent would still be one, and zero is a value that the model was never trained on.
@@ -201,7 +201,8 @@ def variants(reading: ContextRow, donors_BKZ: Tensor, sample_ids: Sequence[str],
         Variant(UNCHANGED, mean_BKZ),
         Variant("zeroed", torch.zeros_like(mean_BKZ)),
         Variant("noise", direction_BKZ * length),
-        Variant(SWAPPED, donors_BKZ),
+        Variant(SWAPPED, torch.cat([mean_BKZ[1:], donor_1KZ])),
+        Variant(CONSTANT, mean_of_others(mean_BKZ, donor_1KZ)),
     ]
     if slots > 1:
         shuffled = [z[list(moved(slots, seed, "shuffled", name))] for z, name in zip(mean_BKZ, sample_ids, strict=True)]

@@ -22,11 +22,11 @@ from transformers import DynamicCache
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.records import NO_BLOCK, SWAPPED, UNCHANGED
+from amvl_core.contracts.records import CONSTANT, NO_BLOCK, SWAPPED, UNCHANGED
 from amvl_core.contracts.sample import PLACEHOLDER, StoredSample
 from amvl_core.data.batch import Visual, visual_inputs, visuals_of
 from amvl_core.data.encode import IGNORED, Encoded, Encoder, laid_out
-from amvl_core.methods.draws import moved, normal
+from amvl_core.methods.draws import mean_of_others, moved, normal
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import sample_positions
@@ -229,16 +229,15 @@ def variants(inputs_BKD: Tensor, donor_1KD: Tensor, sample_ids: Sequence[str], s
     - constant: slot by slot the mean over the other items that are asked together and the donor.
     - markers alone: a block without slots. no block: the question, and no block anywhere in the reply.
     """
-    items, slots, _ = inputs_BKD.shape
+    slots = inputs_BKD.shape[1]
     direction_BKD = torch.stack([normal(inputs_BKD[0], seed, f"noise/{name}") for name in sample_ids])
     length_BK1 = inputs_BKD.norm(dim=-1, keepdim=True) / direction_BKD.norm(dim=-1, keepdim=True)
-    every_BKD = torch.cat([inputs_BKD, donor_1KD])
     found = [
         Variant(UNCHANGED, inputs_BKD),
         Variant("zeroed", torch.zeros_like(inputs_BKD)),
         Variant("noise", direction_BKD * length_BK1),
-        Variant(SWAPPED, every_BKD[1:]),
-        Variant("constant", (every_BKD.sum(0) - inputs_BKD) / items),
+        Variant(SWAPPED, torch.cat([inputs_BKD[1:], donor_1KD])),
+        Variant(CONSTANT, mean_of_others(inputs_BKD, donor_1KD)),
     ]
     if slots > 1:
         orders = [moved(slots, seed, "shuffled", name) for name in sample_ids]

@@ -48,6 +48,10 @@ def written(method: Any, of: StoredSample) -> tuple[str, list[int | None]]:
         ),
         ({"blocks": "first_step"}, sample("<image><image>q", ("a", "b"), (1, 0), 2), f"{BLOCK}a\nb\nred", [1]),
         ({"blocks": "interleaved"}, sample("<image>q", ("a",), (0,), 1), "a\nred", []),
+        ({"replaced_steps": 1}, sample("<image><image>q", ("a", "b"), (1, 0), 2), f"{BLOCK}b\nred", [0]),
+        ({"replaced_steps": None}, sample("<image>q", ("a", "b"), (0, 0), 1), f"{BLOCK}red", [0]),
+        ({"replaced_steps": 1}, sample("<image>q", ("a <image>", "<image>b"), (1, 2), 3), f"{BLOCK}b\nred", [2]),
+        ({"replaced_steps": 2}, sample("<image>q", ("a <image>", "<image>b"), (1, 2), 3), f"{BLOCK}red", [None]),
     ],
 )
 def test_where_blocks_stand_and_what_they_are_about(
@@ -60,6 +64,7 @@ def test_the_images_of_steps_leave_the_input_where_blocks_take_their_place() -> 
     of = sample("<image>q", ("a <image>",), (1,), 2)
     assert list(ValrMethod().shown(of)) == [0]
     assert list(ValrMethod(blocks="every_step").shown(of)) == [0, 1]
+    assert list(ValrMethod(blocks="every_step", replaced_steps=1).shown(of)) == [0]
 
 
 def test_a_step_about_an_image_that_is_not_there_is_an_error() -> None:

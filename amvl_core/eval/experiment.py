@@ -1,0 +1,44 @@
+"""What the trainings of an experiment's arms gave, and the rule that says whether latents matter. Needs no model."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+
+from amvl_core.contracts.records import (
+    CONSTANT,
+    SWAPPED,
+    CheckpointRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    SeedScores,
+    TrainedArm,
+)
+from amvl_core.eval.stored import read_table
+
+
+def trained_arm(model: CheckpointRecord, scores: EvalRecord, suite: FaithfulnessRecord | None) -> TrainedArm:
+    """One training: its accuracies, the tokens and slots of its replies, and what changed latents do."""
+    written = read_table(scores.predictions_uri, ["tokens", "latent_steps"]).to_pydict()
+    return TrainedArm(
+        checkpoint=model.uri,
+        accuracies={score.task: score.accuracy for score in scores.scores},
+        tokens=statistics.fmean(written["tokens"]),
+        slots=statistics.fmean(written["latent_steps"]),
+        variants=suite.rows if suite else [],
+    )
+
+
+def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores]) -> bool | None:
+    """Whether the latents of an arm matter: two things must hold. None: it has no latents, or no training finished.
+
+    - In every seed both the swap and the constant cost accuracy: the 95 % interval of the difference is below 0.
+    - It beats every control in `against`: the 95 % interval of the difference, seeds pooled, is above 0.
+    """
+    changed = [{row.variant: row for row in one.variants} for one in trained.values()]
+    if not changed or not all(changed):
+        return None
+    costs = all(rows[name].difference_high < 0 for rows in changed for name in (SWAPPED, CONSTANT))
+    return costs and all(
+        one.difference_interval is not None and one.difference_interval[0] > 0 for one in against.values()
+    )

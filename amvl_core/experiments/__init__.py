@@ -1,0 +1,22 @@
+"""Experiments over several methods, by name. They are the one place that knows methods by name; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.experiments.experiment import Experiment
+from amvl_core.experiments.latents import latents, latents_bottleneck, latents_small
+
+EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
+    "latents": latents,
+    "latents-bottleneck": latents_bottleneck,
+    "latents-small": latents_small,
+}
+
+
+def experiment(name: str) -> Experiment:
+    """Raises ConfigError where there is none of that name."""
+    if name not in EXPERIMENTS:
+        raise ConfigError(f"there is no experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]()

@@ -1,0 +1,170 @@
+"""Where latents are needed: methods against the number of dependent steps (docs/experiments/latents.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from amvl_core.contracts.config import MicroworldSource, RunConfig, StageConfig, override, validate
+from amvl_core.contracts.encoders import EncoderConfig
+from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
+from amvl_core.contracts.presets import PRESETS
+from amvl_core.experiments.experiment import Arm, Experiment
+from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.coconut.config import CoconutMethod
+from amvl_core.methods.codi.config import CodiMethod
+from amvl_core.methods.lvr.config import LvrMethod
+from amvl_core.methods.markers.config import MarkersMethod
+from amvl_core.methods.pause.config import PauseMethod
+from amvl_core.methods.sft.config import SftMethod
+from amvl_core.methods.valr.config import ValrMethod
+
+SLOTS = 8
+"""Of every method: one for each dependent step, at most."""
+CURRICULUM = 4
+"""Stages in which 1, 2, 3 and then all steps leave the reply."""
+VALIDATION_SEED = 1
+"""Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
+UNUSED = 64
+"""Training samples beside the validation questions: a dataset has some, and nothing is trained on these."""
+
+
+def _shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> RunConfig:
+    """Fine-tuning with steps in words: what every arm starts from."""
+    base = PRESETS["demo"]()
+    sft = base.stages["sft"].model_copy(update={"steps": steps})
+    base = validate(base.model_copy(update={"stages": {"steps": sft}}).model_dump(mode="json"))
+    latent = LatentConfig(num_slots=SLOTS, dim=32, head_hidden=128).model_dump(mode="json")
+    evaluation = {"controls": (), "analysis_items": 0, "faithfulness_items": min(test, 512)}
+    return override(
+        base,
+        {
+            "data": _questions(difficulty, train, test, seed=0),
+            "latent": latent,
+            "evaluation": evaluation,
+            "cluster": {"num_workers": 1},
+        },
+    )
+
+
+def _questions(difficulty: tuple[int, int], train: int, test: int, seed: int) -> dict[str, Any]:
+    """Fields of the data: chains of colours."""
+    source = MicroworldSource(tasks=("chain",), difficulty=difficulty, train=train, test=test, seed=seed)
+    return {"sources": [source.model_dump(mode="json")]}
+
+
+def _stage(method: MethodConfig, steps: int, **fields: Any) -> StageConfig:
+    of_demo = PRESETS["demo"]().stages["sft"]
+    return of_demo.model_copy(update={"method": method, "steps": steps, "trainable": "language", **fields})
+
+
+def _once(name: str, method: MethodConfig, steps: int) -> Mapping[str, StageConfig]:
+    return {name: _stage(method, steps)}
+
+
+def _in_stages(name: str, field: str, everything: Any, method: MethodConfig, steps: int) -> Mapping[str, StageConfig]:
+    """`steps` in `CURRICULUM` stages, in which `field` of the method is 1, 2, 3 and then `everything`."""
+    found = (*range(1, CURRICULUM), everything)
+    return {
+        f"{name}_{number}": _stage(method.model_copy(update={field: gone}), steps // CURRICULUM)
+        for number, gone in enumerate(found, 1)
+    }
+
+
+def _amvl(steps: int, **fields: Any) -> AmvlMethod:
+    """AMVL with its schedules in the proportions of the demo's."""
+    warm = {"beta_warmup": steps // 2, "gamma_start": steps // 4, "gamma_warmup": steps // 2}
+    return AmvlMethod(kl_reduction="mean", **warm, **fields)
+
+
+def _valr(**fields: Any) -> ValrMethod:
+    encoders = tuple(EncoderConfig(name=kind, source=f"tiny:{kind}", size=64) for kind in ("dinov3", "siglip"))
+    return ValrMethod(encoders=encoders, align_layer=2, projector_width=128, **fields)
+
+
+def _arms(steps: int) -> tuple[Arm, ...]:
+    """Every arm, each of `steps` optimiser steps."""
+    replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps)
+    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // CURRICULUM), steps)
+    coconut = CoconutMethod(slots_per_step=SLOTS // CURRICULUM)
+    return (
+        Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
+        Arm("SFT, bare answers", "control", _once("bare", SftMethod(replaced_steps=None), steps)),
+        Arm("SFT, curriculum", "control", replaced("bare", method=SftMethod())),
+        Arm("markers only", "control", _once("markers", MarkersMethod(replaced_steps=None), steps)),
+        Arm("pause tokens", "control", _once("pause", PauseMethod(replaced_steps=None), steps)),
+        Arm("pause tokens, curriculum", "control", replaced("pause", method=PauseMethod())),
+        Arm("Coconut", "latent", replaced("coconut", method=coconut)),
+        Arm("CODI", "latent", _once("codi", CodiMethod(), steps)),
+        Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=SLOTS), steps)),
+        Arm("VaLR, bare answers", "latent", _once("valr", _valr(replaced_steps=None), steps)),
+        Arm(
+            "VaLR, bare answers, no alignment",
+            "latent",
+            _once("valr", _valr(replaced_steps=None, align_weight=0.0), steps),
+        ),
+        Arm("AMVL, hidden steps", "latent", _once("amvl", _amvl(steps, hidden_steps="all"), steps)),
+        Arm("AMVL, hidden steps, curriculum", "latent", hidden),
+        Arm("markers only, steps in words", "control", _once("markers", MarkersMethod(), steps), writes=True),
+        Arm("pause tokens, steps in words", "control", _once("pause", PauseMethod(), steps), writes=True),
+        Arm("VaLR", "latent", _once("valr", _valr(), steps), writes=True),
+        Arm("VaLR, no alignment", "latent", _once("valr", _valr(align_weight=0.0), steps), writes=True),
+        Arm("AMVL", "latent", _once("amvl", _amvl(steps), steps), writes=True),
+    )
+
+
+def _masked(arms: Iterable[Arm]) -> tuple[Arm, ...]:
+    """Each arm under the bottleneck mask, and with the mask taken off for the second half of its last stage."""
+    found: list[Arm] = []
+    for arm in arms:
+        masked = {name: _with(stage, mask="bottleneck") for name, stage in arm.stages.items()}
+        last = list(arm.stages)[-1]
+        halves = {**masked, last: _half(masked[last]), f"{last}_full": _half(arm.stages[last])}
+        found += [
+            arm._replace(label=f"{arm.label}, bottleneck", stages=masked),
+            arm._replace(label=f"{arm.label}, bottleneck, then full", stages=halves),
+        ]
+    return tuple(found)
+
+
+def latents() -> Experiment:
+    """Every method, and every control, that sees the image as usual."""
+    return Experiment(
+        "Where latents are needed",
+        _shared((1, 8), train=16000, test=1600, steps=1000),
+        _arms(480),
+        rates=(1e-3, 3e-3),
+        validation=_questions((1, 8), train=UNUSED, test=800, seed=VALIDATION_SEED),
+        seeds=3,
+    )
+
+
+def latents_bottleneck() -> Experiment:
+    """The arms with slots when nothing but slots sees the image."""
+    of = latents()
+    with_slots = [arm for arm in of.arms if all(stage.method.slots(of.shared.latent) for stage in arm.stages.values())]
+    return of._replace(title="Where latents are needed: the image through slots alone", arms=_masked(with_slots))
+
+
+def latents_small() -> Experiment:
+    """A few arms with up to three steps, one seed and one learning rate: the whole in a quarter of an hour."""
+    shown = ("SFT, steps in words", "SFT, bare answers", "pause tokens", "Coconut", "AMVL, hidden steps")
+    return Experiment(
+        "Where latents are needed, small",
+        _shared((1, 3), train=6000, test=300, steps=600),
+        tuple(arm for arm in _arms(120) if arm.label in shown),
+        rates=(1e-3,),
+        validation={},
+        seeds=1,
+    )
+
+
+def _with(stage: StageConfig, **fields: Any) -> StageConfig:
+    return stage.model_copy(update={"method": stage.method.model_copy(update=fields)})
+
+
+def _half(stage: StageConfig) -> StageConfig:
+    assert stage.steps is not None
+    return stage.model_copy(update={"steps": stage.steps // 2})

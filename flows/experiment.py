@@ -1,0 +1,184 @@
+"""An experiment over several methods: prepare -> what all arms share -> learning rates -> every arm with every seed.
+
+Every training is a stage of its own: a run that is ended goes on where it was.
+"""
+
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from amvl_core.contracts.ablations import with_seed
+from amvl_core.contracts.config import RunConfig, Seed
+from amvl_core.contracts.fingerprints import experiment_fingerprint
+from amvl_core.contracts.records import (
+    TEST_SPLIT,
+    ArmRecord,
+    CheckpointRecord,
+    DatasetRecord,
+    ExperimentRecord,
+    FeaturesRecord,
+    save_record,
+)
+from amvl_core.eval.experiment import matters, trained_arm
+from amvl_core.eval.seeds import score_row
+from amvl_core.experiments import experiment as named
+from amvl_core.experiments.experiment import Arm, Experiment, at_rate
+from flows import experiment_report, outbox, tasks
+from flows.ablations import AblationError, Found, Plan, Result, answers_of, finished, own_stages, run_rows
+from flows.parameters import Cluster, Tracking, laid_over
+from flows.stage import finished_or, place
+from infra import cluster as ray_cluster
+from infra.plan.training import training_flops
+from infra.tracking import Tracker
+
+Rates = dict[str, dict[str, float]]
+"""Label of an arm -> learning rate -> its accuracy on the validation questions."""
+
+
+@flow(name="amvl", flow_run_name="experiment {name}")
+def experiment(
+    name: Annotated[str, Field(description="latents, latents-bottleneck or latents-small")],
+    seeds: Annotated[int | None, Field(ge=1, description="trainings of each arm; left out: the experiment's")] = None,
+    storage: str | None = None,
+    seed: Seed | None = None,
+    cluster: Cluster | None = None,
+    tracking: Tracking | None = None,
+) -> dict[str, Any]:
+    """Trains and evaluates each arm that has no record yet; draws accuracy against the number of dependent steps."""
+    chosen = named(name)
+    config = laid_over(chosen.shared, storage=storage, seed=seed, cluster=cluster, tracking=tracking)
+    arms = {arm.label: arm.of(config) for arm in chosen.arms}  # what is wrong with one is said now
+    number = seeds or chosen.seeds
+    try:
+        with outbox.sending(), Tracker(config, f"experiment {name}") as tracker:
+            tasks.preflight(config)
+            dataset = tasks.prepare(config, tracker)
+            encoders = tasks.computed_once([config, *arms.values()])
+            features = tasks.features(config, encoders, dataset, tracker) if encoders else []
+            base: CheckpointRecord | None = None
+            for stage in config.stages:
+                base = tasks.train(config, stage, dataset, base, tracker, features=features)
+            assert base is not None
+
+            rates, validation = chosen_rates(chosen, config, arms, number, dataset, base, tracker, features)
+            plan = planned(chosen, config, arms, rates, number)
+            configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
+            where = place(config, "experiment", experiment_fingerprint(name, configs, dataset, base, validation))
+
+            def make() -> ExperimentRecord:
+                run_id = tracker.start()
+                found = run_rows(config, plan, dataset, [dataset], base, tracker, features)
+                record = ExperimentRecord(
+                    **where._asdict(),
+                    name=name,
+                    dataset=dataset.fingerprint,
+                    chance=chance(found),
+                    arms=[line(arm, chosen, plan, rates, found, dataset, base) for arm in chosen.arms],
+                    run_id=run_id,
+                )
+                if not any(arm.failed for arm in record.arms):
+                    save_record(record)
+                return record
+
+            record = finished_or(f"experiment {name}", where, ExperimentRecord, make)
+            page = experiment_report.show(config, chosen, record, tracker)
+            refuse_failures(record)
+    finally:
+        ray_cluster.disconnect()
+    return {"record": record.model_dump(mode="json"), "mlflow_page": page, "flow_run_id": str(flow_run.id)}
+
+
+def chosen_rates(
+    chosen: Experiment,
+    config: RunConfig,
+    arms: dict[str, RunConfig],
+    seeds: int,
+    dataset: DatasetRecord,
+    base: CheckpointRecord,
+    tracker: Tracker,
+    features: list[FeaturesRecord],
+) -> tuple[Rates, str | None]:
+    """What each arm scores on the validation questions at each learning rate, trained once with a seed of its own.
+
+    With one rate there is nothing to choose. The second value names the validation questions.
+    """
+    if len(chosen.rates) == 1:
+        return {label: {f"{chosen.rates[0]:g}": 0.0} for label in arms}, None
+    validation = tasks.prepare(chosen.validated_on(config), tracker)
+    plan: Plan = {}
+    for label, arm in arms.items():
+        for rate in chosen.rates:
+            tried = chosen.validated_on(at_rate(arm, config.stages, rate))
+            plan[f"{label}, lr {rate:g}"] = {config.seed + seeds: with_seed(tried, config.seed + seeds)}
+    found = run_rows(config, plan, dataset, [validation], base, tracker, features)
+    rates: Rates = {}
+    for label in arms:
+        tried_rates = {f"{rate:g}": finished(found, f"{label}, lr {rate:g}") for rate in chosen.rates}
+        scored = {rate: one.popitem()[1].evaluations[0].overall.accuracy for rate, one in tried_rates.items() if one}
+        rates[label] = scored or {f"{chosen.rates[0]:g}": 0.0}
+        get_run_logger().info("%s: learning rate %s", label, best(rates[label]))
+    return rates, validation.fingerprint
+
+
+def best(scored: dict[str, float]) -> str:
+    """The rate that scores best; of equal ones the smallest."""
+    return min(scored, key=lambda rate: (-scored[rate], float(rate)))
+
+
+def planned(chosen: Experiment, config: RunConfig, arms: dict[str, RunConfig], rates: Rates, seeds: int) -> Plan:
+    """Every arm with every seed, at its learning rate."""
+    numbers = range(config.seed, config.seed + seeds)
+    at = {label: at_rate(arm, config.stages, float(best(rates[label]))) for label, arm in arms.items()}
+    return {label: {seed: with_seed(arm, seed) for seed in numbers} for label, arm in at.items()}
+
+
+def chance(found: Found) -> dict[str, float]:
+    """What the commonest answer scores, by task."""
+    first = next(result for by_seed in found.values() for result in by_seed.values() if isinstance(result, Result))
+    return {score.task: score.majority for score in first.evaluations[0].scores}
+
+
+def line(
+    arm: Arm,
+    chosen: Experiment,
+    plan: Plan,
+    rates: Rates,
+    found: Found,
+    dataset: DatasetRecord,
+    base: CheckpointRecord,
+) -> ArmRecord:
+    """One arm from what its seeds gave."""
+    results = finished(found, arm.label)
+    own = answers_of(found, arm.label, TEST_SPLIT)
+    against = {
+        control.label: score_row(own, answers_of(found, control.label, TEST_SPLIT))
+        for control in chosen.arms
+        if control.role == "control" and control.writes == arm.writes and arm.role == "latent"
+    }
+    trained = {seed: trained_arm(one.checkpoint, one.evaluations[0], one.faithfulness) for seed, one in results.items()}
+    config = next(iter(plan[arm.label].values()))
+    return ArmRecord(
+        label=arm.label,
+        role=arm.role,
+        writes=arm.writes,
+        rate=float(best(rates[arm.label])),
+        validated=rates[arm.label],
+        flops=training_flops(config, own_stages(config, base), dataset, base),
+        trained=trained,
+        failed={seed: result for seed, result in sorted(found[arm.label].items()) if isinstance(result, str)},
+        scores=score_row(own, None),
+        against=against,
+        matters=matters(trained, against) if arm.role == "latent" else None,
+    )
+
+
+def refuse_failures(record: ExperimentRecord) -> None:
+    """Raises AblationError where a training failed: the run is not done, though its chart stands."""
+    failed = [f"{arm.label}, seed {seed} ({reason})" for arm in record.arms for seed, reason in arm.failed.items()]
+    if failed:
+        raise AblationError(
+            f"{len(failed)} trainings of experiment {record.name} failed: {'; '.join(failed)}. The chart is drawn "
+            "without them; the others are finished, so a second run trains only these"
+        )

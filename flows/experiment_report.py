@@ -1,0 +1,142 @@
+"""An experiment for people: the chart, its tables as Markdown, and where they are shown."""
+
+from amvl_core.contracts import storage
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.records import CONSTANT, SWAPPED, ArmRecord, ExperimentRecord, VariantScore
+from amvl_core.experiments.experiment import Experiment, difficulty
+from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
+from flows.report import markdown_table
+from flows.tasks import mlflow_page
+from infra.reports.experiment import chart
+from infra.tracking import Tracker
+
+CHART, TEXT = "chart.png", "tables.md"
+"""Below the experiment's place in the storage."""
+CHANGES = (SWAPPED, CONSTANT, "zeroed", "noise", "posterior")
+"""The changes of latents that are shown; `posterior` is AMVL's oracle, which has seen the answer."""
+
+
+def accuracy_rows(record: ExperimentRecord) -> list[dict[str, str]]:
+    """One line an arm: accuracy by difficulty and in all, what its replies have, and what its training took."""
+    tasks = sorted(record.chance, key=difficulty)
+    cheapest = min(arm.flops for arm in record.arms)
+    rows = [
+        {
+            "arm": arm.label,
+            "replies": "steps in words" if arm.writes else "bare answers",
+            "lr": f"{arm.rate:g}",
+            **{str(difficulty(task)): _mean([one.accuracies[task] for one in arm.trained.values()]) for task in tasks},
+            "all": f"{100 * arm.scores.mean:.1f}" if arm.trained else "failed",
+            "each seed": " ".join(f"{100 * value:.1f}" for value in arm.scores.accuracies.values()) or "-",
+            "over seeds": _range(arm.scores.over_seeds),
+            "over items": _range(arm.scores.over_items) if arm.trained else "-",
+            "tokens": _number([one.tokens for one in arm.trained.values()]),
+            "slots": _number([one.slots for one in arm.trained.values()]),
+            "FLOPs": f"{arm.flops / cheapest:.2f}",
+        }
+        for arm in record.arms
+    ]
+    return [*rows, {**dict.fromkeys(rows[0], "-"), "arm": "commonest answer", **_chance(record)}]
+
+
+def latent_rows(record: ExperimentRecord) -> list[dict[str, str]]:
+    """What each change of the latents costs, in points for each seed; nats of the swap; and what the rule says."""
+    return [
+        {
+            "arm": arm.label,
+            **{change: _each(arm, change) for change in CHANGES},
+            "swapped, nats": " ".join(f"{row.log_likelihood_difference:+.2f}" for row in _of(arm, SWAPPED)) or "-",
+            "latents matter": {True: "yes", False: "no", None: "-"}[arm.matters],
+        }
+        for arm in record.arms
+        if arm.role == "latent"
+    ]
+
+
+def control_rows(record: ExperimentRecord) -> list[dict[str, str]]:
+    """Each latent arm against each control that writes as much: points with their 95 % interval, seeds pooled."""
+    controls = list(dict.fromkeys(label for arm in record.arms for label in arm.against))
+    return [
+        {"arm": arm.label, **{label: _against(arm, label) for label in controls}} for arm in record.arms if arm.against
+    ]
+
+
+def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
+    """The tables with what must be known to read them."""
+    seeds = sorted({seed for arm in record.arms for seed in arm.trained})
+    parts = [
+        f"## {chosen.title}",
+        f"Experiment `{record.name}`, record `{record.fingerprint}`, dataset `{record.dataset}`, seeds "
+        f"{', '.join(map(str, seeds))}. All arms start from one checkpoint and train for as many steps.",
+        "Accuracy in per cent by the number of dependent steps, mean of the seeds. `over seeds`: Student's 95 % "
+        "interval of the seeds' means. `over items`: 95 % bootstrap over questions. `tokens`, `slots`: of a reply, "
+        "on the average. `FLOPs`: of the arm's own training, the cheapest arm being 1.",
+        markdown_table(accuracy_rows(record)),
+    ]
+    if latents := latent_rows(record):
+        parts += [
+            "What changed latents cost, in points, each seed with its 95 % interval; `posterior` has seen the answer. "
+            "Latents matter where `swapped` and `constant` cost accuracy in every seed and the arm beats every "
+            "control that writes as much.",
+            markdown_table(latents),
+            "Latent arms against controls: difference in points with its 95 % interval, paired by question, seeds "
+            "pooled.",
+            markdown_table(control_rows(record)),
+        ]
+    failed = [f"- {arm.label}, seed {seed}: {why}" for arm in record.arms for seed, why in arm.failed.items()]
+    if failed:
+        parts.append("Failed, and not in the means:\n\n" + "\n".join(failed))
+    return "\n\n".join(parts) + "\n"
+
+
+def show(config: RunConfig, chosen: Experiment, record: ExperimentRecord, tracker: Tracker) -> str:
+    """Chart and tables: in the storage, on the run's page, and on the tracking page, whose address is returned."""
+    text, figure = markdown(chosen, record), chart(record, chosen.title)
+    storage.write_bytes(storage.join(record.uri, TEXT), text.encode())
+    with storage.writing(storage.join(record.uri, CHART)) as path:
+        figure.savefig(path, format="png", dpi=150)
+    create_markdown_artifact(text, key=f"experiment-{record.name}", description=chosen.title)
+    create_table_artifact(accuracy_rows(record), key=f"experiment-{record.name}-accuracy", description=chosen.title)
+    page = mlflow_page(config, record.run_id)
+    create_link_artifact(page, key="mlflow-run", link_text="the experiment in MLflow", description="Nested runs, chart")
+    if tracker.run_id == record.run_id:  # else the run that computed it has them
+        tracker.figure(f"figures/{CHART}", figure)
+        tracker.note(text, f"tables/{TEXT}")
+    return page
+
+
+def _of(arm: ArmRecord, change: str) -> list[VariantScore]:
+    return [row for one in arm.trained.values() for row in one.variants if row.variant == change]
+
+
+def _each(arm: ArmRecord, change: str) -> str:
+    found = _of(arm, change)
+    shown = (
+        f"{100 * r.difference:+.1f} ({100 * r.difference_low:+.1f} to {100 * r.difference_high:+.1f})" for r in found
+    )
+    return "; ".join(shown) or "-"
+
+
+def _against(arm: ArmRecord, label: str) -> str:
+    scores = arm.against.get(label)
+    if scores is None or scores.difference is None or scores.difference_interval is None:
+        return "-"
+    low, high = scores.difference_interval
+    return f"{100 * scores.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _chance(record: ExperimentRecord) -> dict[str, str]:
+    by_task = {str(difficulty(task)): f"{100 * value:.1f}" for task, value in record.chance.items()}
+    return {**by_task, "all": _mean(list(record.chance.values()))}
+
+
+def _mean(values: list[float]) -> str:
+    return f"{100 * sum(values) / len(values):.1f}" if values else "-"
+
+
+def _number(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1f}" if values else "-"
+
+
+def _range(bounds: tuple[float, float] | None) -> str:
+    return "-" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"

@@ -1,0 +1,76 @@
+"""The picture of an experiment: accuracy against the number of dependent steps, and against tokens written."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from amvl_core.contracts.records import ArmRecord, ExperimentRecord
+from amvl_core.eval.seeds import over_seeds
+from amvl_core.experiments.experiment import difficulty
+from amvl_core.pages.charts import BASELINE, INK, style
+
+MARKS = "osD^vPX*<>"
+
+
+def chart(record: ExperimentRecord, title: str) -> Figure:
+    """Left: a line an arm whose replies are bare answers, with Student's band over its seeds, written steps as the
+    ceiling and the commonest answer as the floor. Right: every arm at the tokens that its replies have.
+    """
+    figure = Figure(figsize=(12.5, 5.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    tasks = sorted(record.chance, key=difficulty)
+    steps = [difficulty(task) for task in tasks]
+    looks = _looks(record)
+    for arm in record.arms:
+        if not arm.trained:
+            continue
+        if arm.role == "ceiling" or not arm.writes:
+            _line(left, arm, tasks, steps, looks[arm.label])
+        tokens = statistics.fmean(one.tokens for one in arm.trained.values())
+        right.plot([tokens], [100 * arm.scores.mean], linestyle="", markersize=7, **looks[arm.label])
+    floor = [100 * record.chance[task] for task in tasks]
+    left.plot(steps, floor, color=INK, linewidth=1, linestyle=(0, (3, 2)), label="commonest answer")
+    right.axhline(statistics.fmean(floor), color=INK, linewidth=1, linestyle=(0, (3, 2)))
+    left.set_xticks(steps)
+    left.set_xlabel("dependent steps of the question")
+    left.set_ylabel("accuracy, per cent")
+    right.set_xlabel("tokens written in a reply, outside latent blocks")
+    left.set_ylim(-2, 104)
+    for axis in (left, right):
+        style(axis)
+    seeds = max((len(arm.trained) for arm in record.arms), default=0)
+    bands = f"bands: 95 % over {seeds} seeds" if seeds > 1 else "one seed"
+    left.set_title(f"Bare answers, and steps in words as the ceiling ({bands})", loc="left", fontsize=10, color=INK)
+    right.set_title("All arms", loc="left", fontsize=10, color=INK)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
+    return figure
+
+
+def _looks(record: ExperimentRecord) -> dict[str, dict[str, Any]]:
+    """Latent arms in colour, controls in grey with a mark of their own, the ceiling in black."""
+    colours = matplotlib.colormaps["tab10"].colors
+    found: dict[str, dict[str, Any]] = {}
+    counts = {"latent": 0, "control": 0, "ceiling": 0}
+    for arm in record.arms:
+        number = counts[arm.role]
+        counts[arm.role] += 1
+        colour = {"latent": colours[number % len(colours)], "control": BASELINE, "ceiling": INK}[arm.role]
+        filled = {} if number < len(colours) or arm.role != "latent" else {"markerfacecolor": "white"}
+        found[arm.label] = {"color": colour, "marker": MARKS[number % len(MARKS)], "label": arm.label, **filled}
+    return found
+
+
+def _line(axis: Any, arm: ArmRecord, tasks: list[str], steps: list[int], look: dict[str, Any]) -> None:
+    values = [[100 * one.accuracies[task] for one in arm.trained.values()] for task in tasks]
+    means = [statistics.fmean(found) for found in values]
+    axis.plot(steps, means, linewidth=1.6, markersize=5, **look)
+    bands = [over_seeds([value / 100 for value in found]) for found in values]
+    if all(bands):
+        low, high = ([100 * band[side] for band in bands if band] for side in (0, 1))
+        axis.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)

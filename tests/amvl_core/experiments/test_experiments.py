@@ -1,0 +1,76 @@
+"""The experiments as written down: one start, equal steps, settings that are possible, roles that fit the methods."""
+
+from __future__ import annotations
+
+import pytest
+
+from amvl_core.contracts.config import MicroworldSource
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.experiments import EXPERIMENTS, experiment
+from amvl_core.experiments.experiment import at_rate, difficulty
+
+NAMES = list(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arms_start_alike_train_as_long_and_are_possible(name: str) -> None:
+    found = experiment(name)
+    shared = list(found.shared.stages)
+    runs = {arm.label: arm.of(found.shared) for arm in found.arms}
+    assert len(runs) == len(found.arms)
+    lengths = set()
+    for run in runs.values():
+        assert list(run.stages)[: len(shared)] == shared
+        assert [run.stages[stage] for stage in shared] == list(found.shared.stages.values())
+        own = [stage for stage in run.stages if stage not in shared]
+        lengths.add(sum(run.stages[stage].steps or 0 for stage in own))
+        assert all(run.stages[stage].global_batch == 32 for stage in own)
+        for stage in own:
+            assert run.stages[stage].method.problem(run.latent, 4, 0) is None
+    assert len(lengths) == 1
+    assert lengths != {0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_roles_follow_from_the_methods(name: str) -> None:
+    """Latent arms are those with latents; an arm writes as much as its last stage leaves of the steps."""
+    found = experiment(name)
+    for arm in found.arms:
+        method = list(arm.stages.values())[-1].method
+        assert (arm.role == "latent") == method.has_latents, arm.label
+        assert arm.role != "latent" or any(one.role == "control" and one.writes == arm.writes for one in found.arms)
+        gone = {getattr(method, field, 0) for field in ("replaced_steps", "hidden_steps")}
+        assert arm.writes == (gone == {0}), arm.label
+
+
+def test_validation_questions_are_others() -> None:
+    found = experiment("latents")
+    (asked,) = found.validated_on(found.shared).data.sources
+    (used,) = found.shared.data.sources
+    assert isinstance(asked, MicroworldSource)
+    assert isinstance(used, MicroworldSource)
+    assert (asked.tasks, asked.difficulty) == (used.tasks, used.difficulty)
+    assert asked.seed != used.seed
+
+
+def test_a_rate_is_that_of_an_arms_own_stages() -> None:
+    found = experiment("latents")
+    run = next(arm for arm in found.arms if arm.label == "Coconut").of(found.shared)
+    changed = at_rate(run, found.shared.stages, 0.25)
+    assert {name: stage.lr for name, stage in changed.stages.items()} == {
+        "steps": found.shared.stages["steps"].lr,
+        **dict.fromkeys(("coconut_1", "coconut_2", "coconut_3", "coconut_4"), 0.25),
+    }
+
+
+def test_the_bottleneck_is_in_every_stage_until_it_is_taken_off() -> None:
+    found = experiment("latents-bottleneck")
+    for masked, opened in zip(found.arms[::2], found.arms[1::2], strict=True):
+        assert {stage.method.bottleneck for stage in masked.stages.values()} == {True}
+        assert [stage.method.bottleneck for stage in opened.stages.values()] == [True] * len(masked.stages) + [False]
+
+
+def test_a_task_says_its_steps_and_a_wrong_name_is_refused() -> None:
+    assert difficulty("microworld/chain_12") == 12
+    with pytest.raises(ConfigError, match="no experiment 'lattents'; choose one of latents, latents-bottleneck"):
+        experiment("lattents")
