@@ -116,11 +116,15 @@ class Actors:
         cost = left = sum(part.cost for part, _ in waiting)
         on_progress(Progress(name, done, total, "questions"))
         started = time.monotonic()
-        for number in self._work(asked, waiting, name):
-            part, _ = waiting[number]
-            done, left = done + len(part.items), left - part.cost
-            seconds = (time.monotonic() - started) / (cost - left) * left
-            on_progress(Progress(name, done, total, "questions", seconds))
+        try:
+            for number in self._work(asked, waiting, name):
+                part, _ = waiting[number]
+                done, left = done + len(part.items), left - part.cost
+                seconds = (time.monotonic() - started) / (cost - left) * left
+                on_progress(Progress(name, done, total, "questions", seconds))
+        except BaseException:
+            self.close()  # they would go on
+            raise
         found: dict[str, list[pa.Table]] = {}
         for part, file in zip(parts, files, strict=True):
             found.setdefault(part.kind, []).append(read_table(file))
@@ -135,16 +139,15 @@ class Actors:
         pool = ActorPool(self._start(len(tasks)) * IN_FLIGHT)
         try:
             yield from pool.map_unordered(lambda actor, task: actor.work.remote(*task), tasks)
-        except BaseException as error:
-            self.close()  # they would go on
-            if isinstance(error, RayTaskError) and isinstance(error.cause, AmvlError):
+        except RayTaskError as error:
+            if isinstance(error.cause, AmvlError):
                 raise error.cause from None
-            if isinstance(error, RayActorError):
-                raise ClusterError(
-                    f"{about}: a worker died {RESTARTS + 1} times ({error}); if it was out of memory, lower "
-                    "evaluation.batch_tokens; what is done so far is kept, and a second run goes on from it"
-                ) from error
             raise
+        except RayActorError as error:
+            raise ClusterError(
+                f"{about}: a worker died {RESTARTS + 1} times ({error}); if it was out of memory, lower "
+                "evaluation.batch_tokens; what is done so far is kept, and a second run goes on from it"
+            ) from error
 
     def _start(self, tasks: int) -> list[Any]:
         """The actors. One that died before is not kept, because Ray counts its deaths as long as it lives."""
