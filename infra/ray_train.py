@@ -24,7 +24,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from amvl_core.backbones.loading import TINY, base_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError, ClusterError, StorageError
@@ -48,8 +47,8 @@ class WorkerGroup:
     """Workers that train stage after stage until `close`. They start with the first stage.
 
     Ray is connected. `jobs` such groups train at the same time, on a part of the cores each. Cluster, storage root and
-    `trainer.max_failures` are those of `config` for all stages. Failures count for each stage: a group that Ray started
-    again trains its stage to the end, and the next stage has a new one.
+    `trainer.max_failures` are those of `config` for all stages. The next stage has new workers where Ray started these
+    again, because failures count for each stage, and after ZeRO-3.
     """
 
     def __init__(self, config: RunConfig, jobs: int = 1) -> None:
@@ -86,10 +85,12 @@ class WorkerGroup:
         found = _Room(resources(self.config.cluster), self.config.cluster.min_workers, stage)
         controllers = 0
         while True:
-            news = self._done(job, on_progress, found)
+            news = self._follow(job, on_progress, found)
             if news.over and news.fault is None:
                 record = load_record(uri, CheckpointRecord)
                 assert record is not None
+                if config.trainer.zero_stage == 3:
+                    self.close()  # DeepSpeed keeps these weights and their states for as long as the process lives
                 return record
             error = self.close()
             if news.fault is not None:
@@ -115,8 +116,8 @@ class WorkerGroup:
         run.join()
         return run.error
 
-    def _done(self, job: Job, on_progress: ProgressFn, found: _Room) -> News:
-        """The last that workers say about the job: it is over, or they have ended before."""
+    def _follow(self, job: Job, on_progress: ProgressFn, found: _Room) -> News:
+        """Gives the job to the workers and hands on what they report, until it is over or they have ended before."""
         if self._run is not None and not self._run.post(job):
             self.close()
         if self._run is None:
@@ -317,6 +318,8 @@ def _ray_storage(root: str) -> dict[str, Any]:
 
 def _publish_base(config: RunConfig, uri: str) -> str:
     """Where the workers find the base model: the tiny one is written below the stage, any other is where it is."""
+    from amvl_core.backbones.loading import TINY, base_folder  # not above: Ray's controller imports this file too
+
     if config.model.base != TINY:
         return config.model.base
     target = storage.join(uri, BASE)
