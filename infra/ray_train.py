@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 ROOM_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 
