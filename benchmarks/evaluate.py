@@ -69,9 +69,10 @@ def measure(folder: Path, questions: int, rounds: int) -> dict[str, Any]:
     texts: dict[str, dict[str, str]] = {}
     cluster.connect(config.cluster)
     try:
-        with Actors(config, partial(EvaluationWorker, config, None)) as actors:
+        make = partial(EvaluationWorker, config, None)
+        with Actors(config) as actors:
             ways: dict[str, Callable[[str], dict[str, str]]] = {
-                "ours": lambda uri: _ours(actors, config, dataset, uri),
+                "ours": lambda uri: _ours(actors, make, config, dataset, uri),
                 **{f"batch {size}": _loop(config, answerer, dataset, size) for size in (1, *BATCH_SIZES)},
             }
             ways["ours"](str(folder / "warm-up"))
@@ -137,11 +138,13 @@ def _dataset(config: RunConfig, folder: Path, questions: int) -> DatasetRecord:
     )
 
 
-def _ours(actors: Any, config: RunConfig, dataset: DatasetRecord, uri: str) -> dict[str, str]:
+def _ours(
+    actors: Any, make: Callable[[], EvaluationWorker], config: RunConfig, dataset: DatasetRecord, uri: str
+) -> dict[str, str]:
     from infra.ray_eval import evaluate_with
 
     evaluation = Evaluation(config, dataset, None, Place(uri, "benchmark"))
-    record = evaluate_with(actors, evaluation, lambda _: None)
+    record = evaluate_with(actors, make, evaluation, lambda _: None)
     rows = pq.read_table(record.predictions_uri, columns=["sample_id", "raw_output"]).to_pylist()
     return {row["sample_id"]: row["raw_output"] for row in rows}
 

@@ -7,9 +7,12 @@ faithfulness suite (on the test split, without controls) and the analysis.
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from functools import partial
+from queue import SimpleQueue
 from typing import Annotated, Any, NamedTuple
 
 from prefect import flow, get_run_logger, task
@@ -51,6 +54,7 @@ from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, S
 from flows.reporter import Reporter
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
+from infra.processes import Processes
 from infra.tracking import Tracker
 
 
@@ -72,6 +76,8 @@ Plan = dict[str, dict[int, RunConfig]]
 """Label of a row -> seed -> its configuration."""
 Found = dict[str, dict[int, Result | str]]
 """Label of a row -> seed -> what it gave, or why it failed."""
+Free = SimpleQueue[Processes]
+"""The processes that no row works with: a row leaves them to the next one."""
 
 
 @flow(name="amvl", flow_run_name=flow_run_name)
@@ -107,7 +113,7 @@ def ablations(
     chosen = table_of(config, table)
     plan = planned(config, chosen, seeds)
     try:
-        with outbox.sending(), Tracker(config, f"table {table}") as tracker:
+        with outbox.sending(), Tracker(config, f"table {table}") as tracker, Processes(config) as processes:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
@@ -116,7 +122,7 @@ def ablations(
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
             base: CheckpointRecord | None = None
             for stage in shared_stages(config):
-                base = tasks.train(config, stage, dataset, base, tracker, features=features)
+                base = tasks.train(config, stage, dataset, base, tracker, processes, features)
 
             fingerprint = ablation_fingerprint(str(table), configs, dataset, base, benchmarks)
             where = place(config, "ablation", fingerprint)
@@ -124,7 +130,8 @@ def ablations(
             def make() -> AblationRecord:
                 run_id = tracker.start()
                 name, asked = base.stage if base else "base", [dataset, *benchmarks]
-                before = tasks.evaluate(config, name, asked, base, tracker)
+                before = tasks.evaluate(config, name, asked, base, tracker, processes)
+                processes.close()  # the rows have their own
                 found = run_rows(config, plan, dataset, asked, base, tracker, features)
                 record = AblationRecord(
                     **where._asdict(),
@@ -177,11 +184,15 @@ def run_rows(
     todo = [(label, seed, row) for label, by_seed in plan.items() for seed, row in by_seed.items()]
     log.info("%d trainings of %d rows, %d at a time", len(todo), len(plan), jobs)
     began = time.monotonic()
-    with Threads(jobs) as threads:
+    with ExitStack() as stack:
+        free: Free = SimpleQueue()
+        for _ in range(jobs):
+            free.put(stack.enter_context(Processes(config, jobs)))
+        threads = stack.enter_context(Threads(jobs))
         started: dict[Future[Result], tuple[str, int]] = {}
         for label, seed, row in todo:
             # The flow's context, which its tasks need, is each thread's own copy.
-            run = partial(run_row, row, f"{label}, seed {seed}", dataset, asked, base, parent, jobs, features)
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, asked, base, parent, free, features)
             started[threads.submit(copy_context().run, run)] = (label, seed)
         for done, future in enumerate(as_completed(started), 1):
             label, seed = started[future]
@@ -215,28 +226,38 @@ def run_row(
     asked: list[DatasetRecord],
     base: CheckpointRecord | None,
     parent_run: str,
-    jobs: int,
+    free: Free,
     features: list[FeaturesRecord],
 ) -> Result:
     """One row with one seed: its own stages from the shared checkpoint, then its evaluation, in a nested run."""
     checkpoint = base
-    with Tracker(config, label, parent=parent_run) as tracker:
+    with Tracker(config, label, parent=parent_run) as tracker, taken(free) as processes:
         tracker.start()
         for stage in own_stages(config, base):
             with _working[train_fingerprint(config, stage, dataset, checkpoint)]:
-                checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs, features)
+                checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, processes, features)
         assert checkpoint is not None
         name = checkpoint.stage.replace("_", "-")
-        evaluations = tasks.evaluate(config, name, asked, checkpoint, tracker)
+        evaluations = tasks.evaluate(config, name, asked, checkpoint, tracker, processes)
         faithfulness = analysis = None
         if config.method.has_latents:
             if swapped := tasks.swappable(config, asked[:1]):
                 with _working[faithfulness_fingerprint(config, asked[0], checkpoint, [])]:
-                    (faithfulness,) = tasks.faithfulness(config, swapped, checkpoint, [], tracker)
+                    (faithfulness,) = tasks.faithfulness(config, swapped, checkpoint, [], tracker, processes)
             if config.method.analysis() and config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
-                    analysis = tasks.analyse(config, dataset, checkpoint, tracker)
+                    analysis = tasks.analyse(config, dataset, checkpoint, tracker, processes)
         return Result(checkpoint, evaluations, faithfulness, analysis)
+
+
+@contextmanager
+def taken(free: Free) -> Iterator[Processes]:
+    """Processes for one row."""
+    processes = free.get()
+    try:
+        yield processes
+    finally:
+        free.put(processes)
 
 
 def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:

@@ -31,6 +31,7 @@ from flows.parameters import Cluster, Tracking, laid_over
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
 from infra.plan.training import training_flops
+from infra.processes import Processes
 from infra.tracking import Tracker
 
 Rates = dict[str, dict[str, float]]
@@ -52,15 +53,16 @@ def experiment(
     arms = {arm.label: arm.of(config) for arm in chosen.arms}  # what is wrong with one is said now
     number = seeds or chosen.seeds
     try:
-        with outbox.sending(), Tracker(config, f"experiment {name}") as tracker:
+        with outbox.sending(), Tracker(config, f"experiment {name}") as tracker, Processes(config) as processes:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             encoders = tasks.computed_once([config, *arms.values()])
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
             base: CheckpointRecord | None = None
             for stage in config.stages:
-                base = tasks.train(config, stage, dataset, base, tracker, features=features)
+                base = tasks.train(config, stage, dataset, base, tracker, processes, features)
             assert base is not None
+            processes.close()  # the arms have their own
 
             rates, validation = chosen_rates(chosen, config, arms, number, dataset, base, tracker, features)
             plan = planned(chosen, config, arms, rates, number)

@@ -12,6 +12,7 @@ from flows.names import flow_run_name
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
 from flows.report import labels
 from infra import cluster as ray_cluster
+from infra.processes import Processes
 from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
@@ -48,7 +49,7 @@ def full_pipeline(
         tracking=tracking,
     )
     try:
-        with outbox.sending(), Tracker(config) as tracker:
+        with outbox.sending(), Tracker(config) as tracker, Processes(config) as processes:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
             benchmarks = tasks.read_benchmarks(config, tracker) if config.evaluation.benchmarks else []
@@ -58,29 +59,30 @@ def full_pipeline(
             checkpoints: list[CheckpointRecord] = []
             for stage in config.stages:
                 parent = checkpoints[-1] if checkpoints else None
-                checkpoints.append(tasks.train(config, stage, dataset, parent, tracker, features=features))
+                checkpoints.append(tasks.train(config, stage, dataset, parent, tracker, processes, features))
             final = checkpoints[-1]
             # What the final model is compared with: the last one without latents before it, else the untrained base.
             plain = [name for name, stage in config.stages.items() if not stage.method.has_latents]
             base = next((c for c in reversed(checkpoints[:-1]) if c.stage in plain), None)
 
             name = base.stage if base else "base"
-            before, *before_on = tasks.evaluate(config, name, [dataset, *benchmarks], base, tracker)
-            after, *after_on = tasks.evaluate(config, final.stage, [dataset, *benchmarks], final, tracker)
+            asked = [dataset, *benchmarks]
+            before, *before_on = tasks.evaluate(config, name, asked, base, tracker, processes)
+            after, *after_on = tasks.evaluate(config, final.stage, asked, final, tracker, processes)
             rows = tasks.show_scores(config, before, after, tracker)
             tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker) if benchmarks else {}
 
-            registered = tasks.register(config, dataset, final, [before, after], tracker)
+            registered = tasks.register(config, dataset, final, [before, after], tracker, processes)
             page = tasks.show_summary(config, dataset, final, rows, registered)
 
             suites, analysis = [], None
             if config.method.has_latents:  # what has latents must show that they matter
-                if asked := tasks.swappable(config, [dataset, *benchmarks]):
-                    controls = tasks.train_controls(config, dataset, checkpoints, tracker)
+                if enough := tasks.swappable(config, asked):
+                    controls = tasks.train_controls(config, dataset, checkpoints, tracker, processes)
                     controls += [(f"without latents ({base.stage})", base)] if base else []
-                    suites = tasks.faithfulness(config, asked, final, controls, tracker)
+                    suites = tasks.faithfulness(config, enough, final, controls, tracker, processes)
                 if config.method.analysis() and config.evaluation.analysis_items:
-                    analysis = tasks.analyse(config, dataset, final, tracker)
+                    analysis = tasks.analyse(config, dataset, final, tracker, processes)
 
             first, second = labels(before, after)
             run = RunResult(

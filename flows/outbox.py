@@ -206,7 +206,7 @@ def told(flow: Flow[..., Any], *arguments: Any, **parameters: Any) -> Any:
             if not ended.done():
                 raise ServerError(f"Prefect at {PREFECT_API_URL.value()} was lost ({error}): run again") from error
         return ended.result()
-    except (TerminationSignal, SystemExit):  # what Prefect makes of SIGTERM, and Ray Train of Ctrl-C
+    except TerminationSignal:  # what Prefect makes of SIGTERM
         raise KeyboardInterrupt from None
 
 

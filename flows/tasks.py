@@ -33,6 +33,7 @@ from flows.reporter import Reporter
 from flows.stage import all_finished_or, finished_or, place, working
 from infra import cluster, registry
 from infra.mlflow_client import tracking_uri
+from infra.processes import Processes
 from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
@@ -125,10 +126,10 @@ def train(
     dataset: DatasetRecord,
     parent: CheckpointRecord | None,
     tracker: Tracker,
-    jobs: int = 1,
+    processes: Processes,
     features: Sequence[FeaturesRecord] = (),
 ) -> CheckpointRecord:
-    """One training stage, from the checkpoint of the stage before it; `jobs` of them share the machines.
+    """One training stage, from the checkpoint of the stage before it.
 
     It is given those of `features` that its method aligns with.
     """
@@ -136,11 +137,9 @@ def train(
 
     def make() -> CheckpointRecord:
         with working(config, tracker, f"train-{stage}") as on_progress:
-            from infra import ray_train
-
             tracker.plan(dataset.rows("train"))
             needed = [one for one in features if one.encoder in config.stages[stage].method.aligned_with]
-            return ray_train.train(config, stage, dataset, parent, *where, on_progress, jobs, needed)
+            return processes.trainers().train(config, stage, dataset, parent, *where, on_progress, needed)
 
     def found(record: CheckpointRecord) -> None:
         remove_resume_state(record.uri)
@@ -152,7 +151,11 @@ def train(
 
 
 def train_controls(
-    config: RunConfig, dataset: DatasetRecord, checkpoints: list[CheckpointRecord], tracker: Tracker
+    config: RunConfig,
+    dataset: DatasetRecord,
+    checkpoints: list[CheckpointRecord],
+    tracker: Tracker,
+    processes: Processes,
 ) -> list[tuple[str, CheckpointRecord]]:
     """The models without latents that a latent one is held against, trained from where its latent stages start."""
     found = []
@@ -161,7 +164,7 @@ def train_controls(
         checkpoint = checkpoints[len(shared) - 1] if shared else None
         for stage in control.stages:
             if stage not in config.stages:
-                checkpoint = train(control, stage, dataset, checkpoint, tracker)
+                checkpoint = train(control, stage, dataset, checkpoint, tracker, processes)
         assert checkpoint is not None
         found.append((label, checkpoint))
     return found
@@ -169,7 +172,12 @@ def train_controls(
 
 @task(task_run_name="evaluate-{name}", cache_policy=NO_CACHE)
 def evaluate(
-    config: RunConfig, name: str, asked: list[DatasetRecord], model: CheckpointRecord | None, tracker: Tracker
+    config: RunConfig,
+    name: str,
+    asked: list[DatasetRecord],
+    model: CheckpointRecord | None,
+    tracker: Tracker,
+    processes: Processes,
 ) -> list[EvalRecord]:
     """Scores of one model (None: the untrained base) on each of `asked`, in one loading of it.
 
@@ -184,7 +192,8 @@ def evaluate(
         with working(config, tracker, f"evaluate-{name}") as on_progress:
             from infra import ray_eval
 
-            yield from ray_eval.evaluate(config, [(places[where], where) for where in missing], model, on_progress)
+            todo = [(places[where], where) for where in missing]
+            yield from ray_eval.evaluate(processes.evaluators(), config, todo, model, on_progress)
 
     def about(record: EvalRecord) -> str:
         on = "" if record.benchmark == TEST_SPLIT else f" on {record.benchmark}"
@@ -215,6 +224,7 @@ def faithfulness(
     model: CheckpointRecord,
     controls: list[tuple[str, CheckpointRecord]],
     tracker: Tracker,
+    processes: Processes,
 ) -> list[FaithfulnessRecord]:
     """A latent model with its latents changed, and models without latents, on the same questions.
 
@@ -230,7 +240,7 @@ def faithfulness(
             from infra import ray_eval
 
             todo = [(places[where], where) for where in missing]
-            yield from ray_eval.faithfulness(config, todo, model, controls, on_progress)
+            yield from ray_eval.faithfulness(processes.evaluators(), config, todo, model, controls, on_progress)
 
     def about(record: FaithfulnessRecord) -> str:
         return f"faithfulness {model.stage} on {record.benchmark}: reused {record.fingerprint}"
@@ -261,7 +271,7 @@ def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
 
 @task(task_run_name="analyse-{model.stage}", cache_policy=NO_CACHE)
 def analyse(
-    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker, processes: Processes
 ) -> AnalysisRecord | None:
     """What the method of a latent model measures of its latents on test samples.
 
@@ -277,7 +287,7 @@ def analyse(
         with working(config, tracker, f"analyse-{model.stage}") as on_progress:
             from infra import ray_eval
 
-            return ray_eval.analyse(config, dataset, model, where, on_progress)
+            return ray_eval.analyse(processes.evaluators(), config, dataset, model, where, on_progress)
 
     record = finished_or(f"analyse {model.stage}", where, AnalysisRecord, make)
     if tracker.run_id is not None:
@@ -347,6 +357,7 @@ def register(
     checkpoint: CheckpointRecord,
     evaluations: list[EvalRecord],
     tracker: Tracker,
+    processes: Processes,
 ) -> ModelRecord:
     """The checkpoint as a version of the registered model."""
     where = place(config, "register", registry.fingerprint(config, checkpoint, evaluations))
@@ -354,7 +365,7 @@ def register(
     def make() -> ModelRecord:
         run_id = tracker.start()
         tracker.flush()
-        decision = _gate(config, dataset, evaluations[-1], run_id)
+        decision = _gate(config, dataset, evaluations[-1], run_id, processes)
         record = registry.register(config, run_id, dataset, checkpoint, evaluations, decision, where.uri)
         get_run_logger().info(
             "register: models:/%s/%d, alias %s: %s", record.name, record.version, record.alias, record.reason
@@ -369,7 +380,9 @@ def register(
     )
 
 
-def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str) -> registry.Decision:
+def _gate(
+    config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str, processes: Processes
+) -> registry.Decision:
     """The alias of a new version; the champion and the best version so far are asked its items first, if need be."""
     present, best = registry.champion(config), registry.best(config)
     scored: dict[int, EvalRecord] = {}
@@ -381,7 +394,7 @@ def _gate(config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: st
         try:
             # A tracking run of its own below the pipeline's: the metrics of two models must not mix.
             with Tracker(config, label, parent=run_id) as tracker:
-                (scored[number],) = evaluate(config, label, [dataset], checkpoint, tracker)
+                (scored[number],) = evaluate(config, label, [dataset], checkpoint, tracker, processes)
         except AmvlError as error:
             if number == held:
                 trouble = f"it cannot be evaluated on these items ({error})"

@@ -1,10 +1,12 @@
 """Ray actors that hold one model each and work on parts; what each gives is a file of its own, so a kill loses none.
 
-They are started when there is work for them, started again by Ray where one dies, and end with the `with` block.
+They are started when there is work for them, go on with the next model, are started again by Ray where one dies, and
+end with the `with` block.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +32,9 @@ IN_FLIGHT = 2
 
 
 class Actor:
-    """One process with one worker, which is made here."""
+    """One process with one worker at a time."""
 
-    def __init__(self, make: Callable[[], Worker]) -> None:
+    def __init__(self) -> None:
         import torch
         from transformers.utils import logging
 
@@ -40,40 +42,72 @@ class Actor:
         logging.set_verbosity_error()
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
-        self.worker = make()
+        self.made_by: ray.ObjectRef | None = None
+        self.worker: Worker | None = None
         self.preparing, self.working = threading.Lock(), threading.Lock()
 
-    def work(self, asked: Any, number: int, part: Part, uri: str) -> int:
-        """Writes what the worker makes of a part; the part's own `number`."""
+    def work(self, make: list[ray.ObjectRef], asked: Any, number: int, part: Part, uri: str) -> int:
+        """Writes what the worker that `make` refers to makes of a part; the part's own `number`."""
         with self.preparing:
-            ready = self.worker.prepare(asked, part)
+            worker = self._worker(*make)
+            ready = worker.prepare(asked, part)
         with self.working:
-            rows = self.worker.work(ready)
+            rows = worker.work(ready)
         write_table(uri, pa.Table.from_pylist(rows))
         return number
 
+    def restarted(self) -> bool:
+        """Whether it died before."""
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+    def _worker(self, make: ray.ObjectRef) -> Worker:
+        if self.worker is None or self.made_by != make:
+            import torch
+
+            self.worker = None  # its model goes before the next one comes
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.worker, self.made_by = ray.get(make)(), make
+        return self.worker
+
 
 class Actors:
-    """Up to `cluster.num_workers` actors, each with a worker of its own: `with Actors(config, make) as actors`."""
+    """Up to `cluster.num_workers` actors, for one model after another: `with Actors(config) as actors`."""
 
-    def __init__(self, config: RunConfig, make: Callable[[], Worker]) -> None:
-        self.config, self.make = config, make
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
         self.started: list[Any] = []
+        self.make: Callable[[], Worker] | None = None
+        self.made_by: ray.ObjectRef | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the actors, if there are any."""
         for actor in self.started:
             ray.kill(actor)
+        self.started = []
 
     def tables(
-        self, asked: Any, parts: Sequence[Part], folder: str, name: str, on_progress: ProgressFn
+        self,
+        make: Callable[[], Worker],
+        asked: Any,
+        parts: Sequence[Part],
+        folder: str,
+        name: str,
+        on_progress: ProgressFn,
     ) -> dict[str, pa.Table]:
         """Works on those of `parts` that have no file in `folder` yet; the tables of each kind as one, in order.
 
-        Raises the AmvlError of a worker, and a ClusterError that names the work, `name`, where one keeps dying.
+        Each actor calls `make` for its worker, and keeps that until it is given another `make`. Raises the AmvlError of
+        a worker, and a ClusterError that names the work, `name`, where one keeps dying.
         """
+        if make is not self.make:
+            self.make, self.made_by = make, ray.put(make)
         files = [storage.join(folder, part.file(number)) for number, part in enumerate(parts)]
         there = {storage.join(folder, name) for name in storage.list_names(folder)}
         waiting = [(part, file) for part, file in zip(parts, files, strict=True) if file not in there]
@@ -82,11 +116,15 @@ class Actors:
         cost = left = sum(part.cost for part, _ in waiting)
         on_progress(Progress(name, done, total, "questions"))
         started = time.monotonic()
-        for number in self._work(asked, waiting, name):
-            part, _ = waiting[number]
-            done, left = done + len(part.items), left - part.cost
-            seconds = (time.monotonic() - started) / (cost - left) * left
-            on_progress(Progress(name, done, total, "questions", seconds))
+        try:
+            for number in self._work(asked, waiting, name):
+                part, _ = waiting[number]
+                done, left = done + len(part.items), left - part.cost
+                seconds = (time.monotonic() - started) / (cost - left) * left
+                on_progress(Progress(name, done, total, "questions", seconds))
+        except BaseException:
+            self.close()  # they would go on
+            raise
         found: dict[str, list[pa.Table]] = {}
         for part, file in zip(parts, files, strict=True):
             found.setdefault(part.kind, []).append(read_table(file))
@@ -97,7 +135,7 @@ class Actors:
         if not waiting:
             return
         shared = ray.put(asked)
-        tasks = [(shared, number, *task) for number, task in enumerate(waiting)]
+        tasks = [([self.made_by], shared, number, *task) for number, task in enumerate(waiting)]
         pool = ActorPool(self._start(len(tasks)) * IN_FLIGHT)
         try:
             yield from pool.map_unordered(lambda actor, task: actor.work.remote(*task), tasks)
@@ -112,6 +150,9 @@ class Actors:
             ) from error
 
     def _start(self, tasks: int) -> list[Any]:
+        """The actors. One that died before is not kept, because Ray counts its deaths as long as it lives."""
+        if any(ray.get([actor.restarted.remote() for actor in self.started])):
+            self.close()
         workers = resources(self.config.cluster)
         options = {
             "num_cpus": workers.resources["CPU"],
@@ -122,5 +163,5 @@ class Actors:
         }
         kind = ray.remote(Actor).options(**options)
         while len(self.started) < min(workers.num_workers, tasks):
-            self.started.append(kind.remote(self.make))
+            self.started.append(kind.remote())
         return self.started

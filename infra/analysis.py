@@ -31,6 +31,7 @@ from amvl_core.contracts.records import (
 from amvl_core.eval.analysis import analysis_of, read_tables
 from amvl_core.eval.questions import Questions
 from infra import cluster, ray_eval
+from infra.actors import Actors
 from infra.mlflow_client import client, experiment, tracking_uri
 from infra.reports import figures
 from infra.tracking import run_name
@@ -145,7 +146,8 @@ def suite_of(
     if (record := load_record(place.uri, FaithfulnessRecord)) is not None:
         return record
     cluster.connect(config.cluster)
-    (made,) = ray_eval.faithfulness(config, [(data, place)], model, controls, _show)
+    with Actors(config) as actors:
+        (made,) = ray_eval.faithfulness(actors, config, [(data, place)], model, controls, _show)
     return made
 
 
@@ -156,7 +158,8 @@ def latents_of(config: RunConfig, data: DatasetRecord, model: CheckpointRecord) 
     if (record := load_record(place.uri, AnalysisRecord)) is not None:
         return record
     cluster.connect(config.cluster)
-    return ray_eval.analyse(config, data, model, place, _show)
+    with Actors(config) as actors:
+        return ray_eval.analyse(actors, config, data, model, place, _show)
 
 
 def log(config: RunConfig, name: str, figure: Figure, columns: Columns, tags: Mapping[str, str]) -> str:

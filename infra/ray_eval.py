@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.fingerprints import Controls
+from amvl_core.contracts.parts import Worker
 from amvl_core.contracts.progress import ProgressFn
 from amvl_core.contracts.records import (
     AnalysisRecord,
@@ -28,49 +29,59 @@ Asked = Sequence[tuple[DatasetRecord, Place]]
 
 
 def evaluate(
-    config: RunConfig, asked: Asked, model: CheckpointRecord | None, on_progress: ProgressFn
+    actors: Actors, config: RunConfig, asked: Asked, model: CheckpointRecord | None, on_progress: ProgressFn
 ) -> Iterator[EvalRecord]:
     """Scores of `model` (None: the untrained base), which is loaded once for all."""
-    with Actors(config, partial(EvaluationWorker, config, model)) as actors:
-        for dataset, place in asked:
-            yield evaluate_with(actors, Evaluation(config, dataset, model, place), on_progress)
+    make = partial(EvaluationWorker, config, model)
+    for dataset, place in asked:
+        yield evaluate_with(actors, make, Evaluation(config, dataset, model, place), on_progress)
 
 
-def evaluate_with(actors: Actors, evaluation: Evaluation, on_progress: ProgressFn) -> EvalRecord:
-    """One evaluation by actors that hold its model."""
-    folder = _parts(evaluation.place)
-    record = evaluation.finish(
-        actors.tables(evaluation.asked, evaluation.parts(), folder, evaluation.name, on_progress)
-    )
+def evaluate_with(
+    actors: Actors, make: Callable[[], Worker], evaluation: Evaluation, on_progress: ProgressFn
+) -> EvalRecord:
+    """One evaluation by actors that hold its model, or load it with `make`."""
+    folder, parts = _parts(evaluation.place), evaluation.parts()
+    record = evaluation.finish(actors.tables(make, evaluation.asked, parts, folder, evaluation.name, on_progress))
     storage.remove(folder)
     return record
 
 
 def faithfulness(
-    config: RunConfig, asked: Asked, model: CheckpointRecord, controls: Controls, on_progress: ProgressFn
+    actors: Actors,
+    config: RunConfig,
+    asked: Asked,
+    model: CheckpointRecord,
+    controls: Controls,
+    on_progress: ProgressFn,
 ) -> Iterator[FaithfulnessRecord]:
     """`model` under every change of its latents, and the `controls`, on the same questions; each is loaded once."""
     suites = [Suite(config, dataset, model, place) for dataset, place in asked]
     parts = [suite.parts(resources(config.cluster).num_workers) for suite in suites]
     answers = []
     for label, one in [("", model), *controls]:
-        with Actors(config, partial(ProbingWorker, config, one, label)) as actors:
-            for suite, cut in zip(suites, parts, strict=True):
-                folder = storage.join(_parts(suite.place), one.fingerprint)
-                name = suite.asked.name(f"faithfulness {label or model.stage}")
-                answers.append(actors.tables(suite.asked, cut, folder, name, on_progress)[ANSWERS])
+        make = partial(ProbingWorker, config, one, label)
+        for suite, cut in zip(suites, parts, strict=True):
+            folder = storage.join(_parts(suite.place), one.fingerprint)
+            name = suite.asked.name(f"faithfulness {label or model.stage}")
+            answers.append(actors.tables(make, suite.asked, cut, folder, name, on_progress)[ANSWERS])
     for number, suite in enumerate(suites):
         yield suite.finish(answers[number :: len(suites)])
         storage.remove(_parts(suite.place))
 
 
 def analyse(
-    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, place: Place, on_progress: ProgressFn
+    actors: Actors,
+    config: RunConfig,
+    dataset: DatasetRecord,
+    model: CheckpointRecord,
+    place: Place,
+    on_progress: ProgressFn,
 ) -> AnalysisRecord:
     """What the model's method measures of its latents on test samples."""
     analysis = LatentAnalysis(config, dataset, model, place)
-    with Actors(config, partial(ProbingWorker, config, model, "")) as actors:
-        tables = actors.tables(analysis.asked, analysis.parts(), _parts(place), analysis.name, on_progress)
+    make = partial(ProbingWorker, config, model, "")
+    tables = actors.tables(make, analysis.asked, analysis.parts(), _parts(place), analysis.name, on_progress)
     record = analysis.finish(tables)
     storage.remove(_parts(place))
     return record

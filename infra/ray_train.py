@@ -1,4 +1,4 @@
-"""A training stage on Ray Train: places the workers, starts them again after a failure, brings progress home.
+"""Training stages on Ray Train: one worker group for one stage after another, started again after a failure.
 
 A worker's failures are counted (`trainer.max_failures`), also those of the storage: they may pass. Other errors of
 ours only come back, and end the stage at once. A worker that gets SIGTERM, or whose node Ray drains, is none:
@@ -7,14 +7,15 @@ all workers write a checkpoint and end, and are placed again where there is room
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.train import FailureConfig, ScalingConfig
@@ -23,99 +24,152 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from amvl_core.backbones.loading import TINY, base_folder
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError, ClusterError, StorageError
-from amvl_core.contracts.progress import Progress, ProgressFn
+from amvl_core.contracts.progress import ProgressFn
 from amvl_core.contracts.records import BASE, CheckpointRecord, DatasetRecord, FeaturesRecord, load_record
 from amvl_core.train.preemption import Sigterm
 from infra.cluster import Workers, resources, room
+from infra.mailbox import Job, Mailbox, News
+
+if TYPE_CHECKING:
+    from amvl_core.train.loop import TrainJob
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 ROOM_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 
 
-class Mailbox:
-    """An actor that holds what the workers report until the driver collects it."""
+class WorkerGroup:
+    """Workers that train stage after stage until `close`. They start with the first stage.
 
-    def __init__(self) -> None:
-        self.events: list[Progress] = []
-        self.fault: AmvlError | None = None
-
-    def put(self, event: Progress) -> None:
-        """Adds one event."""
-        self.events.append(event)
-
-    def collect(self) -> list[Progress]:
-        """All events since the last call."""
-        events, self.events = self.events, []
-        return events
-
-    def fail(self, error: AmvlError) -> None:
-        """Notes an error that no restart can mend."""
-        self.fault = self.fault or error
-
-    def failed(self) -> AmvlError | None:
-        """The first such error."""
-        return self.fault
-
-
-def train(
-    config: RunConfig,
-    stage: str,
-    dataset: DatasetRecord,
-    parent: CheckpointRecord | None,
-    uri: str,
-    fingerprint: str,
-    on_progress: ProgressFn,
-    jobs: int = 1,
-    features: Sequence[FeaturesRecord] = (),
-) -> CheckpointRecord:
-    """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
-
-    Ray is connected. `jobs` such stages run at the same time, on a part of the cores each. `features` are those of the
-    stage's encoders that were computed before. Raises ClusterError where
-    the workers cannot be placed or keep failing, StorageError where the storage keeps failing them, and the worker's
-    own AmvlError where the configuration or the data are at fault.
+    Ray is connected. `jobs` such groups train at the same time, on a part of the cores each. Cluster, storage root and
+    `trainer.max_failures` are those of `config` for all stages. The next stage has new workers where Ray started these
+    again, because failures count for each stage, and after ZeRO-3.
     """
-    workers = resources(config.cluster)
-    mailbox = _mailbox()
-    job = {
-        "config": config.model_dump(mode="json"),
-        "stage": stage,
-        "dataset": dataset.model_dump(mode="json"),
-        "start_from": parent.model_uri if parent else _publish_base(config, uri),
-        "parent": parent.fingerprint if parent else None,
-        "uri": uri,
-        "fingerprint": fingerprint,
-        "features": [record.model_dump(mode="json") for record in features],
-    }
-    settings = {"job": job, "mailbox": mailbox, "jobs": jobs}
-    with _Collector(mailbox, on_progress, _Room(workers, config.cluster.min_workers, stage)):
+
+    def __init__(self, config: RunConfig, jobs: int = 1) -> None:
+        self.config, self.jobs = config, jobs
+        self._run: _Run | None = None
+
+    def train(
+        self,
+        config: RunConfig,
+        stage: str,
+        dataset: DatasetRecord,
+        parent: CheckpointRecord | None,
+        uri: str,
+        fingerprint: str,
+        on_progress: ProgressFn,
+        features: Sequence[FeaturesRecord] = (),
+    ) -> CheckpointRecord:
+        """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
+
+        `features` are those of the stage's encoders that were computed before. Raises ClusterError where the workers
+        cannot be placed or keep failing, StorageError where the storage keeps failing them, and the worker's own
+        AmvlError where the configuration or the data are at fault.
+        """
+        job = {
+            "config": config.model_dump(mode="json"),
+            "stage": stage,
+            "dataset": dataset.model_dump(mode="json"),
+            "start_from": parent.model_uri if parent else _publish_base(config, uri),
+            "parent": parent.fingerprint if parent else None,
+            "uri": uri,
+            "fingerprint": fingerprint,
+            "features": [record.model_dump(mode="json") for record in features],
+        }
+        found = _Room(resources(self.config.cluster), self.config.cluster.min_workers, stage)
         controllers = 0
         while True:
-            try:
-                _trainer(config, f"{stage}-{fingerprint}", workers, settings).fit()
-            except ray.train.TrainingFailedError as error:
-                fault: AmvlError | None = ray.get(mailbox.failed.remote())
-                raise (fault or _gave_up(error, stage)) from error
-            except ray.exceptions.RayActorError as error:  # Ray places its controller anywhere
+            news = self._follow(job, on_progress, found)
+            if news.over and news.fault is None:
+                record = load_record(uri, CheckpointRecord)
+                assert record is not None
+                if config.trainer.zero_stage == 3:
+                    self.close()  # DeepSpeed keeps these weights and their states for as long as the process lives
+                return record
+            error = self.close()
+            if news.fault is not None:
+                raise news.fault from error
+            if isinstance(error, ray.train.TrainingFailedError):
+                raise _gave_up(error, stage) from error
+            if isinstance(error, ray.exceptions.RayActorError):  # Ray places its controller anywhere
                 controllers += 1
-                if controllers > config.trainer.max_failures:
+                if controllers > self.config.trainer.max_failures:
                     raise _gave_up(error, stage) from error
                 log.warning("training stage %s: Ray's controller went with its machine; it is started again", stage)
-                continue
-            fault = ray.get(mailbox.failed.remote())
-            if fault is not None:
-                raise fault
-            record = load_record(uri, CheckpointRecord)
-            if record is not None:
-                return record
-            log.warning("training stage %s: a worker's machine is taken away; goes on from its checkpoint", stage)
+            elif error is not None:
+                raise error
+            else:
+                log.warning("training stage %s: a worker's machine is taken away; goes on from its checkpoint", stage)
+
+    def close(self) -> Exception | None:
+        """Lets the workers go, if there are any, and waits for it; the error that they ended with."""
+        run, self._run = self._run, None
+        if run is None:
+            return None
+        run.leave()
+        run.join()
+        return run.error
+
+    def _follow(self, job: Job, on_progress: ProgressFn, found: _Room) -> News:
+        """Gives the job to the workers and hands on what they report, until it is over or they have ended before."""
+        if self._run is not None and not self._run.post(job):
+            self.close()
+        if self._run is None:
+            self._run = _Run(self.config, self.jobs, job)
+        run = self._run
+        try:
+            while True:
+                ended = not run.is_alive()  # asked first: afterwards nothing comes
+                news = run.news()
+                for event in news.events:
+                    on_progress(event)
+                if news.over or ended:
+                    return news
+                found.look()
+                run.join(POLL_SECONDS)
+        except BaseException:  # nobody waits for the job any more, and it may take days
+            run.leave()
+            self._run = None
+            raise
+
+
+class _Run(threading.Thread):
+    """One `fit` of Ray Train, in a thread of its own: its workers take one job after another from a mailbox."""
+
+    def __init__(self, config: RunConfig, jobs: int, first: Job) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self.mailbox = _mailbox()
+        self.error: Exception | None = None
+        ray.get(self.mailbox.post.remote(first))
+        settings = {"mailbox": self.mailbox, "jobs": jobs}
+        self.trainer = _trainer(config, resources(config.cluster), settings)
+        self.start()
+
+    def run(self) -> None:
+        """Until the workers leave or have failed once too often."""
+        try:
+            self.trainer.fit()
+        except Exception as error:
+            self.error = error
+
+    def post(self, job: Job) -> bool:
+        """Whether the workers will do it."""
+        return self.is_alive() and bool(ray.get(self.mailbox.post.remote(job)))
+
+    def news(self) -> News:
+        """What has come since the last call."""
+        news: News = ray.get(self.mailbox.news.remote())
+        return news
+
+    def leave(self) -> None:
+        """Tells the workers to go after the job that they have."""
+        self.mailbox.close.remote()
 
 
 def _mailbox() -> Any:
@@ -124,7 +178,7 @@ def _mailbox() -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
 
 
-def _trainer(config: RunConfig, name: str, workers: Workers, settings: dict[str, Any]) -> TorchTrainer:
+def _trainer(config: RunConfig, workers: Workers, settings: dict[str, Any]) -> TorchTrainer:
     least = min(config.cluster.min_workers or workers.num_workers, workers.num_workers)
     elastic = least < workers.num_workers
     return TorchTrainer(
@@ -138,7 +192,7 @@ def _trainer(config: RunConfig, name: str, workers: Workers, settings: dict[str,
         ),
         run_config=RayRunConfig(
             # A name of its own each time: what is resumed is decided by our checkpoints, not by Ray's snapshot.
-            name=f"{name}-{uuid.uuid4().hex[:6]}",
+            name=f"workers-{uuid.uuid4().hex[:12]}",
             **_ray_storage(config.storage),
             failure_config=FailureConfig(max_failures=config.trainer.max_failures),
         ),
@@ -148,26 +202,45 @@ def _trainer(config: RunConfig, name: str, workers: Workers, settings: dict[str,
 def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     import torch
-
-    mailbox = settings["mailbox"]
-    if ray.get(mailbox.failed.remote()) is not None:
-        return  # started again after an error of the configuration or the data: it would only come back
-    processes = ray.train.get_context().get_local_world_size() * settings["jobs"]
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    import torch.distributed as dist
     from transformers.utils import logging as hf_logging
 
-    from amvl_core.train.loop import TrainJob, train_stage
+    from amvl_core.train.loop import train_stage
 
+    mailbox = settings["mailbox"]
+    processes = ray.train.get_context().get_local_world_size() * settings["jobs"]
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     hf_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    job = TrainJob.model_validate(settings["job"])
-    try:
-        train_stage(job, lambda event: mailbox.put.remote(event), _interrupted)
-    except StorageError:
-        raise  # may have passed when the workers are started again
-    except AmvlError as error:
-        ray.get(mailbox.fail.remote(error))
-        raise
+    if dist.get_rank() == 0:
+        ray.get(mailbox.started.remote())
+    for number, job in _jobs(mailbox):
+        try:
+            finished = train_stage(job, lambda event: mailbox.put.remote(event), _interrupted)
+        except StorageError:
+            raise  # may have passed when the workers are started again
+        except AmvlError as error:
+            ray.get(mailbox.fail.remote(error))
+            raise
+        if not finished:
+            return
+        gc.collect()  # an engine lies in cycles, and the next stage needs its memory
+        torch.cuda.empty_cache()
+        if dist.get_rank() == 0:
+            ray.get(mailbox.finish.remote(number))
+
+
+def _jobs(mailbox: Any) -> Iterator[tuple[int, TrainJob]]:
+    """The jobs with their numbers, on every worker of a group the same, until the group is to leave."""
+    from amvl_core.train.loop import TrainJob
+
+    number = 0
+    while (taken := ray.get(mailbox.take.remote(number, _interrupted()))) is not None:
+        number, job = taken
+        if job is None:
+            time.sleep(POLL_SECONDS)
+        else:
+            yield number, TrainJob.model_validate(job)
 
 
 _sigterm = Sigterm()
@@ -232,32 +305,6 @@ class _Room:
         )
 
 
-class _Collector:
-    """Hands events from the mailbox to a callback, each once, from a thread of its own while `fit` blocks."""
-
-    def __init__(self, mailbox: Any, on_progress: ProgressFn, room: _Room) -> None:
-        self.mailbox, self.on_progress, self.room = mailbox, on_progress, room
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self._collect()
-
-    def _run(self) -> None:
-        while not self.stop.wait(POLL_SECONDS):
-            self._collect()
-            self.room.look()
-
-    def _collect(self) -> None:
-        for event in ray.get(self.mailbox.collect.remote()):
-            self.on_progress(event)
-
-
 def _ray_storage(root: str) -> dict[str, Any]:
     """Where Ray Train keeps its own small state: below our root, through the same file system."""
     uri = storage.join(root, "ray")
@@ -271,6 +318,8 @@ def _ray_storage(root: str) -> dict[str, Any]:
 
 def _publish_base(config: RunConfig, uri: str) -> str:
     """Where the workers find the base model: the tiny one is written below the stage, any other is where it is."""
+    from amvl_core.backbones.loading import TINY, base_folder  # not above: Ray's controller imports this file too
+
     if config.model.base != TINY:
         return config.model.base
     target = storage.join(uri, BASE)

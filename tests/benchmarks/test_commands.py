@@ -40,6 +40,7 @@ SMALLEST = {
     "benchmarks.loss_compare": "",
     "benchmarks.prepare": "--rows 4 --rounds 1 --memory-rows",
     "benchmarks.resume": "--kills 1",
+    "benchmarks.stages": "--rounds 1",
     "benchmarks.step": "--x 16 --y 8 --repeats 1",
     "benchmarks.workers": "--rounds 1 --steps 3 --tiny",
     "amvl_core.eval.benchmarks": "test predictions.parquet",

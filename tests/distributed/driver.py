@@ -9,7 +9,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from benchmarks.trial import configuration, dataset
 from infra import cluster
-from infra.ray_train import train
+from infra.ray_train import WorkerGroup
 from infra.tracking import Tracker
 
 
@@ -32,7 +32,8 @@ def main(root: str, steps: int) -> None:
         cluster.connect(config.cluster)
         data = dataset(f"{root}/data")
         uri = storage.join(root, "sft")
-        train(config, "sft", data, None, uri, "sft", lambda e: tracker.metrics(e.stage, e.done, e.metrics))
+        group = WorkerGroup(config)
+        group.train(config, "sft", data, None, uri, "sft", lambda e: tracker.metrics(e.stage, e.done, e.metrics))
     cluster.disconnect()
     print(f"run {run}")
 

@@ -22,7 +22,7 @@ from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import CheckpointRecord, load_record
 from benchmarks.trial import configuration, dataset
 from infra.mlflow_client import client
-from infra.ray_train import train
+from infra.ray_train import WorkerGroup
 from tests.distributed.driver import settings
 
 pytestmark = pytest.mark.slow
@@ -62,13 +62,14 @@ class Run(threading.Thread):
         changes: dict[str, Any] = {"stages": {"sft": {"steps": STEPS}}, "trainer": {"checkpoint_every": EVERY}}
         self.config = configuration(root, cluster={"num_workers": 2, **cluster}, **changes)
         self.data, self.uri = dataset(f"{root}/data"), f"{root}/sft"
+        self.group = WorkerGroup(self.config)
         self.events: list[Progress] = []
         self.failed: BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            train(self.config, "sft", self.data, None, self.uri, "sft", self.events.append)
+            self.group.train(self.config, "sft", self.data, None, self.uri, "sft", self.events.append)
         except BaseException as error:
             self.failed = error
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from amvl_core.contracts import storage
+from amvl_core.methods.method import Method
 from benchmarks import local
 from benchmarks.trial import Trial
 
@@ -48,6 +51,21 @@ def test_sigterm_to_one_worker_ends_all_with_a_checkpoint_and_nothing_is_lost(tr
     if last < 6:
         assert trial.state("terminated", 6) == trial.state("whole", 6)
     assert trial.curve("terminated")[:6] == trial.curve("whole")
+
+
+def two_stages(rank: int, first: str, second: str, log: str) -> None:
+    """One after the other; nothing of a model is left behind (ZeRO-3 leaves it, and its workers are not kept)."""
+    for job in (first, second):
+        local.stage(rank, job, log, 3)
+        gc.collect()
+        assert not [found for found in gc.get_objects() if isinstance(found, Method)]
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (2, "bf16")])
+def test_a_worker_that_has_trained_another_stage_gives_the_same(tmp_path: Path, zero: int, precision: str) -> None:
+    trial = Trial(tmp_path, STEPS, trainer={"zero_stage": zero, "precision": precision})
+    local.run(two_stages, 2, trial.job("first"), trial.job("second"), f"{tmp_path}/both.log")
+    assert trial.state("first", 3) == trial.state("second", 3)
 
 
 def test_a_finished_stage_keeps_its_model_and_no_resume_state(trial) -> None:

@@ -16,14 +16,14 @@ from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, Place, load_record
 from benchmarks.trial import configuration, dataset
+from infra.actors import Actors
 from infra.ray_eval import evaluate
-from infra.ray_train import train
+from infra.ray_train import WorkerGroup
 
 
-def run(config: RunConfig, data: DatasetRecord, stage: str, parent: CheckpointRecord | None, name: str = ""):
+def run(group: WorkerGroup, config: RunConfig, data: DatasetRecord, stage: str, parent: CheckpointRecord | None):
     events: list[Progress] = []
-    uri = storage.join(config.storage, name or stage)
-    return train(config, stage, data, parent, uri, name or stage, events.append), events
+    return group.train(config, stage, data, parent, storage.join(config.storage, stage), stage, events.append), events
 
 
 def weights(record: CheckpointRecord) -> dict[str, torch.Tensor]:
@@ -32,14 +32,17 @@ def weights(record: CheckpointRecord) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def chain(ray_cluster, tmp_path_factory):
-    """The demo's three stages, each from the one before."""
+    """The demo's three stages, each from the one before, by the same workers."""
     root = str(tmp_path_factory.mktemp("chain"))
     config, data = configuration(root), dataset(root + "/data")
     records: dict[str, CheckpointRecord] = {}
     parent, logs = None, {}
+    group, runs = WorkerGroup(config), set()
     for stage in config.stages:
-        parent, logs[stage] = run(config, data, stage, parent)
+        parent, logs[stage] = run(group, config, data, stage, parent)
         records[stage] = parent
+        runs.add(group._run)
+    assert len(runs) == 1 and group.close() is None
     return config, data, records, logs
 
 
@@ -94,7 +97,8 @@ def test_evaluation_stores_predictions_and_scores_them(chain, tmp_path) -> None:
     config, data, records, _ = chain
     events: list[Progress] = []
     asked = [(data, Place(str(tmp_path / "eval"), "e"))]
-    (record,) = evaluate(config, asked, records["amvl"], events.append)
+    with Actors(config) as actors:
+        (record,) = evaluate(actors, config, asked, records["amvl"], events.append)
     rows = pq.read_table(record.predictions_uri).to_pylist()
     assert [r["sample_id"] for r in rows] == [f"test-{i}" for i in range(6)]
     assert record.overall.n == 6 and record.overall.accuracy == sum(r["score"] for r in rows) / 6
@@ -103,21 +107,30 @@ def test_evaluation_stores_predictions_and_scores_them(chain, tmp_path) -> None:
 
 
 def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain, tmp_path) -> None:
-    _, data, _, _ = chain
-    again = configuration(str(tmp_path))
-    uri = storage.join(again.storage, "sft")
-    reference, _ = run(again, data, "sft", None, "reference")
-    flag = tmp_path / "killed"
-    record, events = run_with_kill(again, data, uri, flag)
+    """The next stage has new workers, and gives what it gave by workers that had two stages behind them."""
+    _, data, records, _ = chain
+    again = configuration(str(tmp_path), trainer={"max_failures": 1})
+    group, flag = WorkerGroup(again), tmp_path / "killed"
+    record, events = run_with_kill(group, again, data, flag)
+    killed = group._run
     assert flag.exists()
     # The checkpoint of step 2 brings what was logged until then; step 3 is done again, and is the same.
     assert [event.done for event in events] == [1, 2, 3, 1, 2, 3, 4]
     assert [event.metrics["loss"] for event in events[:3]] == [event.metrics["loss"] for event in events[3:6]]
-    for name, value in weights(reference).items():
-        assert torch.equal(value, weights(record)[name]), name
+    same(record, records["sft"])
+    record, _ = run(group, again, data, "amvl", records["embedding_adaptation"])
+    assert group._run is not killed
+    same(record, records["amvl"])
+    group.close()
 
 
-def run_with_kill(config, data, uri, flag):
+def same(one: CheckpointRecord, other: CheckpointRecord) -> None:
+    """Every weight is, to the last bit."""
+    for name, value in weights(one).items():
+        assert torch.equal(value, weights(other)[name]), name
+
+
+def run_with_kill(group, config, data, flag):
     """Trains while one worker kills itself, once, as it reads its last batch."""
     import infra.ray_train as ray_train
 
@@ -143,13 +156,12 @@ def run_with_kill(config, data, uri, flag):
 
     ray_train._worker = worker
     try:
-        events: list[Progress] = []
-        return train(config, "sft", data, None, uri, "sft", events.append), events
+        return run(group, config, data, "sft", None)
     finally:
         ray_train._worker = original
 
 
-def run_with_refusals(config, data, root: Path, times: int):
+def run_with_refusals(group, config, data, root: Path, times: int):
     """Trains while the storage refuses one worker its samples, the first `times` times that it asks for the third."""
     import infra.ray_train as ray_train
 
@@ -176,7 +188,7 @@ def run_with_refusals(config, data, root: Path, times: int):
 
     ray_train._worker = worker
     try:
-        return train(config, "sft", data, None, storage.join(config.storage, "sft"), "sft", lambda _: None)
+        return run(group, config, data, "sft", None)[0]
     finally:
         ray_train._worker = original
 
@@ -184,7 +196,9 @@ def run_with_refusals(config, data, root: Path, times: int):
 def test_a_passing_fault_of_the_storage_is_an_ordinary_failure(chain, tmp_path) -> None:
     _, data, _, _ = chain
     config = configuration(str(tmp_path), trainer={"max_failures": 1})
-    assert run_with_refusals(config, data, tmp_path, times=1).step == 4
+    group = WorkerGroup(config)
+    assert run_with_refusals(group, config, data, tmp_path, times=1).step == 4
+    group.close()
     assert (tmp_path / "refused-0").exists() and not (tmp_path / "refused-1").exists()
 
 
@@ -192,7 +206,7 @@ def test_a_lasting_fault_of_the_storage_is_told_when_the_failures_run_out(chain,
     _, data, _, _ = chain
     config = configuration(str(tmp_path), trainer={"max_failures": 1})
     with pytest.raises(StorageError, match=r"once too often .*the last time on the storage: cannot read the samples"):
-        run_with_refusals(config, data, tmp_path, times=9)
+        run_with_refusals(WorkerGroup(config), config, data, tmp_path, times=9)
     assert (tmp_path / "refused-1").exists() and not (tmp_path / "refused-2").exists()
 
 
@@ -201,5 +215,5 @@ def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> No
     wrong = dataset(str(tmp_path / "data"), place="<image><image>")
     broken = configuration(str(tmp_path), trainer={"max_failures": 0})
     with pytest.raises(DataError, match="more image placeholders than its 1 images"):
-        run(broken, wrong, "amvl", records["sft"])
+        run(WorkerGroup(broken), broken, wrong, "amvl", records["sft"])
     assert load_record(storage.join(broken.storage, "amvl"), CheckpointRecord) is None

@@ -1,6 +1,7 @@
 """What a task does with a stage that is finished; the work itself is in test_full_pipeline.py."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
     EvalRecord,
+    FeaturesRecord,
     ReadingScore,
     Shard,
     TaskScore,
@@ -26,12 +28,13 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.eval.stored import write_table
 from amvl_core.methods.amvl.presets import demo
-from amvl_core.train.loop import TrainJob
 from data_prep import pipeline
 from flows import stage, tasks
 from flows.stage import place
-from infra import ray_train, registry
+from infra import registry
 from infra.mlflow_client import client
+from infra.processes import Processes
+from infra.ray_train import WorkerGroup
 from infra.tracking import Tracker
 from tests import shards
 from tests.data_prep.test_features import stored
@@ -47,7 +50,7 @@ def test_a_finished_training_stage_is_reused_and_what_a_killed_run_left_beside_i
         storage.write_bytes(storage.join(uri, name), b"{}")
     save_record(record)
     with disable_run_logger():
-        assert tasks.train.fn(config, "sft", data, None, Tracker(config)) == record
+        assert tasks.train.fn(config, "sft", data, None, Tracker(config), Processes(config)) == record
     assert storage.list_names(uri) == ["model", "record.json"]
 
 
@@ -111,25 +114,31 @@ def test_features_are_found_again_and_a_stage_is_given_those_it_needs(
     assert found == made.model_copy(update={"encoder": renamed})
     assert said.messages == [f"features vit: reused {made.fingerprint}"]
 
-    jobs: list[dict[str, Any]] = []
+    given: list[Sequence[FeaturesRecord]] = []
 
-    class Trainer:
-        def fit(self) -> None:
-            storage.write_bytes(storage.join(jobs[-1]["uri"], "record.json"), CHECKPOINT.encode())
+    def train(self: WorkerGroup, *arguments: Any) -> CheckpointRecord:
+        given.append(arguments[-1])
+        return CHECKPOINT
 
-    def trainer(config: RunConfig, name: str, workers: object, settings: dict[str, Any]) -> Trainer:
-        jobs.append(settings["job"])
-        return Trainer()
-
-    monkeypatch.setattr(ray_train, "_trainer", trainer)
+    monkeypatch.setattr(WorkerGroup, "train", train)
     monkeypatch.setattr(Tracker, "plan", lambda *_: None)
     for name in ("sft", "amvl"):
-        tasks.train.fn(config, name, data, None, Tracker(config), features=[made, found])
-    assert [TrainJob.model_validate(job).features for job in jobs] == [(), (made,)]
+        tasks.train.fn(config, name, data, None, Tracker(config), Processes(config), [made, found])
+    assert given == [[], [made]]
 
 
-CHECKPOINT = """{"uri": "", "fingerprint": "", "stage": "s", "method": "m", "step": 1, "config": {}, "dataset": "d",
-"parent": null, "num_parameters": 1, "metrics": {}}"""
+CHECKPOINT = CheckpointRecord(
+    uri="",
+    fingerprint="",
+    stage="s",
+    method="m",
+    step=1,
+    config={},
+    dataset="d",
+    parent=None,
+    num_parameters=1,
+    metrics={},
+)
 
 
 def test_what_has_no_two_questions_has_no_suite_and_is_named(said: pytest.LogCaptureFixture) -> None:
@@ -147,7 +156,7 @@ def test_one_sample_is_not_analysed_and_the_run_goes_on(said: pytest.LogCaptureF
     config = override(demo(), {"evaluation": {"analysis_items": items}})
     fields = {"stage": "amvl", "method": "amvl", "step": 1, "config": {}, "dataset": "d", "parent": None, "metrics": {}}
     model = CheckpointRecord(uri="c", fingerprint="f", num_parameters=1, **fields)
-    assert tasks.analyse.fn(config, dataset("q", "test", rows), model, Tracker(config)) is None
+    assert tasks.analyse.fn(config, dataset("q", "test", rows), model, Tracker(config), Processes(config)) is None
     assert said.messages == [
         f"analyse: left out: 1 test sample, at least 2 are compared (evaluation.analysis_items is {items})"
     ]
@@ -175,12 +184,12 @@ def test_the_gate_asks_the_champion_and_the_best_version_the_same_items(
     held.set_registered_model_tag("amvl", "best_version", "1")
     new = answers(str(tmp_path / "new"), 139)
 
-    decision = tasks._gate(config, data, new, "run")
+    decision = tasks._gate(config, data, new, "run", Processes(config))
     assert (decision.alias, decision.best) == ("champion", 1)
     assert decision.reason.startswith("not worse than the former champion, version 2: -0.5 points (")
     assert "; against the best so far, version 1: -5.5 points (" in decision.reason
     storage.remove(place(config, "train", "c1").uri)
-    decision = tasks._gate(config, data, new, "run")
+    decision = tasks._gate(config, data, new, "run", Processes(config))
     assert (decision.alias, decision.best) == ("champion", 2)
     assert decision.against_best.startswith("version 2: -0.5 points (")
     assert said.text.count("evaluate champion-2: reused") == 2
@@ -202,7 +211,9 @@ def test_a_version_that_cannot_be_asked_is_asked_once_and_stays_the_best(
     monkeypatch.setattr(registry, "champion", lambda _: held)
     monkeypatch.setattr(registry, "best", lambda _: held._replace())
     config = override(demo(), {"storage": str(tmp_path)})
-    decision = tasks._gate(config, dataset("d", "test", 200), answers(str(tmp_path / "new"), 139), "run")
+    decision = tasks._gate(
+        config, dataset("d", "test", 200), answers(str(tmp_path / "new"), 139), "run", Processes(config)
+    )
     assert (decision.alias, decision.best, asked) == ("challenger", 2, ["champion-2"])
     assert "it cannot be evaluated on these items (gone for a while)" in decision.reason
 

@@ -76,9 +76,11 @@ def config(workers: int = 1, **evaluation: Any) -> RunConfig:
 
 def run(settings: RunConfig, data: DatasetRecord, uri: str, on_progress: ProgressFn = lambda _: None) -> EvalRecord:
     """Evaluates the base model on the Ray that this process has joined."""
+    from infra.actors import Actors
     from infra.ray_eval import evaluate
 
-    (record,) = evaluate(settings, [(data, Place(uri, "e"))], None, on_progress)
+    with Actors(settings) as actors:
+        (record,) = evaluate(actors, settings, [(data, Place(uri, "e"))], None, on_progress)
     return record
 
 

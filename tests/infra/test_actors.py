@@ -52,9 +52,10 @@ def test_a_part_whose_actor_dies_is_done_by_the_next_and_none_is_done_twice(
     ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path
 ) -> None:
     events: list[Progress] = []
-    with Actors(config, partial(Squares, deaths, 1)) as actors:
+    make = partial(Squares, deaths, 1)
+    with Actors(config) as actors:
         for _ in range(2):
-            tables = actors.tables(0, PARTS, str(tmp_path / "parts"), "squares", events.append)
+            tables = actors.tables(make, 0, PARTS, str(tmp_path / "parts"), "squares", events.append)
             squares = {kind: table["square"].to_pylist() for kind, table in tables.items()}
             assert squares == {"even": [0, 4, 16], "odd": [1, 9]}
     assert len(list(deaths.iterdir())) == 1
@@ -62,9 +63,51 @@ def test_a_part_whose_actor_dies_is_done_by_the_next_and_none_is_done_twice(
     assert events[-2].seconds_left == 0
 
 
+class Numbers:
+    """Says in which process it is and how often it was made there."""
+
+    made = 0
+
+    def __init__(self, _: str) -> None:
+        type(self).made += 1
+
+    def prepare(self, asked: int, part: Part) -> int:
+        return asked
+
+    def work(self, number: int) -> list[dict[str, Any]]:
+        return [{"process": os.getpid(), "made": type(self).made}]
+
+
+def test_an_actor_goes_on_with_the_next_model_and_loads_each_once(
+    ray_cluster: None, config: RunConfig, tmp_path: Path
+) -> None:
+    first, second = partial(Numbers, "first"), partial(Numbers, "second")
+    with Actors(config) as actors:
+        found = [
+            actors.tables(make, 0, PARTS[:1], str(tmp_path / str(number)), "numbers", lambda _: None)[
+                "even"
+            ].to_pylist()
+            for number, make in enumerate((first, first, second))
+        ]
+        assert len({row["process"] for (row,) in found}) == 1
+        assert [row["made"] for (row,) in found] == [1, 1, 2]
+
+
+def test_an_actor_that_died_is_not_kept_for_the_next_work(
+    ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts it again so often in its life, however many evaluations that spans."""
+    monkeypatch.setattr("infra.actors.RESTARTS", 1)
+    with Actors(config) as actors:
+        for number in (1, 2):
+            make = partial(Squares, deaths, number)
+            actors.tables(make, 0, PARTS[2:3], str(tmp_path / str(number)), "squares", lambda _: None)
+    assert len(list(deaths.iterdir())) == 2
+
+
 def test_what_keeps_dying_is_named(ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path) -> None:
     with (
-        Actors(config, partial(Squares, deaths, 99)) as actors,
+        Actors(config) as actors,
         pytest.raises(ClusterError, match=r"^squares: a worker died"),
     ):
-        actors.tables(0, PARTS[2:3], str(tmp_path / "parts"), "squares", lambda _: None)
+        actors.tables(partial(Squares, deaths, 99), 0, PARTS[2:3], str(tmp_path / "parts"), "squares", lambda _: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from amvl_core.methods.amvl.analysis.summary import Summary
 from benchmarks.trial import configuration, sample
 from data_prep.published import read
 from infra import analysis, ray_eval
+from infra.actors import Actors
 from tests.amvl_core.eval.benchmarks import published
 from tests.shards import table
 from tests.tiny import LATENT, amvl_model, picture, stock_folder
@@ -52,6 +53,12 @@ COMMON = ("raw_output", "prediction", "score", "task", "group", "answer")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def actors(ray_cluster: None, config: RunConfig) -> Iterator[Actors]:
+    with Actors(config) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +121,14 @@ class Stopped(Exception):  # noqa: N818
     """Stands in for a kill of the driver."""
 
 
-def test_interrupted_suites_go_on_and_give_the_same_files(
-    ray_cluster: None, config, dataset, amvl, sft, root, tmp_path
-) -> None:
+def test_interrupted_suites_go_on_and_give_the_same_files(actors, config, dataset, amvl, sft, root, tmp_path) -> None:
     """Of the test split, and of a benchmark besides."""
     controls = [("plain", sft)]
     questions, config = published_questions(config, "vstar", tmp_path)
 
     def run(folder: Path, on_progress: Callable[[Progress], None]) -> list[FaithfulnessRecord]:
         asked = [(dataset, Place(str(folder / "test"), "t")), (questions, Place(str(folder / "vstar"), "v"))]
-        return list(ray_eval.faithfulness(config, asked, amvl, controls, on_progress))
+        return list(ray_eval.faithfulness(actors, config, asked, amvl, controls, on_progress))
 
     events: list[Progress] = []
 
@@ -214,7 +219,7 @@ def of_answer(prediction: dict[str, Any]) -> float:
     return float(scores[candidates.index(prediction["answer"])])
 
 
-def test_an_error_of_a_worker_is_the_users_own(ray_cluster: None, config, amvl, tmp_path) -> None:
+def test_an_error_of_a_worker_is_the_users_own(actors, config, amvl, tmp_path) -> None:
     damaged = [replace(sample(f"test-{i}", i), images=(b"no picture",)) for i in range(2)]
     pq.write_table(table(damaged), tmp_path / "test.parquet")
     shards = [Shard(file="test.parquet", split="test", rows=2, sha256="")]
@@ -222,12 +227,12 @@ def test_an_error_of_a_worker_is_the_users_own(ray_cluster: None, config, amvl, 
         uri=str(tmp_path), fingerprint="damaged", schema_version=1, shards=shards, kept=2, dropped={}, reports=[]
     )
     with pytest.raises(DataError):
-        ray_eval.analyse(config, record, amvl, Place(str(tmp_path / "a"), "a"), lambda _: None)
+        ray_eval.analyse(actors, config, record, amvl, Place(str(tmp_path / "a"), "a"), lambda _: None)
 
 
-def test_an_analysis_holds_what_its_tables_say(ray_cluster: None, config, dataset, amvl, root) -> None:
+def test_an_analysis_holds_what_its_tables_say(actors, config, dataset, amvl, root) -> None:
     uri = root / "analyse" / "a"
-    record = ray_eval.analyse(config, dataset, amvl, Place(str(uri), "a"), lambda _: None)
+    record = ray_eval.analyse(actors, config, dataset, amvl, Place(str(uri), "a"), lambda _: None)
     assert load_record(str(uri), AnalysisRecord) == record
     assert all((uri / name).exists() for name in record.files)
     assert {"geometry.png", "similarity.png", "sensitivity.png", "information.png", "occlusion.png"} <= {*record.files}
@@ -248,7 +253,7 @@ def test_an_analysis_holds_what_its_tables_say(ray_cluster: None, config, datase
 def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None:
     small = dataset.model_copy(update={"shards": [dataset.shards[0].model_copy(update={"rows": 1})]})
     with pytest.raises(DataError, match="swaps latents between at least 2"):
-        list(ray_eval.faithfulness(config, [(small, Place(str(root / "x"), "x"))], amvl, [], lambda _: None))
+        list(ray_eval.faithfulness(Actors(config), config, [(small, Place(str(root / "x"), "x"))], amvl, [], print))
 
 
 def test_the_command_leaves_published_benchmarks_to_a_run(
