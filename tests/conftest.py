@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Generator, Iterator
 from typing import TypeVar
 
+# Before torch is loaded, and for every process that a test starts: threads of several test processes on the same cores
+# wait for each other in busy loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from transformers.utils import logging as hf_logging
 
