@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Generator, Iterator
 from typing import TypeVar
 
-# Before torch is loaded, and for every process that a test starts: threads of several test processes on the same cores
-# wait for each other in busy loops.
+# Before torch is loaded, and for every process that a test starts: where several processes have a thread for each core,
+# every thread waits in a busy loop for others that do not run, and a step takes ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of those that choose a number themselves
 
 import pytest
 from transformers.utils import logging as hf_logging
