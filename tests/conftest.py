@@ -20,6 +20,13 @@ from tests.shared import FOLDER
 
 hf_logging.disable_progress_bar()
 
+LONGEST = (
+    "tests/flows/test_full_pipeline.py",
+    "tests/distributed/test_train.py",
+    "tests/benchmarks/test_commands.py",
+)
+"""They come first: of two workers, none is left with minutes of tests while the other has nothing to do."""
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
@@ -28,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if FOLDER not in os.environ:
         folder = os.environ[FOLDER] = tempfile.mkdtemp(prefix="amvl-test-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Otherwise the order is that of the folders."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @pytest.hookimpl(wrapper=True)
