@@ -76,7 +76,7 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     memory = {str(rows): _peak(folder, rows) for rows in chosen.memory_rows}
     found: dict[str, Any] = {}
     if chosen.rows:
-        # Ray starts its workers
+        # Once, as Ray starts its workers with it:
         _prepare(_photos(str(_few(folder)), FEW_SHARD_ROWS), str(folder / "warm" / "out"))
         found = _throughput(folder / "photographs", pictures.photographs, chosen.rows, chosen.rounds)
         found["mixture"] = _throughput(folder / "mixture", pictures.mixture, chosen.rows, chosen.rounds)
