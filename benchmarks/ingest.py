@@ -41,6 +41,7 @@ from amvl_core.data.batch import Batch
 from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods.method import Method
+from benchmarks import local
 
 STAGES = ("sft", "amvl")
 ROWS = 450_000
@@ -123,7 +124,7 @@ def _train(config: RunConfig, dataset: DatasetRecord, stage: str, folder: str) -
             "fingerprint": stage,
         }
         workers = config.cluster.num_workers
-        torch.multiprocessing.spawn(_rank, (workers, port, job, str(out)), nprocs=workers)
+        torch.multiprocessing.start_processes(_rank, (workers, port, job, str(out)), workers, start_method=local.METHOD)
     ranks = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(workers)]
     turns = np.array([rank["tokens"] for rank in ranks])
     waits, seconds = waits_and_seconds(ranks[0]["steps"], turns)

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from amvl_core.contracts.progress import Progress
 from amvl_core.train.loop import TrainJob, train_stage
 from amvl_core.train.preemption import Sigterm
 
 # A server that has the libraries loaded forks the workers; it has no threads that a fork could break.
-CONTEXT = multiprocessing.get_context("forkserver")
+METHOD: Final = "forkserver"
+CONTEXT = multiprocessing.get_context(METHOD)
 CONTEXT.set_forkserver_preload(["benchmarks.local"])
 LIMIT_S, GRACE_S = 120.0, 10.0
 

@@ -76,6 +76,8 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     memory = {str(rows): _peak(folder, rows) for rows in chosen.memory_rows}
     found: dict[str, Any] = {}
     if chosen.rows:
+        # Once, as Ray starts its workers with it:
+        _prepare(_photos(str(_few(folder)), FEW_SHARD_ROWS), str(folder / "warm" / "out"))
         found = _throughput(folder / "photographs", pictures.photographs, chosen.rows, chosen.rounds)
         found["mixture"] = _throughput(folder / "mixture", pictures.mixture, chosen.rows, chosen.rounds)
     found["peak_mib"] = {rows: peak for rows, (peak, _) in memory.items()}
@@ -118,7 +120,6 @@ def _prepare(config: RunConfig, out: str) -> float:
 def _throughput(folder: Path, make: Source, rows: int, rounds: int) -> dict[str, Any]:
     source = make(folder / "source", rows)
     config = _photos(str(source))
-    _prepare(_photos(str(_few(folder)), FEW_SHARD_ROWS), str(folder / "warm" / "out"))  # Ray starts its workers
     ways: dict[str, Callable[[int], float]] = {
         "amvl": lambda number: _prepare(config, str(folder / f"round-{number}" / "out")),
         "floor": lambda number: _floor(source),

@@ -8,12 +8,24 @@ import tempfile
 from collections.abc import Generator, Iterator
 from typing import TypeVar
 
+# Before torch is loaded, and for every process that a test starts: where several processes have a thread for each core,
+# every thread waits in a busy loop for others that do not run, and a step takes ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of those that choose a number themselves
+
 import pytest
 from transformers.utils import logging as hf_logging
 
 from tests.shared import FOLDER
 
 hf_logging.disable_progress_bar()
+
+LONGEST = (
+    "tests/flows/test_full_pipeline.py",
+    "tests/distributed/test_train.py",
+    "tests/benchmarks/test_commands.py",
+)
+"""They come first: of two workers, none is left with minutes of tests while the other has nothing to do."""
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -23,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if FOLDER not in os.environ:
         folder = os.environ[FOLDER] = tempfile.mkdtemp(prefix="amvl-test-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Otherwise the order is that of the folders."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @pytest.hookimpl(wrapper=True)

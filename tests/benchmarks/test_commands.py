@@ -10,10 +10,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +36,7 @@ SMALLEST = {
     "benchmarks.feedback": "--x 16 --y 8 --blocks 1 --slots 2 --samples 2 --repeats 1 --tokens 2",
     "benchmarks.generate": "--x 16 --tokens 1 --repeats 1",
     "benchmarks.images": "none.tar.gz --repeats 1",
-    "benchmarks.ingest": "--rows 16 --steps 2",
+    "benchmarks.ingest": "--rows 70 --steps 3",
     # Its exit code says whether the loss has moved. If it has to: `--update`, and say why in the commit.
     "benchmarks.loss_compare": "",
     "benchmarks.prepare": "--rows 4 --rounds 1 --memory-rows",
@@ -62,6 +63,19 @@ def documented() -> Iterator[tuple[str, str, list[str]]]:
                 yield page.name, found[1], re.findall(r"(?<![\w-])--[a-z][\w-]*", found[2])
 
 
+def of_ingest(found: dict[str, Any]) -> None:
+    """Of two processes with a loader process each."""
+    assert 0 <= found["data_wait_share"] < 1
+    assert found["padding_waste"] == 0
+    assert 1 <= found["rank_imbalance"] < 1.1
+    # Each loader process reads all of a dataset this small: 64 of its 70 rows are asked for.
+    assert found["bytes_read_per_sample"] == pytest.approx(2 * found["bytes_stored_per_sample"] * 70 / 64, rel=0.01)
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], None]] = {"benchmarks.ingest": of_ingest}
+"""What holds of the figures of some."""
+
+
 @pytest.fixture(scope="module")
 def started(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -79,7 +93,7 @@ def run(module: str, folder: Path) -> Run:
     (folder / "own").mkdir()
     for split in ("train", "test"):
         (folder / "own" / f"{split}.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 30)
-    environment = {name: value for name, value in os.environ.items() if name != FOLDER} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != FOLDER}
     return subprocess.run(
         [sys.executable, "-m", module, *SMALLEST[module].split()],
         cwd=folder,
@@ -94,7 +108,9 @@ def test_it_runs(started: dict[str, Future[Run]], module: str) -> None:
     done = started[module].result()
     assert done.returncode == 0, done.stdout + done.stderr
     if module.startswith("benchmarks."):
-        assert isinstance(json.loads(done.stdout.splitlines()[-1]), dict)
+        figures = json.loads(done.stdout.splitlines()[-1])
+        assert isinstance(figures, dict)
+        FIGURES.get(module, lambda _: None)(figures)
 
 
 def test_all_that_can_be_run_is_run() -> None:

@@ -2,32 +2,13 @@ import numpy as np
 import pytest
 
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.config import override
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.presets import demo
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
-from benchmarks.ingest import Counter, measure, waits_and_seconds
-from tests.shards import row, write
-from tests.tiny import LATENT, SAMPLES, TINY, amvl_model, batch, stock_folder
-
-
-def test_both_stages_run_and_are_measured(tmp_path) -> None:
-    """The demo's stages on the smallest model, two processes each with a loader process."""
-    changes = {
-        "model": {"tiny": TINY.model_dump()},
-        "latent": LATENT.model_dump(),
-        "stages": {stage: {"steps": 3, "global_batch": 8, "micro_tokens": 512} for stage in demo().stages},
-        "trainer": {"log_every": 1, "checkpoint_every": 1000},
-    }
-    record = write(str(tmp_path / "data"), [[row(number) for number in range(70)]])
-    found = measure(override(demo(), changes), record, str(tmp_path))
-    assert 0 <= found["data_wait_share"] < 1
-    assert found["padding_waste"] == 0
-    assert 1 <= found["rank_imbalance"] < 1.1
-    # Two loader processes, each of which reads all of a dataset this small: 64 of its rows are asked for.
-    assert found["bytes_read_per_sample"] == pytest.approx(2 * found["bytes_stored_per_sample"] * 70 / 64, rel=0.01)
+from benchmarks.ingest import Counter, waits_and_seconds
+from tests.tiny import LATENT, SAMPLES, amvl_model, batch, stock_folder
 
 
 def test_seconds_are_those_of_the_tokens_of_all_ranks() -> None:

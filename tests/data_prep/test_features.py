@@ -32,6 +32,7 @@ from tests import shards
 from tests.tiny import picture
 
 Computed = tuple[DatasetRecord, FeaturesRecord, list[Progress]]
+LookedUp = tuple[DatasetRecord, Path, EncoderConfig, FeaturesRecord]
 
 TINY = EncoderConfig(name="dino", source="tiny:dinov3", size=32)
 
@@ -65,6 +66,15 @@ def computed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Com
     root = tmp_path_factory.mktemp("computed")
     data = dataset(root / "data")
     return data, *compute(data, root / "features")
+
+
+@pytest.fixture(scope="module")
+def looked_up(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> LookedUp:
+    """The dataset, and its features out of a folder that another program has left."""
+    root = tmp_path_factory.mktemp("looked-up")
+    data, folder = dataset(root / "data"), root / "pi3"
+    encoder = stored(folder, images(data))
+    return data, folder, encoder, compute(data, root / "features", encoder)[0]
 
 
 def images(data: DatasetRecord) -> list[bytes]:
@@ -118,11 +128,10 @@ def test_one_row_is_one_row_group(computed: Computed) -> None:
     assert file.num_row_groups == file.metadata.num_rows == 40
 
 
-def test_s3_in_and_out(ray_cluster: None, s3_bucket: str, tmp_path: Path) -> None:
-    data, root = dataset(tmp_path / "data"), f"{s3_bucket}/features"
-    encoder = stored(tmp_path / "pi3", images(data))
-    here, _ = compute(data, tmp_path / "features", encoder)
-    storage.upload(tmp_path / "pi3", f"{root}/pi3")
+def test_s3_in_and_out(looked_up: LookedUp, s3_bucket: str) -> None:
+    _, folder, encoder, here = looked_up
+    root = f"{s3_bucket}/features"
+    storage.upload(folder, f"{root}/pi3")
     data = dataset(f"{root}/data")
     there, _ = compute(data, f"{root}/out", encoder.model_copy(update={"source": f"features:{root}/pi3"}))
     assert there.shards == here.shards and there.fingerprint == here.fingerprint
@@ -189,10 +198,8 @@ def stored(folder: Path, known: list[bytes], dtype: Any = np.float32) -> Encoder
     return EncoderConfig(name="pi3", source=f"features:{folder}")
 
 
-def test_features_that_were_computed_elsewhere_are_looked_up(ray_cluster: None, tmp_path: Path) -> None:
-    data = dataset(tmp_path / "data")
-    encoder = stored(tmp_path / "pi3", images(data))
-    record, _ = compute(data, tmp_path / "features", encoder)
+def test_features_that_were_computed_elsewhere_are_looked_up(looked_up: LookedUp) -> None:
+    data, _, _, record = looked_up
     assert record.grid == (2, 3) and record.width == 5
     rows, reader, seen = ShardReader(data, "train"), FeatureReader(record), 0
     for index in range(49):

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from benchmarks import local
 from tests.tiny import stock_folder
 
 
@@ -22,7 +23,8 @@ def in_two_processes(find: Callable[[int], Any]) -> Any:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_rank, (port, folder, find), nprocs=2)
+        # The server that forks them has the libraries loaded, which `benchmarks.local` sees to.
+        multiprocessing.start_processes(_rank, (port, folder, find), nprocs=2, start_method=local.METHOD)
         return torch.load(Path(folder) / "found.pt", weights_only=True)
 
 
