@@ -72,6 +72,18 @@ def check(record: DatasetRecord) -> None:
         )
 
 
+def check_trainable(config: RunConfig, record: DatasetRecord) -> None:
+    """Raises DataError where no training sample has what the latents of a stage's method are trained on."""
+    for name, stage in config.stages.items():
+        missing = map(stage.method.lacks, ShardReader(record, "train").without_images())
+        lack = next(missing, None)
+        if lack is not None and all(missing):
+            raise DataError(
+                f"the run stops before training: stages.{name} ({stage.method.kind}) trains its latents on {lack}, and "
+                f"none of the {record.rows('train'):,} training samples has that; add a source that has (data.sources)"
+            )
+
+
 def cut_targets(config: RunConfig, record: DatasetRecord) -> list[str]:
     """A warning where `evaluation.max_new_tokens` is below targets of the test split.
 

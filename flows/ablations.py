@@ -113,9 +113,10 @@ def ablations(
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
             encoders = tasks.computed_once([config, *(one for row in configs.values() for one in row)])
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
-            base: CheckpointRecord | None = None
+            shared: dict[str, CheckpointRecord] = {}
             for stage in shared_stages(config):
-                base = tasks.train(config, stage, dataset, base, tracker, features=features)
+                shared[stage] = tasks.train(config, stage, dataset, shared, tracker, features=features)
+            base = list(shared.values())[-1] if shared else None
 
             fingerprint = ablation_fingerprint(str(table), configs, dataset, base, benchmarks)
             where = place(config, "ablation", fingerprint)
@@ -124,7 +125,7 @@ def ablations(
                 run_id = tracker.start()
                 name, asked = base.stage if base else "base", [dataset, *benchmarks]
                 before = tasks.evaluate(config, name, asked, base, tracker)
-                found = run_rows(config, plan, dataset, benchmarks, base, tracker, features)
+                found = run_rows(config, plan, dataset, benchmarks, shared, tracker, features)
                 record = AblationRecord(
                     **where._asdict(),
                     table=str(table),
@@ -159,7 +160,7 @@ def run_rows(
     plan: Plan,
     dataset: DatasetRecord,
     benchmarks: list[DatasetRecord],
-    base: CheckpointRecord | None,
+    shared: dict[str, CheckpointRecord],
     tracker: Tracker,
     features: list[FeaturesRecord],
 ) -> Found:
@@ -177,7 +178,7 @@ def run_rows(
         started: dict[Future[Result], tuple[str, int]] = {}
         for label, seed, row in todo:
             # The flow's context, which its tasks need, is each thread's own copy.
-            run = partial(run_row, row, f"{label}, seed {seed}", dataset, benchmarks, base, parent, jobs, features)
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, benchmarks, shared, parent, jobs, features)
             started[threads.submit(copy_context().run, run)] = (label, seed)
         for done, future in enumerate(as_completed(started), 1):
             label, seed = started[future]
@@ -209,19 +210,20 @@ def run_row(
     label: str,
     dataset: DatasetRecord,
     benchmarks: list[DatasetRecord],
-    base: CheckpointRecord | None,
+    shared: dict[str, CheckpointRecord],
     parent_run: str,
     jobs: int,
     features: list[FeaturesRecord],
 ) -> Result:
-    """One row with one seed: its own stages from the shared checkpoint, then its evaluation, in a nested run."""
-    checkpoint = base
+    """One row with one seed: its own stages behind the shared ones, then its evaluation, in a nested run."""
+    trained = dict(shared)
     with Tracker(config, label, parent=parent_run) as tracker:
         tracker.start()
-        for stage in own_stages(config, base):
-            with _working[train_fingerprint(config, stage, dataset, checkpoint)]:
-                checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, jobs, features)
-        assert checkpoint is not None
+        for stage in config.stages:
+            if stage not in trained:
+                with _working[train_fingerprint(config, stage, dataset, *tasks.parents(config, stage, trained))]:
+                    trained[stage] = tasks.train(config, stage, dataset, trained, tracker, jobs, features)
+        checkpoint = list(trained.values())[-1]
         name = checkpoint.stage.replace("_", "-")
         evaluations = tasks.evaluate(config, name, [dataset, *benchmarks], checkpoint, tracker)
         faithfulness = analysis = None
@@ -233,12 +235,6 @@ def run_row(
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker)
         return Result(checkpoint, evaluations, faithfulness, analysis)
-
-
-def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
-    """The stages after the shared one."""
-    names = list(config.stages)
-    return names[names.index(base.stage) + 1 :] if base else names
 
 
 def line(config: RunConfig, row: Row, found: Found, table: Table) -> AblationRow:

@@ -54,14 +54,13 @@ def full_pipeline(
             encoders = tasks.computed_once([config])
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
 
-            checkpoints: list[CheckpointRecord] = []
+            trained: dict[str, CheckpointRecord] = {}
             for stage in config.stages:
-                parent = checkpoints[-1] if checkpoints else None
-                checkpoints.append(tasks.train(config, stage, dataset, parent, tracker, features=features))
-            final = checkpoints[-1]
+                trained[stage] = tasks.train(config, stage, dataset, trained, tracker, features=features)
+            *earlier, final = trained.values()
             # What the final model is compared with: the last one without latents before it, else the untrained base.
             plain = [name for name, stage in config.stages.items() if not stage.method.has_latents]
-            base = next((c for c in reversed(checkpoints[:-1]) if c.stage in plain), None)
+            base = next((c for c in reversed(earlier) if c.stage in plain), None)
 
             name = base.stage if base else "base"
             before, *before_on = tasks.evaluate(config, name, [dataset, *benchmarks], base, tracker)
@@ -75,7 +74,7 @@ def full_pipeline(
             suites, analysis = [], None
             if config.method.has_latents:  # what has latents must show that they matter
                 if asked := tasks.swappable(config, [dataset, *benchmarks]):
-                    controls = tasks.train_controls(config, dataset, checkpoints, tracker)
+                    controls = tasks.train_controls(config, dataset, trained, tracker)
                     controls += [(f"without latents ({base.stage})", base)] if base else []
                     suites = tasks.faithfulness(config, asked, final, controls, tracker)
                 if config.method.analysis() and config.evaluation.analysis_items:

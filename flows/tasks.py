@@ -1,6 +1,6 @@
 """The tasks of the pipeline: each looks for the stage's record and calls one function of the rooms below."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,6 +67,7 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     for line in (*intake.warnings(record.reports), *intake.cut_targets(config, record)):
         log.warning("%s", line)
     record.check_test_split()  # now, not after all training
+    intake.check_trainable(config, record)
     if not config.data.accept_losses:
         intake.check(record)
     return record
@@ -123,16 +124,17 @@ def train(
     config: RunConfig,
     stage: str,
     dataset: DatasetRecord,
-    parent: CheckpointRecord | None,
+    trained: Mapping[str, CheckpointRecord],
     tracker: Tracker,
     jobs: int = 1,
     features: Sequence[FeaturesRecord] = (),
 ) -> CheckpointRecord:
-    """One training stage, from the checkpoint of the stage before it; `jobs` of them share the machines.
+    """One training stage; `jobs` of them share the machines. `trained` are the stages before it.
 
     It is given those of `features` that its method aligns with.
     """
-    where = place(config, "train", fingerprints.train_fingerprint(config, stage, dataset, parent))
+    parent, teacher = parents(config, stage, trained)
+    where = place(config, "train", fingerprints.train_fingerprint(config, stage, dataset, parent, teacher))
 
     def make() -> CheckpointRecord:
         with working(config, tracker, f"train-{stage}") as on_progress:
@@ -140,7 +142,7 @@ def train(
 
             tracker.plan(dataset.rows("train"))
             needed = [one for one in features if one.encoder in config.stages[stage].method.aligned_with]
-            return ray_train.train(config, stage, dataset, parent, *where, on_progress, jobs, needed)
+            return ray_train.train(config, stage, dataset, parent, *where, on_progress, jobs, needed, teacher)
 
     def found(record: CheckpointRecord) -> None:
         remove_resume_state(record.uri)
@@ -151,19 +153,25 @@ def train(
     return record
 
 
+def parents(
+    config: RunConfig, stage: str, trained: Mapping[str, CheckpointRecord]
+) -> tuple[CheckpointRecord | None, CheckpointRecord | None]:
+    """What a stage starts from and its frozen teacher, of the stages that are `trained`; None where it has none."""
+    start, teacher = config.parents(stage)
+    return trained[start] if start else None, trained[teacher] if teacher else None
+
+
 def train_controls(
-    config: RunConfig, dataset: DatasetRecord, checkpoints: list[CheckpointRecord], tracker: Tracker
+    config: RunConfig, dataset: DatasetRecord, trained: Mapping[str, CheckpointRecord], tracker: Tracker
 ) -> list[tuple[str, CheckpointRecord]]:
     """The models without latents that a latent one is held against, trained from where its latent stages start."""
     found = []
     for label, control in ablations.controls(config).items():
-        shared = ablations.shared_stages(config)
-        checkpoint = checkpoints[len(shared) - 1] if shared else None
+        done = {stage: trained[stage] for stage in ablations.shared_stages(config)}
         for stage in control.stages:
-            if stage not in config.stages:
-                checkpoint = train(control, stage, dataset, checkpoint, tracker)
-        assert checkpoint is not None
-        found.append((label, checkpoint))
+            if stage not in done:
+                done[stage] = train(control, stage, dataset, done, tracker)
+        found.append((label, done[list(control.stages)[-1]]))
     return found
 
 

@@ -74,13 +74,14 @@ def train(
     on_progress: ProgressFn,
     jobs: int = 1,
     features: Sequence[FeaturesRecord] = (),
+    teacher: CheckpointRecord | None = None,
 ) -> CheckpointRecord:
     """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
 
-    Ray is connected. `jobs` such stages run at the same time, on a part of the cores each. `features` are those of the
-    stage's encoders that were computed before. Raises ClusterError where
-    the workers cannot be placed or keep failing, StorageError where the storage keeps failing them, and the worker's
-    own AmvlError where the configuration or the data are at fault.
+    Ray is connected. It starts from `parent`, else from the base model; `teacher` is its frozen teacher. `jobs` such
+    stages run at the same time, on a part of the cores each. `features` are those of the stage's encoders that were
+    computed before. Raises ClusterError where the workers cannot be placed or keep failing, StorageError where the
+    storage keeps failing them, and the worker's own AmvlError where the configuration or the data are at fault.
     """
     workers = resources(config.cluster)
     mailbox = _mailbox()
@@ -92,6 +93,7 @@ def train(
         "parent": parent.fingerprint if parent else None,
         "uri": uri,
         "fingerprint": fingerprint,
+        "teacher": teacher.model_uri if teacher else None,
         "features": [record.model_dump(mode="json") for record in features],
     }
     settings = {"job": job, "mailbox": mailbox, "jobs": jobs}

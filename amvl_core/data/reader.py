@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,15 @@ class ShardReader:
         """One whole column, in row order."""
         parts = self._of_each_file(lambda file: file.read([name]).column(name).to_numpy())
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def without_images(self) -> Iterator[StoredSample]:
+        """Every row without its images, in order; read a row group at a time."""
+        for file in range(len(self.uris)):
+            opened = self._file(file)
+            names = [name for name in opened.schema_arrow.names if name != "images"]
+            for group in range(opened.num_row_groups):
+                table = self._reading(file, lambda it, group=group: it.read_row_group(group, names))
+                yield from (stored_sample({**row, "images": ()}) for row in table.to_pylist())
 
     def sizes(self, added_tokens: int, sequences: int = 1) -> Sizes:
         """What the order of training depends on, from the shards' footers and one column; a DataError without rows.
