@@ -8,6 +8,7 @@ from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.records import DatasetRecord, SourceReport
+from amvl_core.data.reader import ShardReader
 from data_prep import filters
 from data_prep.report import PAGE_NAME
 

@@ -14,6 +14,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,8 @@ class ShardReader:
     def without_images(self) -> Iterator[StoredSample]:
         """Every row without its images, in order; read a row group at a time."""
         for file in range(len(self.uris)):
-            opened = self._file(file)
-            names = [name for name in opened.schema_arrow.names if name != "images"]
-            for group in range(opened.num_row_groups):
-                table = self._reading(file, lambda it, group=group: it.read_row_group(group, names))
+            for group in range(self._file(file).metadata.num_row_groups):
+                table = self._reading(file, partial(_without_images, group))
                 yield from (stored_sample({**row, "images": ()}) for row in table.to_pylist())
 
     def sizes(self, added_tokens: int, sequences: int = 1) -> Sizes:
@@ -146,6 +145,10 @@ class ShardReader:
         columns = self._file(file).metadata.row_group(group)
         self.bytes_read += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
         return table
+
+
+def _without_images(group: int, file: pq.ParquetFile) -> pa.Table:
+    return file.read_row_group(group, [name for name in file.schema_arrow.names if name != "images"])
 
 
 def parquet_file(uri: str) -> pq.ParquetFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
@@ -57,6 +57,12 @@ class MonetMethod(FeedbackBlocks):
     crop_tokens: int = Field(
         256, ge=1, description="image tokens of a region's image, at most; the token budget counts as many for each"
     )
+
+    @model_validator(mode="after")
+    def _aligned(self) -> MonetMethod:
+        if self.stage == 1 and self.align_weight:
+            raise ValueError("stage 1 of Monet has no alignment; leave align_weight out")
+        return self
 
     @property
     def weight_of_observations(self) -> float:
@@ -127,9 +133,7 @@ class MonetMethod(FeedbackBlocks):
         return MonetCost(self, latent)
 
     def problem(self, latent: LatentConfig, num_layers: int | None, zero_stage: int) -> str | None:
-        """A ZeRO stage under which ranks would wait for each other, and stage 1 with something to align."""
-        if self.stage == 1 and self.align_weight:
-            return "stage 1 of Monet has no alignment; leave align_weight out"
+        """A ZeRO stage under which ranks would wait for each other."""
         if self.stage > 1 and zero_stage == 3:
             return (
                 "zero_stage 3 gathers all weights anew for every fed-back slot, and ranks whose samples have unequally "
