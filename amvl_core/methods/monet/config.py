@@ -67,12 +67,14 @@ class MonetMethod(FeedbackBlocks):
     @property
     def weight_of_observations(self) -> float:
         """As configured, else the paper's."""
-        return {1: 2.0}.get(self.stage, 4.0) if self.observation_weight is None else self.observation_weight
+        paper = 2.0 if self.stage == 1 else 4.0
+        return paper if self.observation_weight is None else self.observation_weight
 
     @property
     def weight_of_alignment(self) -> float:
         """As configured, else the paper's; stage 1 has none."""
-        return {1: 0.0, 2: 4.0, 3: 2.0}[self.stage] if self.align_weight is None else self.align_weight
+        paper = {1: 0.0, 2: 4.0, 3: 2.0}[self.stage]
+        return paper if self.align_weight is None else self.align_weight
 
     @property
     def sequences(self) -> int:
@@ -88,8 +90,8 @@ class MonetMethod(FeedbackBlocks):
         return self._last(self.stage - 1, before) if self.weight_of_alignment else None
 
     def _last(self, stage: int, before: Sequence[MethodConfig]) -> int:
-        for number, method in reversed(list(enumerate(before))):
-            if isinstance(method, MonetMethod) and method.stage == stage:
+        for number in reversed(range(len(before))):
+            if isinstance(method := before[number], MonetMethod) and method.stage == stage:
                 return number
         raise ValueError(f"stage {self.stage} of Monet needs its stage {stage}; put one before it")
 
