@@ -8,6 +8,7 @@ from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.records import DatasetRecord, SourceReport
+from amvl_core.data.reader import ShardReader
 from data_prep import filters
 from data_prep.report import PAGE_NAME
 
@@ -70,6 +71,18 @@ def check(record: DatasetRecord) -> None:
                 ]
             )
         )
+
+
+def check_trainable(config: RunConfig, record: DatasetRecord) -> None:
+    """Raises DataError where no training sample has what the latents of a stage's method are trained on."""
+    for name, stage in config.stages.items():
+        missing = map(stage.method.lacks, ShardReader(record, "train").without_images())
+        lack = next(missing, None)
+        if lack is not None and all(missing):
+            raise DataError(
+                f"the run stops before training: stages.{name} ({stage.method.kind}) trains its latents on {lack}, and "
+                f"none of the {record.rows('train'):,} training samples has that; add a source that has (data.sources)"
+            )
 
 
 def cut_targets(config: RunConfig, record: DatasetRecord) -> list[str]:

@@ -120,9 +120,10 @@ def ablations(
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
             encoders = tasks.computed_once([config, *(one for row in configs.values() for one in row)])
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
-            base: CheckpointRecord | None = None
+            shared: dict[str, CheckpointRecord] = {}
             for stage in shared_stages(config):
-                base = tasks.train(config, stage, dataset, base, tracker, processes, features)
+                shared[stage] = tasks.train(config, stage, dataset, shared, tracker, processes, features)
+            base = list(shared.values())[-1] if shared else None
 
             fingerprint = ablation_fingerprint(str(table), configs, dataset, base, benchmarks)
             where = place(config, "ablation", fingerprint)
@@ -132,7 +133,7 @@ def ablations(
                 name, asked = base.stage if base else "base", [dataset, *benchmarks]
                 before = tasks.evaluate(config, name, asked, base, tracker, processes)
                 processes.close()  # the rows have their own
-                found = run_rows(config, plan, dataset, asked, base, tracker, features)
+                found = run_rows(config, plan, dataset, asked, shared, tracker, features)
                 record = AblationRecord(
                     **where._asdict(),
                     table=str(table),
@@ -167,7 +168,7 @@ def run_rows(
     plan: Plan,
     dataset: DatasetRecord,
     asked: list[DatasetRecord],
-    base: CheckpointRecord | None,
+    shared: dict[str, CheckpointRecord],
     tracker: Tracker,
     features: list[FeaturesRecord],
 ) -> Found:
@@ -192,7 +193,7 @@ def run_rows(
         started: dict[Future[Result], tuple[str, int]] = {}
         for label, seed, row in todo:
             # The flow's context, which its tasks need, is each thread's own copy.
-            run = partial(run_row, row, f"{label}, seed {seed}", dataset, asked, base, parent, free, features)
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, asked, shared, parent, free, features)
             started[threads.submit(copy_context().run, run)] = (label, seed)
         for done, future in enumerate(as_completed(started), 1):
             label, seed = started[future]
@@ -224,19 +225,20 @@ def run_row(
     label: str,
     dataset: DatasetRecord,
     asked: list[DatasetRecord],
-    base: CheckpointRecord | None,
+    shared: dict[str, CheckpointRecord],
     parent_run: str,
     free: Free,
     features: list[FeaturesRecord],
 ) -> Result:
-    """One row with one seed: its own stages from the shared checkpoint, then its evaluation, in a nested run."""
-    checkpoint = base
+    """One row with one seed: its own stages behind the shared ones, then its evaluation, in a nested run."""
+    trained = dict(shared)
     with Tracker(config, label, parent=parent_run) as tracker, taken(free) as processes:
         tracker.start()
-        for stage in own_stages(config, base):
-            with _working[train_fingerprint(config, stage, dataset, checkpoint)]:
-                checkpoint = tasks.train(config, stage, dataset, checkpoint, tracker, processes, features)
-        assert checkpoint is not None
+        for stage in config.stages:
+            if stage not in trained:
+                with _working[train_fingerprint(config, stage, dataset, *tasks.parents(config, stage, trained))]:
+                    trained[stage] = tasks.train(config, stage, dataset, trained, tracker, processes, features)
+        checkpoint = list(trained.values())[-1]
         name = checkpoint.stage.replace("_", "-")
         evaluations = tasks.evaluate(config, name, asked, checkpoint, tracker, processes)
         faithfulness = analysis = None
@@ -258,12 +260,6 @@ def taken(free: Free) -> Iterator[Processes]:
         yield processes
     finally:
         free.put(processes)
-
-
-def own_stages(config: RunConfig, base: CheckpointRecord | None) -> list[str]:
-    """The stages after the shared one."""
-    names = list(config.stages)
-    return names[names.index(base.stage) + 1 :] if base else names
 
 
 def line(config: RunConfig, row: Row, found: Found, table: Table) -> AblationRow:

@@ -26,7 +26,7 @@ from amvl_core.eval.seeds import score_row
 from amvl_core.experiments import experiment as named
 from amvl_core.experiments.experiment import Arm, Experiment, at_rate
 from flows import experiment_report, outbox, tasks
-from flows.ablations import AblationError, Found, Plan, Result, answers_of, finished, own_stages, run_rows
+from flows.ablations import AblationError, Found, Plan, Result, answers_of, finished, run_rows
 from flows.parameters import Cluster, Tracking, laid_over
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
@@ -58,20 +58,20 @@ def experiment(
             dataset = tasks.prepare(config, tracker)
             encoders = tasks.computed_once([config, *arms.values()])
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
-            base: CheckpointRecord | None = None
+            shared: dict[str, CheckpointRecord] = {}
             for stage in config.stages:
-                base = tasks.train(config, stage, dataset, base, tracker, processes, features)
-            assert base is not None
+                shared[stage] = tasks.train(config, stage, dataset, shared, tracker, processes, features)
+            base = shared[stage]
             processes.close()  # the arms have their own
 
-            rates, validation = chosen_rates(chosen, config, arms, number, dataset, base, tracker, features)
+            rates, validation = chosen_rates(chosen, config, arms, number, dataset, shared, tracker, features)
             plan = planned(chosen, config, arms, rates, number)
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
             where = place(config, "experiment", experiment_fingerprint(name, configs, dataset, base, validation))
 
             def make() -> ExperimentRecord:
                 run_id = tracker.start()
-                found = run_rows(config, plan, dataset, [dataset], base, tracker, features)
+                found = run_rows(config, plan, dataset, [dataset], shared, tracker, features)
                 record = ExperimentRecord(
                     **where._asdict(),
                     name=name,
@@ -98,7 +98,7 @@ def chosen_rates(
     arms: dict[str, RunConfig],
     seeds: int,
     dataset: DatasetRecord,
-    base: CheckpointRecord,
+    shared: dict[str, CheckpointRecord],
     tracker: Tracker,
     features: list[FeaturesRecord],
 ) -> tuple[Rates, str | None]:
@@ -114,7 +114,7 @@ def chosen_rates(
         for rate in chosen.rates:
             tried = chosen.validated_on(at_rate(arm, config.stages, rate))
             plan[f"{label}, lr {rate:g}"] = {config.seed + seeds: with_seed(tried, config.seed + seeds)}
-    found = run_rows(config, plan, dataset, [validation], base, tracker, features)
+    found = run_rows(config, plan, dataset, [validation], shared, tracker, features)
     rates: Rates = {}
     for label in arms:
         tried_rates = {f"{rate:g}": finished(found, f"{label}, lr {rate:g}") for rate in chosen.rates}
@@ -167,7 +167,9 @@ def line(
         writes=arm.writes,
         rate=float(best(rates[arm.label])),
         validated=rates[arm.label],
-        flops=training_flops(config, own_stages(config, base), dataset, base),
+        flops=training_flops(
+            config, [name for name in config.stages if name not in chosen.shared.stages], dataset, base
+        ),
         trained=trained,
         failed={seed: result for seed, result in sorted(found[arm.label].items()) if isinstance(result, str)},
         scores=score_row(own, None),

@@ -56,14 +56,13 @@ def full_pipeline(
             encoders = tasks.computed_once([config])
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
 
-            checkpoints: list[CheckpointRecord] = []
+            trained: dict[str, CheckpointRecord] = {}
             for stage in config.stages:
-                parent = checkpoints[-1] if checkpoints else None
-                checkpoints.append(tasks.train(config, stage, dataset, parent, tracker, processes, features))
-            final = checkpoints[-1]
+                trained[stage] = tasks.train(config, stage, dataset, trained, tracker, processes, features)
+            *earlier, final = trained.values()
             # What the final model is compared with: the last one without latents before it, else the untrained base.
             plain = [name for name, stage in config.stages.items() if not stage.method.has_latents]
-            base = next((c for c in reversed(checkpoints[:-1]) if c.stage in plain), None)
+            base = next((c for c in reversed(earlier) if c.stage in plain), None)
 
             name = base.stage if base else "base"
             asked = [dataset, *benchmarks]
@@ -78,7 +77,7 @@ def full_pipeline(
             suites, analysis = [], None
             if config.method.has_latents:  # what has latents must show that they matter
                 if enough := tasks.swappable(config, asked):
-                    controls = tasks.train_controls(config, dataset, checkpoints, tracker, processes)
+                    controls = tasks.train_controls(config, dataset, trained, tracker, processes)
                     controls += [(f"without latents ({base.stage})", base)] if base else []
                     suites = tasks.faithfulness(config, enough, final, controls, tracker, processes)
                 if config.method.analysis() and config.evaluation.analysis_items:

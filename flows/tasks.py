@@ -1,6 +1,6 @@
 """The tasks of the pipeline: each looks for the stage's record and calls one function of the rooms below."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,7 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
     for line in (*intake.warnings(record.reports), *intake.cut_targets(config, record)):
         log.warning("%s", line)
     record.check_test_split()  # now, not after all training
+    intake.check_trainable(config, record)
     if not config.data.accept_losses:
         intake.check(record)
     return record
@@ -124,22 +125,23 @@ def train(
     config: RunConfig,
     stage: str,
     dataset: DatasetRecord,
-    parent: CheckpointRecord | None,
+    trained: Mapping[str, CheckpointRecord],
     tracker: Tracker,
     processes: Processes,
     features: Sequence[FeaturesRecord] = (),
 ) -> CheckpointRecord:
-    """One training stage, from the checkpoint of the stage before it.
+    """One training stage; `trained` are the stages before it.
 
     It is given those of `features` that its method aligns with.
     """
-    where = place(config, "train", fingerprints.train_fingerprint(config, stage, dataset, parent))
+    parent, teacher = parents(config, stage, trained)
+    where = place(config, "train", fingerprints.train_fingerprint(config, stage, dataset, parent, teacher))
 
     def make() -> CheckpointRecord:
         with working(config, tracker, f"train-{stage}") as on_progress:
             tracker.plan(dataset.rows("train"))
             needed = [one for one in features if one.encoder in config.stages[stage].method.aligned_with]
-            return processes.trainers().train(config, stage, dataset, parent, *where, on_progress, needed)
+            return processes.trainers().train(config, stage, dataset, parent, *where, on_progress, needed, teacher)
 
     def found(record: CheckpointRecord) -> None:
         remove_resume_state(record.uri)
@@ -150,23 +152,29 @@ def train(
     return record
 
 
+def parents(
+    config: RunConfig, stage: str, trained: Mapping[str, CheckpointRecord]
+) -> tuple[CheckpointRecord | None, CheckpointRecord | None]:
+    """What a stage starts from and its frozen teacher, of the stages that are `trained`; None where it has none."""
+    start, teacher = config.parents(stage)
+    return trained[start] if start else None, trained[teacher] if teacher else None
+
+
 def train_controls(
     config: RunConfig,
     dataset: DatasetRecord,
-    checkpoints: list[CheckpointRecord],
+    trained: Mapping[str, CheckpointRecord],
     tracker: Tracker,
     processes: Processes,
 ) -> list[tuple[str, CheckpointRecord]]:
     """The models without latents that a latent one is held against, trained from where its latent stages start."""
     found = []
     for label, control in ablations.controls(config).items():
-        shared = ablations.shared_stages(config)
-        checkpoint = checkpoints[len(shared) - 1] if shared else None
+        done = {stage: trained[stage] for stage in ablations.shared_stages(config)}
         for stage in control.stages:
-            if stage not in config.stages:
-                checkpoint = train(control, stage, dataset, checkpoint, tracker, processes)
-        assert checkpoint is not None
-        found.append((label, checkpoint))
+            if stage not in done:
+                done[stage] = train(control, stage, dataset, done, tracker, processes)
+        found.append((label, done[list(control.stages)[-1]]))
     return found
 
 

@@ -65,12 +65,14 @@ class WorkerGroup:
         fingerprint: str,
         on_progress: ProgressFn,
         features: Sequence[FeaturesRecord] = (),
+        teacher: CheckpointRecord | None = None,
     ) -> CheckpointRecord:
         """Runs `stage` to its end and returns its record; a stage that was cut off goes on from its last checkpoint.
 
-        `features` are those of the stage's encoders that were computed before. Raises ClusterError where the workers
-        cannot be placed or keep failing, StorageError where the storage keeps failing them, and the worker's own
-        AmvlError where the configuration or the data are at fault.
+        It starts from `parent`, else from the base model; `teacher` is its frozen teacher. `features` are those of the
+        stage's encoders that were computed before. Raises ClusterError where the workers cannot be placed or keep
+        failing, StorageError where the storage keeps failing them, and the worker's own AmvlError where the
+        configuration or the data are at fault.
         """
         job = {
             "config": config.model_dump(mode="json"),
@@ -80,6 +82,7 @@ class WorkerGroup:
             "parent": parent.fingerprint if parent else None,
             "uri": uri,
             "fingerprint": fingerprint,
+            "teacher": teacher.model_uri if teacher else None,
             "features": [record.model_dump(mode="json") for record in features],
         }
         found = _Room(resources(self.config.cluster), self.config.cluster.min_workers, stage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -266,7 +266,7 @@ class LrScale(Frozen):
 
 
 class StageConfig(Frozen):
-    """One training stage; it starts from the checkpoint of the stage before it."""
+    """One training stage; it starts from the checkpoint of the stage before it (`RunConfig.parents`)."""
 
     method: Method
     trainable: Literal["all", "language", "new_rows"] = Field(
@@ -460,6 +460,15 @@ STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Names folders, metrics and tags in MLflow, tasks and artifacts in Prefect: what all of them take."""
 
 
+class Parents(NamedTuple):
+    """Stages before a stage, by name."""
+
+    start: str | None
+    """Whose checkpoint it starts from; None: it starts from the base model."""
+    teacher: str | None
+    """Whose model is its frozen teacher; None: it has none."""
+
+
 class RunConfig(Frozen):
     """Everything that a run is. Every default is the paper's; the preset `paper` adds its stages."""
 
@@ -468,7 +477,9 @@ class RunConfig(Frozen):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     latent: LatentConfig = LatentConfig()
-    stages: dict[str, StageConfig] = Field(min_length=1, description="in order; each starts where the one before ends")
+    stages: dict[str, StageConfig] = Field(
+        min_length=1, description="in order; each starts where the one before ends, if its method asks for no other"
+    )
     trainer: TrainerConfig = TrainerConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -488,7 +499,6 @@ class RunConfig(Frozen):
                 raise ValueError(
                     f"evaluation.{name}: the models of {self.method.kind} write no latent blocks; leave it out"
                 )
-        before: MethodConfig | None = None
         for name, stage in self.stages.items():
             if not STAGE_NAME.fullmatch(name):
                 raise ValueError(
@@ -509,13 +519,24 @@ class RunConfig(Frozen):
                         f"a worker may have to run two samples at once: micro_tokens ({stage.micro_tokens}) must be at "
                         f"least twice the longest sample's {longest} (data.max_tokens and the method's own tokens)"
                     )
+            try:
+                start = self.parents(name).start
+            except ValueError as error:
+                raise ValueError(f"stages.{name}: {error}") from error
+            before = None if start is None else self.stages[start].method
             if before is not None and not stage.method.follows(before):
                 raise ValueError(f"stages.{name}: {stage.method.kind} cannot follow {before.kind}; put it first")
-            before = stage.method
             layers = self.model.tiny.num_layers if self.model.base == "tiny" else None
             if problem := stage.method.problem(self.latent, layers, self.trainer.zero_stage):
                 raise ValueError(f"stages.{name}: {problem}")
         return self
+
+    def parents(self, stage: str) -> Parents:
+        """The earlier stages that a stage needs. Raises ValueError where one of them is missing."""
+        before = list(self.stages)[: list(self.stages).index(stage)]
+        method, methods = self.stages[stage].method, [self.stages[name].method for name in before]
+        start, teacher = method.starts_from(methods), method.taught_by(methods)
+        return Parents(*(None if number is None else before[number] for number in (start, teacher)))
 
     @property
     def method(self) -> MethodConfig:

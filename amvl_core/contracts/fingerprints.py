@@ -23,7 +23,13 @@ Controls = Sequence[tuple[str, CheckpointRecord]]
 """Checkpoints without latents, by the names that the rows of the faithfulness table give them."""
 
 
-def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, parent: CheckpointRecord | None) -> str:
+def train_fingerprint(
+    config: RunConfig,
+    stage: str,
+    dataset: DatasetRecord,
+    parent: CheckpointRecord | None,
+    teacher: CheckpointRecord | None = None,
+) -> str:
     """Of the checkpoint that `stage` leaves. The token budget and ZeRO stage only say how the same sum is taken."""
     return fingerprint(
         "train",
@@ -35,6 +41,7 @@ def train_fingerprint(config: RunConfig, stage: str, dataset: DatasetRecord, par
         precision=config.trainer.precision,
         dataset=dataset.fingerprint,
         parent=parent.fingerprint if parent else None,
+        **({"teacher": teacher.fingerprint} if teacher else {}),
     )
 
 

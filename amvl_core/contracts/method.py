@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Segment, StoredSample, reply
+from amvl_core.contracts.sample import Segment, Shown, StoredSample, reply
 from amvl_core.contracts.watch import Watch
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
     from amvl_core.methods.cost import Cost
 
-METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut", "lvr", "codi")
+METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut", "lvr", "codi", "monet")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
 
 
@@ -52,10 +52,13 @@ class MethodConfig(Frozen):
     """Columns of a progress line -> the logged terms that stand in each."""
     schedules: ClassVar[tuple[str, ...]] = ()
     """Logged weights of its terms that change while it trains."""
-    sequences: ClassVar[int] = 1
-    """Sequences that a step runs of a sample; each holds what the sample has in its shard, at most."""
     reserved: ClassVar[str | None] = None
     """A regular expression of its control tokens: a text that holds one would be read as structure."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that a step runs of a sample; each holds what the sample has in its shard, at most."""
+        return 1
 
     def slots(self, latent: LatentConfig) -> list[str]:
         """The tokens of a latent block in order; empty without a block."""
@@ -69,16 +72,27 @@ class MethodConfig(Frozen):
         """What the model is to write where no block stands in it: each step as a line, then the answer."""
         return reply(sample)
 
-    def teacher(self, sample: StoredSample) -> list[Segment] | None:
-        """A second sequence of a sample, with all its images, that training runs beside the first. None: there is none.
+    def teacher(self, sample: StoredSample, latent: LatentConfig) -> list[Segment] | None:
+        """A second sequence of a sample that training runs beside the first. None: there is none.
 
         `sequences` is then 2.
         """
         return None
 
-    def shown(self, sample: StoredSample) -> Sequence[int]:
-        """The sample's images that stand in the sequence, by number."""
+    def shown(self, sample: StoredSample) -> Sequence[Shown]:
+        """What stands in the sequence in the places for images, in order."""
         return range(len(sample.images))
+
+    def shown_to_teacher(self, sample: StoredSample) -> Sequence[Shown]:
+        """The same for the second sequence."""
+        return range(len(sample.images))
+
+    def lacks(self, sample: StoredSample) -> str | None:
+        """What a sample, given without its images, does not have that latents are trained on. None: nothing.
+
+        A dataset of which every training sample lacks it is refused.
+        """
+        return None
 
     def answers_next(self, sample: StoredSample) -> bool:
         """Whether a model that it trained writes the answer to such a sample first, without a step before it."""
@@ -116,6 +130,17 @@ class MethodConfig(Frozen):
         A stock model that has been given a block keeps it in its prompts, so only a method with a block may follow.
         """
         return before.kind == self.kind or (before.model_type is None and bool(self.reserved or not before.reserved))
+
+    def starts_from(self, before: Sequence[MethodConfig]) -> int | None:
+        """Which of the stages before, given by their methods in order, a stage of it starts from; None: the base model.
+
+        Raises ValueError where the one that it needs is not among them.
+        """
+        return len(before) - 1 if before else None
+
+    def taught_by(self, before: Sequence[MethodConfig]) -> int | None:
+        """Which of them gives it a frozen teacher (`Method.equip`). None: it has none. Raises as `starts_from`."""
+        return None
 
     def watches(self, latent: LatentConfig) -> list[Watch]:
         """What can go wrong with its terms while it trains."""

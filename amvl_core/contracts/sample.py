@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from amvl_core.contracts.errors import DataError
 
 Split = Literal["train", "test"]
-SegmentKind = Literal["prompt", "latent", "hidden", "step", "answer"]
-"""`hidden`: steps right behind a latent block that are not to be written: only what fills the block while training sees
-them."""
+SegmentKind = Literal["prompt", "image", "latent", "hidden", "step", "answer"]
+"""`image`: an image of a reply, of which no token is written. `hidden`: steps right behind a latent block that are not
+to be written: only what fills the block while training sees them."""
 
 IMAGE_PLACEHOLDER = "<image>"
 """Stands in a question or step where an image goes; the n-th placeholder is the n-th of `images`."""
@@ -81,6 +81,22 @@ class StoredSample:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """What image `image` of a sample shows within `box`, in its pixels, as an image of its own.
+
+    It has `most` image tokens at most: it is scaled down where it would have more.
+    """
+
+    image: int
+    box: tuple[float, float, float, float]
+    most: int
+
+
+Shown: TypeAlias = int | Crop
+"""What a sequence shows in a place for an image: one of the sample's images, by number, or a part of one."""
+
+
+@dataclass(frozen=True)
 class Fill:
     """What slots are filled with: the merged vision tokens within `box` of image `image` of those that are shown.
 
@@ -97,13 +113,15 @@ class Segment:
     """A stretch of a training sequence. The text of a latent block is its tokens.
 
     `image` is the number of the sample's image that a latent block is about, where it is about one. With `fill` the
-    text is one slot, which stands once for each vision token of the fill.
+    text is one slot, which stands once for each vision token of the fill. An `observation` says what is seen in the
+    image or the block before it.
     """
 
     kind: SegmentKind
     text: str
     image: int | None = None
     fill: Fill | None = None
+    observation: bool = False
 
 
 STEP_END = "\n"

@@ -60,6 +60,7 @@ class Batch:
     `hidden_tokens` counts, of each sample, those behind its latent block that are not to be written; empty: no sample
     has any.
     `filled_with` are the tokens whose embeddings filled slots take, of each sample, counted through the batch.
+    `observed` are the tokens of observations, of each sample, counted through the batch.
     `teacher` holds the samples' second sequences, where they have one.
     """
 
@@ -75,6 +76,7 @@ class Batch:
     targets: dict[str, Tensor] = field(default_factory=dict)
     hidden_tokens: list[int] = field(default_factory=list)
     filled_with: list[list[int]] = field(default_factory=list)
+    observed: list[list[int]] = field(default_factory=list)
     teacher: Batch | None = None
 
     @property
@@ -111,7 +113,8 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         about=_about(samples),
         targets=_targets(samples),
         hidden_tokens=[sample.hidden_tokens for sample in samples],
-        filled_with=_filled_with(samples),
+        filled_with=_tokens(samples, [sample.filled_with for sample in samples]),
+        observed=_tokens(samples, [sample.observed for sample in samples]),
         teacher=collate(teachers) if teachers else None,
     )
 
@@ -126,9 +129,10 @@ def _about(samples: Sequence[Encoded]) -> list[list[int | None]]:
     return found
 
 
-def _filled_with(samples: Sequence[Encoded]) -> list[list[int]]:
+def _tokens(samples: Sequence[Encoded], numbers: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Tokens of each sample, counted through the batch."""
     starts = accumulate((len(sample.input_ids) for sample in samples), initial=0)
-    return [[start + token for token in sample.filled_with] for start, sample in zip(starts, samples, strict=False)]
+    return [[start + token for token in own] for start, own in zip(starts, numbers, strict=False)]
 
 
 def _targets(samples: Sequence[Encoded]) -> dict[str, Tensor]:

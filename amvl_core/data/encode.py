@@ -20,8 +20,10 @@ from amvl_core.contracts.sample import (
     IMAGE_PLACEHOLDER,
     PLACEHOLDER,
     VIDEO_PLACEHOLDER,
+    Crop,
     Fill,
     Segment,
+    Shown,
     StoredSample,
     Video,
 )
@@ -80,6 +82,11 @@ class PixelBudget:
         long = min(long, most // short)
         return (short, long) if width <= height else (long, short)
 
+    def with_at_most(self, tokens: int) -> PixelBudget:
+        """The same for an image of so many tokens at most, if need be below `min_pixels`."""
+        most = tokens * self.unit**2
+        return PixelBudget(min(self.min_pixels, most), min(self.max_pixels, most), self.unit)
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -100,7 +107,8 @@ NO_TARGETS = Targets((), {})
 class Encoded:
     """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images.
 
-    `hidden_tokens` are those of steps that are not to be written, right behind the latent block.
+    `hidden_tokens` are those of steps that are not to be written, right behind the latent block. `observed` are the
+    tokens of observations, by number.
     `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes. `teacher` is the
     sample's second sequence, where its method has one.
     """
@@ -115,6 +123,7 @@ class Encoded:
     targets: Targets = NO_TARGETS
     hidden_tokens: int = 0
     filled_with: tuple[int, ...] = ()
+    observed: tuple[int, ...] = ()
     teacher: Encoded | None = None
 
 
@@ -134,17 +143,26 @@ class Encoder:
         return text
 
     def encode(
-        self, sample_id: str, segments: Sequence[Segment], images: Sequence[bytes], videos: Sequence[Video] = ()
+        self,
+        sample_id: str,
+        segments: Sequence[Segment],
+        images: Sequence[bytes],
+        videos: Sequence[Video] = (),
+        crops: Mapping[int, Crop] | None = None,
     ) -> Encoded:
-        """Token ids, labels and patches; a DataError names the sample where parts do not match."""
+        """Token ids, labels and patches; a DataError names the sample where parts do not match.
+
+        Of the images in `crops`, by their place in `images`, only that part is shown.
+        """
         visuals = in_places(sample_id, "".join(segment.text for segment in segments), images, videos)
-        pixels, grids, seconds, sizes = self._pixels(sample_id, images, visuals)
+        pixels, grids, seconds, sizes = self._pixels(sample_id, images, visuals, crops or {})
         merge = self.processor.image_processor.merge_size**2
         counts = [] if grids is None else [int(grid.prod()) // merge for grid in grids]
         features, firsts, stills = iter(counts), [0, *accumulate(counts)], _stills(visuals)
         ids: list[int] = []
         labels: list[int] = []
         fills: list[int] = []
+        observed: list[int] = []
         hidden = 0
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
@@ -156,6 +174,7 @@ class Encoder:
                 fills += [firsts[shown] + cell for cell in cells]
                 text *= len(cells)
             tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
+            observed += range(len(ids), len(ids) + len(tokens)) if segment.observation else ()
             ids += tokens
             hidden += len(tokens) if segment.kind == "hidden" else 0
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
@@ -164,7 +183,15 @@ class Encoder:
         labels_T[shown_T] = IGNORED
         filled_with = tuple(shown_T.nonzero()[0][fills].tolist()) if fills else ()
         return Encoded(
-            sample_id, ids_T, labels_T, pixels, grids, seconds, hidden_tokens=hidden, filled_with=filled_with
+            sample_id,
+            ids_T,
+            labels_T,
+            pixels,
+            grids,
+            seconds,
+            hidden_tokens=hidden,
+            filled_with=filled_with,
+            observed=tuple(observed),
         )
 
     def _text(self, segment: Segment, last: bool) -> str:
@@ -174,18 +201,28 @@ class Encoder:
         return text + (self.end_of_turn if last else "")
 
     def _pixels(
-        self, sample_id: str, images: Sequence[bytes], visuals: Sequence[Video | None]
+        self,
+        sample_id: str,
+        images: Sequence[bytes],
+        visuals: Sequence[Video | None],
+        crops: Mapping[int, Crop],
     ) -> tuple[Any, Any, Any, list[tuple[int, int]]]:
         """Patches, grids and seconds of `visuals`: videos, and still images, which are None.
 
-        And the (width, height) that each image is stored in.
+        And the (width, height) of each image, or of the part of it that is shown, as stored.
         """
         if not images:
             return None, None, None, []
         budget = PixelBudget.of(self.processor.image_processor)
         try:
-            stored = [decode(data) for data in images]
-            pictures = [fitted(picture, budget) for picture in stored]
+            stored = [
+                cut(decode(data), crops[place].box) if place in crops else decode(data)
+                for place, data in enumerate(images)
+            ]
+            pictures = [
+                fitted(picture, budget.with_at_most(crops[place].most) if place in crops else budget)
+                for place, picture in enumerate(stored)
+            ]
         except PictureError as error:
             raise DataError(f"{sample_id}: an image of the prepared dataset cannot be read: {error}") from error
         try:
@@ -232,8 +269,13 @@ def cells_within(fill: Fill, size: tuple[int, int], grid: tuple[int, int]) -> li
 
 def laid_out(encoder: Encoder, method: MethodConfig, latent: LatentConfig, sample: StoredSample) -> Encoded:
     """A stored sample as `method` lays it out."""
-    images = [sample.images[number] for number in method.shown(sample)]
-    return encoder.encode(sample.sample_id, method.layout(sample, latent), images, sample.videos)
+    return _encoded(encoder, sample, method.layout(sample, latent), method.shown(sample))
+
+
+def _encoded(encoder: Encoder, sample: StoredSample, segments: Sequence[Segment], shown: Sequence[Shown]) -> Encoded:
+    images = [sample.images[one.image if isinstance(one, Crop) else one] for one in shown]
+    crops = {place: one for place, one in enumerate(shown) if isinstance(one, Crop)}
+    return encoder.encode(sample.sample_id, segments, images, sample.videos, crops)
 
 
 def laid_out_to_train(
@@ -249,8 +291,8 @@ def laid_out_to_train(
     among them is shown the image.
     """
     encoded = laid_out(encoder, method, latent, sample)
-    if (segments := method.teacher(sample)) is not None:
-        encoded = replace(encoded, teacher=encoder.encode(sample.sample_id, segments, sample.images))
+    if (segments := method.teacher(sample, latent)) is not None:
+        encoded = replace(encoded, teacher=_encoded(encoder, sample, segments, method.shown_to_teacher(sample)))
     if not method.aligned_with:
         return encoded
     about = [segment.image for segment in method.layout(sample, latent) if segment.kind == "latent"]
@@ -284,6 +326,12 @@ def in_places(name: str, text: str, images: Sequence[bytes], videos: Sequence[Vi
             raise DataError(f"{name}: {wanted - found} of its {wanted} {kind}s have no placeholder in the text")
     left = iter(videos)
     return [next(left) if place == VIDEO_PLACEHOLDER else None for place in places]
+
+
+def cut(image: Image.Image, box: Sequence[float]) -> Image.Image:
+    """The pixels of a decoded image that a box on it reaches into."""
+    x1, y1, x2, y2 = box
+    return image.crop((math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)))
 
 
 def fitted(image: Image.Image, budget: PixelBudget) -> Image.Image:

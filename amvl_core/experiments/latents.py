@@ -81,7 +81,7 @@ def _amvl(steps: int, **fields: Any) -> AmvlMethod:
 
 def _valr(**fields: Any) -> ValrMethod:
     encoders = tuple(EncoderConfig(name=kind, source=f"tiny:{kind}", size=64) for kind in ("dinov3", "siglip"))
-    return ValrMethod(encoders=encoders, align_layer=2, projector_width=128, **fields)
+    return ValrMethod(encoders=encoders, align_layer=2, projector_width=128, interpolation="linear", **fields)
 
 
 def _arms(steps: int) -> tuple[Arm, ...]:

@@ -12,18 +12,25 @@ from amvl_core.rows.spans import Rows
 
 
 class RowsOfStep(NamedTuple):
-    """One sample's packed rows, in the order they run, and how often its labels get logits."""
+    """One sample's packed rows, in the order they run, and how often its labels get logits.
+
+    `once` are rows that take one pass: those of a frozen teacher, and those that go backward a second time.
+    """
 
     rows: Rows
     draws: int = 1
+    once: Rows = ()
 
-    def flops(self, config: Any, logit_rows: int) -> float:
-        """A step, forward and backward, with logits on `logit_rows` rows of each draw."""
-        return 3.0 * rows_flops(config, self.rows, self.draws * logit_rows)
+    def flops(self, config: Any, logit_rows: int, passes: float = 3.0) -> float:
+        """A step with logits on `logit_rows` rows of each draw; forward and backward together are `passes` forward."""
+        return passes * rows_flops(config, self.rows, self.draws * logit_rows) + rows_flops(config, self.once, 0)
 
 
 class Cost:
     """A method of one plain row: `added` tokens of its layout, the prompt and the answer."""
+
+    frozen_models: int = 0
+    """Frozen models as large as the one that is trained, which lie beside it."""
 
     def __init__(self, added: int = 0) -> None:
         self.added = added

@@ -22,7 +22,10 @@ from amvl_core.rows.decode import has_bottleneck
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training is: `step` optimiser steps are done; the global batch has `num_tokens` label tokens."""
+    """Where training is: `step` optimiser steps are done.
+
+    The label tokens of the global batch weigh `num_tokens` (`Method.label_weight`): as many as they are, by default.
+    """
 
     seed: int
     step: int
@@ -98,10 +101,15 @@ class Method(nn.Module, ABC):
         beside = [p for name, p in self.named_parameters() if not name.startswith("model.") and id(p) not in frozen]
         return inside + beside
 
-    def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches]) -> None:
+    def label_weight(self, batch: Batch) -> float:
+        """What the batch's label tokens weigh: its next-token loss is a mean over them by weight."""
+        return batch.num_label_tokens
+
+    def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches], teacher: Method | None = None) -> None:
         """Adds what training needs beside the model, such as teachers and projectors.
 
-        `computed` has the encoders of `MethodConfig.aligned_with` whose features are in the batch already.
+        `computed` has the encoders of `MethodConfig.aligned_with` whose features are in the batch already. `teacher` is
+        the stage that `MethodConfig.taught_by` names, with its model.
         """
 
     def frozen(self) -> list[nn.Module]:

@@ -31,6 +31,11 @@ class FeedbackBlocks(MethodConfig):
         """K times the same token."""
         return [SLOT] * latent.num_slots
 
+    def block(self, latent: LatentConfig, image: int | None) -> tuple[Segment, ...]:
+        """A block, of which the entry marker alone carries a label; `image` is the image that it is about."""
+        inside = "".join(self.slots(latent)) + LATENT_END
+        return Segment("step", LATENT_START), Segment("latent", inside, image)
+
     def follows(self, before: MethodConfig) -> bool:
         """Its own, or a stock model's without another block."""
         return before.kind == self.kind or (before.model_type is None and not before.reserved)
@@ -86,11 +91,6 @@ class ReplyBlocks(StepsReplaced, FeedbackBlocks):
         "shows several, else the first step (VaLR, App. B)",
     )
     max_blocks: int = Field(8, ge=1, description="blocks in a sample, at most; later steps have none")
-
-    def block(self, latent: LatentConfig, image: int | None) -> tuple[Segment, ...]:
-        """A block; `image` is the image that it is about."""
-        inside = "".join(self.slots(latent)) + LATENT_END
-        return Segment("step", LATENT_START), Segment("latent", inside, image)
 
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """Prompt, then blocks and steps, then the answer."""

@@ -76,6 +76,12 @@ class DeferredWeightGradients(TorchFunctionMode):
         super().__init__()
         self._weights: dict[int, tuple[Tensor, _Kept]] = {}
 
+    def forget(self) -> None:
+        """Drops what a backward pass has kept that asked for no weight's gradient (`torch.autograd.grad`)."""
+        for _, kept in self._weights.values():
+            kept.inputs.clear()
+            kept.gradients.clear()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replaces `functional.linear` alone."""
         if func is not functional.linear or not torch.is_grad_enabled():

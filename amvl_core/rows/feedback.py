@@ -27,6 +27,13 @@ from amvl_core.rows.packed import run_row
 from amvl_core.rows.spans import Piece, Span, of_one_row
 
 
+class Link(NamedTuple):
+    """States that are fed back in one pass, [B, D], and the slots' inputs, which are leaves with the same values."""
+
+    states_BD: Tensor
+    inputs_BD: Tensor
+
+
 class FedBack(NamedTuple):
     """What a batch gives, in packed order."""
 
@@ -36,6 +43,24 @@ class FedBack(NamedTuple):
     """What the slots were given: the final state of the row before each, as `feed` gives it."""
     tapped: dict[int, Tensor]
     """States [T, D] of the tapped rows behind each tapped layer."""
+    links: list[Link]
+    """In the order of the passes; none unless slots' inputs are leaves."""
+    deferred: DeferredWeightGradients
+
+    def handed_on(self, loss: Tensor) -> Tensor:
+        """Zero, whose gradient is that of `loss` in the slots' inputs, taken for one in the states that they copy.
+
+        The slots' inputs are leaves. So a path leads from the loss into one slot's input, and from the state before
+        that slot into the weights, but never on through an earlier slot's input.
+        """
+        if not self.links or not loss.requires_grad:
+            return loss.new_zeros(())
+        inputs = [link.inputs_BD for link in self.links]
+        gradients = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True)
+        self.deferred.forget()
+        found = [(link.states_BD * grad_BD).sum() for link, grad_BD in zip(self.links, gradients, strict=True)]
+        handed = torch.stack(found).sum()
+        return handed - handed.detach()
 
 
 def run_fed_back(
@@ -49,6 +74,8 @@ def run_fed_back(
     hops: int | None = None,
     tapped: Sequence[int] | None = None,
     feed: Callable[[Tensor], Tensor] | None = None,
+    helpers: Sequence[Sequence[range]] = (),
+    leaves: bool = False,
 ) -> FedBack:
     """Runs packed samples of `lengths` tokens, each with blocks of `slots`: ranges of the sample's own tokens.
 
@@ -57,9 +84,12 @@ def run_fed_back(
     [B, D] of the state before it (None: the state as it is).
     `hops` is how many feed-back links in a row gradient passes (None: all): the state is detached at every link
     number j of a block, counted from 0, with j % (hops + 1) == 0. The forward pass is the same.
+    With `leaves` no gradient passes a link; each slot's input is a leaf, for `FedBack.handed_on`.
+    `helpers` has for each block of each sample a range of its tokens, between it and the block before, that nothing but
+    itself and the block's slots sees, such as an image. Left out: all is seen by all that follows.
     Raises ValueError where blocks are empty, out of order, touch, or begin at a sample's first token.
     """
-    run = _Run(text, embeds_ND, positions_3N, lengths, slots, wanted, taps, tapped, feed)
+    run = _Run(text, embeds_ND, positions_3N, lengths, slots, wanted, taps, tapped, feed, helpers, leaves)
     for block in range(1 + max(map(len, slots), default=0)):
         samples = [sample for sample, own in enumerate(slots) if len(own) >= block]
         states = run.segments(samples, block)
@@ -86,10 +116,13 @@ class _Run:
         taps: Sequence[int],
         tapped: Sequence[int] | None,
         feed: Callable[[Tensor], Tensor] | None,
+        helpers: Sequence[Sequence[range]],
+        leaves: bool,
     ) -> None:
         self.text, self.embeds_ND, self.positions_3N = text, embeds_ND, positions_3N
         self.starts = [0, *accumulate(lengths)]
         self.places, self.wanted, self.taps, self.feed = slots, set(wanted), taps, feed
+        self.helpers, self.leaves = helpers, leaves
         every = (
             start + place for start, own in zip(self.starts, slots, strict=False) for block in own for place in block
         )
@@ -97,6 +130,8 @@ class _Run:
         self.before: list[Context] = []
         self.deferred = DeferredWeightGradients()
         self.chains: list[list[Piece]] = [[] for _ in lengths]
+        self.helping: list[list[Piece]] = [[] for _ in lengths]
+        self.links: list[Link] = []
         self.edges = [_edges(length, own) for length, own in zip(lengths, slots, strict=True)]
         self.read: list[tuple[list[int], Tensor]] = []
         self.fed: list[tuple[list[int], Tensor]] = []
@@ -109,17 +144,19 @@ class _Run:
         read: list[int] = []
         last: dict[int, int] = {}
         for sample in samples:
-            start, stop = (self.starts[sample] + edge for edge in self.edges[sample][block])
-            asked = [row for row in range(start, stop) if row in self.wanted]
-            if len(self.places[sample]) > block:
-                asked.append(stop - 1)
-            first = min(asked, default=stop)
-            spans.append(Span(stop - start, stop - first, tuple(self.chains[sample])))
-            rows += range(start, stop)
-            read += range(first, stop)
-            if len(self.places[sample]) > block:
+            parts = self._parts(sample, block)
+            before = parts[-1][0].stop - 1 if len(self.places[sample]) > block else None
+            for part, helps in parts:
+                asked = [row for row in part if row in self.wanted or row == before]
+                first = min(asked, default=part.stop)
+                piece = Piece(len(self.before), len(spans), 0, len(part))
+                spans.append(Span(len(part), part.stop - first, tuple(self.chains[sample])))
+                (self.helping if helps else self.chains)[sample].append(piece)
+                rows += part
+                read += range(first, part.stop)
+            if before is not None:
                 last[sample] = len(read) - 1
-        hidden_RD = self._row(samples, spans, rows, self._of(self.embeds_ND, rows, 0))
+        hidden_RD = self._row(spans, rows, self._of(self.embeds_ND, rows, 0))
         self.read.append((read, hidden_RD))
         return {sample: hidden_RD[place] for sample, place in last.items()}
 
@@ -127,11 +164,19 @@ class _Run:
         """Runs slot `link` of a block of each sample on its state; gives the states behind."""
         rows = [self.starts[sample] + self.places[sample][block][link] for sample in samples]
         feeds = [link + 1 < len(self.places[sample][block]) for sample in samples]
-        spans = [Span(1, int(goes_on), tuple(self.chains[s])) for s, goes_on in zip(samples, feeds, strict=True)]
+        spans = [
+            Span(1, int(goes_on), (*self.chains[sample], *self.helping[sample]))
+            for sample, goes_on in zip(samples, feeds, strict=True)
+        ]
         states_BD = torch.stack([states[sample] for sample in samples])
         inputs_BD = states_BD if self.feed is None else self.feed(states_BD)
+        if self.leaves:
+            self.links.append(Link(inputs_BD, inputs_BD.detach().requires_grad_(inputs_BD.requires_grad)))
+            inputs_BD = self.links[-1].inputs_BD
         self.fed.append((rows, inputs_BD))
-        hidden_RD = self._row(samples, spans, rows, inputs_BD)
+        for number, sample in enumerate(samples):
+            self.chains[sample].append(Piece(len(self.before), number, 0, 1))
+        hidden_RD = self._row(spans, rows, inputs_BD)
         going = [sample for sample, goes_on in zip(samples, feeds, strict=True) if goes_on]
         return dict(zip(going, hidden_RD, strict=True))
 
@@ -140,17 +185,26 @@ class _Run:
         hidden_RD = _in_order(self.read, self.embeds_ND, self.wanted)
         inputs_TD = _in_order(self.fed, self.embeds_ND)
         tapped = {layer: _in_order(parts, self.embeds_ND) for layer, parts in self.tapped.items()}
-        return FedBack(hidden_RD, inputs_TD, tapped)
+        return FedBack(hidden_RD, inputs_TD, tapped, self.links, self.deferred)
 
-    def _row(self, samples: Sequence[int], spans: Sequence[Span], rows: list[int], inputs_ND: Tensor) -> Tensor:
-        """Runs a packed row; its spans go on their samples' chains."""
+    def _parts(self, sample: int, block: int) -> list[tuple[range, bool]]:
+        """The rows before a block, in up to three parts, and whether they are those that its slots alone see."""
+        self.helping[sample] = []
+        start, stop = (self.starts[sample] + edge for edge in self.edges[sample][block])
+        own = self.helpers[sample] if self.helpers else ()
+        if len(own) <= block:
+            return [(range(start, stop), False)]
+        first, last = (self.starts[sample] + edge for edge in (own[block].start, own[block].stop))
+        parts = [(range(start, first), False), (range(first, last), True), (range(last, stop), False)]
+        return [part for part in parts if part[0]]
+
+    def _row(self, spans: Sequence[Span], rows: list[int], inputs_ND: Tensor) -> Tensor:
+        """Runs a packed row."""
         kept = [place for place, row in enumerate(rows) if row in self.kept] if self.taps else []
         taps = dict.fromkeys(self.taps if kept else (), kept)
         positions_3N = self._of(self.positions_3N, rows, 1)
         around = self.deferred if of_one_row(spans) else None
         hidden_RD, context = run_row(self.text, inputs_ND, positions_3N, spans, self.before, taps, around)
-        for number, (sample, span) in enumerate(zip(samples, spans, strict=True)):
-            self.chains[sample].append(Piece(len(self.before), number, 0, span.rows))
         self.before.append(context)
         for layer in taps:
             self.tapped[layer].append(([rows[place] for place in kept], context.tapped[layer]))

@@ -48,6 +48,7 @@ class TrainJob(Frozen):
     """All that a worker needs to know. It crosses process borders as JSON.
 
     `start_from` is the folder or Hub id of the weights, `parent` the fingerprint of the checkpoint they belong to.
+    `teacher` is the folder of the frozen teacher (`RunConfig.parents`), where the stage has one.
     `features` are those of the encoders that the method aligns with, where they were computed before.
     """
 
@@ -58,6 +59,7 @@ class TrainJob(Frozen):
     parent: str | None
     uri: str
     fingerprint: str
+    teacher: str | None = None
     features: tuple[FeaturesRecord, ...] = ()
 
 
@@ -182,15 +184,24 @@ def _encoding(
 def build_method(job: TrainJob, features: Mapping[str, FeatureReader | StoredFeatures]) -> tuple[Method, AMVLProcessor]:
     """The stage's method on the weights it starts from, and the processor that goes with them."""
     config, stage = job.config, job.config.stages[job.stage]
-    kind = stage.method.implementation()
-    dtype = DTYPES[config.trainer.precision]
-    with model_folder(job.start_from) as folder:
+    method, processor = _loaded(job, stage.method, job.start_from)
+    method.model.train()
+    set_pixel_budget(processor, config.data)
+    teacher = None
+    if job.teacher is not None:
+        name = config.parents(job.stage).teacher
+        assert name is not None
+        teacher, _ = _loaded(job, config.stages[name].method, job.teacher)
+    method.equip(processor, {name: source.patches for name, source in features.items()}, teacher)
+    return method, processor
+
+
+def _loaded(job: TrainJob, config: MethodConfig, uri: str) -> tuple[Method, AMVLProcessor]:
+    """A stage's method on the model in a folder."""
+    kind, dtype = config.implementation(), DTYPES[job.config.trainer.precision]
+    with model_folder(uri) as folder:
         processor = load_processor(folder)
-        set_pixel_budget(processor, config.data)
-        model = kind.load(folder, processor, config.latent, dtype=dtype)
-    model.train()
-    method = kind(model, stage.method)
-    method.equip(processor, {name: source.patches for name, source in features.items()})
+        method: Method = kind(kind.load(folder, processor, job.config.latent, dtype=dtype), config)
     return method, processor
 
 
@@ -208,14 +219,14 @@ def _optimiser_step(
     """Forward and backward over the rank's micro-batches, one optimiser step.
 
     Returns the terms' sums on this rank, and whether any rank is `interrupted`. All ranks learn of it together with the
-    count of label tokens.
+    weight of the label tokens.
     """
-    labels = sum(batch.num_label_tokens for batch in micro)
+    labels = sum(engine.method.label_weight(batch) for batch in micro)
     samples = sum(len(batch.lengths) for batch in micro)
-    reduced = torch.tensor([labels, samples, int(interrupted)], device=engine.device)
+    reduced = torch.tensor([labels, samples, int(interrupted)], dtype=torch.float64, device=engine.device)
     dist.all_reduce(reduced)
     num_labels, num_samples, interrupts = reduced.tolist()
-    clock = Clock(seed, step, max(1.0, float(num_labels)), num_samples)
+    clock = Clock(seed, step, max(1.0, num_labels), int(num_samples))
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro, 1):
         output = engine.forward(batch, clock, last=number == len(micro))

@@ -239,6 +239,7 @@ class _Job:
     def states(self, stage: StageConfig, how: _How) -> States:
         """What outlives a step."""
         total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
+        total *= 1 + self.cost(stage).frozen_models
         largest = self.shape.text.vocab_size * self.shape.text.hidden_size
         return memory.states(total, trained, self.width, how.zero_stage, how.workers, how.offload, largest)
 
@@ -287,7 +288,7 @@ class _Job:
         patches = load.image_tokens * shape.vision.spatial_merge_size**2
         vision = vision_flops(shape.vision, patches, load.images) * (passes if stage.trainable == "all" else 1)
         ways = self.cost(stage).ways(load.prompt, load.answer)
-        return {way: of.flops(shape.text, load.labels) / 3 * passes + vision for way, of in ways.items()}
+        return {way: of.flops(shape.text, load.labels, passes) + vision for way, of in ways.items()}
 
     def network_seconds(self, stage: StageConfig, how: _How) -> float:
         """Of one optimiser step, nothing overlapped: DeepSpeed's default below stage 3.

@@ -1,18 +1,22 @@
 """Losses that a run tells, warns of, and stops at."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from amvl_core.contracts.config import ChatJsonlSource, DataConfig, override
 from amvl_core.contracts.errors import ConfigError, DataError
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import DatasetRecord, SourceReport
 from amvl_core.methods.amvl.presets import demo
 from data_prep import filters, intake, listing
+from data_prep.shards import ShardRow
 from data_prep.units import Work
 from tests.data_prep.pictures import png
 from tests.data_prep.test_units import Counter
+from tests.shards import row, write
 
 
 def report(read: int, split: str = "train", **dropped: int) -> SourceReport:
@@ -46,6 +50,18 @@ def prepared(folder: Path, max_tokens: int) -> list[SourceReport]:
     data = DataConfig(sources=(source,), min_pixels=64, max_pixels=10**5, max_tokens=max_tokens)
     work = Work(data, Counter(), (str(folder / "out"),))
     return [work.run(unit).report for unit in listing.units(data, 0, ())]
+
+
+def test_a_method_whose_latents_have_nothing_to_train_on_is_refused_before_training(tmp_path: Path) -> None:
+    config = PRESETS["monet-demo"]()
+    plain = [row(number) for number in range(3)]
+    message = "stages.monet_1 .monet. trains its latents on an image that a step shows, or a region, and none of the 3"
+    with pytest.raises(DataError, match=message):
+        intake.check_trainable(config, write(str(tmp_path / "plain"), [plain]))
+    shown = replace(plain[2].sample, steps=("<image>",), step_images=(1,), images=plain[2].sample.images * 2)
+    some = [*plain[:2], ShardRow(shown, [(32, 32)] * 2, 40)]
+    intake.check_trainable(config, write(str(tmp_path / "some"), [some]))
+    intake.check_trainable(demo(), write(str(tmp_path / "other"), [plain]))
 
 
 def test_what_is_lost_of_ones_own_rows_is_told_with_an_example_and_stops_the_run(tmp_path: Path) -> None:

@@ -26,18 +26,19 @@ def train_rows(rank: int, root: str, rows: str) -> None:
     """One step of each stage of `rows` (label -> configuration); stages that rows share are trained once."""
     for text in json.loads(rows).values():
         config = RunConfig.model_validate(text)
-        start, parent = f"{root}/base", None
+        done: dict[str | None, str] = {}
         for name, stage in config.stages.items():
-            trained = {"stage": stage.model_dump(mode="json"), "latent": config.latent, "parent": parent}
-            parent = fingerprint("row", 1, **trained)
+            start, teacher = (done.get(parent) for parent in config.parents(name))
+            trained = {"stage": stage.model_dump(mode="json"), "latent": config.latent, "parents": [start, teacher]}
+            made = fingerprint("row", 1, **trained)
             job = TrainJob(
-                config=config, stage=name, dataset=dataset(f"{root}/data"), start_from=start, parent=None,
-                uri=f"{root}/{parent}", fingerprint=parent,
+                config=config, stage=name, dataset=dataset(f"{root}/data"), start_from=start or f"{root}/base",
+                parent=None, uri=f"{root}/{made}", fingerprint=made, teacher=teacher,
             )  # fmt: skip
             local.stage(rank, job.model_dump_json(), f"{root}/log")
             record = load_record(job.uri, CheckpointRecord)
             assert record is not None and math.isfinite(record.metrics["loss"] + record.metrics["grad_norm"])
-            start = record.model_uri
+            done[name] = record.model_uri
 
 
 def amvl(root: str) -> RunConfig:
@@ -86,6 +87,7 @@ def peer(preset: str, root: str) -> RunConfig:
         (partial(peer, "coconut-demo"), 5),
         (partial(peer, "lvr-demo"), 9),
         (partial(peer, "codi-demo"), 4),
+        (partial(peer, "monet-demo"), 11),
     ],
 )
 def test_every_row_of_every_table_trains_on_the_same_dataset(

@@ -1,4 +1,4 @@
-"""Steps of Coconut, LVR and CODI under DeepSpeed, two gloo processes, against the reference in one process."""
+"""Steps of Coconut, LVR, CODI and Monet under DeepSpeed, two gloo processes, against the reference in one process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.method import Method
 from tests.distributed.processes import in_two_processes
-from tests.numerics import test_coconut, test_codi, test_lvr
+from tests.numerics import test_coconut, test_codi, test_lvr, test_monet
 from tests.numerics.held import CLOCK, trained
 
 # Two micro-batches a rank: rank 1 has text alone first, which for LVR is a sample without a block.
 MICRO = ([[0], [1]], [[2], [3]])
-LVR_MICRO = ([[0], [1, 3]], [[2], [4]])
-KINDS = [(name, zero) for name in ("coconut", "lvr", "codi") for zero in (0, 1, 2)] + [("lvr", 3)]
+LVR_MICRO = MONET_MICRO = ([[0], [1, 3]], [[2], [4]])
+KINDS = [(name, zero) for name in ("coconut", "lvr", "codi", "monet 2", "monet 3") for zero in (0, 1, 2)] + [("lvr", 3)]
 
 
 def made(name: str) -> tuple[Method, Callable[[list[int]], Batch], Any]:
@@ -30,12 +30,17 @@ def made(name: str) -> tuple[Method, Callable[[list[int]], Batch], Any]:
     if name == "codi":
         codi, processor = test_codi.method()
         return trained(codi), lambda some: test_codi.batch(codi, processor, [test_codi.items()[i] for i in some]), MICRO
+    if name.startswith("monet"):
+        monet, processor = test_monet.method(int(name[-1]))
+        given = test_monet.items()
+        # Rank 1 has text alone first; the samples of the others have one block, two and three.
+        return trained(monet), lambda some: test_monet.batch(monet, processor, [given[i] for i in some]), MONET_MICRO
     coconut, processor = test_coconut.method(replaced_steps=1)
     items = test_coconut.items()
     return trained(coconut), lambda some: test_coconut.batch(coconut, processor, [items[i] for i in some]), MICRO
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=5)
 def reference(name: str) -> dict[str, torch.Tensor]:
     """Gradients of all micro-batches of both ranks in one process, in float64."""
     method, packed, micro = made(name)

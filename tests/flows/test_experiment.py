@@ -156,7 +156,7 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         }
 
     monkeypatch.setattr(flow, "run_rows", rows)
-    rates, validation = flow.chosen_rates(chosen, found.shared, arms, 3, DATASET, base, Any, [])
+    rates, validation = flow.chosen_rates(chosen, found.shared, arms, 3, DATASET, {"steps": base}, Any, [])
     assert validation == "valid"
     assert {label: best(tried) for label, tried in rates.items()} == {
         "SFT, bare answers": "0.001", "pause tokens": "0.001", "CODI": "0.003",

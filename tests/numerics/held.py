@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from amvl_core.data.batch import Batch
 from amvl_core.methods.method import Clock, Method
@@ -13,6 +15,17 @@ from tests.numerics.test_generation import steps
 from tests.numerics.test_valr_generation import slots_in_blocks
 
 CLOCK = Clock(seed=0, step=3, num_tokens=40.0, num_samples=7)
+
+
+@pytest.fixture()
+def float64_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stock norm rounds gradients to float32: of two passes each alone, of one pass with both their sum."""
+
+    def forward(self: Any, states: Tensor) -> Tensor:
+        scale: Tensor = self.weight * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return scale * states
+
+    monkeypatch.setattr(Qwen2_5_VLRMSNorm, "forward", forward)
 
 
 def shaken(model: Any) -> Any:

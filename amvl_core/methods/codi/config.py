@@ -28,13 +28,17 @@ class CodiMethod(PromptBlock):
     label = "CODI"
     model_type = "codi"
     own_parts = ("projection.",)
-    sequences = 2
     columns: ClassVar = {**PromptBlock.columns, "distil": ("distil",)}
     distil_weight: float = Field(
         20.0, ge=0, description="f, the weight of the distillation (20 for Llama-3.2-1B, 1 for GPT-2)"
     )
 
-    def teacher(self, sample: StoredSample) -> list[Segment]:
+    @property
+    def sequences(self) -> int:
+        """The student's and the teacher's."""
+        return 2
+
+    def teacher(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """The question, all steps, the answer."""
         return [Segment("prompt", sample.question), *reply(sample)]
 

@@ -58,18 +58,20 @@ class FeedbackMethod(Method):
         return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
 
     def fed_back(
-        self, batch: Batch, hops: int | None, taps: Sequence[int] = (), tapped: Sequence[int] | None = None
+        self, batch: Batch, hops: int | None, taps: Sequence[int] = (), tapped: Sequence[int] | None = None, **how: Any
     ) -> tuple[FedBack, Tensor]:
         """The batch with its slots fed back, and the losses [R] of its label tokens; as `run_fed_back`."""
         labels_N = next_labels(batch)
         wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
+        fed = self.run(batch, wanted, taps=taps, hops=hops, tapped=tapped, **how)
+        return fed, token_losses(self.model.lm_head(fed.hidden_RD), labels_N[wanted].to(fed.hidden_RD.device))
+
+    def run(self, batch: Batch, wanted: Sequence[int], **how: Any) -> FedBack:
+        """`run_fed_back` on a batch with its blocks."""
         slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
         embeds_ND, positions_3N = self.embed(batch), self.positions(batch)
-        text = self.backbone.text(self.model)
-        fed = run_fed_back(
-            text, embeds_ND, positions_3N, batch.lengths, slots, wanted, taps, hops, tapped, self.model.fed
-        )
-        return fed, token_losses(self.model.lm_head(fed.hidden_RD), labels_N[wanted].to(embeds_ND.device))
+        text, feed = self.backbone.text(self.model), self.model.fed
+        return run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, feed=feed, **how)
 
 
 def slot_norm(inputs_TD: Tensor, batch: Batch, clock: Clock) -> Tensor:

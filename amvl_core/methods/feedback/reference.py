@@ -57,7 +57,7 @@ def _states(model: Any, embeds: Tensor, positions: Tensor, is_slot: Sequence[boo
     cache = DynamicCache(config=model.config.text_config)
     finals: list[Tensor] = []
     layers: list[tuple[Tensor, ...]] = []
-    for start, stop in _chunks(is_slot):
+    for start, stop in chunks(is_slot):
         inputs = model.fed(finals[-1][:, -1:]) if is_slot[start] else embeds[:, start:stop]
         output = model.model.language_model(
             inputs_embeds=inputs,
@@ -71,7 +71,7 @@ def _states(model: Any, embeds: Tensor, positions: Tensor, is_slot: Sequence[boo
     return torch.cat(finals, 1)[0], [torch.cat(parts, 1)[0] for parts in zip(*layers, strict=True)]
 
 
-def _chunks(is_slot: Sequence[bool]) -> Iterator[tuple[int, int]]:
+def chunks(is_slot: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """Slots one by one, what stands between them at once."""
     edges = [0, *(i for i in range(1, len(is_slot)) if is_slot[i] or is_slot[i - 1]), len(is_slot)]
     yield from pairwise(edges)

@@ -24,7 +24,7 @@ from amvl_core.encoders.pretrained import load_encoder
 from amvl_core.methods.feedback.loading import load_feedback
 from amvl_core.methods.feedback.method import FeedbackMethod, slot_norm
 from amvl_core.methods.losses import finite_samples
-from amvl_core.methods.method import Clock, StepOutput
+from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.methods.valr.alignment import Projector, similarities, upsampled
 from amvl_core.methods.valr.config import ValrMethod
 from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration
@@ -51,7 +51,7 @@ class Valr(FeedbackMethod):
             raise CheckpointError(f"{folder} has {found} latent slots, the run asks for {latent.num_slots}")
         return model
 
-    def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches]) -> None:
+    def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches], teacher: Method | None = None) -> None:
         """The encoders whose features have not been `computed`, and a new projector for each encoder."""
         size = self.model.config.text_config.hidden_size
         weight = self.model.get_input_embeddings().weight

@@ -1,14 +1,18 @@
+from io import BytesIO
+from math import ceil, floor
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import build_processor
 from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Fill, Segment
+from amvl_core.contracts.sample import Crop, Fill, Segment
 from amvl_core.data.encode import IGNORED, Encoder, PixelBudget, TokenCounter, cells_within, fitted
 from amvl_core.methods.block import add_latent_tokens, block_text, slot_tokens
 from tests.data_prep.pictures import noise
@@ -54,6 +58,25 @@ def test_the_training_prompt_is_the_generation_prompt(processor) -> None:
     prompt = processor.apply_chat_template(chat("Is it?"), add_generation_prompt=True, tokenize=False)
     ids = processor.tokenizer(prompt)["input_ids"]
     assert encoded.input_ids[: len(ids)].tolist() == ids
+
+
+def test_a_crop_is_the_part_that_its_box_reaches_into_with_as_many_tokens_as_it_may_have(processor) -> None:
+    image, unit = picture(1, 64, 48), processor.image_processor.patch_size * processor.image_processor.merge_size
+    parts = [Segment("prompt", "Q?"), Segment("image", "<image>"), Segment("step", "It."), Segment("answer", "yes")]
+    for box, most, (columns, rows) in (
+        ((16.5, 0.0, 47.5, 32.0), 9, (2, 2)),
+        ((16.0, 0.0, 64.0, 48.0), 4, (2, 2)),
+        ((0.0, 0.0, 64.0, 16.0), 2, (2, 1)),
+        ((3.0, 3.0, 3.5, 3.5), 1, (1, 1)),
+    ):
+        encoded = Encoder(processor).encode("s", parts, [image], crops={0: Crop(0, box, most)})
+        shown = encoded.input_ids == processor.image_token_id
+        assert shown.sum() == columns * rows <= most
+        assert (encoded.labels[: int(shown.nonzero()[0][-1]) + 2] == IGNORED).all()  # nothing of an image is written
+        area = Image.open(BytesIO(image)).crop((*map(floor, box[:2]), *map(ceil, box[2:])))
+        resized = area.resize((columns * unit, rows * unit), Image.Resampling.BICUBIC)
+        expected, _ = processor.pixels([resized], [0])
+        assert np.array_equal(encoded.pixel_values, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import multiprocessing
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ def test_rows_columns_and_sizes_run_across_the_shards(tmp_path) -> None:
     assert sizes.num_tokens.tolist() == [36 + i % 7 for i in range(73)]
     with pytest.raises(IndexError):
         reader[73]
+
+
+def test_rows_without_their_images_are_the_rows(tmp_path) -> None:
+    reader = ShardReader(write(str(tmp_path), [small_rows(40), small_rows(33, 40)]), "train")
+    assert list(reader.without_images()) == [replace(reader[i], images=()) for i in range(73)]
 
 
 def test_a_dataset_without_rows_is_an_error(tmp_path) -> None:
