@@ -17,6 +17,7 @@ from amvl_core.methods.coconut.config import CoconutMethod
 from amvl_core.methods.codi.config import CodiMethod
 from amvl_core.methods.lvr.config import LvrMethod
 from amvl_core.methods.markers.config import MarkersMethod
+from amvl_core.methods.monet.config import MonetMethod
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.valr.config import ValrMethod
@@ -84,6 +85,13 @@ def _valr(**fields: Any) -> ValrMethod:
     return ValrMethod(encoders=encoders, align_layer=2, projector_width=128, interpolation="linear", **fields)
 
 
+def _monet(steps: int) -> Mapping[str, StageConfig]:
+    """Its three stages, of which the last goes on from the first."""
+    fields = [{"stage": stage, "crop_tokens": 4} for stage in (1, 2, 3)]
+    methods = [MonetMethod.model_validate(one) for one in fields]
+    return {f"monet_{number}": _stage(method, steps // 3) for number, method in enumerate(methods, 1)}
+
+
 def _arms(steps: int) -> tuple[Arm, ...]:
     """Every arm, each of `steps` optimiser steps."""
     replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps)
@@ -111,6 +119,7 @@ def _arms(steps: int) -> tuple[Arm, ...]:
         Arm("pause tokens, steps in words", "control", _once("pause", PauseMethod(), steps), writes=True),
         Arm("VaLR", "latent", _once("valr", _valr(), steps), writes=True),
         Arm("VaLR, no alignment", "latent", _once("valr", _valr(align_weight=0.0), steps), writes=True),
+        Arm("Monet", "latent", _monet(steps), writes=True),
         Arm("AMVL", "latent", _once("amvl", _amvl(steps), steps), writes=True),
     )
 
