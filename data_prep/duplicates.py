@@ -11,11 +11,15 @@ Three rules, whose false-positive rates `python -m benchmarks.duplicates` measur
   sample is a duplicate if its question, stored steps and answer are those of another training sample. The first in the
   order of the sources is kept. A sample without images is contaminated if it has question and answer of a test sample.
 
-The `THUMB_SIDE`-squared RGB thumbnails decide what is nearly equal (`nearly_equal`). A copy that was scaled or
-compressed again differs little, and only at places where its original has contrast. Another object, line or letter
-differs much, or at places with even surroundings. Coarse perceptual hashes get that wrong on drawn images. Pairs to
-compare are found by hashing: the same text, and mean brightness and colour in the same cell of one of four shifted
-grids. Test samples are never dropped, because scores would no longer compare with published ones.
+Images of one colour, or nearly so (`images.CONTENT`), show nothing. They are the same where they are equal and the rest
+of the sample is too; they are no test image, and nearly the same as no other.
+
+What is nearly the same is found in three steps. Pairs to compare are found by hashing: the same text, and mean
+brightness and colour in the same cell of one of four shifted grids. Then the `THUMB_SIDE`-squared RGB thumbnails
+(`nearly_equal`) and the width by height must agree: a copy that was scaled or compressed again differs little, and only
+at places where its original has contrast. Of those that are left the `TRIES` nearest are compared pixel by pixel
+(`data_prep/copies.py`), since thumbnails show no text. Test samples are never dropped, because scores would no longer
+compare with published ones.
 
 Shape suffixes: N rows, F features, P pairs, M images of all rows, D values of a thumbnail, HWC its pixels.
 """
@@ -31,6 +35,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from data_prep.copies import Pictures, Place, same_aspect
 from data_prep.duplicate_keys import FEATURES, NO_KEY, THUMB_BYTES, KeyFile, hash64, image_features, read
 from data_prep.filters import CONTAMINATED, DUPLICATE
 from data_prep.images import DIGEST_BYTES, THUMB_SIDE
@@ -40,6 +45,9 @@ FLAT = 6
 """Levels of 255: `nearly_equal` allows `NEAR` where there is contrast and `FLAT` where there is none. Measured: of 90
 photographs that were scaled to a half or compressed again (JPEG, quality 30 and up) none exceeds them, and all of 1,770
 pairs of different drawings do, with lines of one pixel on 1000 x 1000 (docs/data-preparation.md)."""
+
+TRIES = 4
+"""Images or rows that one is compared with pixel by pixel: a set of diagrams alike would cost its square otherwise."""
 
 FEW = 2
 """Images that a question may be asked of, in training and in the benchmarks, to be evidence; measured there too."""
@@ -65,7 +73,7 @@ class Repeat:
     """Row `row` of key file `file` is dropped for `reason`, because of row `of_row` of key file `of_file`.
 
     `match` says what they share: an image (`image`) or nearly so (`near image`), the question, everything (`sample`) or
-    nearly so (`near`).
+    nearly so (`near`). Where it is an image, `image` and `of_image` are its number, from 0, in either.
     """
 
     file: int
@@ -74,6 +82,18 @@ class Repeat:
     of_file: int
     of_row: int
     match: Match
+    image: int = 0
+    of_image: int = 0
+
+
+@dataclass(frozen=True)
+class _Because:
+    """Why a row is dropped: the number of another row, and which images of both, where it is an image."""
+
+    row: int
+    match: Match
+    image: int = 0
+    of_image: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,20 @@ class _Rows:
     images_N: np.ndarray
     exact_N: np.ndarray
     digest_M: np.ndarray
+    blank_M: np.ndarray
     owner_M: np.ndarray
+    number_M: np.ndarray
+    """Which image of its row it is."""
+
+    def place(self, image: int) -> Place:
+        """Where an image is, by its number among those of all rows."""
+        owner = self.owner_M[image]
+        return Place(int(self.file_N[owner]), int(self.row_N[owner]), int(self.number_M[image]))
+
+    def images_of(self, file: int) -> np.ndarray:
+        """The numbers of the images of a file, in order."""
+        here: np.ndarray = np.flatnonzero(self.file_N[self.owner_M] == file)
+        return here
 
 
 def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> list[Repeat]:
@@ -103,25 +136,28 @@ def find(files: Sequence[KeyFile], *, duplicates: bool, contaminated: bool) -> l
     used = [number for number, file in enumerate(files) if contaminated or file.split == "train"]
     used.sort(key=lambda number: files[number].split != "test")
     rows = _load(files, used)
-    because: dict[int, tuple[int, Match]] = {}
+    because: dict[int, _Because] = {}
+    pictures = Pictures(files)
     _same_image(rows, because)
     if contaminated:
-        _near_image(files, rows, because)
+        _near_image(files, rows, pictures, because)
         _same_question(rows, because)
         _same_text(rows, because)
     if duplicates:
-        _same_sample(files, rows, because)
+        _same_sample(files, rows, pictures, because)
     return sorted(
         (
             Repeat(
                 file=int(rows.file_N[other]),
                 row=int(rows.row_N[other]),
-                reason=CONTAMINATED if rows.is_test_N[one] else DUPLICATE,
-                of_file=int(rows.file_N[one]),
-                of_row=int(rows.row_N[one]),
-                match=match,
+                reason=CONTAMINATED if rows.is_test_N[why.row] else DUPLICATE,
+                of_file=int(rows.file_N[why.row]),
+                of_row=int(rows.row_N[why.row]),
+                match=why.match,
+                image=why.image,
+                of_image=why.of_image,
             )
-            for other, (one, match) in because.items()
+            for other, why in because.items()
         ),
         key=lambda repeat: (repeat.file, repeat.row),
     )
@@ -131,16 +167,17 @@ def distances(files: Sequence[KeyFile]) -> np.ndarray:
     """[P]: how much the thumbnails of each pair of different rows that is compared differ, in levels of 255."""
     rows = _load(files, range(len(files)))
     pairs_P2 = _pairs(files, rows, np.unique(_first(rows, np.arange(len(rows.text_N)))))
-    found = [_difference(one, other) for _, one, other in _compared(files, rows, pairs_P2)]
+    found = [_difference(part.one_PD, part.other_PD) for part in _compared(files, rows, pairs_P2)]
     return np.concatenate([np.empty(0, np.int32), *found])
 
 
 def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
-    columns = ["text", "asked", "question", "images", "digests"]
+    columns = ["text", "asked", "question", "images", "digests", "blank"]
     with ThreadPoolExecutor(8) as pool:  # reading from an object store is mostly waiting
         tables = list(pool.map(lambda number: _arrays(read(files[number], columns)), used))
     lengths = [len(table["text"]) for table in tables]
     images_N = _concat(tables, "images", np.int32)
+    owner_M = np.repeat(np.arange(len(images_N), dtype=np.int32), images_N)
     return _Rows(
         file_N=np.repeat(np.array(used, np.int32), lengths),
         row_N=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths] or [np.empty(0, np.int32)]),
@@ -152,7 +189,9 @@ def _load(files: Sequence[KeyFile], used: Sequence[int]) -> _Rows:
         images_N=images_N,
         exact_N=_concat(tables, "exact", np.uint64),
         digest_M=_concat(tables, "digests", np.uint64),
-        owner_M=np.repeat(np.arange(len(images_N), dtype=np.int32), images_N),
+        blank_M=_concat(tables, "blank", bool),
+        owner_M=owner_M,
+        number_M=(np.arange(len(owner_M)) - (np.cumsum(images_N) - images_N)[owner_M]).astype(np.int32),
     )
 
 
@@ -163,6 +202,7 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
         **{name: table[name].to_numpy() for name in ("text", "asked", "question")},
         "images": table["images"].to_numpy(),
         "digests": joined[:, 0].copy(),
+        "blank": np.frombuffer(b"".join(table["blank"].to_pylist()), bool),
         "exact": np.array([hash64(digest) for digest in digests], np.uint64),
     }
 
@@ -171,70 +211,87 @@ def _concat(tables: list[dict[str, np.ndarray]], name: str, kind: Any) -> np.nda
     return np.concatenate([np.empty(0, kind), *(table.pop(name) for table in tables)])
 
 
-def _same_image(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+def _same_image(rows: _Rows, because: dict[int, _Because]) -> None:
     """Training rows that show an image of the test split."""
     of_test_M = rows.is_test_N[rows.owner_M]
-    digests, first = np.unique(rows.digest_M[of_test_M], return_index=True)
-    owners = rows.owner_M[of_test_M][first]
-    found_M = np.flatnonzero(~of_test_M & np.isin(rows.digest_M, digests))
-    for image in found_M.tolist():
-        place = int(np.searchsorted(digests, rows.digest_M[image]))
-        because.setdefault(int(rows.owner_M[image]), (int(owners[place]), "image"))
+    shown = np.flatnonzero(of_test_M & ~rows.blank_M)
+    digests, first = np.unique(rows.digest_M[shown], return_index=True)
+    for image in np.flatnonzero(~of_test_M & np.isin(rows.digest_M, digests)).tolist():
+        of_image = int(shown[first[np.searchsorted(digests, rows.digest_M[image])]])
+        because.setdefault(int(rows.owner_M[image]), _shows(rows, "image", image, of_image))
 
 
-def _near_image(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+def _shows(rows: _Rows, match: Match, image: int, of_image: int) -> _Because:
+    """Image `image` of all rows is image `of_image` of them."""
+    return _Because(
+        int(rows.owner_M[of_image]), match, image=int(rows.number_M[image]), of_image=int(rows.number_M[of_image])
+    )
+
+
+def _near_image(files: Sequence[KeyFile], rows: _Rows, pictures: Pictures, because: dict[int, _Because]) -> None:
     """Training rows that nearly show an image of a test row; the thumbnails of one file at a time are in memory."""
     shown = _Shown.of(files, rows)
-    if not len(shown.owner_M):
+    if not len(shown.image_M):
         return
     for number in np.unique(rows.file_N[~rows.is_test_N]).tolist():
-        here_N = np.flatnonzero(rows.file_N == number)
-        thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
-        found: dict[int, int] = {}
-        for image, owner in shown.near(thumbs_MD).items():
-            found.setdefault(int(here_N[owner_M[image]]), owner)
-        for row, owner in found.items():
-            because.setdefault(row, (owner, "near image"))
+        here_M = rows.images_of(number)
+        thumbs_MD, sizes_M2 = _thumbs(files[number])
+        open_M = ~rows.blank_M[here_M] & ~np.isin(rows.owner_M[here_M], list(because))
+        images = here_M[open_M].tolist()
+        for image, nearest in shown.near(thumbs_MD[open_M], sizes_M2[open_M]).items():
+            owner, place = int(rows.owner_M[images[image]]), rows.place(images[image])
+            for other in nearest if owner not in because else ():
+                if pictures.are_copies(place, rows.place(other)):
+                    because[owner] = _shows(rows, "near image", images[image], other)
+                    break
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """The different images of all test rows, by the cell of their quadrants' brightness: its key, thumbnails,
-    features, and the first row that shows each.
+    """The different images of all test rows that show something, by the cell of their quadrants' brightness: its key,
+    thumbnails, features, published sizes, and the first of the images of all rows that is it.
     """
 
     key_M: np.ndarray
     thumbs_MD: np.ndarray
     features_MF: np.ndarray
-    owner_M: np.ndarray
+    sizes_M2: np.ndarray
+    image_M: np.ndarray
 
     @classmethod
     def of(cls, files: Sequence[KeyFile], rows: _Rows) -> _Shown:
-        thumbs, owners = [np.empty((0, THUMB_BYTES), np.uint8)], [np.empty(0, np.int64)]
+        thumbs, sizes = [np.empty((0, THUMB_BYTES), np.uint8)], [np.empty((0, 2), np.int32)]
+        images = [np.empty(0, np.int64)]
         for number in np.unique(rows.file_N[rows.is_test_N]).tolist():
-            here_N = np.flatnonzero(rows.file_N == number)
-            thumbs_MD, owner_M = _thumbs(files[number], rows.images_N[here_N])
-            thumbs.append(thumbs_MD)
-            owners.append(here_N[owner_M])
-        thumbs_MD, first_M = np.unique(np.concatenate(thumbs), axis=0, return_index=True)
+            here_M = rows.images_of(number)
+            some_M = ~rows.blank_M[here_M]
+            thumbs_MD, sizes_M2 = _thumbs(files[number])
+            thumbs.append(thumbs_MD[some_M])
+            sizes.append(sizes_M2[some_M])
+            images.append(here_M[some_M])
+        image_M = np.concatenate(images)
+        _, first_M = np.unique(rows.digest_M[image_M], return_index=True)
+        thumbs_MD = np.concatenate(thumbs)[first_M]
         features_MF = image_features(thumbs_MD)
         key_M = _cell_key(features_MF[:, :4])
         order = np.argsort(key_M, kind="stable")
-        return cls(key_M[order], thumbs_MD[order], features_MF[order], np.concatenate(owners)[first_M[order]])
+        sizes_M2 = np.concatenate(sizes)[first_M]
+        return cls(key_M[order], thumbs_MD[order], features_MF[order], sizes_M2[order], image_M[first_M][order])
 
-    def near(self, thumbs_MD: np.ndarray) -> dict[int, int]:
-        """By the number of one of `thumbs_MD`: the first test row that nearly shows it."""
+    def near(self, thumbs_MD: np.ndarray, sizes_M2: np.ndarray) -> dict[int, list[int]]:
+        """By the number of one of `thumbs_MD`: at most `TRIES` test images that it may be a copy of, nearest first."""
         features_MF = image_features(thumbs_MD)
-        best: dict[int, int] = {}
+        found = [np.empty((0, 3), np.int64)]
         image_P, shown_P = self._candidates(features_MF)
         for start in range(0, len(image_P), _PAIRS_AT_ONCE):
             image, shown = (pairs[start : start + _PAIRS_AT_ONCE] for pairs in (image_P, shown_P))
             close = np.abs(features_MF[image] - self.features_MF[shown]).max(1) <= CLOSE
             image, shown = image[close], shown[close]
-            near = nearly_equal(thumbs_MD[image], self.thumbs_MD[shown])
-            for number, owner in zip(image[near].tolist(), self.owner_M[shown[near]].tolist(), strict=True):
-                best[number] = min(owner, best.get(number, owner))
-        return best
+            one, other = thumbs_MD[image], self.thumbs_MD[shown]
+            near = nearly_equal(one, other) & same_aspect(sizes_M2[image], self.sizes_M2[shown])
+            total = _total(one[near], other[near])
+            found.append(np.stack([image[near], total, self.image_M[shown[near]]], 1))
+        return _nearest(np.concatenate(found))
 
     def _candidates(self, features_MF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs (image, shown) with all that are close: cells are twice `CLOSE` wide, so a close image is in one of
@@ -252,6 +309,16 @@ class _Shown:
         return pairs_P // len(self.key_M), pairs_P % len(self.key_M)
 
 
+def _nearest(found_P3: np.ndarray) -> dict[int, list[int]]:
+    """Of triples (one, how far, other): by `one` in order, the `TRIES` nearest of its others."""
+    nearest: dict[int, list[int]] = {}
+    for one, _, other in found_P3[np.lexsort(found_P3.T[::-1])].tolist():
+        others = nearest.setdefault(one, [])
+        if len(others) < TRIES:
+            others.append(other)
+    return nearest
+
+
 def _cell_key(quadrants_M4: np.ndarray) -> np.ndarray:
     """int64 [M]: the cell of four brightnesses, each twice `CLOSE` wide; from -1 on, as copies go below zero."""
     cells_M4 = np.floor(quadrants_M4 / (2 * CLOSE)).astype(np.int64) + 1
@@ -259,10 +326,11 @@ def _cell_key(quadrants_M4: np.ndarray) -> np.ndarray:
     return key_M
 
 
-def _thumbs(file: KeyFile, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [M, D]: the thumbnails in a key file, and [M]: the row of each, by the number of images of its rows."""
-    joined = b"".join(read(file, ["thumbs"])["thumbs"].to_pylist())
-    return np.frombuffer(joined, np.uint8).reshape(-1, THUMB_BYTES), np.repeat(np.arange(len(images_N)), images_N)
+def _thumbs(file: KeyFile) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [M, D] and int32 [M, 2]: thumbnails and published sizes of the images in a key file, in order."""
+    table = read(file, ["thumbs", "sizes"])
+    thumbs, sizes = (b"".join(table[name].to_pylist()) for name in ("thumbs", "sizes"))
+    return np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_BYTES), np.frombuffer(sizes, np.int32).reshape(-1, 2)
 
 
 def nearly_equal(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
@@ -285,6 +353,12 @@ def _difference(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
     return largest
 
 
+def _total(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
+    """int64 [P]: the sum of the differences of all values of two thumbnails."""
+    total: np.ndarray = (np.maximum(one_PD, other_PD) - np.minimum(one_PD, other_PD)).sum(1, dtype=np.int64)
+    return total
+
+
 def _pixels(thumbs_PD: np.ndarray) -> np.ndarray:
     """[P, images, H, W, C]."""
     return thumbs_PD.reshape(len(thumbs_PD), thumbs_PD.shape[1] // THUMB_BYTES, THUMB_SIDE, THUMB_SIDE, 3)
@@ -301,7 +375,7 @@ def _contrast(thumbs_PD: np.ndarray) -> np.ndarray:
     return contrast
 
 
-def _same_question(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+def _same_question(rows: _Rows, because: dict[int, _Because]) -> None:
     """Training rows that ask a question of a benchmark which is asked of few images."""
     asked, train = np.flatnonzero(rows.is_asked_N), np.flatnonzero(~rows.is_test_N)
     shared = np.intersect1d(rows.question_N[asked], rows.question_N[train])
@@ -310,7 +384,7 @@ def _same_question(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
     rare = np.intersect1d(_rare(rows, asked), _rare(rows, train))
     first = {int(rows.question_N[row]): row for row in reversed(asked.tolist())}
     for row in train[np.isin(rows.question_N[train], rare)].tolist():
-        because.setdefault(row, (first[int(rows.question_N[row])], "question"))
+        because.setdefault(row, _Because(first[int(rows.question_N[row])], "question"))
 
 
 def _rare(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
@@ -321,26 +395,43 @@ def _rare(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
     return rare
 
 
-def _same_text(rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
-    """Training rows without an image that ask and answer what a test row does; images have been compared before."""
-    test, train = (np.flatnonzero((rows.is_test_N == is_test) & (rows.images_N == 0)) for is_test in (True, False))
-    first = {int(rows.asked_N[row]): row for row in reversed(test.tolist())}
-    for row in train[np.isin(rows.asked_N[train], rows.asked_N[test])].tolist():
-        because.setdefault(row, (first[int(rows.asked_N[row])], "sample"))
+def _same_text(rows: _Rows, because: dict[int, _Because]) -> None:
+    """Training rows that ask and answer what a test row does, of the same images: of none, or such as show nothing."""
+    sample_N = rows.asked_N ^ (rows.exact_N * _MIX[1])
+    test, train = np.flatnonzero(rows.is_test_N), np.flatnonzero(~rows.is_test_N)
+    first = {int(sample_N[row]): row for row in reversed(test.tolist())}
+    for row in train[np.isin(sample_N[train], sample_N[test])].tolist():
+        because.setdefault(row, _Because(first[int(sample_N[row])], "sample"))
 
 
-def _same_sample(files: Sequence[KeyFile], rows: _Rows, because: dict[int, tuple[int, Match]]) -> None:
+def _same_sample(files: Sequence[KeyFile], rows: _Rows, pictures: Pictures, because: dict[int, _Because]) -> None:
     """Training rows with the text and the images, or nearly, of a training row before them."""
     chosen = np.flatnonzero(~rows.is_test_N)
     first = _first(rows, chosen)
     is_first = first == chosen
-    for one, other in _near_pairs(files, rows, chosen[is_first]).tolist():
-        # In order of `other`, so that everything before it is decided.
-        if other not in because and one not in because:
-            because[other] = (one, "near")
+    begins_N = np.cumsum(rows.images_N) - rows.images_N
+    # In order of `other`, so that everything before it is decided.
+    for other, nearest in _near_rows(files, rows, chosen[is_first]).items():
+        for one in nearest if other not in because else ():
+            if one not in because and _are_copies(rows, pictures, begins_N, one, other):
+                because[other] = _Because(one, "near")
+                break
     for one, other in zip(first[~is_first].tolist(), chosen[~is_first].tolist(), strict=True):
         # A copy of a dropped row is dropped for the same reason.
-        because.setdefault(other, because.get(one, (one, "sample")))
+        because.setdefault(other, because.get(one, _Because(one, "sample")))
+
+
+def _are_copies(rows: _Rows, pictures: Pictures, begins_N: np.ndarray, one: int, other: int) -> bool:
+    """Whether each image of a row is the other's, or a copy of it; images that show nothing have no copies."""
+    pairs = ((int(begins_N[one]) + i, int(begins_N[other]) + i) for i in range(int(rows.images_N[one])))
+    return all(
+        rows.digest_M[first] == rows.digest_M[second]
+        or (
+            not (rows.blank_M[first] or rows.blank_M[second])
+            and pictures.are_copies(rows.place(first), rows.place(second))
+        )
+        for first, second in pairs
+    )
 
 
 def _first(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
@@ -355,13 +446,14 @@ def _first(rows: _Rows, chosen: np.ndarray) -> np.ndarray:
     return first
 
 
-def _near_pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
-    """[P, 2]: pairs (earlier, later) of different rows that are nearly the same, ordered by the later one."""
-    pairs_P2 = _pairs(files, rows, candidates)
-    found = [pairs[nearly_equal(one, other)] for pairs, one, other in _compared(files, rows, pairs_P2)]
-    pairs_P2 = np.concatenate([pairs_P2[:0], *found])
-    ordered: np.ndarray = pairs_P2[np.lexsort((pairs_P2[:, 0], pairs_P2[:, 1]))]
-    return ordered
+def _near_rows(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> dict[int, list[int]]:
+    """By the later row, in order: at most `TRIES` earlier ones that it may be a copy of, nearest first."""
+    found = [np.empty((0, 3), np.int64)]
+    for part in _compared(files, rows, _pairs(files, rows, candidates)):
+        near = nearly_equal(part.one_PD, part.other_PD) & part.same_aspect()
+        total = _total(part.one_PD[near], part.other_PD[near])
+        found.append(np.stack([part.pairs_P2[near, 1], total, part.pairs_P2[near, 0]], 1))
+    return _nearest(np.concatenate(found))
 
 
 def _pairs(files: Sequence[KeyFile], rows: _Rows, candidates: np.ndarray) -> np.ndarray:
@@ -410,19 +502,39 @@ def _same_cell(
         yield np.sort(np.stack([ordered[same[close]], ordered[same[close] + distance]], 1), axis=1)
 
 
-def _compared(
-    files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Some pairs at a time, with the thumbnails of either side, all of a row's one after the other."""
+@dataclass(frozen=True)
+class _Compared:
+    """Pairs of rows with equally many images: thumbnails and published sizes, all of a row's one after the other."""
+
+    pairs_P2: np.ndarray
+    one_PD: np.ndarray
+    other_PD: np.ndarray
+    one_sizes_PMx2: np.ndarray
+    other_sizes_PMx2: np.ndarray
+
+    def same_aspect(self) -> np.ndarray:
+        """bool [P]: of all images."""
+        same = same_aspect(self.one_sizes_PMx2.reshape(-1, 2), self.other_sizes_PMx2.reshape(-1, 2))
+        all_P: np.ndarray = same.reshape(len(self.pairs_P2), -1).all(1)
+        return all_P
+
+
+def _compared(files: Sequence[KeyFile], rows: _Rows, pairs_P2: np.ndarray) -> Iterator[_Compared]:
+    """Some pairs at a time."""
     wanted = np.unique(pairs_P2)
     thumbs: dict[int, np.ndarray] = {}
+    sizes: dict[int, np.ndarray] = {}
     for number in np.unique(rows.file_N[wanted]).tolist():
-        column = read(files[number], ["thumbs"])["thumbs"]
+        table = read(files[number], ["thumbs", "sizes"])
         for index in wanted[rows.file_N[wanted] == number].tolist():
-            thumbs[index] = np.frombuffer(column[int(rows.row_N[index])].as_py(), np.uint8)
+            row = int(rows.row_N[index])
+            thumbs[index] = np.frombuffer(table["thumbs"][row].as_py(), np.uint8)
+            sizes[index] = np.frombuffer(table["sizes"][row].as_py(), np.int32)
     for count in np.unique(rows.images_N[wanted]).tolist():
         chosen = pairs_P2[(rows.images_N[pairs_P2] == count).all(1)]
         for start in range(0, len(chosen), _PAIRS_AT_ONCE):
             part = chosen[start : start + _PAIRS_AT_ONCE]
-            one, other = (np.stack([thumbs[i] for i in part[:, side].tolist()]) for side in (0, 1))
-            yield part, one, other
+            sides = [part[:, side].tolist() for side in (0, 1)]
+            one, other = (np.stack([thumbs[i] for i in side]) for side in sides)
+            one_sizes, other_sizes = (np.stack([sizes[i] for i in side]) for side in sides)
+            yield _Compared(part, one, other, one_sizes, other_sizes)

@@ -74,9 +74,9 @@ def test_what_gives_a_benchmark_away_is_dropped_and_the_question_is_named(ray_cl
     assert record.dropped == {filters.CONTAMINATED: 4} and record.kept == 1
     (found,) = record.reports
     assert [example.detail for example in found.examples[filters.CONTAMINATED]] == [
-        "shows an image of the question of vstar, vstar/direct_attributes/0",
-        "shows nearly an image of the question of vstar, vstar/direct_attributes/1",
-        "shows nearly an image of the question of vstar, vstar/direct_attributes/1",
+        "image 1 is image 1 of the question of vstar, vstar/direct_attributes/0",
+        "image 1 is nearly image 1 of the question of vstar, vstar/direct_attributes/1",
+        "image 2 is nearly image 1 of the question of vstar, vstar/direct_attributes/1",
     ]
     summary = json.loads(storage.read_bytes(storage.join(record.uri, JSON_NAME)))
     expected = {"name": "vstar", "questions": 2, "images": 2, "dropped": {"missing_image": 1}}

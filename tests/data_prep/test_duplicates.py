@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_prep import duplicates
-from data_prep.duplicate_keys import KeyFile, Keys, features
+from data_prep.duplicate_keys import KeyFile, Keys, features, key_name, write_pictures
 from data_prep.images import PixelBudget, StoredImage, standardise
 from tests.data_prep.pictures import encode, noise
 
@@ -30,8 +30,10 @@ def key_file(
     keys = Keys()
     for number, (question, answer, images) in enumerate(rows):
         keys.add(f"{path.name}/{number}", question, answer, images, list(steps[number : number + 1]))
-    keys.write(str(path))
-    return KeyFile(str(path), split, benchmark)  # type: ignore[arg-type]
+    file = KeyFile(key_name(str(path)), split, benchmark)  # type: ignore[arg-type]
+    keys.write(file.uri)
+    write_pictures(file, [images for *_, images in rows])
+    return file
 
 
 def find(*files: KeyFile) -> list[tuple[int, int, str, int, int, str]]:
