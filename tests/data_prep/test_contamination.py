@@ -15,9 +15,10 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import BenchmarkSource, ChatJsonlSource, MicroworldSource, RunConfig
 from amvl_core.contracts.errors import DataError
 from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion
-from data_prep import contamination, duplicates, filters
+from data_prep import contamination, duplicates, filters, near_pairs
 from data_prep.contamination import BenchmarkRecord
-from data_prep.duplicate_keys import KeyFile, Keys, features
+from data_prep.copies import Picture, is_copy
+from data_prep.duplicate_keys import KeyFile, Keys, features, key_name, write_pictures
 from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.pipeline import fingerprint
 from data_prep.report import JSON_NAME, PAGE_NAME
@@ -155,21 +156,31 @@ def test_near_images_are_those_that_comparing_all_finds(tmp_path: Path) -> None:
         copies.append(Image.fromarray((values + random.integers(-6, 7)).clip(0, 255).astype(np.uint8)))
     budget = PixelBudget(1, 10**6, 28)
 
-    def key_file(name: str, images: list[Image.Image], benchmark: str | None) -> tuple[KeyFile, np.ndarray]:
-        keys, thumbs = Keys(), []
+    def key_file(name: str, images: list[Image.Image], benchmark: str | None) -> tuple[KeyFile, list[StoredImage]]:
+        keys, found = Keys(), []
         for number, image in enumerate(images):
             stored = standardise(encode(image), budget)
             assert isinstance(stored, StoredImage)
             keys.add(f"{name}/{number}", f"{name} {number}", "", [stored])
-            thumbs.append(np.frombuffer(stored.thumb, np.uint8))
-        keys.write(str(tmp_path / name))
-        return KeyFile(str(tmp_path / name), "test" if benchmark else "train", benchmark), np.stack(thumbs)
+            found.append(stored)
+        file = KeyFile(key_name(str(tmp_path / name)), "test" if benchmark else "train", benchmark)
+        keys.write(file.uri)
+        write_pictures(file, [[image] for image in found])
+        return file, found
 
-    train, copies_MD = key_file("train", copies, None)
-    test, shown_MD = key_file("test", shown, "b")
+    train, stored_copies = key_file("train", copies, None)
+    test, stored_shown = key_file("test", shown, "b")
+    copies_MD, shown_MD = (
+        np.stack([np.frombuffer(image.thumb, np.uint8) for image in found]) for found in (stored_copies, stored_shown)
+    )
     of = [features(thumbs.tobytes(), np.ones(len(thumbs), int)) for thumbs in (copies_MD, shown_MD)]
-    equal = np.stack([duplicates.nearly_equal(copies_MD, np.broadcast_to(one, copies_MD.shape)) for one in shown_MD], 1)
-    near = equal & (np.abs(of[0][:, None] - of[1][None]).max(2) <= duplicates.CLOSE)
+    equal = np.stack([near_pairs.nearly_equal(copies_MD, np.broadcast_to(one, copies_MD.shape)) for one in shown_MD], 1)
+    near = equal & (np.abs(of[0][:, None] - of[1][None]).max(2) <= near_pairs.CLOSE)
+    pictures = [
+        [Picture.of(image.data, image.upright_size) for image in found] for found in (stored_copies, stored_shown)
+    ]
+    for row, other in np.argwhere(near).tolist():
+        near[row, other] = not stored_shown[other].blank and is_copy(pictures[0][row], pictures[1][other])
     wanted = [(row, int(near[row].argmax())) for row in range(len(copies)) if near[row].any()]
     assert 5 < len(wanted) < len(copies)
     found = duplicates.find([train, test], duplicates=True, contaminated=True)

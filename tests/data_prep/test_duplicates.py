@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data_prep import duplicates
+from data_prep import duplicates, near_pairs
 from data_prep.duplicate_keys import KeyFile, Keys, features, key_name, write_pictures
 from data_prep.images import PixelBudget, StoredImage, standardise
 from tests.data_prep.pictures import encode, noise
@@ -80,10 +80,10 @@ def test_drawn_images_that_differ_in_one_object_are_different(tmp_path: Path, ot
 def test_of_images_equally_bright_and_coloured_the_thumbnails_decide(tmp_path: Path) -> None:
     one, other = stored(moved(4)), stored(moved(5))
     features_NF = features(one.thumb + other.thumb, np.array([1, 1]))
-    assert abs(features_NF[0] - features_NF[1]).max() <= duplicates.CLOSE
+    assert abs(features_NF[0] - features_NF[1]).max() <= near_pairs.CLOSE
     file = key_file(tmp_path / "f", "train", ("Q", "A", [one]), ("Q", "A", [other]))
-    (distance,) = duplicates.distances([file])
-    assert duplicates.NEAR < distance < 256  # measured: 71
+    (distance,) = near_pairs.distances([file])
+    assert near_pairs.NEAR < distance < 256  # measured: 71
 
 
 def test_an_image_of_the_test_split_contaminates_whatever_is_asked(tmp_path: Path) -> None:

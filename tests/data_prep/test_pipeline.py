@@ -177,7 +177,9 @@ def test_repeats_are_dropped_across_sources_and_test_samples_never(ray_cluster: 
         "the same as sample a/train/line-0000002",
     ]
     assert second.examples[filters.DUPLICATE][0].detail == "the same as sample a/train/line-0000002"
-    assert second.examples[filters.CONTAMINATED][0].detail == "image 1 is image 1 of the test sample b/test/line-0000001"
+    assert (
+        second.examples[filters.CONTAMINATED][0].detail == "image 1 is image 1 of the test sample b/test/line-0000001"
+    )
     assert [row["sample_id"] for row in read(record)] == [
         *(f"a/train/line-{i:07d}" for i in range(1, 6)),
         "b/train/line-0000003",
