@@ -35,7 +35,7 @@ from data_prep.filters import CONTAMINATED, DUPLICATE
 from data_prep.near_pairs import Shown, near_rows, thumbnails
 
 FEW = 2
-"""Images that a question may be asked of, in training and in the benchmarks, to be evidence (docs/data-preparation.md)."""
+"""Images that a question may be asked of, in training and in benchmarks, to be evidence (docs/data-preparation.md)."""
 
 Match = Literal["image", "near image", "question", "sample", "near"]
 

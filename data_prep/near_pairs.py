@@ -1,12 +1,11 @@
 """Pairs of rows or images that may be copies: found without comparing all with all, by hashes and thumbnails.
 
 Pairs are found by hashing: mean brightness and colour in the same cell of a grid, of rows with the same text in one of
-four shifted grids, of test images in any cell nearby. Then the `THUMB_SIDE`-squared RGB thumbnails (`nearly_equal`) and
-width by height must agree. A copy that was scaled or compressed again differs little, and only at places where its
-original has contrast. Coarse perceptual hashes get that wrong on drawn images. Thumbnails show no text, so of what is
-left the `TRIES` nearest are to be compared pixel by pixel (`data_prep/copies.py`).
+four shifted grids, of test images in any cell nearby. Then the thumbnails (`nearly_equal`) and width by height must
+agree. Thumbnails show no text, so of what is left the `TRIES` nearest are to be compared pixel by pixel
+(`data_prep/copies.py`).
 
-Shape suffixes: N rows, F features, P pairs, M images, D values of a thumbnail, HWC its pixels.
+Shape suffixes: N rows, F features, P pairs, M images, D values of a thumbnail.
 """
 
 from __future__ import annotations
@@ -20,13 +19,9 @@ import numpy as np
 from data_prep.copies import same_aspect
 from data_prep.duplicate_keys import FEATURES, THUMB_BYTES, KeyFile, image_features, read
 from data_prep.duplicate_rows import MIX, Rows, first_alike, load
-from data_prep.images import THUMB_SIDE
 
-NEAR = 20
-FLAT = 6
-"""Levels of 255: `nearly_equal` allows `NEAR` where there is contrast and `FLAT` where there is none. Measured: of 90
-photographs that were scaled to a half or compressed again (JPEG, quality 30 and up) none exceeds them, and all of 1,770
-pairs of different drawings do, with lines of one pixel on 1000 x 1000 (docs/data-preparation.md)."""
+NEAR = 40
+"""Levels of 255 that thumbnails of copies may differ by: thin coloured lines lose as much in JPEG."""
 
 TRIES = 4
 """Images or rows that one is compared with pixel by pixel: a set of diagrams alike would cost its square otherwise."""
@@ -134,14 +129,9 @@ def thumbnails(file: KeyFile) -> tuple[np.ndarray, np.ndarray]:
 def nearly_equal(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
     """bool [P]: whether one image may be a copy of the other, by their thumbnails; of several images side by side, all.
 
-    No value differs by more than `NEAR` levels, and none by more than both `FLAT` and the contrast around it, in either
-    image.
+    No value differs by more than `NEAR` levels.
     """
-    near_P = _difference(one_PD, other_PD) <= NEAR
-    one_PD, other_PD = one_PD[near_P], other_PD[near_P]
-    allowed_PHW1 = np.maximum(np.minimum(_contrast(one_PD), _contrast(other_PD)), FLAT)
-    differ_PHWC = _pixels(np.maximum(one_PD, other_PD) - np.minimum(one_PD, other_PD))
-    near_P[near_P] = (differ_PHWC <= allowed_PHW1).all((1, 2, 3, 4))
+    near_P: np.ndarray = _difference(one_PD, other_PD) <= NEAR
     return near_P
 
 
@@ -155,22 +145,6 @@ def _total(one_PD: np.ndarray, other_PD: np.ndarray) -> np.ndarray:
     """int64 [P]: the sum of the differences of all values of two thumbnails."""
     total: np.ndarray = (np.maximum(one_PD, other_PD) - np.minimum(one_PD, other_PD)).sum(1, dtype=np.int64)
     return total
-
-
-def _pixels(thumbs_PD: np.ndarray) -> np.ndarray:
-    """[P, images, H, W, C]."""
-    return thumbs_PD.reshape(len(thumbs_PD), thumbs_PD.shape[1] // THUMB_BYTES, THUMB_SIDE, THUMB_SIDE, 3)
-
-
-def _contrast(thumbs_PD: np.ndarray) -> np.ndarray:
-    """[P, images, H, W, 1]: highest less lowest level of a value and its eight neighbours, of the colour with most."""
-    padded = np.pad(_pixels(thumbs_PD), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    across = [padded[:, :, :, x : x + THUMB_SIDE] for x in range(3)]
-    high, low = np.maximum.reduce(across), np.minimum.reduce(across)
-    high = np.maximum.reduce([high[:, :, y : y + THUMB_SIDE] for y in range(3)])
-    low = np.minimum.reduce([low[:, :, y : y + THUMB_SIDE] for y in range(3)])
-    contrast: np.ndarray = (high - low).max(-1, keepdims=True)
-    return contrast
 
 
 def near_rows(files: Sequence[KeyFile], rows: Rows, candidates: np.ndarray) -> dict[int, list[int]]:

@@ -24,7 +24,7 @@ from data_prep.pipeline import fingerprint
 from data_prep.report import JSON_NAME, PAGE_NAME
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, chat_row
-from tests.data_prep.pictures import encode, noise
+from tests.data_prep.pictures import encode, noise, venn
 from tests.data_prep.test_pipeline import configure, run
 
 QUESTION = "Which of the animals is on the left of the tree?"
@@ -35,11 +35,15 @@ def photo(seed: int, width: int = 320, height: int = 240) -> Image.Image:
     return noise(12, 9, seed=seed).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def vstar(folder: Path, *images: bytes) -> BenchmarkSource:
-    """V* as it is published, one question for each image; an empty image is one that is not there."""
-    row = {"text": TEXT, "category": "direct_attributes", "label": "A"}
-    rows = [{**row, "image": f"{i}.png", "question_id": i} for i in range(len(images))]
-    files = {f"{i}.png": data for i, data in enumerate(images) if data}
+def vstar(folder: Path, *images: bytes, others: tuple[bytes, ...] = ()) -> BenchmarkSource:
+    """V* as it is published, one question for each image; an empty image is one that is not there.
+
+    Something else is asked of each of `others`.
+    """
+    texts = [*[TEXT] * len(images), *["Left or right?"] * len(others)]
+    row = {"category": "direct_attributes", "label": "A"}
+    rows = [{**row, "text": text, "image": f"{i}.png", "question_id": i} for i, text in enumerate(texts)]
+    files = {f"{i}.png": data for i, data in enumerate([*images, *others]) if data}
     as_folder(folder, {"test_questions.jsonl": archives.json_lines(*rows), **files})
     return BenchmarkSource(name="vstar", uri=str(folder))
 
@@ -49,15 +53,17 @@ def evaluating(config: RunConfig, *benchmarks: BenchmarkSource) -> RunConfig:
 
 
 def training(folder: Path) -> ChatJsonlSource:
-    """Five rows: the first benchmark image with other bytes, a small and compressed copy of the second (twice), another
-    one, and the question of all."""
+    """Seven rows: the first benchmark image with other bytes, a small compressed copy of the second (twice), another
+    one, the question of all, and two that share nothing: a diagram with another figure than one there, a white image.
+    """
     pictures = {
         "exact": encode(photo(1), "PNG", compress_level=0),
         "near": encode(photo(2, 160, 120), "JPEG", quality=75),
         "other": encode(photo(3)),
+        "diagram": encode(venn("12", "8", "30", side=320)),
+        "white": WHITE,
     }
-    names = ["exact", "near", "other"]
-    rows = [chat_row(f"<image>{name}?", images=[f"pictures/{name}"]) for name in names]
+    rows = [chat_row(f"<image>{name}?", images=[f"pictures/{name}"]) for name in pictures]
     rows.append(chat_row("<image><image>Both?", images=["pictures/other", "pictures/near"]))
     rows.append(chat_row("<image>" + QUESTION.lower(), images=["pictures/other"]))
     files = {"train.jsonl": archives.json_lines(*rows), **{f"pictures/{n}": d for n, d in pictures.items()}}
@@ -65,14 +71,16 @@ def training(folder: Path) -> ChatJsonlSource:
 
 
 BENCHMARK = (encode(photo(1)), encode(photo(2)), b"")
+WHITE = encode(Image.new("RGB", (100, 80), "white"))
 
 
 def test_what_gives_a_benchmark_away_is_dropped_and_the_question_is_named(ray_cluster: None, tmp_path: Path) -> None:
     plain = configure(training(tmp_path / "chat"), max_pixels=320 * 240, max_tokens=4096)
-    config = evaluating(plain, vstar(tmp_path / "vstar", *BENCHMARK))
+    diagram = encode(venn("12", "7", "30", side=320))
+    config = evaluating(plain, vstar(tmp_path / "vstar", *BENCHMARK, others=(diagram, WHITE)))
     record, events = run(config, tmp_path / "prepare" / "out")
     assert record.fingerprint == fingerprint(config) != fingerprint(plain)
-    assert record.dropped == {filters.CONTAMINATED: 4} and record.kept == 1
+    assert record.dropped == {filters.CONTAMINATED: 4} and record.kept == 3
     (found,) = record.reports
     assert [example.detail for example in found.examples[filters.CONTAMINATED]] == [
         "image 1 is image 1 of the question of vstar, vstar/direct_attributes/0",
@@ -80,14 +88,14 @@ def test_what_gives_a_benchmark_away_is_dropped_and_the_question_is_named(ray_cl
         "image 2 is nearly image 1 of the question of vstar, vstar/direct_attributes/1",
     ]
     summary = json.loads(storage.read_bytes(storage.join(record.uri, JSON_NAME)))
-    expected = {"name": "vstar", "questions": 2, "images": 2, "dropped": {"missing_image": 1}}
+    expected = {"name": "vstar", "questions": 4, "images": 4, "dropped": {"missing_image": 1}}
     assert summary["benchmarks"] == [expected]
     assert "Benchmarks that training samples were compared with" in (Path(record.uri) / PAGE_NAME).read_text()
     assert any(event.unit == "questions of benchmarks" for event in events)
     # The dataset without it, and a further one with it: neither the sources nor the benchmark are read again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepare").rglob("*.parquet")}
     without, _ = run(plain, tmp_path / "prepare" / "without")
-    assert (without.dropped, without.kept) == ({}, 5)
+    assert (without.dropped, without.kept) == ({}, 7)
     again, events = run(config, tmp_path / "prepare" / "again")
     assert again.shards == record.shards and not any(event.unit.startswith("questions") for event in events)
     assert (
