@@ -10,7 +10,6 @@ Shape suffixes: HW pixels, or windows of them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from amvl_core.data import pixels
 from data_prep.duplicate_keys import KeyFile, read, read_pictures
 from data_prep.shards import ROW_GROUP_ROWS
 
@@ -56,7 +56,7 @@ class Picture:
     @classmethod
     def of(cls, data: bytes, published: tuple[int, int]) -> Picture:
         """The picture of encoded bytes, as they are stored, of an image with `published` width and height."""
-        shown = Image.open(io.BytesIO(data)).convert("YCbCr")
+        shown = pixels.decode(data).convert("YCbCr")
         width, height = (min(sides) for sides in zip(shown.size, published, strict=True))
         brightness, *colours = shown.split()
         blue, red = (_resized(colour, _half(width, height)) for colour in colours)
