@@ -30,8 +30,8 @@ WINDOW = 5
 QUIET, LOUD = 400.0, 3000.0
 """Squared levels (20 and 55 of 255): what a good copy and a bad one may differ by where there is no contrast."""
 
-NOISE = 15.0
-"""How many times that is what nine of ten windows with contrast differ by."""
+NOISE = 10.0
+"""How many times that is what three of four windows with contrast differ by."""
 
 KEPT = 96
 """Images in memory, at 1.5 bytes a pixel."""
@@ -104,7 +104,7 @@ def is_copy(one: Picture, other: Picture) -> bool:
 def change(one: Image.Image, other: Image.Image, size: tuple[int, int]) -> float:
     """The largest difference in any window, as a share of the contrast there: mean squares, of two grey images.
 
-    A copy with little difference in nine of ten windows that have contrast is not allowed much in the others.
+    A copy with little difference in three of four windows that have contrast is not allowed much in the others.
     """
     one_HW, other_HW = (np.asarray(_resized(image, size), np.float32) for image in (one, other))
     if np.abs(one_HW - other_HW).max() ** 2 <= SAME * QUIET:
@@ -112,7 +112,7 @@ def change(one: Image.Image, other: Image.Image, size: tuple[int, int]) -> float
     differ_HW = _windows((one_HW - other_HW) ** 2)
     contrast_HW = sum(_windows(levels_HW**2) - _windows(levels_HW) ** 2 for levels_HW in (one_HW, other_HW)) / 2
     seen = differ_HW[contrast_HW >= QUIET]
-    noise = NOISE * float(np.quantile(seen, 0.9)) if len(seen) else 0.0
+    noise = NOISE * float(np.quantile(seen, 0.75)) if len(seen) else 0.0
     return float((differ_HW / (contrast_HW + min(max(noise, QUIET), LOUD))).max())
 
 

@@ -85,7 +85,7 @@ def test_the_change_is_that_of_the_worst_window() -> None:
         ]
         found = [((one.var() + other.var()) / 2, (differ**2).mean()) for one, other, differ in pairs]
         seen = [differ for contrast, differ in found if contrast >= copies.QUIET]
-        allowed = np.clip(copies.NOISE * np.quantile(seen, 0.9) if seen else 0.0, copies.QUIET, copies.LOUD)
+        allowed = np.clip(copies.NOISE * np.quantile(seen, 0.75) if seen else 0.0, copies.QUIET, copies.LOUD)
         worst = max(differ / (contrast + allowed) for contrast, differ in found)
         nothing = np.abs(one_HW.astype(float) - other_HW).max() ** 2 <= copies.SAME * copies.QUIET
         wanted = 0.0 if nothing else worst

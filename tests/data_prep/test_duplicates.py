@@ -230,7 +230,7 @@ def test_what_is_equal_and_shows_nothing_does_not_keep_the_rest_from_being_near(
 
 
 def test_another_aspect_is_another_picture(tmp_path: Path) -> None:
-    wide, one_off = PHOTO.resize((480, 240)), PHOTO.resize((240, 181))
+    wide, one_off = PHOTO.resize((480, 240)), PHOTO.resize((241, 180))
     train = key_file(tmp_path / "a", "train", *[("Q", "A", [stored(image)]) for image in (PHOTO, wide, one_off)])
     assert find(train) == [(0, 2, "duplicate", 0, 0, "near")]
 
