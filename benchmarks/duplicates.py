@@ -5,9 +5,13 @@ of microworld, easy-VQA, NLVR and the VSP mazes is compared, and 16 crops of eac
 been asked about each. `near_images` is the same for test images, where the question does not count: training rows that
 nearly show an image of the test split, or crops of other photographs; `near_images_of_train` are those in one half of
 the training shards that nearly show an image of the other half. `questions` are training rows that ask a question of
-the test split, as if that were a published benchmark, by how many images it may be asked of in either. `drawings` are
-pairs of different ones that are nearly equal. Misses: photographs and drawings that were scaled or compressed again and
-are not found. The last line is one JSON object; a data set that is not in FOLDER is null.
+the test split, as if that were a published benchmark, by how many images it may be asked of in either.
+
+`drawings` (`benchmarks/drawings.py`): those of one half that nearly show one of the other half. `changed` are pictures
+beside the same with one detail changed (`benchmarks/changed.py`): how many of the changed ones nearly show any of the
+others, as they are and compressed or scaled. `by_thumbnails` says how many thumbnails alone would take for copies.
+Misses: photographs, drawings and pictures that were scaled or compressed again and are not found. The last line is one
+JSON object; a data set that is not in FOLDER is null.
 """
 
 from __future__ import annotations
@@ -31,15 +35,16 @@ from PIL import Image
 from amvl_core.contracts.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.data.encode import TokenCounter
+from benchmarks.changed import CHANGED
 from benchmarks.drawings import DRAWINGS
-from data_prep import duplicates, listing
-from data_prep.duplicate_keys import KeyFile, Keys
+from data_prep import duplicates, listing, near_pairs
+from data_prep.duplicate_keys import KeyFile, Keys, key_name, write_pictures
 from data_prep.duplicates import Repeat
 from data_prep.images import PixelBudget, StoredImage, standardise
-from data_prep.units import Work
+from data_prep.units import Work, unit_name
 
 BUDGET = PixelBudget(256, 512 * 512, 28)
-DRAWN = PixelBudget(256, 1024 * 1024, 28)
+DRAWN = PixelBudget(256 * 28 * 28, 1280 * 28 * 28, 28)
 CROPS = 4
 
 CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
@@ -70,8 +75,12 @@ def main() -> None:
         path = folder / f"{name}.tar.gz"
         found[name] = _false_positives(source(str(path))) if path.exists() else None
         print(name, found[name], flush=True)
-    found["drawings"] = {name: _drawings(list(islice(draw(), chosen.drawings))) for name, draw in DRAWINGS.items()}
-    print("drawings", found["drawings"], flush=True)
+    for name, draw in DRAWINGS.items():
+        found.setdefault("drawings", {})[name] = _drawings(list(islice(draw(), chosen.drawings)))
+        print(name, found["drawings"][name], flush=True)
+    for name, make in CHANGED.items():
+        found.setdefault("changed", {})[name] = _changed(list(make(chosen.drawings)))
+        print(name, found["changed"][name], flush=True)
     photos = folder / "natural-photos.tar.gz"
     found["photos"] = _photos(list(_open(photos))) if photos.exists() else None
     print("photos", found["photos"], flush=True)
@@ -85,11 +94,11 @@ def _false_positives(source: Source) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         work = Work(data, TokenCounter.from_model(config.model), (folder,))
         done = [work.run(unit) for unit in listing.units(data, 0, ())]
-        files = [KeyFile(f"{folder}/{unit.report.split}-{unit.number:05d}.keys.parquet", unit.split) for unit in done]
+        files = [KeyFile(key_name(f"{folder}/{unit_name(unit.split, unit.number)}"), unit.split) for unit in done]
         started = time.perf_counter()
         repeats = duplicates.find(files, duplicates=True, contaminated=True)
         seconds = time.perf_counter() - started
-        distances = duplicates.distances(files)
+        distances = near_pairs.distances(files)
         everything = [replace(file, split="train") for file in files]
         near = sum(r.match == "near" for r in duplicates.find(everything, duplicates=True, contaminated=False))
         train, test = ([file for file in files if file.split == split] for split in ("train", "test"))
@@ -149,20 +158,32 @@ def _photos(photos: list[Image.Image]) -> dict[str, Any]:
 
 
 def _drawings(drawings: list[Image.Image]) -> dict[str, Any]:
-    """Pairs of different drawings that are nearly equal, and changed copies that are not, of all that there are."""
-    thumbs_ND = _thumbs([_encoded(drawing, "PNG") for drawing in drawings])
-    one, other = np.triu_indices(len(drawings), 1)
-    near = int(duplicates.nearly_equal(thumbs_ND[one], thumbs_ND[other]).sum())
-    missed = {
-        name: int((~duplicates.nearly_equal(thumbs_ND, _thumbs([change(drawing) for drawing in drawings]))).sum())
-        for name, change in CHANGES.items()
+    """Drawings of one half that nearly show one of the other, and changed copies that are not found, of all."""
+    stored = [_stored(_encoded(drawing, "PNG"), DRAWN) for drawing in drawings]
+    half = len(stored) // 2
+    missed = {name: len(stored) - _shown(stored, _all(change, drawings)) for name, change in CHANGES.items()}
+    pairs = half * (len(stored) - half)
+    return {"pairs": pairs, "near": _shown(stored[:half], stored[half:]), "drawings": len(stored), "missed": missed}
+
+
+def _changed(pairs: list[tuple[Image.Image, Image.Image]]) -> dict[str, Any]:
+    """What is taken for an image of `pairs`' first sides: of the other sides, and of copies of the first."""
+    ways = {"PNG": lambda image: _encoded(image, "PNG"), **CHANGES}
+    first, other = ([pair[side] for pair in pairs] for side in (0, 1))
+    shown = _all(ways["PNG"], first)
+    thumbs = [
+        np.stack([np.frombuffer(image.thumb, np.uint8) for image in _all(ways["PNG"], side)]) for side in (first, other)
+    ]
+    return {
+        "pictures": len(pairs),
+        "by_thumbnails": int(near_pairs.nearly_equal(*thumbs).sum()),
+        "near": {name: _shown(shown, _all(way, other)) for name, way in ways.items()},
+        "missed": {name: len(pairs) - _shown(shown, _all(way, first)) for name, way in CHANGES.items()},
     }
-    return {"pairs": len(one), "near": near, "drawings": len(drawings), "missed": missed}
 
 
-def _thumbs(encoded: list[bytes]) -> np.ndarray:
-    """uint8 [N, D]"""
-    return np.stack([np.frombuffer(_stored(data, DRAWN).thumb, np.uint8) for data in encoded])
+def _all(way: Callable[[Image.Image], bytes], images: list[Image.Image]) -> list[StoredImage]:
+    return [_stored(way(image), DRAWN) for image in images]
 
 
 def _crops(photo: Image.Image) -> Iterator[Image.Image]:
@@ -191,7 +212,7 @@ def _stored(data: bytes, budget: PixelBudget = BUDGET) -> StoredImage:
 
 def _repeats(images: list[StoredImage]) -> list[Repeat]:
     with tempfile.TemporaryDirectory() as folder:
-        file = _key_file(f"{folder}/keys.parquet", images, "The same?")
+        file = _key_file(f"{folder}/keys", images, "The same?")
         found = duplicates.find([file], duplicates=True, contaminated=False)
     return [repeat for repeat in found if repeat.match == "near"]
 
@@ -199,16 +220,18 @@ def _repeats(images: list[StoredImage]) -> list[Repeat]:
 def _shown(benchmark: list[StoredImage], training: list[StoredImage]) -> int:
     """How many of `training` nearly show an image of `benchmark`."""
     with tempfile.TemporaryDirectory() as folder:
-        asked = _key_file(f"{folder}/b.parquet", benchmark, "One?")
-        return _near_images([asked], [_key_file(f"{folder}/t.parquet", training, "Another?")])
+        asked = _key_file(f"{folder}/b", benchmark, "One?")
+        return _near_images([asked], [_key_file(f"{folder}/t", training, "Another?")])
 
 
 def _key_file(path: str, images: list[StoredImage], question: str) -> KeyFile:
     keys = Keys()
     for number, image in enumerate(images):
         keys.add(str(number), question, "A thing.", [image])
-    keys.write(path)
-    return KeyFile(path, "train")
+    file = KeyFile(key_name(path), "train")
+    write_pictures(file, [[image] for image in images])
+    keys.write(file.uri)
+    return file
 
 
 if __name__ == "__main__":

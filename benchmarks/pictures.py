@@ -61,6 +61,16 @@ def photograph(seed: int, size: tuple[int, int]) -> bytes:
     return _encoded(_photo(seed, size), "JPEG")
 
 
+def textured(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Noise of all scales down to a pixel, as foliage and gravel have it."""
+    layers = [_noise(5 * seed + i, (n, n)).resize(size) for i, n in enumerate((4, 12, 40, 120))]
+    layers.append(_noise(5 * seed + 4, size))
+    image = layers[0]
+    for layer, share in zip(layers[1:], (0.4, 0.35, 0.3, 0.15), strict=True):
+        image = Image.blend(image, layer, share)
+    return image
+
+
 def _photo(seed: int, size: tuple[int, int]) -> Image.Image:
     """Noise of several scales."""
     layers = [_noise(3 * seed + i, (n, n)).resize(size) for i, n in enumerate((5, 40, 300))]

@@ -1,9 +1,9 @@
 """Keys of the benchmarks that a run evaluates, so that no training sample gives one of their questions away.
 
 Questions are read one at a time, because an image of HR-Bench 8K has 33 million pixels. Their images are brought into
-the run's pixel budget like those of the training data, so that equal images have equal digests. Only the keys of
-`data_prep/duplicate_keys.py` are kept. They lie in `{storage}/prepare/benchmarks/`, and all datasets with the same
-budget share them. So a benchmark is read once.
+the run's pixel budget like those of the training data, so that equal images have equal digests. What is kept are the
+keys of `data_prep/duplicate_keys.py` and those images, which near copies are compared with. They lie in
+`{storage}/prepare/benchmarks/`, and all datasets with the same budget share them. So a benchmark is read once.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ from amvl_core.contracts.records import Record
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question
 from data_prep.content_identity import content_identity
-from data_prep.duplicate_keys import KeyFile, Keys, count_images
+from data_prep.duplicate_keys import KeyFile, Keys, count_images, key_name, write_pictures
 from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.streaming import stream
 
 FOLDER = "benchmarks"
 """The folder beside the datasets that holds the keys."""
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same benchmark gives other keys than before."""
 
 BATCH_QUESTIONS = 64
 BATCH_BYTES = 32 * 2**20
 """A batch is one task and one file. It ends when one of the two limits is reached."""
-
-_SUFFIX = ".keys.parquet"
 
 
 class BenchmarkRecord(Record):
@@ -110,7 +108,7 @@ def prepare(
 
 
 def _file(number: int) -> str:
-    return f"{number:05d}{_SUFFIX}"
+    return key_name(f"{number:05d}")
 
 
 def _cut(sources: Sequence[BenchmarkSource], uris: Sequence[str], source: int) -> Iterator[_Batch]:
@@ -145,10 +143,12 @@ def _run(budget: PixelBudget, uris: Sequence[str], batch: _Batch) -> _Batch:
     """Writes the keys of a batch; the result holds no image."""
     where = storage.join(uris[batch.source], _file(batch.number))
     if batch.questions or not batch.size:
-        keys = Keys()
+        keys, pictures = Keys(), []
         for question in batch.questions:
             found = [standardise(data, budget) for data in question.images]
             images = [image for image in found if isinstance(image, StoredImage)]
             keys.add(question.item_id, question.asked or question.prompt, question.answer, images)
+            pictures.append(images)
+        write_pictures(KeyFile(where, "test"), pictures)
         keys.write(where)
     return _Batch(batch.source, batch.number, batch.size, batch.dropped, ())

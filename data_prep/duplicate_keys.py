@@ -18,7 +18,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.parquet import ParquetStream
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Split
 from data_prep.images import THUMB_SIDE, StoredImage
-from data_prep.shards import parquet_writer
+from data_prep.shards import ROW_GROUP_ROWS, parquet_writer
 
 THUMB_BYTES = 3 * THUMB_SIDE**2
 FEATURES = 6
@@ -39,8 +39,16 @@ SCHEMA = pa.schema(
         ("digests", pa.binary()),
         ("features", pa.binary(4 * FEATURES)),
         ("thumbs", pa.binary()),
+        ("sizes", pa.binary()),
+        ("blank", pa.binary()),
     ]
 )
+"""Of the images of a row, one after the other: `digests`, `thumbs`, the published `sizes` as two int32, and `blank`."""
+
+PICTURES = pa.schema([("images", pa.list_(pa.binary()))])
+"""What a shard has too: the images of each row. Benchmarks have them in files of their own."""
+
+_SUFFIX = ".keys.parquet"
 
 
 def normalise(text: str) -> str:
@@ -83,6 +91,8 @@ class Keys:
                 "images": len(images),
                 "digests": b"".join(image.digest for image in images),
                 "thumbs": b"".join(image.thumb for image in images),
+                "sizes": np.array([image.upright_size for image in images], np.int32).tobytes(),
+                "blank": bytes(image.blank for image in images),
             }
         )
 
@@ -122,11 +132,38 @@ def image_features(thumbs_MD: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """The keys of one shard; or, as test samples, of questions of the `benchmark` of that name."""
+    """The keys of one shard; or, as test samples, of questions of the `benchmark` of that name.
+
+    The images of the rows lie beside the keys, in `pictures`.
+    """
 
     uri: str
     split: Split
     benchmark: str | None = None
+
+    @property
+    def pictures(self) -> str:
+        """A shard, or a file of `PICTURES` alone; in row groups of `ROW_GROUP_ROWS`."""
+        return f"{self.uri.removesuffix(_SUFFIX)}.parquet"
+
+
+def key_name(name: str) -> str:
+    """What the keys of the images in `{name}.parquet` are called."""
+    return f"{name}{_SUFFIX}"
+
+
+def write_pictures(file: KeyFile, images: Sequence[Sequence[StoredImage]]) -> None:
+    """Writes the images of each row beside its keys."""
+    table = pa.table({"images": [[image.data for image in row] for row in images]}, schema=PICTURES)
+    with storage.writing(file.pictures) as temporary, parquet_writer(temporary, PICTURES) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+
+def read_pictures(file: KeyFile, group: int) -> list[list[bytes]]:
+    """The encoded images of the rows from `group` x `ROW_GROUP_ROWS` on, as many as a row group has."""
+    with storage.opened(file.pictures) as stream:
+        found: list[list[bytes]] = ParquetStream(stream).read_row_group(group, ["images"])["images"].to_pylist()
+    return found
 
 
 def sample_id(file: KeyFile, row: int) -> str:

@@ -13,6 +13,7 @@ import io
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from amvl_core.data import pixels
@@ -33,6 +34,9 @@ THUMB_SIDE = 32
 
 DIGEST_BYTES = 16
 
+CONTENT = 20
+"""Levels of 255: an image none of whose colours spans more is of one colour, or nearly, and shows nothing."""
+
 Box = tuple[float, float, float, float]
 
 _JPEG = ("JPEG", "MPO")  # a camera's multi-picture file is a JPEG with more behind it
@@ -45,7 +49,8 @@ class StoredImage:
     """Encoded bytes as they are stored, `width` x `height` pixels, upright.
 
     `source_size` is the width and height of the published raster and `orientation` its Exif orientation (1 to 8).
-    `digest` (`DIGEST_BYTES`) is equal for equal images, `thumb` is RGB, `THUMB_SIDE` squared, row by row.
+    `digest` (`DIGEST_BYTES`) is equal for equal images of one size, `thumb` is RGB, `THUMB_SIDE` squared, row by row.
+    `blank` says that the image shows nothing (`CONTENT`).
     """
 
     data: bytes
@@ -55,6 +60,12 @@ class StoredImage:
     orientation: int
     digest: bytes
     thumb: bytes
+    blank: bool
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the published raster, turned upright."""
+        return turned_size(*self.source_size, self.orientation)
 
     def place(self, box: Box) -> Box | None:
         """A box `(x1, y1, x2, y2)` of the published raster in pixels of the stored image, clipped to it.
@@ -62,7 +73,7 @@ class StoredImage:
         None where nothing is left of it.
         """
         x1, y1, x2, y2 = turned_box(box, *self.source_size, self.orientation)
-        width, height = turned_size(*self.source_size, self.orientation)
+        width, height = self.upright_size
         across, down = self.width / width, self.height / height
         x1, x2 = (round(min(max(x * across, 0.0), self.width), 2) for x in (x1, x2))
         y1, y2 = (round(min(max(y * down, 0.0), self.height), 2) for y in (y1, y2))
@@ -106,12 +117,22 @@ def _store(image: Image.Image, data: bytes, budget: PixelBudget) -> StoredImage:
         image.draft(None, draft)
         image.load()
     if keeps_bytes:
-        digest = _digest(data if is_jpeg else to_rgb(image).tobytes())
-        return StoredImage(data, width, height, source_size, 1, digest, _thumb(image))
-    raster = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)  # grey stays grey
-    upright = turned(_resized(raster, turned_size(*size, left)), left)
-    digest = _digest(data if is_jpeg else to_rgb(upright).tobytes())
-    return StoredImage(_encode(upright, is_jpeg), *size, source_size, orientation, digest, _thumb(upright))
+        shown, encoded = image, data
+    else:
+        raster = image if image.mode == "L" and "transparency" not in image.info else to_rgb(image)  # grey stays grey
+        shown = turned(_resized(raster, turned_size(*size, left)), left)
+        encoded = _encode(shown, is_jpeg)
+    # One colour has the same pixels in many shapes.
+    compared = data if is_jpeg else f"{width} x {height}:".encode() + to_rgb(shown).tobytes()
+    digest = hashlib.sha256(compared).digest()[:DIGEST_BYTES]
+    thumb = _thumb(shown)
+    blank = _spans_little(thumb) and _spans_little(shown)
+    return StoredImage(encoded, *size, source_size, orientation, digest, thumb.tobytes(), blank)
+
+
+def _spans_little(image: Image.Image) -> bool:
+    bands = np.array(image.getextrema()).reshape(-1, 2)
+    return bool((np.ptp(bands, axis=1) <= CONTENT).all())
 
 
 def turned_box(box: Box, width: int, height: int, orientation: int) -> Box:
@@ -151,13 +172,9 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def _thumb(image: Image.Image) -> bytes:
+def _thumb(image: Image.Image) -> Image.Image:
     small = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.HAMMING, reducing_gap=4.0)
-    return small.convert("RGB").tobytes()
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
+    return small.convert("RGB")
 
 
 def _encode(image: Image.Image, is_jpeg: bool) -> bytes:

@@ -34,7 +34,7 @@ from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, Drop
 from amvl_core.contracts.sample import Split
 from data_prep import contamination, duplicates, listing, report
 from data_prep.content_identity import content_identity
-from data_prep.duplicate_keys import KeyFile, sample_id
+from data_prep.duplicate_keys import KeyFile, key_name, sample_id
 from data_prep.duplicates import Match, Repeat
 from data_prep.shards import SCHEMA_VERSION, copy_without, shard_name
 from data_prep.shards import check as check_shard
@@ -43,7 +43,7 @@ from data_prep.streaming import stream
 from data_prep.units import Unit, UnitRecord, Work, unit_name
 
 STAGE = "prepare"
-STAGE_VERSION = 7
+STAGE_VERSION = 8
 """Raised whenever the same configuration gives other shards than before."""
 
 SOURCES = "sources"
@@ -55,11 +55,11 @@ _NOT_OF_A_SOURCE = {"sources", "drop_duplicates", "drop_contaminated", "features
 """Fields of `data` that change nothing of what a source gives by itself."""
 
 _HOW: dict[Match, str] = {
-    "image": "shows an image of",
-    "near image": "shows nearly an image of",
+    "image": "image {image} is image {of_image} of",
+    "near image": "image {image} is nearly image {of_image} of",
     "question": "asks the same as",
     "sample": "the same as",
-    "near": "nearly the same as",
+    "near": "the same, with nearly the same images, as",
 }
 
 
@@ -221,7 +221,7 @@ class _Part:
 
     @property
     def keys(self) -> KeyFile:
-        return KeyFile(f"{self.where}.keys.parquet", self.record.split)
+        return KeyFile(key_name(self.where), self.record.split)
 
 
 def _parts(sources: list[SourceRecord]) -> list[_Part]:
@@ -284,9 +284,9 @@ def _example(files: list[KeyFile], repeat: Repeat) -> DroppedExample:
     what = "the test sample" if other.split == "test" else "sample"
     if other.benchmark is not None:
         what = f"the question of {other.benchmark},"
+    how = _HOW[repeat.match].format(image=repeat.image + 1, of_image=repeat.of_image + 1)
     return DroppedExample(
-        sample_id=sample_id(file, repeat.row),
-        detail=f"{_HOW[repeat.match]} {what} {sample_id(other, repeat.of_row)}",
+        sample_id=sample_id(file, repeat.row), detail=f"{how} {what} {sample_id(other, repeat.of_row)}"
     )
 
 

@@ -32,7 +32,7 @@ from amvl_core.contracts.sample import (
     shown_by_question,
 )
 from data_prep import microworld
-from data_prep.duplicate_keys import Keys
+from data_prep.duplicate_keys import Keys, key_name
 from data_prep.filters import DEGENERATE_BOX, Drop, check_length, check_text, shown_images
 from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.shards import ShardRow, ShardWriter, sha256, shard_name
@@ -156,7 +156,7 @@ class Work:
                     tally.drop(sample_id, result)
             shard.close()
             digest = sha256(file)
-        keys.write(f"{where}.keys.parquet")
+        keys.write(key_name(where))
         record = UnitRecord(
             split=unit.split,
             number=unit.number,

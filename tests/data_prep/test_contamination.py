@@ -15,15 +15,16 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.config import BenchmarkSource, ChatJsonlSource, MicroworldSource, RunConfig
 from amvl_core.contracts.errors import DataError
 from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion
-from data_prep import contamination, duplicates, filters
+from data_prep import contamination, duplicates, filters, near_pairs
 from data_prep.contamination import BenchmarkRecord
-from data_prep.duplicate_keys import KeyFile, Keys, features
+from data_prep.copies import Picture, is_copy
+from data_prep.duplicate_keys import KeyFile, Keys, features, key_name, write_pictures
 from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.pipeline import fingerprint
 from data_prep.report import JSON_NAME, PAGE_NAME
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, chat_row
-from tests.data_prep.pictures import encode, noise
+from tests.data_prep.pictures import encode, noise, venn
 from tests.data_prep.test_pipeline import configure, run
 
 QUESTION = "Which of the animals is on the left of the tree?"
@@ -34,11 +35,15 @@ def photo(seed: int, width: int = 320, height: int = 240) -> Image.Image:
     return noise(12, 9, seed=seed).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def vstar(folder: Path, *images: bytes) -> BenchmarkSource:
-    """V* as it is published, one question for each image; an empty image is one that is not there."""
-    row = {"text": TEXT, "category": "direct_attributes", "label": "A"}
-    rows = [{**row, "image": f"{i}.png", "question_id": i} for i in range(len(images))]
-    files = {f"{i}.png": data for i, data in enumerate(images) if data}
+def vstar(folder: Path, *images: bytes, others: tuple[bytes, ...] = ()) -> BenchmarkSource:
+    """V* as it is published, one question for each image; an empty image is one that is not there.
+
+    Something else is asked of each of `others`.
+    """
+    texts = [*[TEXT] * len(images), *["Left or right?"] * len(others)]
+    row = {"category": "direct_attributes", "label": "A"}
+    rows = [{**row, "text": text, "image": f"{i}.png", "question_id": i} for i, text in enumerate(texts)]
+    files = {f"{i}.png": data for i, data in enumerate([*images, *others]) if data}
     as_folder(folder, {"test_questions.jsonl": archives.json_lines(*rows), **files})
     return BenchmarkSource(name="vstar", uri=str(folder))
 
@@ -48,15 +53,17 @@ def evaluating(config: RunConfig, *benchmarks: BenchmarkSource) -> RunConfig:
 
 
 def training(folder: Path) -> ChatJsonlSource:
-    """Five rows: the first benchmark image with other bytes, a small and compressed copy of the second (twice), another
-    one, and the question of all."""
+    """Seven rows: the first benchmark image with other bytes, a small compressed copy of the second (twice), another
+    one, the question of all, and two that share nothing: a diagram with another figure than one there, a white image.
+    """
     pictures = {
         "exact": encode(photo(1), "PNG", compress_level=0),
         "near": encode(photo(2, 160, 120), "JPEG", quality=75),
         "other": encode(photo(3)),
+        "diagram": encode(venn("12", "8", "30", side=320)),
+        "white": WHITE,
     }
-    names = ["exact", "near", "other"]
-    rows = [chat_row(f"<image>{name}?", images=[f"pictures/{name}"]) for name in names]
+    rows = [chat_row(f"<image>{name}?", images=[f"pictures/{name}"]) for name in pictures]
     rows.append(chat_row("<image><image>Both?", images=["pictures/other", "pictures/near"]))
     rows.append(chat_row("<image>" + QUESTION.lower(), images=["pictures/other"]))
     files = {"train.jsonl": archives.json_lines(*rows), **{f"pictures/{n}": d for n, d in pictures.items()}}
@@ -64,29 +71,31 @@ def training(folder: Path) -> ChatJsonlSource:
 
 
 BENCHMARK = (encode(photo(1)), encode(photo(2)), b"")
+WHITE = encode(Image.new("RGB", (100, 80), "white"))
 
 
 def test_what_gives_a_benchmark_away_is_dropped_and_the_question_is_named(ray_cluster: None, tmp_path: Path) -> None:
     plain = configure(training(tmp_path / "chat"), max_pixels=320 * 240, max_tokens=4096)
-    config = evaluating(plain, vstar(tmp_path / "vstar", *BENCHMARK))
+    diagram = encode(venn("12", "7", "30", side=320))
+    config = evaluating(plain, vstar(tmp_path / "vstar", *BENCHMARK, others=(diagram, WHITE)))
     record, events = run(config, tmp_path / "prepare" / "out")
     assert record.fingerprint == fingerprint(config) != fingerprint(plain)
-    assert record.dropped == {filters.CONTAMINATED: 4} and record.kept == 1
+    assert record.dropped == {filters.CONTAMINATED: 4} and record.kept == 3
     (found,) = record.reports
     assert [example.detail for example in found.examples[filters.CONTAMINATED]] == [
-        "shows an image of the question of vstar, vstar/direct_attributes/0",
-        "shows nearly an image of the question of vstar, vstar/direct_attributes/1",
-        "shows nearly an image of the question of vstar, vstar/direct_attributes/1",
+        "image 1 is image 1 of the question of vstar, vstar/direct_attributes/0",
+        "image 1 is nearly image 1 of the question of vstar, vstar/direct_attributes/1",
+        "image 2 is nearly image 1 of the question of vstar, vstar/direct_attributes/1",
     ]
     summary = json.loads(storage.read_bytes(storage.join(record.uri, JSON_NAME)))
-    expected = {"name": "vstar", "questions": 2, "images": 2, "dropped": {"missing_image": 1}}
+    expected = {"name": "vstar", "questions": 4, "images": 4, "dropped": {"missing_image": 1}}
     assert summary["benchmarks"] == [expected]
     assert "Benchmarks that training samples were compared with" in (Path(record.uri) / PAGE_NAME).read_text()
     assert any(event.unit == "questions of benchmarks" for event in events)
     # The dataset without it, and a further one with it: neither the sources nor the benchmark are read again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepare").rglob("*.parquet")}
     without, _ = run(plain, tmp_path / "prepare" / "without")
-    assert (without.dropped, without.kept) == ({}, 5)
+    assert (without.dropped, without.kept) == ({}, 7)
     again, events = run(config, tmp_path / "prepare" / "again")
     assert again.shards == record.shards and not any(event.unit.startswith("questions") for event in events)
     assert (
@@ -155,21 +164,31 @@ def test_near_images_are_those_that_comparing_all_finds(tmp_path: Path) -> None:
         copies.append(Image.fromarray((values + random.integers(-6, 7)).clip(0, 255).astype(np.uint8)))
     budget = PixelBudget(1, 10**6, 28)
 
-    def key_file(name: str, images: list[Image.Image], benchmark: str | None) -> tuple[KeyFile, np.ndarray]:
-        keys, thumbs = Keys(), []
+    def key_file(name: str, images: list[Image.Image], benchmark: str | None) -> tuple[KeyFile, list[StoredImage]]:
+        keys, found = Keys(), []
         for number, image in enumerate(images):
             stored = standardise(encode(image), budget)
             assert isinstance(stored, StoredImage)
             keys.add(f"{name}/{number}", f"{name} {number}", "", [stored])
-            thumbs.append(np.frombuffer(stored.thumb, np.uint8))
-        keys.write(str(tmp_path / name))
-        return KeyFile(str(tmp_path / name), "test" if benchmark else "train", benchmark), np.stack(thumbs)
+            found.append(stored)
+        file = KeyFile(key_name(str(tmp_path / name)), "test" if benchmark else "train", benchmark)
+        keys.write(file.uri)
+        write_pictures(file, [[image] for image in found])
+        return file, found
 
-    train, copies_MD = key_file("train", copies, None)
-    test, shown_MD = key_file("test", shown, "b")
+    train, stored_copies = key_file("train", copies, None)
+    test, stored_shown = key_file("test", shown, "b")
+    copies_MD, shown_MD = (
+        np.stack([np.frombuffer(image.thumb, np.uint8) for image in found]) for found in (stored_copies, stored_shown)
+    )
     of = [features(thumbs.tobytes(), np.ones(len(thumbs), int)) for thumbs in (copies_MD, shown_MD)]
-    equal = np.stack([duplicates.nearly_equal(copies_MD, np.broadcast_to(one, copies_MD.shape)) for one in shown_MD], 1)
-    near = equal & (np.abs(of[0][:, None] - of[1][None]).max(2) <= duplicates.CLOSE)
+    equal = np.stack([near_pairs.nearly_equal(copies_MD, np.broadcast_to(one, copies_MD.shape)) for one in shown_MD], 1)
+    near = equal & (np.abs(of[0][:, None] - of[1][None]).max(2) <= near_pairs.CLOSE)
+    pictures = [
+        [Picture.of(image.data, image.upright_size) for image in found] for found in (stored_copies, stored_shown)
+    ]
+    for row, other in np.argwhere(near).tolist():
+        near[row, other] = not stored_shown[other].blank and is_copy(pictures[0][row], pictures[1][other])
     wanted = [(row, int(near[row].argmax())) for row in range(len(copies)) if near[row].any()]
     assert 5 < len(wanted) < len(copies)
     found = duplicates.find([train, test], duplicates=True, contaminated=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data_prep import duplicates
-from data_prep.duplicate_keys import KeyFile, Keys, features
+from data_prep import duplicates, near_pairs
+from data_prep.duplicate_keys import KeyFile, Keys, features, key_name, write_pictures
 from data_prep.images import PixelBudget, StoredImage, standardise
-from tests.data_prep.pictures import encode, noise
+from tests.data_prep.pictures import encode, grid, noise, venn
 
 BUDGET = PixelBudget(1, 10**6, 28)
 PHOTO = noise(12, 9, seed=3).resize((480, 360), Image.Resampling.BICUBIC)
@@ -30,8 +30,10 @@ def key_file(
     keys = Keys()
     for number, (question, answer, images) in enumerate(rows):
         keys.add(f"{path.name}/{number}", question, answer, images, list(steps[number : number + 1]))
-    keys.write(str(path))
-    return KeyFile(str(path), split, benchmark)  # type: ignore[arg-type]
+    file = KeyFile(key_name(str(path)), split, benchmark)  # type: ignore[arg-type]
+    keys.write(file.uri)
+    write_pictures(file, [images for *_, images in rows])
+    return file
 
 
 def find(*files: KeyFile) -> list[tuple[int, int, str, int, int, str]]:
@@ -78,10 +80,10 @@ def test_drawn_images_that_differ_in_one_object_are_different(tmp_path: Path, ot
 def test_of_images_equally_bright_and_coloured_the_thumbnails_decide(tmp_path: Path) -> None:
     one, other = stored(moved(4)), stored(moved(5))
     features_NF = features(one.thumb + other.thumb, np.array([1, 1]))
-    assert abs(features_NF[0] - features_NF[1]).max() <= duplicates.CLOSE
+    assert abs(features_NF[0] - features_NF[1]).max() <= near_pairs.CLOSE
     file = key_file(tmp_path / "f", "train", ("Q", "A", [one]), ("Q", "A", [other]))
-    (distance,) = duplicates.distances([file])
-    assert duplicates.NEAR < distance < 256  # measured: 71
+    (distance,) = near_pairs.distances([file])
+    assert near_pairs.NEAR < distance < 256  # measured: 71
 
 
 def test_an_image_of_the_test_split_contaminates_whatever_is_asked(tmp_path: Path) -> None:
@@ -171,6 +173,66 @@ def test_the_first_in_source_order_is_kept_however_many_there_are(tmp_path: Path
     assert len(found) == 240 - 5
     assert all((of_file, of_row) < (file, row) for file, row, _, of_file, of_row, _ in found)
     assert find(*files) == found
+
+
+DIAGRAM = venn("12", "7", "30")
+
+
+def test_diagrams_that_differ_in_a_figure_are_different_and_their_copies_are_found(tmp_path: Path) -> None:
+    others = [stored(venn("12", figure, "30")) for figure in "123456"]
+    small = stored(DIAGRAM.resize((336, 252)), "JPEG", quality=75)
+    train = key_file(
+        tmp_path / "a", "train", ("Q", "A", [stored(DIAGRAM)]), *[("Q", "A", [image]) for image in (*others, small)]
+    )
+    assert find(train) == [(0, 7, "duplicate", 0, 0, "near")]
+    shown = key_file(tmp_path / "t", "test", *[("R", "B", [image]) for image in (*others, stored(DIAGRAM))])
+    copy = key_file(
+        tmp_path / "c", "train", ("S", "C", [stored(PHOTO), small]), ("S", "C", [stored(venn("1", "8", ""))])
+    )
+    (found,) = duplicates.find([copy, shown], duplicates=True, contaminated=True)
+    assert (found.row, found.match, found.image, found.of_row, found.of_image) == (0, "near image", 1, 6, 0)
+
+
+def test_an_equal_image_is_named_in_either_row(tmp_path: Path) -> None:
+    leak, other = stored(noise(40, 40, seed=1)), stored(noise(40, 40, seed=2))
+    train = key_file(tmp_path / "a", "train", ("Q", "A", [other, other, leak]))
+    test = key_file(tmp_path / "b", "test", ("R", "B", [stored(PHOTO), leak]))
+    (found,) = duplicates.find([train, test], duplicates=True, contaminated=True)
+    assert (found.match, found.image, found.of_image) == ("image", 2, 1)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_picture_of_one_colour_is_no_reason_to_drop_another_question(tmp_path: Path, form: str) -> None:
+    empty = stored(grid(5, 5), form)
+    test = key_file(tmp_path / "t", "test", ("Fill it", "red", [empty]), ("Both?", "A", [empty, stored(PHOTO)]))
+    train = key_file(
+        tmp_path / "a",
+        "train",
+        ("What colour?", "red", [empty]),
+        ("fill it.", "Red", [empty]),  # is the test sample
+        ("What colour?", "red", [empty]),  # is the first
+        ("What colour?", "red", [stored(grid(5, 10), form)]),
+        ("What colour?", "red", [stored(grid(10, 5), form)]),
+        ("What colour?", "red", [stored(grid(10, 10), form)]),
+        ("Both?", "yes", [empty, stored(PHOTO, "JPEG", quality=60)]),
+    )
+    assert find(train, test) == [
+        (0, 1, "contaminated", 1, 0, "sample"),
+        (0, 2, "duplicate", 0, 0, "sample"),
+        (0, 6, "contaminated", 1, 1, "near image"),
+    ]
+
+
+def test_what_is_equal_and_shows_nothing_does_not_keep_the_rest_from_being_near(tmp_path: Path) -> None:
+    empty, copy = stored(grid(5, 5)), stored(PHOTO, "JPEG", quality=60)
+    rows = [("Q", "A", [empty, stored(PHOTO)]), ("Q", "A", [empty, copy]), ("Q", "A", [stored(grid(6, 6)), copy])]
+    assert find(key_file(tmp_path / "a", "train", *rows)) == [(0, 1, "duplicate", 0, 0, "near")]
+
+
+def test_another_aspect_is_another_picture(tmp_path: Path) -> None:
+    wide, one_off = PHOTO.resize((480, 240)), PHOTO.resize((241, 180))
+    train = key_file(tmp_path / "a", "train", *[("Q", "A", [stored(image)]) for image in (PHOTO, wide, one_off)])
+    assert find(train) == [(0, 2, "duplicate", 0, 0, "near")]
 
 
 def test_nothing_to_compare() -> None:

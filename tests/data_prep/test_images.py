@@ -11,7 +11,7 @@ from PIL import Image
 
 from amvl_core.data import pixels
 from data_prep.filters import DECOMPRESSION_BOMB, EXTREME_ASPECT, SMALL_IMAGE, UNREADABLE_IMAGE, Drop
-from data_prep.images import PixelBudget, StoredImage, budget_size, standardise
+from data_prep.images import CONTENT, PixelBudget, StoredImage, budget_size, standardise
 from tests.data_prep.pictures import bomb, decode, encode, noise, png
 from tests.kinds import HEIGHT, WIDTH, kinds
 
@@ -216,6 +216,26 @@ def test_equal_pixels_have_equal_digests_whatever_they_are_packed_in() -> None:
     digests.add(stored(encode(image, "PNG", compress_level=0)).digest)
     assert len(digests) == 1
     assert stored(png(40, 40, seed=1)).digest not in digests
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP"])
+def test_one_colour_in_another_shape_is_another_image(form: str) -> None:
+    shapes = [(40, 20), (20, 40), (80, 10), (40, 40)]
+    images = [stored(encode(Image.new("RGB", shape, "red"), form)) for shape in shapes]
+    assert len({image.digest for image in images}) == len(shapes)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP"])
+def test_what_spans_few_levels_shows_nothing(form: str) -> None:
+    page = Image.new("RGB", (1000, 1000), "white")
+    levels = np.random.default_rng(0).integers(90, 90 + CONTENT, (80, 60, 3), dtype=np.uint8)
+    for image in (page, Image.new("L", (60, 80)), Image.fromarray(levels)):
+        assert stored(encode(image, form, quality=95)).blank
+    page.paste("black", (500, 500, 502, 512))  # a figure 1
+    faint = Image.new("RGB", (60, 80), "white")
+    faint.paste((255, 255, 200), (0, 0, 30, 80))
+    for image in (page, faint, noise(60, 80)):
+        assert not stored(encode(image, form, quality=95)).blank
 
 
 sides = st.integers(8, 4000)

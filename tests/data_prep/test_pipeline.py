@@ -32,7 +32,7 @@ from data_prep.sources import detect
 from data_prep.units import Work
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
-from tests.data_prep.pictures import decode, png
+from tests.data_prep.pictures import decode, encode, grid, png, venn
 
 
 def configure(*sources: Any, **data: Any) -> RunConfig:
@@ -177,7 +177,9 @@ def test_repeats_are_dropped_across_sources_and_test_samples_never(ray_cluster: 
         "the same as sample a/train/line-0000002",
     ]
     assert second.examples[filters.DUPLICATE][0].detail == "the same as sample a/train/line-0000002"
-    assert second.examples[filters.CONTAMINATED][0].detail == "shows an image of the test sample b/test/line-0000001"
+    assert (
+        second.examples[filters.CONTAMINATED][0].detail == "image 1 is image 1 of the test sample b/test/line-0000001"
+    )
     assert [row["sample_id"] for row in read(record)] == [
         *(f"a/train/line-{i:07d}" for i in range(1, 6)),
         "b/train/line-0000003",
@@ -188,6 +190,39 @@ def test_repeats_are_dropped_across_sources_and_test_samples_never(ray_cluster: 
         configure(train, other, drop_duplicates=False, drop_contaminated=False), tmp_path / "everything"
     )
     assert everything.dropped == {} and everything.kept == 12
+
+
+def test_what_only_looks_alike_is_kept_and_the_image_that_matches_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    pictures = {
+        "empty.png": encode(grid(5, 5)),
+        "wide.png": encode(grid(10, 5)),
+        "seven.png": encode(venn("12", "7", "30")),
+        "eight.png": encode(venn("12", "8", "30")),
+        "copy.jpg": encode(venn("12", "8", "30"), "JPEG", quality=90),
+    }
+    files = {f"pictures/{name}": data for name, data in pictures.items()}
+    names = ["empty.png", "wide.png", "seven.png", "eight.png", "copy.jpg"]
+    rows = [chat_row("<image>How many?", images=[f"pictures/{name}"]) for name in names]
+    rows.append(chat_row("<image><image>Both?", images=["pictures/empty.png", "pictures/copy.jpg"]))
+    tested = [chat_row("<image>Draw on.", images=["pictures/empty.png"])]
+    tested.append(chat_row("<image><image>Which?", images=["pictures/wide.png", "pictures/eight.png"]))
+    source = ChatJsonlSource(name="a", uri=as_folder(tmp_path / "a", archives.chat(*rows, test=tuple(tested)) | files))
+    record, _ = run(configure(source, max_pixels=480 * 360, max_tokens=4096), tmp_path / "out")
+    train, test = record.reports
+    assert (train.kept, test.kept, train.dropped) == (3, 2, {filters.CONTAMINATED: 3})
+    assert [row["sample_id"] for row in read(record)] == [f"a/train/line-{i:07d}" for i in (1, 2, 3)]
+    assert [example.detail for example in train.examples[filters.CONTAMINATED]] == [
+        "image 1 is image 2 of the test sample a/test/line-0000002",
+        "image 1 is nearly image 2 of the test sample a/test/line-0000002",
+        "image 2 is nearly image 2 of the test sample a/test/line-0000002",
+    ]
+    alone, _ = run(
+        configure(source, max_pixels=480 * 360, max_tokens=4096, drop_contaminated=False), tmp_path / "alone"
+    )
+    assert alone.dropped == {filters.DUPLICATE: 1}
+    assert alone.reports[0].examples[filters.DUPLICATE][0].detail == (
+        "the same, with nearly the same images, as sample a/train/line-0000004"
+    )
 
 
 def test_images_and_regions_are_brought_to_the_pixel_budget(ray_cluster: None, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from amvl_core.contracts.errors import ConfigError
 from flows.__main__ import main
 from flows.check_data import check_data
-from tests.data_prep.pictures import png
+from tests.data_prep.pictures import encode, grid, png, venn
 
 
 def write(folder: Path, train: list[dict[str, object]], test: list[dict[str, object]]) -> str:
@@ -47,6 +47,18 @@ def test_bad_data_get_reasons_examples_and_remedies(tmp_path: Path, capsys: pyte
     assert "warning: " in said and "most as too_long (30): data.max_tokens=" in said
     assert "a run would stop before training: 9 test rows are left" in said
     assert check_data([data], ["data.accept_losses=true"], "demo") == 0
+
+
+def test_pictures_that_look_alike_or_show_nothing_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = [venn("12", "7", "30"), venn("12", "8", "30"), grid(5, 5), grid(10, 5)]
+    rows = [row(image=f"images/like{number}.png") for number in range(len(pictures))]
+    data = write(tmp_path, rows, [row(image="images/like0.png")] * 30)
+    for number, picture in enumerate(pictures):
+        (tmp_path / "images" / f"like{number}.png").write_bytes(encode(picture))
+    assert check_data([data], ["data.max_pixels=172800", "data.max_tokens=1024"], "demo") == 0
+    said = capsys.readouterr().out
+    assert ", train: 4 of 4 rows kept" in said and "dropped:" not in said
+    assert "duplicates, and training samples that give away a test sample, are not looked for here" in said
 
 
 def test_a_length_that_cuts_most_answers_is_refused_here_too(tmp_path: Path) -> None:
