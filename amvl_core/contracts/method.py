@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
     from amvl_core.methods.cost import Cost
 
-METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut", "lvr", "codi")
+METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut", "lvr", "codi", "mull")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
 
 

@@ -97,13 +97,14 @@ class Segment:
     """A stretch of a training sequence. The text of a latent block is its tokens.
 
     `image` is the number of the sample's image that a latent block is about, where it is about one. With `fill` the
-    text is one slot, which stands once for each vision token of the fill.
+    text is one slot, which stands once for each vision token of the fill. `words` are what a latent block stands for.
     """
 
     kind: SegmentKind
     text: str
     image: int | None = None
     fill: Fill | None = None
+    words: str | None = None
 
 
 STEP_END = "\n"

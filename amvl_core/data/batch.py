@@ -60,6 +60,7 @@ class Batch:
     `hidden_tokens` counts, of each sample, those behind its latent block that are not to be written; empty: no sample
     has any.
     `filled_with` are the tokens whose embeddings filled slots take, of each sample, counted through the batch.
+    `words` are the token ids of what each latent block of each sample stands for.
     `teacher` holds the samples' second sequences, where they have one.
     """
 
@@ -75,6 +76,7 @@ class Batch:
     targets: dict[str, Tensor] = field(default_factory=dict)
     hidden_tokens: list[int] = field(default_factory=list)
     filled_with: list[list[int]] = field(default_factory=list)
+    words: list[list[list[int]]] = field(default_factory=list)
     teacher: Batch | None = None
 
     @property
@@ -112,6 +114,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         targets=_targets(samples),
         hidden_tokens=[sample.hidden_tokens for sample in samples],
         filled_with=_filled_with(samples),
+        words=[[list(block) for block in sample.words] for sample in samples],
         teacher=collate(teachers) if teachers else None,
     )
 

@@ -101,8 +101,9 @@ class Encoded:
     """One sample: T tokens with labels (`IGNORED` but on steps, answer and end of turn), P patches of its images.
 
     `hidden_tokens` are those of steps that are not to be written, right behind the latent block.
-    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes. `teacher` is the
-    sample's second sequence, where its method has one.
+    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes. `words` are the
+    token ids of what each latent block stands for; empty where it stands for none. `teacher` is the sample's second
+    sequence, where its method has one.
     """
 
     sample_id: str
@@ -115,6 +116,7 @@ class Encoded:
     targets: Targets = NO_TARGETS
     hidden_tokens: int = 0
     filled_with: tuple[int, ...] = ()
+    words: tuple[tuple[int, ...], ...] = ()
     teacher: Encoded | None = None
 
 
@@ -145,6 +147,7 @@ class Encoder:
         ids: list[int] = []
         labels: list[int] = []
         fills: list[int] = []
+        words: list[tuple[int, ...]] = []
         hidden = 0
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
@@ -157,6 +160,8 @@ class Encoder:
                 text *= len(cells)
             tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
             ids += tokens
+            if segment.kind == "latent":
+                words.append(tuple(self.processor.tokenizer(segment.words or "")["input_ids"]))
             hidden += len(tokens) if segment.kind == "hidden" else 0
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
@@ -164,8 +169,9 @@ class Encoder:
         labels_T[shown_T] = IGNORED
         filled_with = tuple(shown_T.nonzero()[0][fills].tolist()) if fills else ()
         return Encoded(
-            sample_id, ids_T, labels_T, pixels, grids, seconds, hidden_tokens=hidden, filled_with=filled_with
-        )
+            sample_id, ids_T, labels_T, pixels, grids, seconds, hidden_tokens=hidden, filled_with=filled_with,
+            words=tuple(words),
+        )  # fmt: skip
 
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":
