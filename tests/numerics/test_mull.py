@@ -61,7 +61,6 @@ def batch(ours: Mull, processor: AMVLProcessor, chosen: list[StoredSample] | Non
     [
         {"guided": True},
         {},
-        {"guided": True, "replaced_steps": 1},
         {"guided": True, "words_weight": 2.0, "images_weight": 0.0},
     ],
 )

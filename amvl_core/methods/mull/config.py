@@ -39,9 +39,7 @@ class MullMethod(MaskedMethod, StepsReplaced, BlockMethod):
     has_latents = True
     columns: ClassVar = {**BlockMethod.columns, "words": ("words",), "images": ("images",)}
     guided: bool = Field(False, description="the first stage: each slot stands for a step's words or image")
-    replaced_steps: int | None = Field(
-        None, ge=1, description="the first steps that slots stand for, which leave the reply; null: all steps"
-    )
+    replaced_steps: None = Field(None, description="all steps leave the reply, with the images they show")
     words_weight: float = Field(0.5, ge=0, description="of the loss of the words that slots stand for")
     images_weight: float = Field(0.5, ge=0, description="of 1 - cosine with the images that slots stand for")
     image_size: int = Field(
@@ -49,7 +47,7 @@ class MullMethod(MaskedMethod, StepsReplaced, BlockMethod):
     )
 
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
-        """Question, block, the steps that are left, answer. A guided slot is a segment of its own.
+        """Question, block, answer. A guided slot is a segment of its own.
 
         Raises DataError for a sample without steps in the first stage.
         """
@@ -71,9 +69,9 @@ class MullMethod(MaskedMethod, StepsReplaced, BlockMethod):
         return [Segment("prompt", sample.question), *slots, *self.reply(sample)]
 
     def _thoughts(self, sample: StoredSample) -> Iterator[Thought]:
-        """What the replaced steps hold, in order: stretches of words, and images."""
+        """What the steps hold, in order: stretches of words, and images."""
         image = shown_by_question(sample.images, sample.steps)
-        for step in sample.steps[: self._gone(sample)]:
+        for step in sample.steps:
             for number, text in enumerate(step.split(IMAGE_PLACEHOLDER)):
                 if number:
                     yield Thought(image=image)
