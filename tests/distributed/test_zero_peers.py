@@ -1,4 +1,4 @@
-"""Steps of Coconut, LVR, CODI and Mull-Tokens under DeepSpeed, two gloo processes, against the reference in one process."""
+"""Steps of Coconut, LVR, CODI and Mull-Tokens under DeepSpeed, two gloo processes, against the reference in one."""
 
 from __future__ import annotations
 

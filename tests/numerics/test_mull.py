@@ -114,7 +114,7 @@ def test_terms_add_up_however_the_batch_is_divided() -> None:
 
 def test_what_cannot_be_trained_on_is_refused() -> None:
     ours, processor = method(guided=True)
-    with pytest.raises(DataError, match="sample-0 has no steps, .* prepare data with steps"):
+    with pytest.raises(DataError, match=r"sample-0 has no steps, .* prepare data with steps"):
         batch(ours, processor, [replace(items()[0], steps=(), step_images=())])
     data = batch(ours, processor)
     with pytest.raises(DataError, match="sample-0: 2 latent slots stand for 1 steps"):

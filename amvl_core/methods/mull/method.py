@@ -94,9 +94,7 @@ class Mull(Sft):
         loss = ntp + self.config.words_weight * words + self.config.images_weight * images
         terms = {"loss": loss, "ntp": ntp, "words": words, "images": images}
         fine = losses_R.detach(), words_W.detach(), images_I.detach()
-        return StepOutput(
-            loss, {name: value.detach() for name, value in terms.items()}, lambda: _finite(batch, *fine)
-        )
+        return StepOutput(loss, {name: value.detach() for name, value in terms.items()}, lambda: _finite(batch, *fine))
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:

@@ -63,7 +63,9 @@ class MullProber:
             texts = self.processor.tokenizer.batch_decode(
                 greedy(self.model, start, max_new_tokens), skip_special_tokens=True
             )
-            answers += [ProbeAnswer(*row, score) for *row, (score,) in zip(names, [name] * len(names), texts, scores)]
+            answers += [
+                ProbeAnswer(item, name, text, score) for item, text, (score,) in zip(names, texts, scores, strict=True)
+            ]
         return answers
 
     def states(self, items: Sequence[StoredSample]) -> list[Tensor]:
