@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
+from amvl_core.contracts.config import override
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import IGNORED, Encoder, laid_out_to_train
@@ -112,10 +114,18 @@ def test_terms_add_up_however_the_batch_is_divided() -> None:
         torch.testing.assert_close(sum(part.terms[name] for part in parts), value, rtol=1e-12, atol=1e-14)
 
 
-def test_what_cannot_be_trained_on_is_refused() -> None:
+def test_a_sample_without_steps_has_slots_that_stand_for_nothing() -> None:
     ours, processor = method(guided=True)
-    with pytest.raises(DataError, match=r"sample-0 has no steps, .* prepare data with steps"):
-        batch(ours, processor, [replace(items()[0], steps=(), step_images=())])
+    data = batch(ours, processor, [replace(items()[1], steps=(), step_images=())])
+    assert data.words == [[[], [], []]] and data.about == [[None, None, None]]
+    terms = ours(data, CLOCK).terms
+    assert terms["ntp"] == terms["loss"] > 0 == terms["words"] == terms["images"]
+
+
+def test_what_cannot_be_trained_on_is_refused() -> None:
+    with pytest.raises(ValueError, match="stages.mull_guided trains on steps; set data.target to steps_and_answer"):
+        override(PRESETS["mull-demo"](), {"data": {"target": "answer"}})
+    ours, processor = method(guided=True)
     data = batch(ours, processor)
     with pytest.raises(DataError, match="sample-0: 2 latent slots stand for 1 steps"):
         ours(replace(data, words=[said[:1] for said in data.words]), CLOCK)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from amvl_core.contracts.encoders import BASE, EncoderConfig
-from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment, StoredSample, shown_by_question
 from amvl_core.methods.block import BLOCK_END, BLOCK_START, BlockMethod, slot_tokens
@@ -49,17 +48,12 @@ class MullMethod(MaskedMethod, StepsReplaced, BlockMethod):
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """Question, block, answer. A guided slot is a segment of its own.
 
-        Raises DataError for a sample without steps in the first stage.
+        A sample without steps has the second stage's block, and none of its slots is guided.
         """
         if not self.guided:
             return super().layout(sample, latent)
         tokens = slot_tokens(latent)
-        thoughts = list(self._thoughts(sample))[: len(tokens)]
-        if not thoughts:
-            raise DataError(
-                f"{sample.sample_id} has no steps, and a guided stage of Mull-Tokens needs some in every sample: "
-                "prepare data with steps (data.target), or leave the stage out"
-            )
+        thoughts = list(self._thoughts(sample))[: len(tokens)] or [Thought()] * len(tokens)
         slots = [
             Segment("latent", token, thought.image, words=thought.words)
             for token, thought in zip(tokens, thoughts, strict=False)
@@ -83,6 +77,11 @@ class MullMethod(MaskedMethod, StepsReplaced, BlockMethod):
     def aligned_with(self) -> tuple[EncoderConfig, ...]:
         """The base model's own vision encoder, in the first stage."""
         return (EncoderConfig(name=BASE, source=BASE, size=self.image_size),) if self.guided else ()
+
+    @property
+    def needs_steps(self) -> bool:
+        """In the first stage."""
+        return self.guided
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:
