@@ -67,7 +67,7 @@ def batch(ours: Mull, processor: AMVLProcessor, chosen: list[StoredSample] | Non
     ],
 )
 def test_loss_and_every_gradient_equal_the_stock_model(fields: dict[str, Any], checkpointing: bool) -> None:
-    """Float64."""
+    """Float64. Worst seen: 2e-16 in the loss, 3e-16 in gradients."""
     ours, processor = method(**fields)
     held_to_reference(trained(ours), batch(ours, processor), checkpointing)
 
@@ -90,6 +90,7 @@ def test_a_guided_slot_stands_for_a_stretch_of_words_or_an_image() -> None:
 
 
 def test_targets_are_the_stock_encoders_mean_features() -> None:
+    """In float32, as features are kept. Worst seen: 1e-7."""
     ours, processor = method(guided=True)
     data, p = batch(ours, processor), processor.image_processor
     (square_I3SS,) = data.targets.values()
@@ -100,10 +101,11 @@ def test_targets_are_the_stock_encoders_mean_features() -> None:
         grids.append(found["image_grid_thw"])
     features = ours.model.model.get_image_features(torch.cat(pixels).double(), torch.cat(grids)).pooler_output
     expected = torch.stack([part.mean(0) for part in features])
-    torch.testing.assert_close(ours.targets(data).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.targets(data).double(), expected, rtol=0, atol=1e-6)
 
 
 def test_terms_add_up_however_the_batch_is_divided() -> None:
+    """Worst seen: 2e-16."""
     ours, processor = method(guided=True)
     whole = ours(batch(ours, processor), CLOCK)
     parts = [ours(batch(ours, processor, [item]), CLOCK) for item in items()]
