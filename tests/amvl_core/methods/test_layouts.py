@@ -86,7 +86,8 @@ def test_a_sequence_has_one_block_in_order_no_label_on_it_and_as_many_tokens_as_
     processor: Any, sample: StoredSample, latent: LatentConfig, method: MethodConfig
 ) -> None:
     encoded = laid_out(Encoder(processor), method, latent, sample)
-    plain = laid_out(Encoder(processor), configurations()["sft"].model_validate({}), latent, sample)
+    sft = configurations()["sft"].model_validate({"replaced_steps": getattr(method, "replaced_steps", 0)})
+    plain = laid_out(Encoder(processor), sft, latent, sample)
     assert len(encoded.input_ids) - len(plain.input_ids) == method.added_tokens(latent)
     convert = processor.tokenizer.convert_tokens_to_ids
     slots = convert(method.slots(latent))
