@@ -106,6 +106,14 @@ def control_row(method: type[MethodConfig]) -> Change:
     return change
 
 
+def last_stage_alone(config: RunConfig) -> RunConfig:
+    """The last stage of the run's method alone, for as long as all of its stages."""
+    stages = method_stages(config)
+    name, last = list(stages.items())[-1]
+    steps, epochs = (sum(getattr(stage, unit) or 0 for stage in stages.values()) for unit in ("steps", "epochs"))
+    return with_stages(config, {name: last.model_copy(update={"steps": steps or None, "epochs": epochs or None})})
+
+
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
     """The same run with another seed of training and of drawn latents; the data stay."""
     return override(config, {"seed": seed, "evaluation": {"seed": seed}})

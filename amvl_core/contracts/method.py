@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
     from amvl_core.methods.cost import Cost
 
-METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut", "lvr", "codi", "monet")
+METHODS = ("sft", "pause", "markers", "amvl", "valr", "coconut", "lvr", "codi", "mull", "monet")
 """The packages below `amvl_core/methods/`. A new method is one of them and one word here."""
 
 
@@ -110,6 +110,11 @@ class MethodConfig(Frozen):
     @property
     def bottleneck(self) -> bool:
         """Whether nothing but latent slots attends to images (`amvl_core/methods/masks.py`)."""
+        return False
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether it has nothing of its own to train where no sample has steps."""
         return False
 
     @property

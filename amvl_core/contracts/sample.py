@@ -114,7 +114,7 @@ class Segment:
 
     `image` is the number of the sample's image that a latent block is about, where it is about one. With `fill` the
     text is one slot, which stands once for each vision token of the fill. An `observation` says what is seen in the
-    image or the block before it.
+    image or the block before it. `words` are what a latent block stands for.
     """
 
     kind: SegmentKind
@@ -122,6 +122,7 @@ class Segment:
     image: int | None = None
     fill: Fill | None = None
     observation: bool = False
+    words: str | None = None
 
 
 STEP_END = "\n"

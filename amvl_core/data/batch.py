@@ -61,6 +61,7 @@ class Batch:
     has any.
     `filled_with` are the tokens whose embeddings filled slots take, of each sample, counted through the batch.
     `observed` are the tokens of observations, of each sample, counted through the batch.
+    `words` are the token ids of what each latent block of each sample stands for.
     `teacher` holds the samples' second sequences, where they have one.
     """
 
@@ -77,6 +78,7 @@ class Batch:
     hidden_tokens: list[int] = field(default_factory=list)
     filled_with: list[list[int]] = field(default_factory=list)
     observed: list[list[int]] = field(default_factory=list)
+    words: list[list[list[int]]] = field(default_factory=list)
     teacher: Batch | None = None
 
     @property
@@ -115,6 +117,7 @@ def collate(samples: Sequence[Encoded]) -> Batch:
         hidden_tokens=[sample.hidden_tokens for sample in samples],
         filled_with=_tokens(samples, [sample.filled_with for sample in samples]),
         observed=_tokens(samples, [sample.observed for sample in samples]),
+        words=[[list(block) for block in sample.words] for sample in samples],
         teacher=collate(teachers) if teachers else None,
     )
 

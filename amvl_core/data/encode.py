@@ -109,8 +109,9 @@ class Encoded:
 
     `hidden_tokens` are those of steps that are not to be written, right behind the latent block. `observed` are the
     tokens of observations, by number.
-    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes. `teacher` is the
-    sample's second sequence, where its method has one.
+    `filled_with` says of each slot of a `Fill`, in order, which of the T tokens' embeddings it takes. `words` are the
+    token ids of what each latent block stands for; empty where it stands for none. `teacher` is the sample's second
+    sequence, where its method has one.
     """
 
     sample_id: str
@@ -124,6 +125,7 @@ class Encoded:
     hidden_tokens: int = 0
     filled_with: tuple[int, ...] = ()
     observed: tuple[int, ...] = ()
+    words: tuple[tuple[int, ...], ...] = ()
     teacher: Encoded | None = None
 
 
@@ -163,6 +165,7 @@ class Encoder:
         labels: list[int] = []
         fills: list[int] = []
         observed: list[int] = []
+        words: list[tuple[int, ...]] = []
         hidden = 0
         for position, segment in enumerate(segments):
             text = self._text(segment, last=position == len(segments) - 1)
@@ -176,6 +179,8 @@ class Encoder:
             tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
             observed += range(len(ids), len(ids) + len(tokens)) if segment.observation else ()
             ids += tokens
+            if segment.kind == "latent":
+                words.append(tuple(self.processor.tokenizer(segment.words or "")["input_ids"]))
             hidden += len(tokens) if segment.kind == "hidden" else 0
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
@@ -192,6 +197,7 @@ class Encoder:
             hidden_tokens=hidden,
             filled_with=filled_with,
             observed=tuple(observed),
+            words=tuple(words),
         )
 
     def _text(self, segment: Segment, last: bool) -> str:

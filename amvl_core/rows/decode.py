@@ -59,15 +59,21 @@ class Prefilled:
     """The prompts' tokens: a model that feeds back is asked what may follow them."""
 
 
-def prefill(model: Any, inputs: Mapping[str, Tensor], **latent: Any) -> Prefilled:
-    """Runs the processor's `inputs`, padded on the left; `latent` are arguments of the method's own model."""
+def prefill(model: Any, inputs: Mapping[str, Tensor], hidden_BT: Tensor | None = None, **latent: Any) -> Prefilled:
+    """Runs the processor's `inputs`, padded on the left; `latent` are arguments of the method's own model.
+
+    Columns of `hidden_BT` keep their positions and are seen by no other column.
+    """
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
     base = backbone_of(model)
     grids = [inputs.get(name) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")]
     positions_3BT = base.positions(model, ids_BT, grids[0], mask_BT, *grids[1:])
     given, seen_BT = dict(inputs), mask_BT.bool()
-    if has_bottleneck(model):
+    if hidden_BT is not None:
+        seen_BT = seen_BT & ~hidden_BT
+    if has_bottleneck(model) or hidden_BT is not None:
         given["attention_mask"] = _additive(_through_slots(model, ids_BT, seen_BT)[:, None], model.dtype)
+    if has_bottleneck(model):
         seen_BT = seen_BT & ~base.stands_for_features(model, ids_BT)  # nothing behind the prompt is a slot
     output = model(**given, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
     start = prefilled(output, seen_BT, positions_3BT[..., -1].amax(0) + 1)
@@ -81,12 +87,13 @@ def has_bottleneck(model: Any) -> bool:
 
 
 def _through_slots(model: Any, ids_BT: Tensor, seen_BT: Tensor) -> Tensor:
-    """What each column of a prompt sees under the bottleneck mask, [B, T, T]; padding sees itself."""
+    """What each column of a prompt sees, [B, T, T], under the model's mask; padding sees itself."""
     is_image_BT = backbone_of(model).stands_for_features(model, ids_BT)
     slots = torch.tensor(getattr(model.config, "slot_token_ids", None) or [], dtype=ids_BT.dtype, device=ids_BT.device)
     asks_BT = is_image_BT | torch.isin(ids_BT, slots)
     diagonal_TT = torch.eye(ids_BT.shape[1], dtype=torch.bool, device=ids_BT.device)
-    seen_BTT = seen_BT[:, None] & (asks_BT[..., None] | ~is_image_BT[:, None])
+    open_BTT = asks_BT[..., None] | ~is_image_BT[:, None] | (not has_bottleneck(model))
+    seen_BTT = seen_BT[:, None] & open_BTT
     return (seen_BTT | diagonal_TT).tril()
 
 

@@ -88,6 +88,7 @@ def peer(preset: str, root: str) -> RunConfig:
         (partial(peer, "lvr-demo"), 9),
         (partial(peer, "codi-demo"), 4),
         (partial(peer, "monet-demo"), 11),
+        (partial(peer, "mull-demo"), 5),
     ],
 )
 def test_every_row_of_every_table_trains_on_the_same_dataset(

@@ -1,4 +1,4 @@
-"""Steps of Coconut, LVR, CODI and Monet under DeepSpeed, two gloo processes, against the reference in one process."""
+"""Steps of the peer methods under DeepSpeed, two gloo processes, against the reference in one process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.method import Method
 from tests.distributed.processes import in_two_processes
-from tests.numerics import test_coconut, test_codi, test_lvr, test_monet
+from tests.numerics import test_coconut, test_codi, test_lvr, test_monet, test_mull
 from tests.numerics.held import CLOCK, trained
 
-# Two micro-batches a rank: rank 1 has text alone first, which for LVR is a sample without a block.
+# Two micro-batches a rank: one has text alone first, which for LVR is a sample without a block. Of Mull-Tokens, rank 0
+# has no image to stand for.
 MICRO = ([[0], [1]], [[2], [3]])
 LVR_MICRO = MONET_MICRO = ([[0], [1, 3]], [[2], [4]])
-KINDS = [(name, zero) for name in ("coconut", "lvr", "codi", "monet 2", "monet 3") for zero in (0, 1, 2)] + [("lvr", 3)]
+MULL_MICRO = ([[0], [1]], [[2], [3, 4]])
+KINDS = [(name, zero) for name in ("coconut", "lvr", "codi", "mull", "monet 2", "monet 3") for zero in (0, 1, 2)]
+KINDS += [("lvr", 3), ("mull", 3)]
 
 
 def made(name: str) -> tuple[Method, Callable[[list[int]], Batch], Any]:
@@ -27,6 +30,10 @@ def made(name: str) -> tuple[Method, Callable[[list[int]], Batch], Any]:
     if name == "lvr":
         lvr, processor = test_lvr.method()
         return trained(lvr), lambda some: test_lvr.batch(lvr, processor, [test_lvr.items()[i] for i in some]), LVR_MICRO
+    if name == "mull":
+        mull, processor = test_mull.method(guided=True)
+        items = test_mull.items()
+        return trained(mull), lambda some: test_mull.batch(mull, processor, [items[i] for i in some]), MULL_MICRO
     if name == "codi":
         codi, processor = test_codi.method()
         return trained(codi), lambda some: test_codi.batch(codi, processor, [test_codi.items()[i] for i in some]), MICRO
@@ -40,7 +47,7 @@ def made(name: str) -> tuple[Method, Callable[[list[int]], Batch], Any]:
     return trained(coconut), lambda some: test_coconut.batch(coconut, processor, [items[i] for i in some]), MICRO
 
 
-@lru_cache(maxsize=5)
+@lru_cache(maxsize=6)
 def reference(name: str) -> dict[str, torch.Tensor]:
     """Gradients of all micro-batches of both ranks in one process, in float64."""
     method, packed, micro = made(name)

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from amvl_core.contracts.ablations import Row, Table, control_row, method_stages, replaced, with_stages
+from amvl_core.contracts.ablations import Row, Table, control_row, last_stage_alone, replaced
 from amvl_core.contracts.config import RunConfig
 from amvl_core.methods.coconut.config import CoconutMethod
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
-
-
-def _without_curriculum(config: RunConfig) -> RunConfig:
-    """The last stage alone, for as long as all of them."""
-    stages = method_stages(config)
-    name, last = list(stages.items())[-1]
-    steps, epochs = (sum(getattr(stage, unit) or 0 for stage in stages.values()) for unit in ("steps", "epochs"))
-    return with_stages(config, {name: last.model_copy(update={"steps": steps or None, "epochs": epochs or None})})
 
 
 def _without_thoughts(config: RunConfig) -> RunConfig:
@@ -28,7 +20,7 @@ TABLES: dict[str, Table] = {
         "Coconut",
         (
             Row("SFT, equal steps", control_row(SftMethod)),
-            Row("no curriculum", _without_curriculum),
+            Row("no curriculum", last_stage_alone),
             Row("no thoughts", _without_thoughts),
             Row("pause tokens as thoughts", control_row(PauseMethod)),
             Row(CoconutMethod.label, lambda config: config),

@@ -34,13 +34,14 @@ class Sft(Method):
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels on the rows that predict a label token, and on no other: [N, V] and [N]."""
-        model, spans = self.model, self._spans(batch)
-        hidden_ND, _ = run_row(self.backbone.text(model), self.embed(batch), self.positions(batch), spans)
-        labels_N = batch.labels_N.roll(-1)
-        ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
-        labels_N[ends] = IGNORED
-        predicts_N = labels_N != IGNORED
-        return model.lm_head(hidden_ND[predicts_N.to(hidden_ND.device)]), labels_N[predicts_N].to(hidden_ND.device)
+        hidden_ND = self.states(batch)
+        predicts_N, labels_R = predicted(batch)
+        return self.model.lm_head(hidden_ND[predicts_N.to(hidden_ND.device)]), labels_R.to(hidden_ND.device)
+
+    def states(self, batch: Batch) -> Tensor:
+        """Final states [N, D] of the packed batch."""
+        text = self.backbone.text(self.model)
+        return run_row(text, self.embed(batch), self.positions(batch), self._spans(batch))[0]
 
     def _spans(self, batch: Batch) -> list[Span]:
         """A causal sequence for each sample, cut where images and slots begin and end under the bottleneck mask."""
@@ -56,6 +57,15 @@ class Sft(Method):
             ]
             spans += bottleneck_spans(kinds, first=len(spans))
         return spans
+
+
+def predicted(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which tokens predict a label [N], and those labels [R]; a sample's last token predicts none."""
+    labels_N = batch.labels_N.roll(-1)
+    ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
+    labels_N[ends] = IGNORED
+    predicts_N = labels_N != IGNORED
+    return predicts_N, labels_N[predicts_N]
 
 
 METHOD = Sft
