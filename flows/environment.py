@@ -16,8 +16,6 @@ MLFLOW_PORT = int(os.environ.get("MLFLOW_PORT") or 5000)
 PREFECT_URL = f"http://{HOST}:{PREFECT_PORT}"
 MLFLOW_URL = f"http://{HOST}:{MLFLOW_PORT}"
 
-NOISE = ("Finished in state", "Beginning flow run", "Created task run", "Crash detected")
-"""In lines of Prefect's engine, which say by identifiers what its page shows."""
 _LINE = "%(asctime)s  %(message)s"
 _DEFAULTS = {
     "DO_NOT_TRACK": "true",

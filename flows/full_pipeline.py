@@ -8,7 +8,6 @@ from prefect.runtime import flow_run
 from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
 from flows import outbox, tasks
-from flows.names import flow_run_name
 from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
 from flows.report import labels
 from infra import cluster as ray_cluster
@@ -17,7 +16,7 @@ from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
 
-@flow(name="amvl", flow_run_name=flow_run_name)
+@flow(name="amvl")
 def full_pipeline(
     preset: Preset = "paper",
     storage: str | None = None,

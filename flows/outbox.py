@@ -29,7 +29,6 @@ from prefect.logging.handlers import set_api_log_sink
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.context import get_task_and_flow_run_ids
 
-from flows.environment import NOISE
 from flows.servers import ServerError
 
 log = logging.getLogger(__name__)
@@ -86,8 +85,6 @@ class Outbox:
             self.flush(LAST_LINES_S)
 
     def _take_log(self, line: dict[str, Any]) -> None:
-        if any(noise in line["message"] for noise in NOISE):
-            return
         self._logs.append({key: value for key, value in line.items() if key != "__payload_size__"})
 
     def _send_all(self) -> None:

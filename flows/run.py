@@ -11,7 +11,7 @@ from amvl_core.contracts import overrides
 from amvl_core.contracts.config import merge
 from amvl_core.contracts.errors import ConfigError
 from data_prep.sources import detect
-from flows.environment import MLFLOW_URL, NOISE, PREFECT_URL, healthy
+from flows.environment import MLFLOW_URL, PREFECT_URL, healthy
 from flows.parameters import resolve
 from flows.servers import prefect_api
 
@@ -23,6 +23,7 @@ EXPLAINED = {
     "answers cut": "not at their end when the model had written as many tokens as it may",
 }
 """What the columns and rows of the score table are."""
+NOISE = ("Finished in state", "Beginning flow run", "Created task run", "Crash detected")
 
 
 def run_here(preset: str, data: list[str], params: list[str]) -> int:
@@ -64,20 +65,16 @@ def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
         ]
         console.print(_table("Published benchmarks, overall (95 % interval)", shown))
     model = outcome["model"]
-    # A server on the port may be that of another folder: it is asked for this run.
-    tracked = healthy(f"{MLFLOW_URL}/api/2.0/mlflow/runs/get?run_id={model['run_id']}")
+    pages = served and healthy(f"{MLFLOW_URL}/health")
     lines = [
         f"Model    models:/{model['name']}/{model['version']} ({model['alias']}: {model['reason']})",
         f"Weights  {outcome['checkpoint']}",
         f"Report   {outcome['report']}",
-        f"MLflow   {outcome['mlflow_page']} ({_opened(tracked)})",
-        f"Prefect  {PREFECT_URL}/runs/flow-run/{outcome['flow_run_id']} ({_opened(served)})",
+        "Pages    " + ("open now:" if pages else "`make serve` opens them:"),
+        f"  MLflow   {outcome['mlflow_page']}",
+        f"  Prefect  {PREFECT_URL}/runs/flow-run/{outcome['flow_run_id']}",
     ]
     console.print("\n" + "\n".join(lines), highlight=False, soft_wrap=True)
-
-
-def _opened(now: bool) -> str:
-    return "open now" if now else "`make serve` opens it"
 
 
 def _table(title: str, rows: list[dict[str, str]], overall_last: bool = False) -> Table:

@@ -108,13 +108,13 @@ def experiment(config: RunConfig, mlflow_client: Any) -> str:
     """The experiment's id; created where it is not there, with its artifacts below the storage root for a database."""
     from mlflow.exceptions import MlflowException
 
-    name, kind = config.tracking.experiment, {"mlflow.experimentKind": "custom_model_development"}
+    name = config.tracking.experiment
     found = mlflow_client.get_experiment_by_name(name)
     if found is None:
         remote = tracking_uri(config).startswith(("http://", "https://"))
         location = None if remote else storage.join(storage.absolute(config.storage), "mlartifacts")
         try:
-            return str(mlflow_client.create_experiment(name, artifact_location=location, tags=kind))
+            return str(mlflow_client.create_experiment(name, artifact_location=location))
         except MlflowException:
             found = mlflow_client.get_experiment_by_name(name)  # another run created it meanwhile
             if found is None:

@@ -49,8 +49,6 @@ def fingerprint(config: RunConfig, checkpoint: CheckpointRecord, evaluations: li
     )
 
 
-MAX_DESCRIPTION = 5000
-"""MLflow's own limit on the description of a version."""
 BEST = "best_version"
 """The tag of a registered model that names the version which scored best so far."""
 
@@ -226,7 +224,6 @@ def register(
         tags["gate_margin"] = f"{config.tracking.margin:g}"
         for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, metric_name(key), value)
-        mlflow_client.update_model_version(name, version, description(decision, evaluations))
         mlflow_client.set_registered_model_alias(name, decision.alias, version)
         mlflow_client.set_registered_model_tag(name, BEST, str(decision.best or version))
     except (MlflowException, OSError) as error:
@@ -246,21 +243,6 @@ def register(
     )
     save_record(record)
     return record
-
-
-def description(decision: Decision, evaluations: list[EvalRecord]) -> str:
-    """The gate's reason and the scores by task, as many as MLflow has room for; the last evaluation is the model's."""
-    stages = [record.stage for record in evaluations]
-    lines = [f"{decision.alias}: {decision.reason}", "", f"| task | n | {' | '.join(stages)} |"]
-    lines.append("|---|--:|" + "--:|" * len(stages))
-    by_task = [{score.task: score for score in (record.overall, *record.scores)} for record in evaluations]
-    for task, own in by_task[-1].items():
-        found = (f"{scores[task].accuracy:.1%}" if task in scores else "-" for scores in by_task)
-        line = f"| {task} | {own.n:,} | {' | '.join(found)} |"
-        if sum(map(len, lines)) + len(lines) + len(line) > MAX_DESCRIPTION:
-            break
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord, settings: dict[str, Any]) -> str:
@@ -305,6 +287,7 @@ def _requirements() -> list[str]:
 
 def _tags(dataset: DatasetRecord, checkpoint: CheckpointRecord, evaluations: list[EvalRecord]) -> dict[str, str]:
     made = provenance()
+    scores = {f"accuracy.{score.task}": f"{score.accuracy:.4f}" for score in evaluations[-1].scores}
     return {
         "data_fingerprint": dataset.fingerprint,
         "checkpoint_fingerprint": checkpoint.fingerprint,
@@ -312,6 +295,7 @@ def _tags(dataset: DatasetRecord, checkpoint: CheckpointRecord, evaluations: lis
         "method": checkpoint.method,
         "commit": made["commit"],
         "dirty": made["dirty"],
+        **scores,
         **{f"accuracy.{record.stage}": f"{record.overall.accuracy:.4f}" for record in evaluations},
         "accuracy": f"{evaluations[-1].overall.accuracy:.4f}",
         "n": str(evaluations[-1].overall.n),

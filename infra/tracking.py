@@ -29,7 +29,6 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     fingerprint,
-    load_history,
 )
 from amvl_core.eval.significance import Comparison
 from infra.mlflow_client import client, experiment, metric_name, tracking_uri
@@ -203,10 +202,9 @@ class Tracker:
         self.tag({f"amvl.checkpoint.{record.stage}": record.fingerprint})
 
     def reused(self, record: CheckpointRecord) -> None:
-        """Logs that a stage is not trained in this run, and the metrics of the run that trained it."""
+        """Logs that a stage is not trained in this run, and its last metrics, which no step will bring."""
         self.tag({f"amvl.reused.{record.stage}": "true"})
-        for step, metrics in load_history(record):
-            self.metrics(record.stage, step, metrics)
+        self.metrics(record.stage, record.step, record.metrics)
 
     def evaluation(self, record: EvalRecord) -> None:
         """Logs accuracy, interval and majority answer of every task, and every metric under every reading."""

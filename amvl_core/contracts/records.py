@@ -23,8 +23,6 @@ from amvl_core.contracts.sample import Split
 
 RECORD_NAME = "record.json"
 
-HISTORY = "history.json"
-"""Of a finished training stage: every step that was logged, as [step, metric -> value]."""
 CHECKPOINTS, BASE = "checkpoints", "base"
 """What lies below a training stage until its record is there."""
 

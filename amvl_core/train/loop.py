@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.progress import Advice, Progress, ProgressFn
 from amvl_core.contracts.records import (
     CHECKPOINTS,
-    HISTORY,
     CheckpointRecord,
     DatasetRecord,
     FeaturesRecord,
@@ -136,8 +134,6 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
     engine.close()
     if rank == 0:
-        logged = json.dumps([[event.done, event.metrics] for event in history])
-        storage.write_bytes(storage.join(job.uri, HISTORY), logged.encode())
         save_record(
             CheckpointRecord(
                 uri=job.uri,

@@ -264,10 +264,6 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--watch", *parameters, **served)
     assert done.returncode == 0, done.stdout + done.stderr
     assert checkout.records() == before
-    assert "Finished in state" not in done.stdout
-    assert (
-        "on microworld, seed 0" in checkout.command("prefect", "flow-run", "ls", **served | {"COLUMNS": "400"}).stdout
-    )
 
 
 @pytest.mark.slow

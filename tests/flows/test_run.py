@@ -40,13 +40,11 @@ def test_a_typo_ends_the_command_with_one_message(
 def test_the_tables_of_the_terminal_name_tests_and_seed_below(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"task": "colour", "n": "100", "difference": "-2.0 (-5.0 to +0.0)", "p": "0.5000"}
     rows = [row | {"test": test, "seed": "3"} for test in ("McNemar exact", "sign flips", "-", "McNemar exact")]
-    model = {"name": "amvl", "version": 1, "alias": "champion", "reason": "the first", "run_id": "0"}
+    model = {"name": "amvl", "version": 1, "alias": "champion", "reason": "the first"}
     outcome = {"scores": rows, "benchmarks": {"blink": [{"metric": "overall", "read by": "unwrapped", **rows[1]}]}}
     outcome |= {"model": model, "report": "r", "checkpoint": "c/model", "mlflow_page": "m", "flow_run_id": "f"}
     show(Console(width=FILE_WIDTH), outcome, served=False)
     shown = capsys.readouterr().out
-    assert "MLflow   m (`make serve` opens it)" in shown
-    assert "/runs/flow-run/f (`make serve` opens it)" in shown
     words = " ".join(shown.split())  # a caption is wrapped at its table's width
     assert words.count("┘ p: McNemar exact, sign flips, paired by question; seed of the trainings: 3") == 1
     assert words.count("┘ p: sign flips, paired by question; seed of the trainings: 3") == 1

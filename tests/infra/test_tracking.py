@@ -164,26 +164,6 @@ def test_a_step_that_is_done_again_is_logged_once(tracked: RunConfig) -> None:
     assert len(client(tracked).get_metric_history(run_id, "sft/loss")) == 1
 
 
-def test_a_reused_stage_has_the_curve_of_the_run_that_trained_it(
-    tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord], tmp_path: Path
-) -> None:
-    """Where the curve is not there, its last metrics."""
-    record = checkpoint(stage="sft").model_copy(update={"uri": str(tmp_path)})
-    with Tracker(other(tracked, 8)) as tracker:
-        tracker.start()
-        tracker.reused(record)
-        assert tracker.history["sft/loss"] == [(record.step, 0.5)]
-    (tmp_path / "history.json").write_text('[[1, {"loss": 2.0, "seconds_left": 9.0}], [2, {"loss": 1.5}]]')
-    with Tracker(other(tracked, 9)) as tracker:
-        run_id = tracker.start()
-        tracker.reused(record)
-        top = figures.curves(tracker.history, {"sft": tracked.stages["amvl"]}).axes[0]
-    points = client(tracked).get_metric_history(run_id, "sft/loss")
-    assert [(point.step, point.value) for point in points] == [(1, 2.0), (2, 1.5)]
-    # What is no term of the loss is not drawn as one.
-    assert {line.get_label(): list(line.get_ydata()) for line in top.lines} == {"loss": [2.0, 1.5]}
-
-
 class Outage:
     """The real client behind a switch."""
 

@@ -194,7 +194,6 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
         analysis=analysis_record(tmp_path),
         tables=tables,
     )
-    assert page.count("<pre>... ") == page.count(" and more</pre>") == 12  # of a long answer its end is shown
     for text in (
         "models:/amvl/2</code>",
         "not worse than the former champion, version 1",
