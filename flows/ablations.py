@@ -49,7 +49,19 @@ from amvl_core.eval.pairing import outcomes, variant_items
 from amvl_core.eval.seeds import base_scores, score_row, swap_row
 from amvl_core.eval.significance import Unit
 from flows import ablation_report, outbox, tasks
-from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
+from flows.parameters import (
+    Cluster,
+    Data,
+    Evaluation,
+    Latent,
+    Model,
+    Preset,
+    Stage,
+    Tracking,
+    Trainer,
+    flow_run_name,
+    resolve,
+)
 from flows.reporter import Reporter
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
@@ -79,7 +91,7 @@ Free = SimpleQueue[Processes]
 """The processes that no row works with: a row leaves them to the next one."""
 
 
-@flow(name="amvl")
+@flow(name="amvl", flow_run_name=flow_run_name)
 def ablations(
     table: Annotated[str | int, Field(description="a table of the last stage's method: 3, 4 ... controls")],
     seeds: Annotated[int, Field(ge=1, description="trainings of each row, from `seed` on")] = 3,

@@ -1,5 +1,6 @@
 """Ports, folders and the environment of Prefect and MLflow; imports neither, because both read it when imported."""
 
+import json
 import os
 import socket
 import urllib.request
@@ -15,6 +16,8 @@ PREFECT_PORT = int(os.environ.get("PREFECT_PORT") or 4200)
 MLFLOW_PORT = int(os.environ.get("MLFLOW_PORT") or 5000)
 PREFECT_URL = f"http://{HOST}:{PREFECT_PORT}"
 MLFLOW_URL = f"http://{HOST}:{MLFLOW_PORT}"
+SERVING = STATE / "serving.json"
+"""What `make serve` of this folder says of itself while it runs: its process, and where its servers are."""
 
 _LINE = "%(asctime)s  %(message)s"
 _DEFAULTS = {
@@ -50,6 +53,16 @@ def healthy(url: str) -> bool:
         return False
 
 
+def serving() -> tuple[str, str] | None:
+    """Where this folder's own Prefect and MLflow are, if `make serve` runs in it; another folder's hold other runs."""
+    try:
+        said = json.loads(SERVING.read_text())
+        os.kill(said["pid"], 0)
+    except (OSError, ValueError):  # none, or one that was killed while it wrote
+        return None
+    return said["prefect"], said["mlflow"]
+
+
 def port_free(port: int) -> bool:
     """Whether this machine's loopback port can be listened on."""
     with socket.socket() as probe:
@@ -71,5 +84,4 @@ def any_port() -> int:
 def local_tracking() -> tuple[str, str]:
     """MLflow's database and artifact folder below the demo's storage root."""
     root = storage.local_path(LOCAL_STORAGE)
-    root.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{root}/mlflow.db", str(root / "mlartifacts")

@@ -8,7 +8,19 @@ from prefect.runtime import flow_run
 from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
 from flows import outbox, tasks
-from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
+from flows.parameters import (
+    Cluster,
+    Data,
+    Evaluation,
+    Latent,
+    Model,
+    Preset,
+    Stage,
+    Tracking,
+    Trainer,
+    flow_run_name,
+    resolve,
+)
 from flows.report import labels
 from infra import cluster as ray_cluster
 from infra.processes import Processes
@@ -16,7 +28,7 @@ from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
 
-@flow(name="amvl")
+@flow(name="amvl", flow_run_name=flow_run_name)
 def full_pipeline(
     preset: Preset = "paper",
     storage: str | None = None,
@@ -70,7 +82,7 @@ def full_pipeline(
             rows = tasks.show_scores(config, before, after, tracker)
             tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker) if benchmarks else {}
 
-            registered = tasks.register(config, dataset, final, [before, after], tracker, processes)
+            registered = tasks.register(config, dataset, final, [before, after], rows, tracker, processes)
             page = tasks.show_summary(config, dataset, final, rows, registered)
 
             suites, analysis = [], None

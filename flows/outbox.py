@@ -22,9 +22,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext
 from prefect.events import Event
-from prefect.events.related import object_as_related_resource
 from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
-from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import set_api_log_sink
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.context import get_task_and_flow_run_ids
@@ -60,7 +59,7 @@ class Outbox:
         set_api_log_sink(self._take_log)
         # The one client of Prefect's that hands events on; it would drop the events of a client that it does not know.
         EventsWorker.set_client_override(ProcessPoolForwardingEventsClient, event_queue=self)
-        EventsWorker.attach_related_resources_from_context = _attach_related
+        EventsWorker.attach_related_resources_from_context = _attach_flow_run
         self._thread = threading.Thread(target=self._send_all, name="amvl-prefect", daemon=True)
         self._thread.start()
         atexit.register(self._last_lines)
@@ -85,6 +84,8 @@ class Outbox:
             self.flush(LAST_LINES_S)
 
     def _take_log(self, line: dict[str, Any]) -> None:
+        if line["message"] == "Finished in state Completed()":  # of a task: its state says it
+            return
         self._logs.append({key: value for key, value in line.items() if key != "__payload_size__"})
 
     def _send_all(self) -> None:
@@ -139,23 +140,17 @@ class Outbox:
 
 
 OUTBOX = Outbox()
-_attach_with_lookups = EventsWorker.attach_related_resources_from_context
 
 
-async def _attach_related(worker: EventsWorker, event: Event) -> None:
-    """Names what the event belongs to. Prefect asks the server for it, and drops the event where that does not answer.
+async def _attach_flow_run(worker: EventsWorker, event: Event) -> None:
+    """Names the flow run of a task run in the state that is told, which is all that the server needs.
 
-    The flow run is known here, and is what the server needs to find the run of a task again. Prefect keeps what it was
-    told, so this counts where the server goes before the first event.
+    Prefect asks the server what the event is related to, and drops it where that does not answer. And `--watch` prints
+    a line for every event that is related to the flow run: three a task would hide the lines of the log.
     """
-    try:
-        await _attach_with_lookups(worker, event)
-    except (httpx.HTTPError, ObjectNotFound):
-        context = FlowRunContext.get()
-        if context is not None and context.flow_run is not None:
-            related = object_as_related_resource("flow-run", "flow-run", context.flow_run)
-            if related.id not in {resource.id for resource in event.involved_resources}:
-                event.related.append(related)
+    context = FlowRunContext.get()
+    if "task_run" in event.payload and context is not None and context.flow_run is not None:
+        event.payload["task_run"]["flow_run_id"] = str(context.flow_run.id)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -17,9 +17,10 @@ from amvl_core.contracts.config import (
     TrainerConfig,
     override,
 )
-from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.errors import AmvlError, ConfigError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.presets import PRESETS
+from infra.tracking import run_name
 
 if TYPE_CHECKING:
     Preset: TypeAlias = str
@@ -109,6 +110,18 @@ def laid_over(config: RunConfig, **changes: Any) -> RunConfig:
     """`config` with `changes` as `resolve` takes them."""
     plain = {name: _plain(value, name) for name, value in changes.items() if value is not None}
     return override(config, plain)
+
+
+def flow_run_name() -> str:
+    """What the Prefect run that begins is called, as its MLflow run: method, data, seed. A wrong setting it leaves."""
+    from prefect.runtime import flow_run  # not above: Prefect takes its server from the environment when imported
+
+    given = dict(flow_run.parameters)
+    table, _ = given.pop("table", None), given.pop("seeds", None)
+    try:
+        return run_name(resolve(**given), "" if table is None else f"table {table}")
+    except AmvlError:  # the flow says it
+        return str(given["preset"])
 
 
 def _plain(value: Any, name: str) -> Any:

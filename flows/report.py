@@ -1,7 +1,7 @@
 """The rows of the tables and the lines that a run shows: pure functions of records."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from amvl_core.contracts.method import MethodConfig, configurations
@@ -92,6 +92,12 @@ def score_rows(
         cut = {"task": "answers cut", "n": f"{final.asked:,}", "majority": "-"}
         rows.append({**cut, **shown, **difference(None), "seed": str(seed)})
     return [*rows, row(whole.task, base.overall, whole, whole.majority, headline)]
+
+
+def score_line(row: Mapping[str, str], models: Iterable[str]) -> str:
+    """A row of a score table, for a log."""
+    shown = [f"{label} {row[label]}" for label in models]
+    return "  ".join([*shown, f"difference {row['difference']}", f"p {row['p']}", f"n {row['n']}"])
 
 
 def cut_lines(base: EvalRecord, final: EvalRecord) -> list[str]:
@@ -190,13 +196,13 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
-def note(rows: list[dict[str, str]]) -> str:
-    """A score table as the note of a run: the whole, and as many tasks as fit into MLflow's limit."""
+def note(rows: list[dict[str, str]], limit: int = MAX_NOTE) -> str:
+    """A score table in at most `limit` characters: the whole, and as many tasks as fit."""
     *head, whole = markdown_table(rows).split("\n")
     fitting, size = [], len(whole) + 100
     for line in head:
         size += len(line) + 1
-        if size > MAX_NOTE:
+        if size > limit:
             break
         fitting.append(line)
     left_out = len(head) - len(fitting)
@@ -204,14 +210,22 @@ def note(rows: list[dict[str, str]]) -> str:
     return "\n".join([*fitting, whole]) + more
 
 
-def summary(dataset: DatasetRecord, final: CheckpointRecord, rows: list[dict[str, str]], model: ModelRecord) -> str:
-    """The run in a few lines of Markdown."""
+def summary(
+    dataset: DatasetRecord,
+    final: CheckpointRecord,
+    rows: list[dict[str, str]],
+    model: ModelRecord,
+    pages: Mapping[str, str],
+) -> str:
+    """The run in a few lines of Markdown; `pages` are the addresses of its MLflow `run`, `data` and `model`."""
     return "\n\n".join(
         (
             f"**Data** {dataset.rows('train'):,} training and {dataset.rows('test'):,} test samples, "
-            f"{sum(dataset.dropped.values()):,} dropped (`{dataset.fingerprint}`)",
+            f"{sum(dataset.dropped.values()):,} dropped (`{dataset.fingerprint}`, "
+            f"[report]({pages['data']}))",
             f"**Model** {final.method}, {final.num_parameters:,} parameters, stage `{final.stage}` at step "
-            f"{final.step:,} (`{final.fingerprint}`), registered as `models:/{model.name}/{model.version}`",
+            f"{final.step:,} (`{final.fingerprint}`), registered as "
+            f"[models:/{model.name}/{model.version}]({pages['model']}) by the [MLflow run]({pages['run']})",
             f"**Gate** `{model.alias}`: {model.reason}",
             "Accuracy with 95 % intervals:",
             markdown_table(rows),

@@ -1,6 +1,7 @@
 """The pipeline run from the command line: progress, one table, the pages to open."""
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ from amvl_core.contracts import overrides
 from amvl_core.contracts.config import merge
 from amvl_core.contracts.errors import ConfigError
 from data_prep.sources import detect
-from flows.environment import MLFLOW_URL, PREFECT_URL, healthy
+from flows.environment import PREFECT_URL, healthy, local_tracking
 from flows.parameters import resolve
 from flows.servers import prefect_api
 
@@ -65,16 +66,24 @@ def show(console: Console, outcome: dict[str, Any], served: bool) -> None:
         ]
         console.print(_table("Published benchmarks, overall (95 % interval)", shown))
     model = outcome["model"]
-    pages = served and healthy(f"{MLFLOW_URL}/health")
+    prefect = os.environ["PREFECT_API_URL"].removesuffix("/api") if served else PREFECT_URL
     lines = [
         f"Model    models:/{model['name']}/{model['version']} ({model['alias']}: {model['reason']})",
         f"Weights  {outcome['checkpoint']}",
         f"Report   {outcome['report']}",
-        "Pages    " + ("open now:" if pages else "`make serve` opens them:"),
-        f"  MLflow   {outcome['mlflow_page']}",
-        f"  Prefect  {PREFECT_URL}/runs/flow-run/{outcome['flow_run_id']}",
+        f"MLflow   {outcome['mlflow_page']}" + _opened(outcome["mlflow_page"], outcome["model"]),
+        f"Prefect  {prefect}/runs/flow-run/{outcome['flow_run_id']}" + ("" if served else " (`make serve` opens it)"),
     ]
     console.print("\n" + "\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _opened(page: str, model: dict[str, Any]) -> str:
+    """What opens an MLflow page whose server does not answer, or has not this run."""
+    server, database = page.split("/#/")[0], model["tracking_uri"]
+    if healthy(f"{server}/api/2.0/mlflow/runs/get?run_id={model['run_id']}") or database == server:
+        return ""
+    opens = "make serve" if database == local_tracking()[0] else f"mlflow server --backend-store-uri {database}"
+    return f" (`{opens}` opens it)"
 
 
 def _table(title: str, rows: list[dict[str, str]], overall_last: bool = False) -> Table:

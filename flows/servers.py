@@ -1,6 +1,7 @@
 """The servers as child processes: Prefect's API and pages, MLflow's pages, the worker."""
 
 import atexit
+import json
 import os
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from flows.environment import (
     MLFLOW_URL,
     PREFECT_PORT,
     PREFECT_URL,
+    SERVING,
     STATE,
     any_port,
     healthy,
     local_tracking,
     port_free,
+    serving,
 )
+from infra.mlflow_client import AS_TRAINING
 
 START_S = 180.0
 
@@ -85,13 +89,20 @@ def prefect_server(port: int) -> Child:
     return Child(
         "prefect",
         ["prefect", "server", "start", "--host", HOST, "--port", str(port)],
-        {"PREFECT_API_URL": url, "PREFECT_UI_API_URL": url},
+        {
+            "PREFECT_API_URL": url,
+            "PREFECT_UI_API_URL": url,
+            # What `--watch` shows of a run's log; Prefect's default is that it shows nothing.
+            "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+            "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
+        },
     )
 
 
 def mlflow_server() -> Child:
     """MLflow's pages on the demo's own database: one worker, nothing that runs jobs."""
     database, artifacts = local_tracking()
+    Path(artifacts).mkdir(parents=True, exist_ok=True)
     # Artifacts are not proxied: a run in this folder and one through the server write to the same place.
     where = ["--host", HOST, "--port", str(MLFLOW_PORT), "--workers", "1", "--backend-store-uri", database]
     return Child(
@@ -102,15 +113,17 @@ def mlflow_server() -> Child:
 
 
 def prefect_api() -> bool:
-    """Points PREFECT_API_URL at a server that runs, else at one of its own until this process ends.
+    """Points PREFECT_API_URL at this folder's `make serve`, else at a server of its own until this process ends.
+
+    A server that PREFECT_API_URL names already goes before both.
 
     Its own has a port that nobody else asks, so that no other run takes it for a lasting one. Returns whether one ran.
     Call it before Prefect is imported: the own server is then stopped after Prefect has sent its last log lines and
     events, because exit handlers run in reverse order.
     """
     named = os.environ.get("PREFECT_API_URL")
-    api = named or f"{PREFECT_URL}/api"
-    if healthy(f"{api}/health"):
+    api = named or (f"{found[0]}/api" if (found := serving()) else None)
+    if api and healthy(f"{api}/health"):
         os.environ["PREFECT_API_URL"] = api
         return True
     if named:
@@ -147,6 +160,7 @@ def serve() -> int:
         children.append(Child("worker", ["prefect", "worker", "start", "--pool", "local"], environment))
         for child in children:
             child.on_exit(lambda _: ended.set())
+        SERVING.write_text(json.dumps({"pid": os.getpid(), "prefect": PREFECT_URL, "mlflow": MLFLOW_URL}))
         print(_READY, flush=True)
         ended.wait()
         gone = [child for child in children if child.process.poll() is not None]
@@ -155,6 +169,7 @@ def serve() -> int:
         print("\nstopping ...", flush=True)
         return 0
     finally:
+        SERVING.unlink(missing_ok=True)
         for child in reversed(children):
             child.stop()
 
@@ -168,9 +183,10 @@ def _prefect(environment: dict[str, str], *arguments: str) -> None:
 
 _READY = f"""
 Prefect  {PREFECT_URL}
-MLflow   {MLFLOW_URL}
+MLflow   {MLFLOW_URL}/#/experiments{AS_TRAINING}
 
 A worker waits for runs. In another terminal, in this folder:
+  export PREFECT_API_URL={PREFECT_URL}/api
   prefect deployment run amvl/demo --watch
   prefect deployment run amvl/demo --watch --param seed=3 --param 'cluster={{"num_workers":1}}'
   prefect deployment run amvl/ablations --watch --param table=3

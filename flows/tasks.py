@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -27,12 +28,12 @@ from amvl_core.contracts.records import (
 )
 from data_prep import intake
 from flows import checks, report
-from flows.environment import MLFLOW_URL
+from flows.environment import MLFLOW_URL, serving
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact, progress_page
 from flows.reporter import Reporter
 from flows.stage import all_finished_or, finished_or, place, working
 from infra import cluster, registry
-from infra.mlflow_client import tracking_uri
+from infra.mlflow_client import AS_TRAINING, tracking_uri
 from infra.processes import Processes
 from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
@@ -318,6 +319,7 @@ def show_scores(config: RunConfig, base: EvalRecord, final: EvalRecord, tracker:
     rows = report.score_rows(base, final, compared, config.seed)
     for said in report.cut_lines(base, final):
         get_run_logger().warning("%s", said)
+    get_run_logger().info("test split: %s", report.score_line(rows[-1], report.labels(base, final)))
     create_table_artifact(
         rows, key="scores", description="Accuracy on the test split with 95 % intervals, and the paired difference"
     )
@@ -349,6 +351,7 @@ def show_benchmarks(
             before, after, compared, tracker.config.seed, type(tracker.config.method)
         )
         notes = report.benchmark_notes(asked, before, after)
+        get_run_logger().info("%s: %s", name, report.score_line(rows[0], report.labels(before, after)))
         create_table_artifact(rows, key=f"scores-{name}".replace("_", "-"), description=f"{name}: {notes}")
         if tracker.run_id is not None:
             _log_rows(tracker, f"scores_{name}", rows, notes)
@@ -364,17 +367,19 @@ def register(
     dataset: DatasetRecord,
     checkpoint: CheckpointRecord,
     evaluations: list[EvalRecord],
+    rows: list[dict[str, str]],
     tracker: Tracker,
     processes: Processes,
 ) -> ModelRecord:
-    """The checkpoint as a version of the registered model."""
+    """The checkpoint as a version of the registered model, which `rows` of its scores describe."""
     where = place(config, "register", registry.fingerprint(config, checkpoint, evaluations))
 
     def make() -> ModelRecord:
         run_id = tracker.start()
         tracker.flush()
         decision = _gate(config, dataset, evaluations[-1], run_id, processes)
-        record = registry.register(config, run_id, dataset, checkpoint, evaluations, decision, where.uri)
+        scores = report.note(rows, registry.MAX_TABLE)
+        record = registry.register(config, run_id, dataset, checkpoint, evaluations, decision, where.uri, scores)
         get_run_logger().info(
             "register: models:/%s/%d, alias %s: %s", record.name, record.version, record.alias, record.reason
         )
@@ -419,8 +424,9 @@ def show_summary(
     config: RunConfig, dataset: DatasetRecord, final: CheckpointRecord, rows: list[dict[str, str]], model: ModelRecord
 ) -> str:
     """Summary and link on the run's page; returns the address of the tracking run's page."""
-    page = mlflow_page(config, model.run_id)
-    create_markdown_artifact(report.summary(dataset, final, rows, model), key="summary", description="The run")
+    pages = mlflow_pages(config, model.run_id, model)
+    page, text = pages["run"], report.summary(dataset, final, rows, model, pages)
+    create_markdown_artifact(text, key="summary", description="The run")
     create_link_artifact(page, key="mlflow-run", link_text="the run in MLflow", description="Curves, tables, figures")
     return page
 
@@ -435,7 +441,8 @@ def show_report(run: RunResult, tracker: Tracker) -> str:
 
     def make() -> ReportRecord:
         run_id = tracker.start()
-        storage.write_bytes(page_uri, run_report.build(run, tracker.history).encode())
+        pages = mlflow_pages(run.config, run_id, run.model)
+        storage.write_bytes(page_uri, run_report.build(run, tracker.history, pages).encode())
         record = ReportRecord(**where._asdict(), run_id=run_id)
         save_record(record)
         return record
@@ -443,16 +450,33 @@ def show_report(run: RunResult, tracker: Tracker) -> str:
     record = finished_or("report", where, ReportRecord, make)
     if tracker.run_id is not None:  # else the run that made it has it
         tracker.text(run_report.NAME, storage.read_bytes(page_uri).decode())
-    link = f"{mlflow_page(run.config, tracker.run_id or record.run_id)}/artifacts/{run_report.NAME}"
+    link = mlflow_page(run.config, tracker.run_id or record.run_id, run_report.NAME)
+    get_run_logger().info("report: %s", link)
     create_link_artifact(link, key="report", link_text="the report of the run", description="One page, also to print")
     return page_uri
 
 
-def mlflow_page(config: RunConfig, run_id: str) -> str:
-    """Address of a run's page: on the tracking server, or on the one that `make serve` opens on the same database."""
-    uri = tracking_uri(config)
-    server = uri if uri.startswith("http") else MLFLOW_URL
-    return server.rstrip("/") + registry.run_fragment(config, run_id)
+def mlflow_page(config: RunConfig, run_id: str, artifact: str = "") -> str:
+    """Address of a run's page, or of one of its artifacts."""
+    tab = f"/artifacts/{artifact}" if artifact else ""
+    return mlflow_server(config) + registry.run_fragment(config, run_id, tab)
+
+
+def mlflow_pages(config: RunConfig, run_id: str, model: ModelRecord) -> dict[str, str]:
+    """Addresses of the `run`, of the report of its `data`, and of the registered `model`."""
+    version = f"{mlflow_server(config)}/#/models/{quote(model.name, safe='')}/versions/{model.version}"
+    return {
+        "run": mlflow_page(config, run_id),
+        "data": mlflow_page(config, run_id, "data/report.html"),
+        "model": version + AS_TRAINING,
+    }
+
+
+def mlflow_server(config: RunConfig) -> str:
+    """The tracking server, or the one that `make serve` has opened, or opens, on the same database."""
+    if (uri := tracking_uri(config)).startswith("http"):
+        return uri.rstrip("/")
+    return found[1] if (found := serving()) else MLFLOW_URL
 
 
 def _log_rows(tracker: Tracker, name: str, rows: list[dict[str, str]], notes: str = "") -> None:

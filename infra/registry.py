@@ -26,10 +26,12 @@ from amvl_core.contracts.records import (
 from amvl_core.contracts.records import fingerprint as canonical_fingerprint
 from amvl_core.eval.pairing import compare_evaluations
 from amvl_core.eval.significance import Comparison, p_text
-from infra.mlflow_client import client, metric_name, tracking_uri
+from infra.mlflow_client import AS_TRAINING, client, metric_name, tracking_uri
 from infra.provenance import UNKNOWN, installed, provenance
 
 VERSION = 3
+MAX_DESCRIPTION, MAX_TABLE = 5000, 4000
+"""Characters of a version's description in MLflow's database, and of the table of scores in it."""
 LOGGED_MODEL = "model"
 """The run's own name for what it logs: MLflow refuses a dot there, which a registered model may have."""
 REQUIREMENTS = ("torch", "transformers", "mlflow", "pillow", "pydantic", "safetensors", "numpy", "fsspec", "pyarrow")
@@ -193,10 +195,10 @@ def change(found: Comparison) -> str:
     )
 
 
-def run_fragment(config: RunConfig, run_id: str) -> str:
-    """Where the run is on an MLflow page: what follows the server's address."""
+def run_fragment(config: RunConfig, run_id: str, tab: str = "") -> str:
+    """Where the run is on an MLflow page, or one of its tabs: what follows the server's address."""
     experiment_id = client(config).get_run(run_id).info.experiment_id
-    return f"/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"/#/experiments/{experiment_id}/runs/{run_id}{tab}{AS_TRAINING}"
 
 
 def register(
@@ -207,11 +209,12 @@ def register(
     evaluations: list[EvalRecord],
     decision: Decision,
     uri: str,
+    scores: str,
 ) -> ModelRecord:
     """Logs the model with the run `run_id`, registers it as a new version with its alias, writes the record.
 
-    `evaluations` end with the model's own. Raises StorageError where the registry or its artifact store does not
-    take the model.
+    `evaluations` end with the model's own. `scores` is their table in Markdown: the version's description has it below
+    the reason of the decision. Raises StorageError where the registry or its artifact store does not take the model.
     """
     name = config.tracking.registered_model
     mlflow_client = client(config)
@@ -220,10 +223,11 @@ def register(
     try:
         version = _log(config, run_id, checkpoint, evaluated(config, dataset))
         tags = _tags(dataset, checkpoint, evaluations)
-        tags |= {"gate": decision.alias, "gate_reason": decision.reason, "gate_best": decision.against_best}
-        tags["gate_margin"] = f"{config.tracking.margin:g}"
+        tags |= {"gate": decision.alias, "gate_margin": f"{config.tracking.margin:g}"}
         for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, metric_name(key), value)
+        described = f"**{decision.alias}**: {decision.reason}\n\nAgainst the best so far: {decision.against_best}"
+        mlflow_client.update_model_version(name, version, f"{described}\n\n{scores}"[:MAX_DESCRIPTION])
         mlflow_client.set_registered_model_alias(name, decision.alias, version)
         mlflow_client.set_registered_model_tag(name, BEST, str(decision.best or version))
     except (MlflowException, OSError) as error:
@@ -287,7 +291,6 @@ def _requirements() -> list[str]:
 
 def _tags(dataset: DatasetRecord, checkpoint: CheckpointRecord, evaluations: list[EvalRecord]) -> dict[str, str]:
     made = provenance()
-    scores = {f"accuracy.{score.task}": f"{score.accuracy:.4f}" for score in evaluations[-1].scores}
     return {
         "data_fingerprint": dataset.fingerprint,
         "checkpoint_fingerprint": checkpoint.fingerprint,
@@ -295,8 +298,6 @@ def _tags(dataset: DatasetRecord, checkpoint: CheckpointRecord, evaluations: lis
         "method": checkpoint.method,
         "commit": made["commit"],
         "dirty": made["dirty"],
-        **scores,
-        **{f"accuracy.{record.stage}": f"{record.overall.accuracy:.4f}" for record in evaluations},
         "accuracy": f"{evaluations[-1].overall.accuracy:.4f}",
         "n": str(evaluations[-1].overall.n),
     }

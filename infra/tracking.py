@@ -202,8 +202,10 @@ class Tracker:
         self.tag({f"amvl.checkpoint.{record.stage}": record.fingerprint})
 
     def reused(self, record: CheckpointRecord) -> None:
-        """Logs that a stage is not trained in this run, and its last metrics, which no step will bring."""
+        """Logs that a stage is not trained in this run, and its curve, which no step will bring."""
         self.tag({f"amvl.reused.{record.stage}": "true"})
+        for event in record.history():
+            self.metrics(record.stage, event.done, event.metrics)
         self.metrics(record.stage, record.step, record.metrics)
 
     def evaluation(self, record: EvalRecord) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+HISTORY = "history.json"
+"""The file of a training checkpoint, and of a finished stage, with every step logged so far."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class Progress:
 
 
 ProgressFn = Callable[[Progress], None]
+
+
+def history_to_json(events: Sequence[Progress]) -> bytes:
+    """What a `HISTORY` file holds."""
+    return json.dumps([asdict(event) for event in events]).encode()
+
+
+def history_from_json(content: bytes) -> list[Progress]:
+    """The events of a `HISTORY` file, without their warnings."""
+    return [Progress(**{**event, "warnings": ()}) for event in json.loads(content)]
 
 
 def _columns(metrics: dict[str, float], asked: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -19,6 +19,7 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import DataError, StorageError, shortened
 from amvl_core.contracts.frozen import Frozen
+from amvl_core.contracts.progress import HISTORY, Progress, history_from_json
 from amvl_core.contracts.sample import Split
 
 RECORD_NAME = "record.json"
@@ -154,7 +155,7 @@ class FeaturesRecord(Record):
 
 
 class CheckpointRecord(Record):
-    """A trained model: a Hugging Face folder at `uri`/model."""
+    """A trained model: a Hugging Face folder at `uri`/model; `history` is every step that was logged."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     stage: str
@@ -170,6 +171,11 @@ class CheckpointRecord(Record):
     def model_uri(self) -> str:
         """Where the weights, configuration, tokenizer and processor are."""
         return storage.join(self.uri, "model")
+
+    def history(self) -> list[Progress]:
+        """The logged steps of its training; none where an earlier version trained it, which did not keep them."""
+        uri = storage.join(self.uri, HISTORY)
+        return history_from_json(storage.read_bytes(uri)) if storage.exists(uri) else []
 
 
 class TaskScore(Frozen):
@@ -482,11 +488,3 @@ def load_record(uri: str, kind: type[R]) -> R | None:
         ) from error
     # A storage root may be moved or reached by another path: the record is where it was found.
     return record.model_copy(update={"uri": uri.rstrip("/")})
-
-
-def load_history(record: CheckpointRecord) -> list[tuple[int, dict[str, float]]]:
-    """Every logged step of a finished stage; the last one where the stage's history is not there."""
-    uri = storage.join(record.uri, HISTORY)
-    if not storage.exists(uri):
-        return [(record.step, record.metrics)]
-    return [(step, metrics) for step, metrics in json.loads(storage.read_bytes(uri))]

@@ -11,11 +11,9 @@ Nothing random is saved: the order of samples, the latent noise and the learning
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ from safetensors import torch as safetensors
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import CheckpointError, StorageError
 from amvl_core.contracts.frozen import Frozen
-from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.progress import HISTORY, Progress, history_from_json, history_to_json
 from amvl_core.train.engine import Engine
 from amvl_core.train.optimizer_state import Piece
 
-MARKER, HISTORY = "complete.json", "history.json"
+MARKER = "complete.json"
 FILE_BYTES = 256 * 2**20
 """Size of one file. A rank serialises one file at a time in memory and sends it off, so it needs no local copy."""
 BYTES_PER_ELEMENT = 12
@@ -121,7 +119,7 @@ class Checkpoints:
                 self.load(engine, marker)
                 uri = storage.join(self.uri, _tag(marker.step), HISTORY)
                 content = storage.read_bytes(uri) if self.rank == 0 else b"[]"
-                return marker.step, [Progress(**{**event, "warnings": ()}) for event in json.loads(content)]
+                return marker.step, history_from_json(content)
             self._from_first(partial(self._discard, _tag(marker.step), damage))
         return 0, []
 
@@ -139,7 +137,7 @@ class Checkpoints:
         engine.publish()
 
     def _finish(self, folder: str, step: int, files: list[Any], history: list[Progress]) -> None:
-        content = json.dumps([asdict(event) for event in history]).encode()
+        content = history_to_json(history)
         storage.write_bytes(storage.join(folder, HISTORY), content)
         stored = {name: file for part in files for name, file in part.items()} | {HISTORY: _stored(content, {})}
         marker = Marker(step=step, world_size=self.world_size, files=stored)

@@ -16,7 +16,7 @@ from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.progress import Advice, Progress, ProgressFn
+from amvl_core.contracts.progress import HISTORY, Advice, Progress, ProgressFn, history_to_json
 from amvl_core.contracts.records import (
     CHECKPOINTS,
     CheckpointRecord,
@@ -134,6 +134,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
     engine.close()
     if rank == 0:
+        storage.write_bytes(storage.join(job.uri, HISTORY), history_to_json(history))
         save_record(
             CheckpointRecord(
                 uri=job.uri,

@@ -16,8 +16,6 @@ from amvl_core.pages.charts import BASELINE, COLOURS, GRID, INK, style
 History = dict[str, list[tuple[int, float]]]
 """Metric `{stage}/{name}` -> [(optimiser step, value)]."""
 
-STANDING = 10
-"""Rows up to which the bars of a score chart stand; more lie, or their names could not be read."""
 SHOWN_TASKS = 100
 LABEL = 24
 """Characters in a line of a task's name beside its bars; it has two."""
@@ -26,10 +24,10 @@ LABEL = 24
 def curves(history: History, configured: Mapping[str, StageConfig]) -> Figure:
     """One column a stage: loss and its terms above, weights of terms and learning rate below (scaled to their maxima).
 
-    The terms are those of the columns of its method's progress line.
+    The terms are those of the columns of its method's progress line; no other metric is drawn as one.
     """
     stages = [stage for stage in configured if any(name.startswith(f"{stage}/") for name in history)]
-    figure = Figure(figsize=(max(4.6 * len(stages), 5.5), 5.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * max(len(stages), 1), 5.2), layout="constrained")
     axes: Any = figure.subplots(2, max(len(stages), 1), squeeze=False, height_ratios=(2, 1), sharex="col")
     for column, stage in enumerate(stages):
         series = {name.split("/", 1)[1]: points for name, points in history.items() if name.startswith(f"{stage}/")}
@@ -55,18 +53,16 @@ def curves(history: History, configured: Mapping[str, StageConfig]) -> Figure:
 
 
 def score_chart(evaluations: dict[str, EvalRecord]) -> Figure:
-    """Accuracy by task with 95 % intervals, one bar a model (label -> record), the majority answer as a line.
+    """Accuracy with 95 % intervals, a row a task, a bar a model (label -> record), the majority answer as a line.
 
-    From `STANDING` tasks on the bars lie, one row a task. Of more than `SHOWN_TASKS` the ones with most questions are
-    shown; the whole comes last.
+    Of more than `SHOWN_TASKS` the ones with most questions are shown; the whole comes last. The chart is narrow, so
+    that it can be read on a telephone.
     """
     records = list(evaluations.values())
     final = records[-1]
     most = sorted(final.scores, key=lambda score: -score.n)[:SHOWN_TASKS]
     tasks = [score.task for score in (*(score for score in final.scores if score in most), final.overall)]
-    lying = len(tasks) > STANDING
-    size = (5.2, 0.4 * len(tasks) + 1.2) if lying else (max(1.0 * len(tasks) + 2.5, 6.0), 4.2)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(5.2, 0.4 * len(tasks) + 1.2), layout="constrained")
     axis: Any = figure.subplots()
     width = 0.8 / len(records)
     for i, (label, record) in enumerate(evaluations.items()):
@@ -75,36 +71,27 @@ def score_chart(evaluations: dict[str, EvalRecord]) -> Figure:
         places = [x - 0.4 + (i + 0.5) * width for x in range(len(tasks))]
         values = [s.accuracy for s in scores]
         bounds = [[max(s.accuracy - s.low, 0.0) for s in scores], [max(s.high - s.accuracy, 0.0) for s in scores]]
-        draw = axis.barh if lying else axis.bar
-        draw(places, values, width * 0.92, color=COLOURS[i % len(COLOURS)], label=label, zorder=2)
-        ends = {"xerr": bounds} if lying else {"yerr": bounds}
-        at = (values, places) if lying else (places, values)
-        axis.errorbar(*at, **ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2, zorder=3)
+        axis.barh(places, values, width * 0.92, color=COLOURS[i % len(COLOURS)], label=label, zorder=2)
+        axis.errorbar(values, places, xerr=bounds, fmt="none", ecolor=INK, elinewidth=1, capsize=2, zorder=3)
     majority = {score.task: score.majority for score in (*final.scores, final.overall)}
-    across = axis.vlines if lying else axis.hlines
     for x, task in enumerate(tasks):
         said = "majority answer" if x == 0 else None
         line = {"colors": INK, "linestyles": (0, (3, 2)), "linewidth": 1.3, "zorder": 4, "label": said}
-        across(majority[task], x - 0.44, x + 0.44, **line)
+        axis.vlines(majority[task], x - 0.44, x + 0.44, **line)
     sources = {task.split("/", 1)[0] for task in tasks[:-1] if "/" in task}
     shared = f"{sources.pop()}/" if len(sources) == 1 and all("/" in task for task in tasks[:-1]) else ""
     names = [_label(task.removeprefix(shared).replace("_", " ")) for task in tasks]
     style(axis)
-    if lying:
-        axis.axhline(len(tasks) - 1.5, color=BASELINE, linewidth=0.8)
-        axis.set_yticks(range(len(tasks)), names)
-        axis.set_ylim(len(tasks) - 0.5, -0.5)  # the first task on top
-        axis.grid(visible=False, axis="y")
-        axis.grid(axis="x", color=GRID, linewidth=0.8)
-    else:
-        axis.axvline(len(tasks) - 1.5, color=BASELINE, linewidth=0.8)
-        axis.set_xticks(range(len(tasks)), names, rotation=25, ha="right")
-    scale = axis.xaxis if lying else axis.yaxis
-    (axis.set_xlim if lying else axis.set_ylim)(0, 1.0)
-    scale.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.axhline(len(tasks) - 1.5, color=BASELINE, linewidth=0.8)
+    axis.set_yticks(range(len(tasks)), names)
+    axis.set_ylim(len(tasks) - 0.5, -0.5)  # the first task on top
+    axis.grid(visible=False, axis="y")
+    axis.grid(axis="x", color=GRID, linewidth=0.8)
+    axis.set_xlim(0, 1.0)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     left_out = len(final.scores) + 1 - len(tasks)
     beside = f"; {left_out:,} tasks with fewer questions are in the table alone" if left_out else ""
-    scale.set_label_text(f"accuracy, 95 % interval{beside}")
+    axis.set_xlabel(textwrap.fill(f"accuracy, 95 % interval{beside}", 60))
     figure.legend(loc="outside upper center", ncols=len(records) + 1, frameon=False, fontsize=9)
     return figure
 
@@ -155,4 +142,6 @@ def _label(name: str) -> str:
 
 
 def _line(axis: Any, points: list[tuple[int, float]], label: str, colour: str, width: float) -> None:
-    axis.plot([step for step, _ in points], [value for _, value in points], label=label, color=colour, linewidth=width)
+    marker = "o" if len(points) == 1 else None
+    steps, values = zip(*points, strict=True)
+    axis.plot(steps, values, label=label, color=colour, linewidth=width, marker=marker)

@@ -9,9 +9,6 @@ from amvl_core.contracts.records import TEST_SPLIT, FaithfulnessRecord, VariantS
 from amvl_core.eval.faithfulness import nats, points
 from amvl_core.eval.significance import p_text
 
-WIDTH, LINE, RIGHT = 520.0, 22.0, 130.0
-"""Of the drawing: the axis, one variant, and what is written behind it."""
-
 
 def suite(record: FaithfulnessRecord) -> dict[str, Any]:
     """What the template shows of one suite."""
@@ -47,29 +44,22 @@ def suite(record: FaithfulnessRecord) -> dict[str, Any]:
 
 
 def forest(rows: Sequence[VariantScore]) -> dict[str, Any]:
-    """A dot and an interval for each variant; variants that differ from the first with p < 0.05 stand out."""
-    left = 24.0 + 6.0 * max(len(_short(row.variant)) for row in rows)
+    """A dot and an interval for each variant; variants that differ from the first with p < 0.05 stand out.
+
+    Places are per cent of the axis's length, whatever width the page gives it.
+    """
     low = max(0.0, min(row.low for row in rows) - 0.02)
     high = min(1.0, max(row.high for row in rows) + 0.02)
-    bottom = round(8 + LINE * len(rows))
 
     def x(value: float) -> str:
-        return f"{left + WIDTH * (value - low) / max(high - low, 1e-9):.1f}"
+        return f"{100 * (value - low) / max(high - low, 1e-9):.1f}%"
 
-    ticks = [low + tick * (high - low) / 4 for tick in range(5)]
     return {
-        "left": left,
-        "right": left + WIDTH,
-        "bottom": bottom,
-        "width": f"{left + WIDTH + RIGHT:.0f}",
-        "height": bottom + 22,
         "unchanged": x(rows[0].accuracy),
-        "ticks": [{"x": x(value), "text": f"{100 * value:.0f} %"} for value in ticks],
+        "ticks": [f"{100 * (low + tick * (high - low) / 4):.0f} %" for tick in range(5)],
         "rows": [
             {
-                "name": _short(row.variant),
-                "y": f"{4 + LINE * (i + 0.5):.1f}",
-                "below": f"{8 + LINE * (i + 0.5):.1f}",
+                "name": row.variant,
                 "low": x(row.low),
                 "high": x(row.high),
                 "x": x(row.accuracy),
@@ -79,7 +69,3 @@ def forest(rows: Sequence[VariantScore]) -> dict[str, Any]:
             for i, row in enumerate(rows)
         ],
     }
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 36 else f"{name[:34]} ..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from infra.reports.run_result import RunResult
 NAME = "report.html"
 TEMPLATE = Path(__file__).parent / "templates" / "run.html"
 SECTIONS = ("Scores", "Faithfulness", "Latents", "Answers", "Training", "Data", "Configuration", "Provenance")
-RAW_CHARACTERS = 400
-"""Of a raw output; `predictions.parquet` holds all of it."""
+BEGINNING, END = 120, 280
+"""Characters of a longer raw output that are shown; `predictions.parquet` holds all of it."""
 SHOWN_ANSWERS = 12
 IMAGE_PIXELS = 400
 IMAGES_PER_ANSWER = 4
@@ -55,13 +55,13 @@ class Answered:
     images: Sequence[str]
 
 
-def build(run: RunResult, history: figures.History) -> str:
-    """The page as text, with the training curves of `history`, where there are any."""
+def build(run: RunResult, history: figures.History, links: Mapping[str, str]) -> str:
+    """The page as text, with the training curves of `history`.
+
+    `links` are the addresses of the pages of the `run`, the registered `model` and the report of the `data`.
+    """
     config, dataset, checkpoint, model = run.config, run.dataset, run.checkpoint, run.model
     evaluations = dict(zip(run.labels, (run.before, run.after), strict=True))
-    charts = {"scores": figure_url(figures.score_chart(evaluations)), "training": ""}
-    if history:
-        charts["training"] = figure_url(figures.curves(history, config.stages))
     method = configurations()[checkpoint.method]
     analysis = method.analysis()
     pictures, left_out = _pictures(run.analysis)
@@ -80,16 +80,17 @@ def build(run: RunResult, history: figures.History) -> str:
         dataset=dataset,
         model=model,
         scores=run.scores,
-        bars_stand=len(run.scores) <= figures.STANDING,
         benchmarks=run.tables,
         verdict=change(compare_evaluations(run.before, run.after)),
-        charts=charts,
+        scores_chart=figure_url(figures.score_chart(evaluations)),
+        curves={name: figure_url(figures.curves(history, {name: stage})) for name, stage in config.stages.items()},
+        links=links,
         suites=[page.suite(record) for record in run.suites],
         analysis=analysis.section(run.analysis) if analysis and run.analysis else "",
         pictures=pictures,
+        captions={f"{name}.png": shown for name, shown in analysis.figures.items()} if analysis else {},
         left_out=left_out,
         answers=answers(dataset, run.before, run.after),
-        raw_characters=RAW_CHARACTERS,
         sources=[_source(report) for report in dataset.reports],
         config=flatten(config),
         provenance={
@@ -139,12 +140,17 @@ def answers(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list
             answer=row["answer"],
             prediction=row["prediction"],
             before=before.get(row["sample_id"], ""),
-            raw_output=row["raw_output"],
+            raw_output=_ends(row["raw_output"]),
             score=row["score"],
             images=[thumbnail(image, IMAGE_PIXELS) for image in images(row["sample_id"])],
         )
         for row in chosen
     ]
+
+
+def _ends(text: str) -> str:
+    """The beginning and the end of a long text."""
+    return text if len(text) <= BEGINNING + END else f"{text[:BEGINNING]} ... {text[-END:]}"
 
 
 def figure_url(figure: Any) -> str:

@@ -16,7 +16,7 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.contracts.records import fingerprint as record_fingerprint
 
-VERSION = 4
+VERSION = 5
 """Of the report."""
 Rows = Sequence[Mapping[str, str]]
 """Rows with the same columns."""

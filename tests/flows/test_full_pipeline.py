@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,9 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     checkout: Checkout, first: subprocess.CompletedProcess[str]
 ) -> None:
     stages = sorted(path.parts[-3] for path in checkout.records())
+    for path in checkout.records():
+        if path.parts[-3] == "train":  # a later run draws it
+            assert [event["done"] for event in json.loads(path.with_name("history.json").read_text())] == [1, 2]
     once = ["analyse", "benchmark", "prepare", "register", "report"]
     assert stages == sorted([*once, *["evaluate"] * 4, *["faithfulness"] * 2, *["train"] * 3])
     for text in (
@@ -264,6 +268,40 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     done = checkout.command("prefect", "deployment", "run", "amvl/demo", "--watch", *parameters, **served)
     assert done.returncode == 0, done.stdout + done.stderr
     assert checkout.records() == before
+    # Stage, score and page of each; no line for the states of a task run, and the run is called as in MLflow.
+    shown = " ".join(done.stdout.split())
+    assert "prefect.task-run" not in shown and "Finished in state Completed()" not in shown
+    for text in (
+        "train sft: reused",
+        "test split: base model (sft) ",
+        "difference",
+        "blink: base model",
+        "report: http",
+    ):
+        assert text in shown
+    assert "prefect.flow-run.Completed * sft+amvl on microworld, seed 0, 20" in shown
+    assert f"http://127.0.0.1:{checkout.mlflow_port}/#/experiments/" in shown
+
+
+def test_a_run_beside_the_servers_of_its_folder_is_theirs_whatever_the_ports(
+    checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
+) -> None:
+    """Without a port in the environment."""
+    ports = ("PREFECT_PORT", "MLFLOW_PORT")
+    mine = {name: checkout.environment.pop(name) for name in ports}
+    try:
+        done = checkout.command("flows", "demo", *checkout.small)
+    finally:
+        checkout.environment |= mine
+    assert done.returncode == 0, done.stderr
+    page = next(line for line in done.stdout.splitlines() if line.startswith("MLflow"))
+    assert (
+        page.startswith(f"MLflow   http://127.0.0.1:{checkout.mlflow_port}/#/experiments/") and "opens it" not in page
+    )
+    flow = next(line for line in done.stdout.splitlines() if line.startswith("Prefect"))
+    address = flow.split()[1].replace("/runs/flow-run/", "/api/flow_runs/")
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert json.load(answer)["name"].startswith("sft+amvl on microworld, seed 0, 20")
 
 
 @pytest.mark.slow

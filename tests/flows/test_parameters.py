@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from amvl_core.contracts.config import EasyVqaSource, RunConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import demo, paper
+from flows import parameters
 from flows.ablations import ablations
 from flows.full_pipeline import full_pipeline
 from flows.parameters import partial, resolve
@@ -90,3 +92,19 @@ def test_a_field_of_another_method_is_refused() -> None:
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose one of paper, demo"):
         resolve("papr")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"preset": "demo", "seed": 3, "data": None}, "sft+amvl on microworld, seed 3, 20"),
+        ({"preset": "demo", "table": 11, "seeds": 2}, "table 11 on microworld, seed 0, 20"),
+        ({"preset": "demo", "stages": {"amvl": {"steps": "x"}}}, "demo"),  # the flow says what is wrong
+    ],
+)
+def test_a_flow_run_is_called_by_method_data_and_seed(
+    given: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect.runtime.flow_run", SimpleNamespace(parameters=given))
+    assert parameters.flow_run_name().startswith(name)
+    assert full_pipeline.flow_run_name is ablations.flow_run_name is parameters.flow_run_name

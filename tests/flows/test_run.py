@@ -6,6 +6,7 @@ from rich.console import Console
 
 from amvl_core.contracts.errors import ConfigError, DataError
 from flows.__main__ import main
+from flows.environment import any_port
 from flows.run import FILE_WIDTH, parse, show
 
 
@@ -40,9 +41,11 @@ def test_a_typo_ends_the_command_with_one_message(
 def test_the_tables_of_the_terminal_name_tests_and_seed_below(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"task": "colour", "n": "100", "difference": "-2.0 (-5.0 to +0.0)", "p": "0.5000"}
     rows = [row | {"test": test, "seed": "3"} for test in ("McNemar exact", "sign flips", "-", "McNemar exact")]
-    model = {"name": "amvl", "version": 1, "alias": "champion", "reason": "the first"}
+    model = {"name": "amvl", "version": 1, "alias": "champion", "reason": "the first", "run_id": "r"}
+    model["tracking_uri"] = "sqlite:////elsewhere/mlflow.db"
     outcome = {"scores": rows, "benchmarks": {"blink": [{"metric": "overall", "read by": "unwrapped", **rows[1]}]}}
-    outcome |= {"model": model, "report": "r", "checkpoint": "c/model", "mlflow_page": "m", "flow_run_id": "f"}
+    page = f"http://127.0.0.1:{any_port()}/#/experiments/1/runs/r"
+    outcome |= {"model": model, "report": "r", "checkpoint": "c/model", "mlflow_page": page, "flow_run_id": "f"}
     show(Console(width=FILE_WIDTH), outcome, served=False)
     shown = capsys.readouterr().out
     words = " ".join(shown.split())  # a caption is wrapped at its table's width
@@ -51,3 +54,5 @@ def test_the_tables_of_the_terminal_name_tests_and_seed_below(capsys: pytest.Cap
     heads = [line for line in shown.splitlines() if line.startswith("┃")]
     assert len(heads) == 2
     assert not [head for head in heads if "test" in head or "seed" in head]
+    assert f"MLflow   {page} (`mlflow server --backend-store-uri sqlite:////elsewhere/mlflow.db` opens it)" in shown
+    assert shown.endswith("/runs/flow-run/f (`make serve` opens it)\n")

@@ -1,5 +1,6 @@
 """Servers as child processes; the real ones run in `test_full_pipeline.py` and `test_outbox.py`."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import any_port, port_free
+from flows.environment import any_port, port_free, serving
 from flows.servers import Child
 
 pytestmark = pytest.mark.timeout(60)
@@ -51,6 +52,17 @@ def test_a_child_ends_with_its_own_children(folder: Path) -> None:
     child.stop()
     assert child.process.poll() is not None
     assert within(5, lambda: port_free(port))
+
+
+def test_the_servers_of_a_folder_are_known_while_their_process_lives(folder: Path) -> None:
+    said = folder / ".amvl" / "serving.json"
+    said.parent.mkdir()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert serving() is None
+    for pid, found in ((os.getpid(), ("http://p", "http://m")), (ended.pid, None)):
+        said.write_text(json.dumps({"pid": pid, "prefect": "http://p", "mlflow": "http://m"}))
+        assert serving() == found
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])

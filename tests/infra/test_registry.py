@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 from PIL import Image
 
 from amvl_core.contracts.config import RunConfig, TinyConfig, override
@@ -37,6 +38,7 @@ from infra.mlflow_client import client
 from infra.tracking import Tracker
 from tests.tiny import amvl_model
 
+TABLE = "| task | AMVL |\n| --- | --- |\n| all | 80.0% |"
 FORMS: dict[str, Callable[[list[dict[str, str]]], dict[str, Any]]] = {
     "dataframe_records": lambda rows: {"dataframe_records": rows},
     "dataframe_split": lambda rows: {
@@ -91,7 +93,7 @@ def registered(
             uri = f"{tracked.storage}/register/r1"
             first = registry.decide(tracked, scores[-1], registry.champion(tracked), None)
             short = override(tracked, {"evaluation": {"max_new_tokens": 4}})
-            _cache["record"] = registry.register(short, run_id, dataset, model, scores, first, uri)
+            _cache["record"] = registry.register(short, run_id, dataset, model, scores, first, uri, TABLE)
     return _cache["record"]
 
 
@@ -114,11 +116,21 @@ def test_the_version_says_where_it_comes_from(tracked: RunConfig, registered: Mo
             "data_fingerprint": "d1",
             "checkpoint_fingerprint": "c1",
             "accuracy": "0.8000",
-            "accuracy.sft": "0.5000",
-            "accuracy.microworld/colour": "0.8000",
+            "n": "20",
+            "gate": "champion",
+            "gate_margin": "1",
         }.items()
     )
     assert len(tags["commit"]) in (7, 40)
+    known = "accuracy n gate gate_margin commit dirty method checkpoint_uri checkpoint_fingerprint data_fingerprint"
+    assert tags.keys() == set(known.split())
+
+
+def test_the_version_is_described_by_the_gate_and_the_scores(tracked: RunConfig, registered: ModelRecord) -> None:
+    described = client(tracked).get_model_version("amvl", "1").description
+    assert described == (
+        f"**champion**: the first champion\n\nAgainst the best so far: there is none to compare with\n\n{TABLE}"
+    )
 
 
 def test_the_alias_loads_and_answers(tracked: RunConfig, registered: ModelRecord) -> None:
@@ -170,7 +182,10 @@ def test_the_served_model_answers_with_the_settings_it_was_evaluated_with(
     with Tracker(config) as tracker:
         run_id, model = tracker.start(), checkpoint(uri=str(tmp_path))
         scores, uri = [evaluation("amvl", 8)], f"{config.storage}/register/r2"
-        registry.register(config, run_id, dataset, model, scores, registry.decide(config, scores[0], None, None), uri)
+        decision = registry.decide(config, scores[0], None, None)
+        registry.register(config, run_id, dataset, model, scores, decision, uri, 6000 * "|")
+    version = client(config).get_model_version("qwen2.5-vl-amvl", "1")
+    assert len(version.description) == registry.MAX_DESCRIPTION == SqlModelVersion.description.type.length
     served = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion")
     assert served.model_config == given
     changed = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion", model_config={"max_new_tokens": 64})
@@ -368,9 +383,6 @@ def test_a_version_is_current_while_it_is_there_and_there_is_a_champion(
     assert registry.is_current(tracked, cut, registered)  # it need not be registered again to be no champion
     mlflow_client.set_registered_model_alias("amvl", "champion", 1)
     assert registry.is_current(tracked, scores, registered)
-    tags = mlflow_client.get_model_version("amvl", "1").tags
-    assert (tags["gate"], tags["gate_reason"], tags["gate_margin"]) == ("champion", "the first champion", "1")
-    assert tags["gate_best"] == "there is none to compare with"
     assert mlflow_client.get_registered_model("amvl").tags == {"best_version": "1"}
 
 

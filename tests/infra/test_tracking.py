@@ -12,12 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import mlflow as mlflow_package
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
 
+from amvl_core.contracts import storage
 from amvl_core.contracts.config import ModelConfig, RunConfig, TrackingConfig, flatten, override
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.progress import Progress, history_to_json
 from amvl_core.contracts.records import (
     TEST_SPLIT,
     CheckpointRecord,
@@ -28,7 +31,17 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.methods.amvl.presets import demo, paper
 from flows.checks import check_run
-from infra.mlflow_client import check_names, check_reachable, client, metric_name, tracking_uri
+from infra.mlflow_client import (
+    AS_TRAINING,
+    KIND,
+    TRAINING,
+    check_names,
+    check_reachable,
+    client,
+    experiment,
+    metric_name,
+    tracking_uri,
+)
 from infra.reports import figures
 from infra.tracking import PIPELINE_TAG, Tracker, pipeline_fingerprint, run_name
 
@@ -439,6 +452,39 @@ def test_a_task_of_any_name_costs_no_other_metric(tracked: RunConfig, evaluation
     assert tracker.refused == []
     metrics = client(tracked).get_run(run_id).data.metrics
     assert {metric_name("eval_sft", score.task) for score in odd} | {"eval_sft/all"} <= metrics.keys()
+
+
+def test_a_stage_that_is_reused_is_drawn_from_its_own_curve(
+    tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord]
+) -> None:
+    """Also one of an earlier version, of which the last step alone is known."""
+    events = [Progress("sft", step, 3, "steps", metrics={"loss": 4.0 - step, "seconds_left": 9.0}) for step in (1, 2)]
+    trained = checkpoint(stage="sft", fingerprint="c2")
+    storage.write_bytes(f"{trained.uri}/history.json", history_to_json(events))
+    with Tracker(other(tracked, 11)) as tracker:
+        run_id = tracker.start()
+        tracker.reused(trained)
+        tracker.reused(checkpoint(stage="amvl", fingerprint="c3"))
+    points = client(tracked).get_metric_history(run_id, "sft/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0), (3, 0.5)]
+    first, second = figures.curves(tracker.history, tracked.stages).axes[:2]
+    assert list(first.lines[0].get_ydata()) == [3.0, 2.0, 0.5]
+    assert (second.get_title(loc="left"), list(second.lines[0].get_ydata())) == ("amvl", [0.5])
+
+
+def test_the_experiment_opens_as_model_training_and_a_kind_that_somebody_chose_stays(tracked: RunConfig) -> None:
+    mlflow, kinds = client(tracked), []
+    for name, tags in (("new", None), ("before", {}), ("chosen", {KIND: "genai_development"})):
+        if tags is not None:
+            mlflow.create_experiment(name, tags=tags)
+        found = experiment(override(tracked, {"tracking": {"experiment": name}}), mlflow)
+        kinds.append(mlflow.get_experiment(found).tags[KIND])
+    assert kinds == [TRAINING, TRAINING, "genai_development"]
+    pages = Path(mlflow_package.__file__).parent / "server/js/build/static/js"
+    (page,) = pages.glob("main.*.js")
+    known = page.read_text()
+    name, value = AS_TRAINING.removeprefix("?").split("=")
+    assert all(f'"{word}"' in known for word in (KIND, TRAINING, name, value))
 
 
 TABLE_RUN = r"table 3 on microworld, seed 0, \d{4}-\d\d-\d\d \d\d:\d\d"

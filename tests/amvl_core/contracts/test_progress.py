@@ -1,4 +1,4 @@
-from amvl_core.contracts.progress import Progress
+from amvl_core.contracts.progress import Advice, Progress, history_from_json, history_to_json
 from amvl_core.methods.amvl.config import AmvlMethod
 
 COLUMNS = AmvlMethod.columns
@@ -48,3 +48,10 @@ def test_a_stage_without_metrics() -> None:
 
 def test_a_total_that_is_not_known_yet_is_not_printed_as_zero() -> None:
     assert Progress("prepare", 0, 0, "samples").line() == "prepare: counting samples"
+
+
+def test_a_history_comes_back_without_its_warnings() -> None:
+    events = [Progress("sft", step, 9, "steps", 1.0, FULL, warnings=(Advice("k", "t", ("a",)),)) for step in (1, 2)]
+    assert history_from_json(history_to_json(events)) == [
+        Progress("sft", step, 9, "steps", 1.0, FULL) for step in (1, 2)
+    ]

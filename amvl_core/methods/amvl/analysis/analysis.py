@@ -109,7 +109,7 @@ class AmvlAnalysis:
         return summary.data(Summary.of(record), tables, name)
 
     def section(self, record: AnalysisRecord) -> str:
-        """Geometry beside the paper's, similarity of slots, and information."""
+        """Geometry beside the paper's, and information; the similarity of slots is a figure."""
         from amvl_core.pages import render
 
         found, paper = Summary.of(record), TABLE_7["AMVL"]
@@ -129,7 +129,7 @@ class AmvlAnalysis:
             **{f"KL(q || p), slot {i}, nats": f"{kl:.4g}" for i, kl in enumerate(found.kl_per_slot, 1)},
         }
         template = Path(__file__).parent / "section.html"
-        return render(template, geometry=geometry, similarity=found.similarity, facts=facts)
+        return render(template, geometry=geometry, facts=facts)
 
 
 def _groups(items: Sequence[Item]) -> list[list[int]]:
