@@ -13,7 +13,7 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.encode import Encoded, Encoder, laid_out
-from amvl_core.data.loader import StepDataset, steps_from
+from amvl_core.data.loader import StepDataset, read_ahead
 from amvl_core.data.reader import ShardReader
 from amvl_core.methods.sft.config import SftMethod
 from tests.shards import row, write
@@ -36,8 +36,8 @@ def dataset(root: str, rows: Any = None, rank: int = 0, world_size: int = 2) -> 
 def test_processes_give_the_same_batches_ahead_of_the_step(tmp_path) -> None:
     """From any step on, without those before it; the parent has read from the files that the processes read."""
     data = dataset(str(tmp_path))
-    here = list(steps_from(data, 0, 6, workers=0))
-    ahead = list(steps_from(data, 2, 6, workers=2))
+    here = list(read_ahead(data, range(6), 0))
+    ahead = list(read_ahead(data, range(2, 6), 2))
     assert len(here) == 6 and len(ahead) == 4
     for ours, theirs in zip(here[2:], ahead, strict=True):
         assert [batch.sample_ids for batch in ours] == [batch.sample_ids for batch in theirs]
@@ -47,7 +47,7 @@ def test_processes_give_the_same_batches_ahead_of_the_step(tmp_path) -> None:
 
 
 def test_the_ranks_share_a_global_batch_in_micro_batches_within_the_budget(tmp_path) -> None:
-    first, second = (list(steps_from(dataset(str(tmp_path), rank=rank), 0, 3, 0)) for rank in (0, 1))
+    first, second = (list(read_ahead(dataset(str(tmp_path), rank=rank), range(3), 0)) for rank in (0, 1))
     for ours, theirs in zip(first, second, strict=True):
         assert len(ours) == len(theirs) > 1
         names = [name for batch in (*ours, *theirs) for name in batch.sample_ids]
@@ -58,7 +58,7 @@ def test_the_ranks_share_a_global_batch_in_micro_batches_within_the_budget(tmp_p
 def test_an_error_of_the_data_has_its_own_message(tmp_path, workers: int) -> None:
     rows = [row(number, question="<image><image>Which?" if number == 30 else "<image>Which?") for number in range(48)]
     with pytest.raises(DataError) as caught:
-        list(steps_from(dataset(str(tmp_path), rows), 0, 8, workers))
+        list(read_ahead(dataset(str(tmp_path), rows), range(8), workers))
     assert str(caught.value) == "train-30: more image placeholders than its 1 images"
 
 
@@ -78,7 +78,7 @@ def test_a_killed_process_is_an_error_and_no_wait_without_end(tmp_path, in_main_
 
     def read() -> None:
         try:
-            list(steps_from(data, 0, 4, workers=1))
+            list(read_ahead(data, range(4), 1))
         except RuntimeError as error:
             caught.append(error)
 
