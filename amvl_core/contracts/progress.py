@@ -58,6 +58,8 @@ def _columns(metrics: dict[str, float], asked: Mapping[str, tuple[str, ...]]) ->
         columns.append(f"wait {metrics['data_wait']:>5.1%}")
     if "gpu_memory_gib" in metrics:
         columns.append(f"{metrics['gpu_memory_gib']:>5.1f} GiB")
+    if "heldout_ntp" in metrics:
+        columns.append(f"held out {_number(metrics['heldout_ntp'])}")
     if "skipped_steps" in metrics:
         columns.append(f"skipped {metrics['skipped_steps']:.0f}")
     return columns

@@ -128,10 +128,9 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 terms |= method.scalars(_all_reduced(sums))
                 terms["grad_norm"] = engine.gradient_norm()
             if done in evaluated:
-                found = _heldout(
-                    engine, next(batches), config.seed, done, repeats(len(sizes.heldout), world_size, rank)
-                )
-                terms |= {f"heldout_{name}": value for name, value in method.scalars(_all_reduced(found)).items()}
+                repeated = repeats(len(sizes.heldout), world_size, rank)
+                found = method.scalars(_all_reduced(_heldout(engine, next(batches), config.seed, done, repeated)))
+                terms |= {f"heldout_{name}": found[name] for names in columns.values() for name in names}
             metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
         if (stop or done >= due.next) and done < total:
             written = checkpoints.save(engine, done, history)

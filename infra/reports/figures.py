@@ -26,7 +26,8 @@ LABEL = 24
 def curves(history: History, configured: Mapping[str, StageConfig]) -> Figure:
     """One column a stage: loss and its terms above, weights of terms and learning rate below (scaled to their maxima).
 
-    The terms are those of the columns of its method's progress line.
+    The terms are those of the columns of its method's progress line. Next-token loss on held-out samples is a dashed
+    line with a point for each time that it was taken.
     """
     stages = [stage for stage in configured if any(name.startswith(f"{stage}/") for name in history)]
     figure = Figure(figsize=(max(4.6 * len(stages), 5.5), 5.6), layout="constrained")
@@ -38,6 +39,8 @@ def curves(history: History, configured: Mapping[str, StageConfig]) -> Figure:
         terms = [name for names in method.columns.values() for name in names if name in series]
         for i, name in enumerate(terms):
             _line(top, series[name], name, COLOURS[i % len(COLOURS)], width=2.0 if name == "loss" else 1.3)
+        if (points := series.get("heldout_ntp")) is not None:
+            _line(top, points, "ntp, held out", INK, width=1.3, linestyle="--", marker="o", markersize=3)
         for i, name in enumerate(name for name in (*method.schedules, "lr") if name in series):
             largest = max(value for _, value in series[name])
             scaled = [(step, value / largest if largest else 0.0) for step, value in series[name]]
@@ -154,5 +157,6 @@ def _label(name: str) -> str:
     return "\n".join(textwrap.wrap(name, LABEL, max_lines=2, placeholder=" ...")) or "-"
 
 
-def _line(axis: Any, points: list[tuple[int, float]], label: str, colour: str, width: float) -> None:
-    axis.plot([step for step, _ in points], [value for _, value in points], label=label, color=colour, linewidth=width)
+def _line(axis: Any, points: list[tuple[int, float]], label: str, colour: str, width: float, **look: Any) -> None:
+    xs, ys = [step for step, _ in points], [value for _, value in points]
+    axis.plot(xs, ys, label=label, color=colour, linewidth=width, **look)
