@@ -130,7 +130,9 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
             if done in evaluated:
                 repeated = repeats(len(sizes.heldout), world_size, rank)
                 found = method.scalars(_all_reduced(_heldout(engine, next(batches), config.seed, done, repeated)))
-                terms |= {f"heldout_{name}": found[name] for names in columns.values() for name in names}
+                terms |= {
+                    f"heldout_{name}": found[name] for names in columns.values() for name in names if name in found
+                }
             metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
         if (stop or done >= due.next) and done < total:
             written = checkpoints.save(engine, done, history)

@@ -39,7 +39,7 @@ def curves(history: History, configured: Mapping[str, StageConfig]) -> Figure:
         terms = [name for names in method.columns.values() for name in names if name in series]
         for i, name in enumerate(terms):
             _line(top, series[name], name, COLOURS[i % len(COLOURS)], width=2.0 if name == "loss" else 1.3)
-        if (points := series.get("heldout_ntp")) is not None:
+        if points := series.get("heldout_ntp"):
             _line(top, points, "ntp, held out", INK, width=1.3, linestyle="--", marker="o", markersize=3)
         for i, name in enumerate(name for name in (*method.schedules, "lr") if name in series):
             largest = max(value for _, value in series[name])
