@@ -46,7 +46,19 @@ from amvl_core.eval.pairing import outcomes, variant_items
 from amvl_core.eval.seeds import base_scores, score_row, swap_row
 from amvl_core.eval.significance import Unit
 from flows import ablation_report, outbox, tasks
-from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
+from flows.parameters import (
+    Cluster,
+    Data,
+    Evaluation,
+    Heldout,
+    Latent,
+    Model,
+    Preset,
+    Stage,
+    Tracking,
+    Trainer,
+    resolve,
+)
 from flows.reporter import Reporter
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
@@ -84,6 +96,7 @@ def ablations(
     model: Model | None = None,
     latent: Latent | None = None,
     stages: dict[str, Stage] | None = None,
+    heldout: Heldout | None = None,
     trainer: Trainer | None = None,
     cluster: Cluster | None = None,
     evaluation: Evaluation | None = None,
@@ -98,6 +111,7 @@ def ablations(
         model=model,
         latent=latent,
         stages=stages,
+        heldout=heldout,
         trainer=trainer,
         cluster=cluster,
         evaluation=evaluation,

@@ -8,7 +8,19 @@ from prefect.runtime import flow_run
 from amvl_core.contracts.config import Seed
 from amvl_core.contracts.records import CheckpointRecord
 from flows import outbox, tasks
-from flows.parameters import Cluster, Data, Evaluation, Latent, Model, Preset, Stage, Tracking, Trainer, resolve
+from flows.parameters import (
+    Cluster,
+    Data,
+    Evaluation,
+    Heldout,
+    Latent,
+    Model,
+    Preset,
+    Stage,
+    Tracking,
+    Trainer,
+    resolve,
+)
 from flows.report import labels
 from infra import cluster as ray_cluster
 from infra.reports.run_result import RunResult
@@ -24,6 +36,7 @@ def full_pipeline(
     model: Model | None = None,
     latent: Latent | None = None,
     stages: dict[str, Stage] | None = None,
+    heldout: Heldout | None = None,
     trainer: Trainer | None = None,
     cluster: Cluster | None = None,
     evaluation: Evaluation | None = None,
@@ -41,6 +54,7 @@ def full_pipeline(
         model=model,
         latent=latent,
         stages=stages,
+        heldout=heldout,
         trainer=trainer,
         cluster=cluster,
         evaluation=evaluation,
