@@ -105,3 +105,12 @@ def test_it_is_the_mean_of_the_stock_model_over_their_label_tokens(trial: Heldou
         labels += data.num_label_tokens
     # Measured: 3e-8 relative.
     assert trial.heldout("whole")[STEPS]["heldout_ntp"] == pytest.approx(losses / labels, rel=1e-6)
+
+
+def test_a_split_that_is_too_small_is_trained_on_whole_and_says_so(tmp_path: Path) -> None:
+    small = Trial(tmp_path, 1, heldout={"samples": HELDOUT})
+    assert small.run("small", 1) == [0]
+    first, last, _ = small.lines("small")
+    assert [advice["kind"] for advice in first["warnings"]] == ["heldout"]
+    assert "a tenth of the 24 training samples is fewer than 16" in first["warnings"][0]["text"]
+    assert last["metrics"] and not any(name.startswith("heldout_") for name in last["metrics"])
