@@ -10,6 +10,7 @@ from amvl_core.contracts.config import (
     ClusterConfig,
     DataConfig,
     EvaluationConfig,
+    HeldoutConfig,
     ModelConfig,
     RunConfig,
     StageConfig,
@@ -140,11 +141,12 @@ if TYPE_CHECKING:
     Model: TypeAlias = Any
     Latent: TypeAlias = Any
     Stage: TypeAlias = Any
+    Heldout: TypeAlias = Any
     Trainer: TypeAlias = Any
     Cluster: TypeAlias = Any
     Evaluation: TypeAlias = Any
     Tracking: TypeAlias = Any
 else:
     Data, Model, Latent, Stage = (partial(m) for m in (DataConfig, ModelConfig, LatentConfig, StageConfig))
-    Trainer, Cluster = partial(TrainerConfig), partial(ClusterConfig)
+    Heldout, Trainer, Cluster = (partial(m) for m in (HeldoutConfig, TrainerConfig, ClusterConfig))
     Evaluation, Tracking = partial(EvaluationConfig), partial(TrackingConfig)

@@ -338,6 +338,32 @@ class TrainerConfig(Frozen):
         return self
 
 
+MIN_HELDOUT = 16
+"""Fewer samples say too little of the loss."""
+
+
+class HeldoutConfig(Frozen):
+    """Samples of the training split that no stage trains on; their loss is followed while a stage trains."""
+
+    samples: int = Field(
+        0, ge=0, description=f"at most a tenth of the split, and none where that is below {MIN_HELDOUT}; 0: none"
+    )
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="optimiser steps between two held-out losses; None: as many as keep the cost at about 2 % of the "
+        "time (`amvl_core/data/heldout.py`)",
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> HeldoutConfig:
+        if 0 < self.samples < MIN_HELDOUT:
+            raise ValueError(f"samples must be 0 or at least {MIN_HELDOUT}, not {self.samples}: fewer say too little")
+        if self.every is not None and not self.samples:
+            raise ValueError("every says nothing where no samples are held out; set samples, or leave it out")
+        return self
+
+
 class ClusterConfig(Frozen):
     """The machines: one worker per GPU, or CPU workers where there is none."""
 
@@ -480,6 +506,7 @@ class RunConfig(Frozen):
     stages: dict[str, StageConfig] = Field(
         min_length=1, description="in order; each starts where the one before ends, if its method asks for no other"
     )
+    heldout: HeldoutConfig = HeldoutConfig()
     trainer: TrainerConfig = TrainerConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -42,6 +42,7 @@ def train_fingerprint(
         dataset=dataset.fingerprint,
         parent=parent.fingerprint if parent else None,
         **({"teacher": teacher.fingerprint} if teacher else {}),
+        **_heldout(config),
     )
 
 
@@ -141,11 +142,17 @@ def _row(config: RunConfig) -> dict[str, Any]:
         "model": _model(config),
         "latent": config.latent.model_dump(mode="json"),
         "precision": config.trainer.precision,
+        **_heldout(config),
         "stages": [stage.model_dump(mode="json", exclude={"micro_tokens"}) for stage in config.stages.values()],
         "evaluation": config.evaluation.model_dump(
             mode="json", include={*EVALUATED, "faithfulness_items", "analysis_items"}
         ),
     }
+
+
+def _heldout(config: RunConfig) -> dict[str, int]:
+    """How many samples are not trained on. Where there are none, names are those from before one could hold any out."""
+    return {"heldout": config.heldout.samples} if config.heldout.samples else {}
 
 
 def _model(config: RunConfig) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def _columns(metrics: dict[str, float], asked: Mapping[str, tuple[str, ...]]) ->
     columns = [" ".join([title, *values]) for title, values in found.items() if values]
     if "tokens_per_s" in metrics:
         columns.append(f"{metrics['tokens_per_s'] / 1000:>5.1f}k tok/s")
-    if "data_wait" in metrics:
+    if "heldout_ntp" in metrics:  # in the place of another: a line has no room for both
+        columns.append(f"held {_number(metrics['heldout_ntp'])}")
+    elif "data_wait" in metrics:
         columns.append(f"wait {metrics['data_wait']:>5.1%}")
     if "gpu_memory_gib" in metrics:
         columns.append(f"{metrics['gpu_memory_gib']:>5.1f} GiB")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from torch.utils.data import DataLoader, Dataset
@@ -12,13 +12,18 @@ from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoded
+from amvl_core.data.heldout import heldout_batches
 from amvl_core.data.order import Sizes, global_batch, micro_batches
 from amvl_core.data.reader import ShardReader
+
+HELDOUT = -1
+"""The item that is no step."""
 
 
 class StepDataset(Dataset[list[Batch]]):
     """Item `step` is the list of micro-batches that this rank contributes to optimiser step `step`.
 
+    Item `HELDOUT` is the list of those that it contributes to the held-out loss.
     `encode` is given a row and its number.
     """
 
@@ -40,6 +45,9 @@ class StepDataset(Dataset[list[Batch]]):
 
     def indices(self, step: int) -> list[list[int]]:
         """The samples of each micro-batch of this rank."""
+        if step == HELDOUT:
+            turns = heldout_batches(self.sizes.heldout, self.sizes.num_tokens, self.world_size, self.stage.micro_tokens)
+            return [turn[self.rank].tolist() for turn in turns]
         whole = global_batch(self.seed, step, self.stage.global_batch, self.sizes, self.stage.data_share)
         turns = micro_batches(whole, self.sizes.num_tokens, self.world_size, self.stage.micro_tokens)
         return [turn[self.rank].tolist() for turn in turns]
@@ -48,18 +56,18 @@ class StepDataset(Dataset[list[Batch]]):
         return collate([self.encode(i, self.reader[i]) for i in indices])
 
 
-def steps_from(dataset: StepDataset, start: int, total: int, workers: int) -> Iterator[list[Batch]]:
-    """Items `start` to `total` in order; `workers` processes decode ahead (0: in this process).
+def read_ahead(dataset: StepDataset, steps: Sequence[int], workers: int) -> Iterator[list[Batch]]:
+    """The items of `steps` in order; `workers` processes decode ahead (0: in this process).
 
     An AmvlError of a loader process is raised as it is. A killed loader process is a RuntimeError, because nothing is
     wrong with the run and its workers may be started again.
     """
     if not workers:
-        return map(dataset.__getitem__, range(start, total))
+        return map(dataset.__getitem__, steps)
     loader = DataLoader(
         _Caught(dataset),
         batch_size=None,
-        sampler=range(start, total),
+        sampler=steps,
         num_workers=workers,
         prefetch_factor=2,
         multiprocessing_context="fork",  # starts at once and pickles nothing; the processes touch no device

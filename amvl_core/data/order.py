@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -21,19 +21,26 @@ class Sizes:
     """What the order depends on: tokens of each sample [rows], and rows of each block [blocks], in stored order.
 
     A block is what is read at once (a row group). A sample's tokens are those of its sequence in the stage, with what
-    the method adds. The work that a method does for the sample is in proportion to them.
+    the method adds. The work that a method does for the sample is in proportion to them. The rows `heldout` are in no
+    order.
     """
 
     num_tokens: np.ndarray
     block_rows: np.ndarray
+    heldout: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
-        assert len(self.num_tokens) == self.block_rows.sum() > 0
+        assert len(self.num_tokens) == self.block_rows.sum() > len(self.heldout)
+
+    @property
+    def trained(self) -> int:
+        """How many samples are there to train on."""
+        return len(self.num_tokens) - len(self.heldout)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, sizes: Sizes) -> np.ndarray:
-    """A permutation of all samples for one epoch, in two levels.
+    """A permutation of all samples that are trained on, for one epoch, in two levels.
 
     The blocks are permuted and cut into windows of about `WINDOW_BLOCKS`, and the rows of each window are permuted. So
     a reader that holds two windows reads every block once per epoch. Fewer than 1.5 `WINDOW_BLOCKS` blocks are one
@@ -46,13 +53,14 @@ def epoch_order(seed: int, epoch: int, sizes: Sizes) -> np.ndarray:
     starts = (np.cumsum(sizes.block_rows) - sizes.block_rows)[blocks]
     in_order = np.repeat(starts - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
     window = np.repeat(np.arange(len(blocks)) * windows // len(blocks), rows)
-    return in_order[np.lexsort((random.random(len(in_order)), window))]
+    order = in_order[np.lexsort((random.random(len(in_order)), window))]
+    return order[~np.isin(order, sizes.heldout)]
 
 
 @lru_cache(maxsize=2)
 def shared_order(seed: int, epoch: int, sizes: Sizes, share: float) -> np.ndarray:
     """As `epoch_order`, of a share of the samples: the first of epoch 0. So a smaller share is part of a larger one."""
-    rows = rows_of_share(len(sizes.num_tokens), share)
+    rows = rows_of_share(sizes.trained, share)
     kept = np.zeros(len(sizes.num_tokens), dtype=bool)
     kept[epoch_order(seed, 0, sizes)[:rows]] = True
     order: np.ndarray = epoch_order(seed, epoch, sizes)
@@ -70,7 +78,7 @@ def global_batch(seed: int, step: int, size: int, sizes: Sizes, share: float = 1
     Steps read one stream of epochs laid end to end, so every sample of the share is seen once per epoch and no batch is
     short.
     """
-    rows = rows_of_share(len(sizes.num_tokens), share)
+    rows = rows_of_share(sizes.trained, share)
     taken: list[np.ndarray] = []
     position, end = step * size, (step + 1) * size
     while position < end:

@@ -27,6 +27,7 @@ from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.records import DatasetRecord
 from amvl_core.contracts.sample import Region, Split, StoredSample, Video
 from amvl_core.data.disk_cache import DiskCache
+from amvl_core.data.heldout import heldout_rows
 from amvl_core.data.order import Sizes
 
 CACHE_BYTES = 256 * 2**20
@@ -75,10 +76,11 @@ class ShardReader:
                 table = self._reading(file, partial(_without_images, group))
                 yield from (stored_sample({**row, "images": ()}) for row in table.to_pylist())
 
-    def sizes(self, added_tokens: int, sequences: int = 1) -> Sizes:
-        """What the order of training depends on, from the shards' footers and one column; a DataError without rows.
+    def sizes(self, added_tokens: int, sequences: int = 1, heldout: int = 0, seed: int = 0) -> Sizes:
+        """What the order of training depends on, from the shards' footers and two columns; a DataError without rows.
 
-        `added_tokens` is what the stage's method adds to a sample, of which it runs so many `sequences`.
+        `added_tokens` is what the stage's method adds to a sample, of which it runs so many `sequences`. So many
+        samples as `heldout` says are held out by `seed`.
         """
         if not len(self):
             raise DataError("the prepared dataset has no rows to train on; look at its report for what was dropped")
@@ -88,6 +90,7 @@ class ShardReader:
         return Sizes(
             sequences * self.column("num_tokens") + added_tokens,
             np.concatenate([np.array(rows, dtype=np.int64) for rows in blocks]),
+            heldout_rows(self.column("sample_id") if heldout else np.empty(0), heldout, seed),
         )
 
     def __getitem__(self, index: int) -> StoredSample:

@@ -154,6 +154,17 @@ class Engine:
         output: StepOutput = self.engine(batch, clock)
         return output
 
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """The terms of one micro-batch without dropout, and nothing kept for a gradient. Every rank calls this."""
+        training = [module for module in self.engine.modules() if module.training]
+        for module in training:
+            module.training = False
+        terms: dict[str, Tensor] = self.engine(batch, clock).terms
+        for module in training:
+            module.training = True
+        return terms
+
     def step(self) -> None:
         """The optimiser's step, once all micro-batches are in."""
         self.engine.step()

@@ -12,9 +12,8 @@ from torch import Tensor
 from amvl_core.backbones.loading import model_folder, set_pixel_budget
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import MIN_HELDOUT, RunConfig
 from amvl_core.contracts.frozen import Frozen
-from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.progress import HISTORY, Advice, Progress, ProgressFn, history_to_json
 from amvl_core.contracts.records import (
@@ -30,7 +29,8 @@ from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import Encoded, Encoder, laid_out_to_train
 from amvl_core.data.features import FeatureReader
-from amvl_core.data.loader import StepDataset, steps_from
+from amvl_core.data.heldout import interval, repeats
+from amvl_core.data.loader import HELDOUT, StepDataset, read_ahead
 from amvl_core.data.order import Sizes, num_steps, rows_of_share
 from amvl_core.data.reader import ShardReader
 from amvl_core.data.stored_features import StoredFeatures
@@ -79,10 +79,11 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     torch.backends.cuda.matmul.allow_tf32 = True
     reader, features = ShardReader(job.dataset, "train"), computed_features(job)
     method, processor = build_method(job, features)
-    rows = rows_of_share(len(reader), stage.data_share)
-    total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
     engine = Engine(method, stage, config.trainer, world_size)
-    sizes = _sizes(reader, stage.method, config.latent, rank, engine.device)
+    sizes = _sizes(reader, stage.method, config, rank, engine.device)
+    rows = rows_of_share(sizes.trained, stage.data_share)
+    total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
+    every = interval(config.heldout.every, len(sizes.heldout), stage.global_batch) if len(sizes.heldout) else total + 1
     dataset = StepDataset(reader, sizes, _encoding(job, processor, features), stage, config.seed, rank, world_size)
     done = 0
 
@@ -101,8 +102,12 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
         on_progress(event)
 
     log = StepLog(job.stage, total, start, send if rank == 0 else _silent, watches(stage, config.latent), columns)
+    if config.heldout.samples and not len(sizes.heldout):
+        log.warn(start, [Advice("heldout", _too_few(config, len(reader)))])
     skips = Skips(config.trainer.on_nonfinite)
-    batches = steps_from(dataset, start, total, config.trainer.loader_workers)
+    evaluated = {*range(every, total, every), total} if len(sizes.heldout) else set()
+    items = [item for step in range(start, total) for item in ((step, HELDOUT) if step + 1 in evaluated else (step,))]
+    batches = read_ahead(dataset, items, config.trainer.loader_workers)
     metrics: dict[str, float] = {}
     due = Due(config.trainer.checkpoint_every, start)
     for step in range(start, total):
@@ -119,11 +124,17 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
         if fault is not None:
             raise fault
         log.worked(sum(batch.num_tokens for batch in micro), skipped=refusal is not None)
-        if done % config.trainer.log_every == 0 or done == total:
+        if done % config.trainer.log_every == 0 or done == total or done in evaluated:
             terms = {"lr": lr}
             if refusal is None:
                 terms |= method.scalars(_all_reduced(sums))
                 terms["grad_norm"] = engine.gradient_norm()
+            if done in evaluated:
+                repeated = repeats(len(sizes.heldout), world_size, rank)
+                found = method.scalars(_all_reduced(_heldout(engine, next(batches), config.seed, done, repeated)))
+                terms |= {
+                    f"heldout_{name}": found[name] for names in columns.values() for name in names if name in found
+                }
             metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
         if (stop or done >= due.next) and done < total:
             written = checkpoints.save(engine, done, history)
@@ -202,9 +213,10 @@ def _loaded(job: TrainJob, config: MethodConfig, uri: str) -> tuple[Method, AMVL
     return method, processor
 
 
-def _sizes(reader: ShardReader, method: MethodConfig, latent: LatentConfig, rank: int, device: torch.device) -> Sizes:
+def _sizes(reader: ShardReader, method: MethodConfig, config: RunConfig, rank: int, device: torch.device) -> Sizes:
     """The sizes, which rank 0 reads for all. Every rank calls this."""
-    found = [reader.sizes(method.added_tokens(latent), method.sequences) if rank == 0 else None]
+    added, heldout = method.added_tokens(config.latent), config.heldout.samples
+    found = [reader.sizes(added, method.sequences, heldout, config.data.seed) if rank == 0 else None]
     dist.broadcast_object_list(found, device=device)
     assert found[0] is not None
     return found[0]
@@ -218,20 +230,51 @@ def _optimiser_step(
     Returns the terms' sums on this rank, and whether any rank is `interrupted`. All ranks learn of it together with the
     weight of the label tokens.
     """
+    clock, interrupts = _clock(engine, micro, seed, step, interrupted)
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(micro, 1):
+        output = engine.forward(batch, clock, last=number == len(micro))
+        engine.backward(output, batch.sample_ids)
+        _add(sums, output.terms, engine.device)
+    engine.step()
+    return sums, interrupts
+
+
+def _heldout(engine: Engine, micro: list[Batch], seed: int, step: int, repeated: bool) -> dict[str, Tensor]:
+    """The terms' sums over the rank's held-out micro-batches after `step` optimiser steps.
+
+    If the last one is `repeated`, it runs and does not count.
+    """
+    counted = micro[:-1] if repeated else micro
+    clock, _ = _clock(engine, counted, seed, step, False)
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(micro):
+        terms = engine.evaluate(batch, clock)
+        _add(sums, terms if number < len(counted) else {name: 0 * term for name, term in terms.items()}, engine.device)
+    return sums
+
+
+def _clock(engine: Engine, micro: list[Batch], seed: int, step: int, interrupted: bool) -> tuple[Clock, bool]:
+    """The clock of these micro-batches of all ranks, and whether any rank is `interrupted`. Every rank calls this."""
     labels = sum(engine.method.label_weight(batch) for batch in micro)
     samples = sum(len(batch.lengths) for batch in micro)
     reduced = torch.tensor([labels, samples, int(interrupted)], dtype=torch.float64, device=engine.device)
     dist.all_reduce(reduced)
     num_labels, num_samples, interrupts = reduced.tolist()
-    clock = Clock(seed, step, max(1.0, num_labels), int(num_samples))
-    sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(micro, 1):
-        output = engine.forward(batch, clock, last=number == len(micro))
-        engine.backward(output, batch.sample_ids)
-        for name, value in output.terms.items():
-            sums[name] = sums.get(name, 0.0) + value.to(engine.device, torch.float64)
-    engine.step()
-    return sums, interrupts > 0
+    return Clock(seed, step, max(1.0, num_labels), int(num_samples)), interrupts > 0
+
+
+def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor], device: torch.device) -> None:
+    """Adds the terms of one micro-batch."""
+    for name, value in terms.items():
+        sums[name] = sums.get(name, 0.0) + value.to(device, torch.float64)
+
+
+def _too_few(config: RunConfig, rows: int) -> str:
+    return (
+        f"no held-out loss: a tenth of the {rows:,} training samples is fewer than {MIN_HELDOUT}, so all are trained "
+        "on; set heldout.samples=0, or prepare more data"
+    )
 
 
 def _all_reduced(sums: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from amvl_core.contracts import ablations
 from amvl_core.contracts.config import RunConfig, StageConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
+from amvl_core.data.heldout import evaluations, interval, num_heldout
 from amvl_core.data.order import num_steps, rows_of_share
 from amvl_core.methods.cost import Cost
 from amvl_core.rows.flops import PEAK_BF16_FLOPS, vision_flops
@@ -184,8 +185,11 @@ class _Job:
         fits = needed <= self.machines.memory_gib
         per_step = {way: value * stage.global_batch for way, value in self.flops(stage).items()}
         way = next(iter(per_step))
-        rows = rows_of_share(self.workload.rows, stage.data_share)
+        heldout = num_heldout(self.config.heldout.samples, self.workload.rows)
+        rows = rows_of_share(self.workload.rows - heldout, stage.data_share)
         steps = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
+        every = interval(self.config.heldout.every, heldout, stage.global_batch) if heldout else steps
+        forwards, text = heldout * evaluations(steps, every), self.text(stage)
         network = self.network_seconds(stage, how)
         pace = how.workers * self.machines.peak_flops * self.utilisation
         share = network / (network + per_step[way] / pace)
@@ -205,7 +209,10 @@ class _Job:
             change=None if fits else self.smallest_change(name, how),
             largest_micro_tokens=max(self.fitting_budgets(stage, how), default=0),
             flops_per_step=per_step,
-            hours={way: steps * (network + value / pace) / 3600 for way, value in per_step.items()},
+            hours={
+                way: (steps * (network + value / pace) + forwards * (text[way] + self.vision()) / pace) / 3600
+                for way, value in per_step.items()
+            },
             way=way,
             network_share=round(share, 3),
             limited_by=limited_by,
@@ -282,13 +289,21 @@ class _Job:
         """FLOPs of one mean sample by way, as they are run: with the recomputation, without gradients of frozen
         weights.
         """
-        load, shape = self.workload, self.shape
         again = 1 if self.config.trainer.gradient_checkpointing else 0
         passes = 1 + again + (1 if stage.trainable == "new_rows" else 2)
-        patches = load.image_tokens * shape.vision.spatial_merge_size**2
-        vision = vision_flops(shape.vision, patches, load.images) * (passes if stage.trainable == "all" else 1)
+        vision = self.vision() * (passes if stage.trainable == "all" else 1)
+        return {way: text + vision for way, text in self.text(stage, passes).items()}
+
+    def text(self, stage: StageConfig, passes: int = 1) -> dict[str, float]:
+        """FLOPs of so many passes of one mean sample over the text stack, by way."""
+        load = self.workload
         ways = self.cost(stage).ways(load.prompt, load.answer)
-        return {way: of.flops(shape.text, load.labels, passes) + vision for way, of in ways.items()}
+        return {way: of.flops(self.shape.text, load.labels, passes) for way, of in ways.items()}
+
+    def vision(self) -> float:
+        """FLOPs of the vision encoder's forward pass of one mean sample."""
+        patches = self.workload.image_tokens * self.shape.vision.spatial_merge_size**2
+        return vision_flops(self.shape.vision, patches, self.workload.images)
 
     def network_seconds(self, stage: StageConfig, how: _How) -> float:
         """Of one optimiser step, nothing overlapped: DeepSpeed's default below stage 3.

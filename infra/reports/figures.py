@@ -24,7 +24,8 @@ LABEL = 24
 def curves(history: History, configured: Mapping[str, StageConfig]) -> Figure:
     """One column a stage: loss and its terms above, weights of terms and learning rate below (scaled to their maxima).
 
-    The terms are those of the columns of its method's progress line; no other metric is drawn as one.
+    The terms are those of the columns of its method's progress line; no other metric is drawn as one. Next-token loss
+    on held-out samples is a dashed line with a point for each time that it was taken.
     """
     stages = [stage for stage in configured if any(name.startswith(f"{stage}/") for name in history)]
     figure = Figure(figsize=(4.6 * max(len(stages), 1), 5.2), layout="constrained")
@@ -36,6 +37,8 @@ def curves(history: History, configured: Mapping[str, StageConfig]) -> Figure:
         terms = [name for names in method.columns.values() for name in names if name in series]
         for i, name in enumerate(terms):
             _line(top, series[name], name, COLOURS[i % len(COLOURS)], width=2.0 if name == "loss" else 1.3)
+        if points := series.get("heldout_ntp"):
+            _line(top, points, "ntp, held out", INK, width=1.3, linestyle="--", marker="o", markersize=3)
         for i, name in enumerate(name for name in (*method.schedules, "lr") if name in series):
             largest = max(value for _, value in series[name])
             scaled = [(step, value / largest if largest else 0.0) for step, value in series[name]]
@@ -141,7 +144,7 @@ def _label(name: str) -> str:
     return "\n".join(textwrap.wrap(name, LABEL, max_lines=2, placeholder=" ...")) or "-"
 
 
-def _line(axis: Any, points: list[tuple[int, float]], label: str, colour: str, width: float) -> None:
-    marker = "o" if len(points) == 1 else None
+def _line(axis: Any, points: list[tuple[int, float]], label: str, colour: str, width: float, **look: Any) -> None:
     steps, values = zip(*points, strict=True)
-    axis.plot(steps, values, label=label, color=colour, linewidth=width, marker=marker)
+    look = {"marker": "o" if len(points) == 1 else None, **look}
+    axis.plot(steps, values, label=label, color=colour, linewidth=width, **look)

@@ -6,6 +6,7 @@ from amvl_core.contracts.config import (
     ClusterConfig,
     DataConfig,
     EvaluationConfig,
+    HeldoutConfig,
     MicroworldSource,
     ModelConfig,
     RunConfig,
@@ -49,6 +50,7 @@ def demo() -> RunConfig:
             "embedding_adaptation": StageConfig(method=amvl, trainable="new_rows", steps=20, lr=5e-3, **batch),
             "amvl": StageConfig(method=amvl, steps=200, lr=5e-4, **batch),
         },
+        heldout=HeldoutConfig(samples=64),
         trainer=TrainerConfig(
             zero_stage=1,
             precision="fp32",

@@ -3,7 +3,12 @@
 from collections.abc import Callable
 
 from amvl_core.contracts.config import RunConfig, override
-from amvl_core.contracts.fingerprints import analyse_fingerprint, evaluate_fingerprint, faithfulness_fingerprint
+from amvl_core.contracts.fingerprints import (
+    analyse_fingerprint,
+    evaluate_fingerprint,
+    faithfulness_fingerprint,
+    train_fingerprint,
+)
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord
 from amvl_core.methods.amvl.presets import demo
 
@@ -38,3 +43,11 @@ def test_each_stage_is_named_by_its_own_settings(
     assert after(tau=0.5) == [True, False, False]  # the suite has a sweep of its own
     assert changed(before, names(demo(), dataset, model, control)) == [False, True, False]
     assert changed(before, names(demo(), dataset, checkpoint(fingerprint="c3"))) == [True, True, True]
+
+
+def test_which_samples_are_held_out_names_a_stage_and_when_does_not(dataset: DatasetRecord) -> None:
+    def name(**heldout: object) -> str:
+        return train_fingerprint(override(demo(), {"heldout": heldout}), "sft", dataset, None)
+
+    assert name() == name(every=7) == name(samples=64) != name(samples=32)
+    assert len({name(samples=samples) for samples in (0, 32, 64)}) == 3

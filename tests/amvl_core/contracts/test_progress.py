@@ -21,6 +21,14 @@ def test_a_line_says_how_far_how_good_how_fast_and_how_long() -> None:
     )
 
 
+def test_the_held_out_loss_stands_in_the_place_of_the_wait() -> None:
+    plain, held = (
+        Progress("amvl", 1210, 10548, "steps", 7985.0, {**FULL, **found}, COLUMNS).line()
+        for found in ({}, {"heldout_ntp": 0.8125})
+    )
+    assert held == plain.replace("wait  1.2%", "held 0.812")
+
+
 def test_lines_of_a_stage_stand_below_each_other() -> None:
     values = (0.0, 0.9999, 9.9996, 12.3456, 99.996, 999.96, 99_999.0, 4e-4, 123_456_789.0)
     steps = (1, 10, 100, 1000, 10_000, 2, 3, 4, 5)

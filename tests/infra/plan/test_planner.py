@@ -185,6 +185,12 @@ def test_rows_are_counted_where_the_sources_say_them() -> None:
     assert found.workload.prompt + found.workload.answer <= demo().data.max_tokens
 
 
+def test_the_held_out_loss_takes_no_more_than_its_share() -> None:
+    without, with_it = (amvl(changed("heldout.samples", samples)) for samples in (0, 1280))
+    more = with_it.hours[with_it.way] / without.hours[without.way] - 1
+    assert 0.001 < more < 0.02
+
+
 def test_what_is_no_utilisation_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"not 40"):
         plan(paper(), utilisation=40)

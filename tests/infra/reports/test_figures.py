@@ -14,6 +14,7 @@ from infra.reports import figures
 def test_curves_show_terms_above_and_schedules_below() -> None:
     history = {
         "sft/loss": [(1, 2.0), (2, 1.0)],
+        "sft/heldout_ntp": [(2, 1.5)],
         "amvl/loss": [(1, 2.0)],
         "amvl/kl_forward": [(1, 0.1)],
         "amvl/beta": [(1, 0.0)],
@@ -24,6 +25,10 @@ def test_curves_show_terms_above_and_schedules_below() -> None:
     axes = figures.curves(history, demo().stages).axes
     assert [axis.get_title(loc="left") for axis in axes[:2]] == ["sft", "amvl"]
     assert [line.get_label() for line in axes[1].lines] == ["loss", "kl_forward"]
+    assert [(line.get_label(), line.get_linestyle()) for line in axes[0].lines] == [
+        ("loss", "-"),
+        ("ntp, held out", "--"),
+    ]
     assert [line.get_label() for line in axes[3].lines] == ["beta (max 0)"]
     assert axes[1].get_ylim()[1] < 3
     assert [line.get_marker() for line in (*axes[0].lines, axes[1].lines[0])] == ["None", "o"]  # one point is no line
