@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from amvl_core.methods.codi.config import CodiMethod
 from amvl_core.methods.lvr.config import LvrMethod
 from amvl_core.methods.markers.config import MarkersMethod
 from amvl_core.methods.monet.config import MonetMethod
+from amvl_core.methods.mull.config import MullMethod
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.valr.config import ValrMethod
@@ -85,6 +86,11 @@ def _valr(**fields: Any) -> ValrMethod:
     return ValrMethod(encoders=encoders, align_layer=2, projector_width=128, interpolation="linear", **fields)
 
 
+def _mull(steps: int) -> Mapping[str, StageConfig]:
+    """Its two stages."""
+    return {f"mull_{number}": _stage(MullMethod(guided=number == 1, image_size=64), steps // 2) for number in (1, 2)}
+
+
 def _monet(steps: int) -> Mapping[str, StageConfig]:
     """Its three stages, of which the last goes on from the first."""
     fields = [{"stage": stage, "crop_tokens": 4} for stage in (1, 2, 3)]
@@ -113,6 +119,7 @@ def _arms(steps: int) -> tuple[Arm, ...]:
             "latent",
             _once("valr", _valr(replaced_steps=None, align_weight=0.0), steps),
         ),
+        Arm("Mull-Tokens", "latent", _mull(steps)),
         Arm("AMVL, hidden steps", "latent", _once("amvl", _amvl(steps, hidden_steps="all"), steps)),
         Arm("AMVL, hidden steps, curriculum", "latent", hidden),
         Arm("markers only, steps in words", "control", _once("markers", MarkersMethod(), steps), writes=True),
@@ -122,20 +129,6 @@ def _arms(steps: int) -> tuple[Arm, ...]:
         Arm("Monet", "latent", _monet(steps), writes=True),
         Arm("AMVL", "latent", _once("amvl", _amvl(steps), steps), writes=True),
     )
-
-
-def _masked(arms: Iterable[Arm]) -> tuple[Arm, ...]:
-    """Each arm under the bottleneck mask, and with the mask taken off for the second half of its last stage."""
-    found: list[Arm] = []
-    for arm in arms:
-        masked = {name: _with(stage, mask="bottleneck") for name, stage in arm.stages.items()}
-        last = list(arm.stages)[-1]
-        halves = {**masked, last: _half(masked[last]), f"{last}_full": _half(arm.stages[last])}
-        found += [
-            arm._replace(label=f"{arm.label}, bottleneck", stages=masked),
-            arm._replace(label=f"{arm.label}, bottleneck, then full", stages=halves),
-        ]
-    return tuple(found)
 
 
 def latents() -> Experiment:
@@ -150,13 +143,6 @@ def latents() -> Experiment:
     )
 
 
-def latents_bottleneck() -> Experiment:
-    """The arms with slots when nothing but slots sees the image."""
-    of = latents()
-    with_slots = [arm for arm in of.arms if all(stage.method.slots(of.shared.latent) for stage in arm.stages.values())]
-    return of._replace(title="Where latents are needed: the image through slots alone", arms=_masked(with_slots))
-
-
 def latents_small() -> Experiment:
     """A few arms with up to three steps, one seed and one learning rate: the whole in a quarter of an hour."""
     shown = ("SFT, steps in words", "SFT, bare answers", "pause tokens", "Coconut", "AMVL, hidden steps")
@@ -168,12 +154,3 @@ def latents_small() -> Experiment:
         validation={},
         seeds=1,
     )
-
-
-def _with(stage: StageConfig, **fields: Any) -> StageConfig:
-    return stage.model_copy(update={"method": stage.method.model_copy(update=fields)})
-
-
-def _half(stage: StageConfig) -> StageConfig:
-    assert stage.steps is not None
-    return stage.model_copy(update={"steps": stage.steps // 2})

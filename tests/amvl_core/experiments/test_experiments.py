@@ -63,14 +63,7 @@ def test_a_rate_is_that_of_an_arms_own_stages() -> None:
     }
 
 
-def test_the_bottleneck_is_in_every_stage_until_it_is_taken_off() -> None:
-    found = experiment("latents-bottleneck")
-    for masked, opened in zip(found.arms[::2], found.arms[1::2], strict=True):
-        assert {stage.method.bottleneck for stage in masked.stages.values()} == {True}
-        assert [stage.method.bottleneck for stage in opened.stages.values()] == [True] * len(masked.stages) + [False]
-
-
 def test_a_task_says_its_steps_and_a_wrong_name_is_refused() -> None:
     assert difficulty("microworld/chain_12") == 12
-    with pytest.raises(ConfigError, match="no experiment 'lattents'; choose one of latents, latents-bottleneck"):
+    with pytest.raises(ConfigError, match="no experiment 'lattents'; choose one of latents, latents-small"):
         experiment("lattents")
