@@ -64,7 +64,7 @@ def test_records_form_a_chain_and_no_resume_state_is_left(chain) -> None:
     assert records["sft"].num_parameters == sum(t.numel() for t in weights(records["sft"]).values())
     for stage in config.stages:
         assert load_record(storage.join(config.storage, stage), CheckpointRecord) == records[stage]
-        assert storage.list_names(storage.join(config.storage, stage)) == ["model", "record.json"]
+        assert storage.list_names(storage.join(config.storage, stage)) == ["history.json", "model", "record.json"]
 
 
 def test_embedding_adaptation_moves_the_new_rows_and_nothing_else(chain) -> None:
