@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture()
 def actors(ray_cluster: None, config: RunConfig) -> Iterator[Actors]:
     with Actors(config) as found:
         yield found
