@@ -24,7 +24,7 @@ from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.config import MicroworldSource
 from amvl_core.contracts.presets import PRESETS
-from amvl_core.contracts.records import NO_BLOCK, UNCHANGED
+from amvl_core.contracts.records import CONSTANT, NO_BLOCK, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.eval.predict import Answerer
 from benchmarks.measure import Step, device_name, interleaved
@@ -63,6 +63,7 @@ def measure(answerer: Answerer, asked: list[StoredSample], tokens: int, repeats:
     groups = {
         "unchanged": [UNCHANGED],
         "zeroed, noise, swapped, shuffled": ["zeroed", "noise", "swapped", "shuffled"],
+        CONSTANT: [CONSTANT],
         f"dropped 1 to {len(dropped)}": dropped,
         "posterior": ["posterior"],
         f"tau, {len(taus)} values": taus,

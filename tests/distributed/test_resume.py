@@ -71,7 +71,7 @@ def test_a_worker_that_has_trained_another_stage_gives_the_same(tmp_path: Path, 
 def test_a_finished_stage_keeps_its_model_and_no_resume_state(trial) -> None:
     assert trial.run("whole") == [0, 0]
     record = trial.record("whole")
-    assert set(storage.list_names(record.uri)) == {"model", "record.json"}
+    assert set(storage.list_names(record.uri)) == {"history.json", "model", "record.json"}
     count = len(trial.lines("whole"))
     assert trial.run("whole") == [0, 0]
     assert trial.lines("whole")[count:] == [{"finished": True}], "nothing finished is done again"

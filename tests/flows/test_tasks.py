@@ -117,13 +117,21 @@ def test_features_are_found_again_and_a_stage_is_given_those_it_needs(
     given: list[Sequence[FeaturesRecord]] = []
 
     def train(self: WorkerGroup, *arguments: Any) -> CheckpointRecord:
-        given.append(arguments[-1])
+        given.append(arguments[-2])
         return CHECKPOINT
 
     monkeypatch.setattr(WorkerGroup, "train", train)
     monkeypatch.setattr(Tracker, "plan", lambda *_: None)
     for name in ("sft", "amvl"):
-        tasks.train.fn(config, name, data, None, Tracker(config), Processes(config), [made, found])
+        tasks.train.fn(
+            config,
+            name,
+            data,
+            dict.fromkeys(config.stages, CHECKPOINT),
+            Tracker(config),
+            Processes(config),
+            [made, found],
+        )
     assert given == [[], [made]]
 
 

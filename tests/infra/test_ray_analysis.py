@@ -160,7 +160,7 @@ def test_interrupted_suites_go_on_and_give_the_same_files(actors, config, datase
         assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
 
     items = pq.read_table(whole / "test" / "items.parquet").to_pylist()
-    assert len(items) == (14 + 1) * ROWS
+    assert len(items) == (15 + 1) * ROWS
     assert record.rows == score_variants(items)  # without a model
     assert record.verdict == verdict(record.rows)
     assert [row.variant for row in record.rows][-1] == "plain"

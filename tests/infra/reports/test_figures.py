@@ -31,7 +31,11 @@ def test_curves_show_terms_above_and_schedules_below() -> None:
     ]
     assert [line.get_label() for line in axes[3].lines] == ["beta (max 0)"]
     assert axes[1].get_ylim()[1] < 3
-    assert [line.get_marker() for line in (*axes[0].lines, axes[1].lines[0])] == ["None", "o"]  # one point is no line
+    assert [line.get_marker() for line in (*axes[0].lines, axes[1].lines[0])] == [
+        "None",
+        "o",
+        "o",
+    ]  # one point is no line
 
 
 def test_scores_have_a_bar_for_each_model_and_task_with_its_length(evaluation: Callable[..., EvalRecord]) -> None:
