@@ -34,7 +34,7 @@ def chart(record: ExperimentRecord, title: str) -> Figure:
         right.plot([tokens], [100 * arm.scores.mean], linestyle="", markersize=7, **looks[arm.label])
     floor = [100 * record.chance[task] for task in tasks]
     left.plot(steps, floor, color=INK, linewidth=1, linestyle=(0, (3, 2)), label="commonest answer")
-    right.axhline(statistics.fmean(floor), color=INK, linewidth=1, linestyle=(0, (3, 2)))
+    right.axhline(statistics.fmean(floor), color=INK, linewidth=1, linestyle=(0, (3, 2)), label="commonest answer")
     left.set_xticks(steps)
     left.set_xlabel("dependent steps of the question")
     left.set_ylabel("accuracy, per cent")

