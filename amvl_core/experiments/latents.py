@@ -148,7 +148,7 @@ def latents_small() -> Experiment:
     shown = ("SFT, steps in words", "SFT, bare answers", "pause tokens", "Coconut", "AMVL, hidden steps")
     return Experiment(
         "Where latents are needed, small",
-        _shared((1, 3), train=6000, test=300, steps=600),
+        _shared((1, 3), train=16000, test=300, steps=1500),
         tuple(arm for arm in _arms(120) if arm.label in shown),
         rates=(1e-3,),
         validation={},
