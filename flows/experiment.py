@@ -25,6 +25,7 @@ from amvl_core.eval.experiment import matters, trained_arm
 from amvl_core.eval.seeds import score_row
 from amvl_core.experiments import experiment as named
 from amvl_core.experiments.experiment import Arm, Experiment, at_rate
+from data_prep import intake
 from flows import experiment_report, outbox, tasks
 from flows.ablations import AblationError, Found, Plan, Result, answers_of, finished, run_rows
 from flows.parameters import Cluster, Tracking, laid_over
@@ -56,6 +57,8 @@ def experiment(
         with outbox.sending(), Tracker(config, f"experiment {name}") as tracker, Processes(config) as processes:
             tasks.preflight(config)
             dataset = tasks.prepare(config, tracker)
+            for arm in arms.values():
+                intake.check_trainable(arm, dataset)
             encoders = tasks.computed_once([config, *arms.values()])
             features = tasks.features(config, encoders, dataset, tracker) if encoders else []
             shared: dict[str, CheckpointRecord] = {}
@@ -104,10 +107,10 @@ def chosen_rates(
 ) -> tuple[Rates, str | None]:
     """What each arm scores on the validation questions at each learning rate, trained once with a seed of its own.
 
-    With one rate there is nothing to choose. The second value names the validation questions.
+    With one rate there is nothing to choose, and no score. The second value names the validation questions.
     """
     if len(chosen.rates) == 1:
-        return {label: {f"{chosen.rates[0]:g}": 0.0} for label in arms}, None
+        return {label: {} for label in arms}, None
     validation = tasks.prepare(chosen.validated_on(config), tracker)
     plan: Plan = {}
     for label, arm in arms.items():
@@ -119,20 +122,20 @@ def chosen_rates(
     for label in arms:
         tried_rates = {f"{rate:g}": finished(found, f"{label}, lr {rate:g}") for rate in chosen.rates}
         scored = {rate: one.popitem()[1].evaluations[0].overall.accuracy for rate, one in tried_rates.items() if one}
-        rates[label] = scored or {f"{chosen.rates[0]:g}": 0.0}
-        get_run_logger().info("%s: learning rate %s", label, best(rates[label]))
+        rates[label] = scored
+        get_run_logger().info("%s: learning rate %g", label, best(chosen, scored))
     return rates, validation.fingerprint
 
 
-def best(scored: dict[str, float]) -> str:
-    """The rate that scores best; of equal ones the smallest."""
-    return min(scored, key=lambda rate: (-scored[rate], float(rate)))
+def best(chosen: Experiment, scored: dict[str, float]) -> float:
+    """The rate that scores best, of equal ones the smallest; the first one where none has a score."""
+    return float(min(scored, key=lambda rate: (-scored[rate], float(rate)), default=chosen.rates[0]))
 
 
 def planned(chosen: Experiment, config: RunConfig, arms: dict[str, RunConfig], rates: Rates, seeds: int) -> Plan:
     """Every arm with every seed, at its learning rate."""
     numbers = range(config.seed, config.seed + seeds)
-    at = {label: at_rate(arm, config.stages, float(best(rates[label]))) for label, arm in arms.items()}
+    at = {label: at_rate(arm, config.stages, best(chosen, rates[label])) for label, arm in arms.items()}
     return {label: {seed: with_seed(arm, seed) for seed in numbers} for label, arm in at.items()}
 
 
@@ -165,7 +168,7 @@ def line(
         label=arm.label,
         role=arm.role,
         writes=arm.writes,
-        rate=float(best(rates[arm.label])),
+        rate=best(chosen, rates[arm.label]),
         validated=rates[arm.label],
         flops=training_flops(
             config, [name for name in config.stages if name not in chosen.shared.stages], dataset, base

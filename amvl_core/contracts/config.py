@@ -556,8 +556,6 @@ class RunConfig(Frozen):
             layers = self.model.tiny.num_layers if self.model.base == "tiny" else None
             if problem := stage.method.problem(self.latent, layers, self.trainer.zero_stage):
                 raise ValueError(f"stages.{name}: {problem}")
-            if stage.method.needs_steps and self.data.target == "answer":
-                raise ValueError(f"stages.{name} trains on steps; set data.target to steps_and_answer, or leave it out")
         return self
 
     def parents(self, stage: str) -> Parents:

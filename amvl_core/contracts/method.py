@@ -113,11 +113,6 @@ class MethodConfig(Frozen):
         return False
 
     @property
-    def needs_steps(self) -> bool:
-        """Whether it has nothing of its own to train where no sample has steps."""
-        return False
-
-    @property
     def aligned_with(self) -> tuple[EncoderConfig, ...]:
         """Frozen encoders whose features of the images that blocks are about (`Segment.image`) its loss needs."""
         return ()

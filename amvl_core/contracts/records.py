@@ -406,10 +406,10 @@ class TrainedArm(Frozen):
 class ArmRecord(Frozen):
     """One arm of an experiment: `rate` is its learning rate, the best of `validated` where there are several.
 
-    `validated` maps a rate to its accuracy on the validation questions. `flops` are those of its own training on
-    matrix products. `trained` has an entry for each seed that finished, `failed` maps the others to the reason.
-    `against` compares it with each control that writes as much, on the same questions and seeds; none in a control.
-    `matters` is what the rule says of its latents; None: there is nothing to say.
+    `validated` maps a rate to its accuracy on the validation questions; empty where nothing was chosen. `flops` are
+    those of its own training on matrix products. `trained` has an entry for each seed that finished, `failed` maps
+    the others to the reason. `against` compares it with each control that writes as much, on the same questions and
+    seeds; none in a control. `matters` is what the rule says of its latents; None: there is nothing to say.
     """
 
     label: str

@@ -33,7 +33,7 @@ UNUSED = 64
 """Training samples beside the validation questions: a dataset has some, and nothing is trained on these."""
 
 
-def _shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> RunConfig:
+def shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> RunConfig:
     """Fine-tuning with steps in words: what every arm starts from."""
     base = PRESETS["demo"]()
     sft = base.stages["sft"].model_copy(update={"steps": steps})
@@ -43,7 +43,7 @@ def _shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> R
     return override(
         base,
         {
-            "data": _questions(difficulty, train, test, seed=0),
+            "data": questions(difficulty, train, test, seed=0),
             "latent": latent,
             "evaluation": evaluation,
             "cluster": {"num_workers": 1},
@@ -51,26 +51,27 @@ def _shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> R
     )
 
 
-def _questions(difficulty: tuple[int, int], train: int, test: int, seed: int) -> dict[str, Any]:
+def questions(difficulty: tuple[int, int], train: int, test: int, seed: int) -> dict[str, Any]:
     """Fields of the data: chains of colours."""
     source = MicroworldSource(tasks=("chain",), difficulty=difficulty, train=train, test=test, seed=seed)
     return {"sources": [source.model_dump(mode="json")]}
 
 
-def _stage(method: MethodConfig, steps: int, **fields: Any) -> StageConfig:
+def stage(method: MethodConfig, steps: int, **fields: Any) -> StageConfig:
+    """The demo's fine-tuning with another method, without the vision encoder."""
     of_demo = PRESETS["demo"]().stages["sft"]
     return of_demo.model_copy(update={"method": method, "steps": steps, "trainable": "language", **fields})
 
 
 def _once(name: str, method: MethodConfig, steps: int) -> Mapping[str, StageConfig]:
-    return {name: _stage(method, steps)}
+    return {name: stage(method, steps)}
 
 
 def _in_stages(name: str, field: str, everything: Any, method: MethodConfig, steps: int) -> Mapping[str, StageConfig]:
     """`steps` in `CURRICULUM` stages, in which `field` of the method is 1, 2, 3 and then `everything`."""
     found = (*range(1, CURRICULUM), everything)
     return {
-        f"{name}_{number}": _stage(method.model_copy(update={field: gone}), steps // CURRICULUM)
+        f"{name}_{number}": stage(method.model_copy(update={field: gone}), steps // CURRICULUM)
         for number, gone in enumerate(found, 1)
     }
 
@@ -88,14 +89,13 @@ def _valr(**fields: Any) -> ValrMethod:
 
 def _mull(steps: int) -> Mapping[str, StageConfig]:
     """Its two stages."""
-    return {f"mull_{number}": _stage(MullMethod(guided=number == 1, image_size=64), steps // 2) for number in (1, 2)}
+    return {f"mull_{number}": stage(MullMethod(guided=number == 1, image_size=64), steps // 2) for number in (1, 2)}
 
 
 def _monet(steps: int) -> Mapping[str, StageConfig]:
     """Its three stages, of which the last goes on from the first."""
-    fields = [{"stage": stage, "crop_tokens": 4} for stage in (1, 2, 3)]
-    methods = [MonetMethod.model_validate(one) for one in fields]
-    return {f"monet_{number}": _stage(method, steps // 3) for number, method in enumerate(methods, 1)}
+    methods = [MonetMethod.model_validate({"stage": number, "crop_tokens": 4}) for number in (1, 2, 3)]
+    return {f"monet_{method.stage}": stage(method, steps // 3) for method in methods}
 
 
 def _arms(steps: int) -> tuple[Arm, ...]:
@@ -135,10 +135,10 @@ def latents() -> Experiment:
     """Every method, and every control, that sees the image as usual."""
     return Experiment(
         "Where latents are needed",
-        _shared((1, 8), train=16000, test=1600, steps=1000),
+        shared((1, 8), train=16000, test=1600, steps=1000),
         _arms(480),
         rates=(1e-3, 3e-3),
-        validation=_questions((1, 8), train=UNUSED, test=800, seed=VALIDATION_SEED),
+        validation=questions((1, 8), train=UNUSED, test=800, seed=VALIDATION_SEED),
         seeds=3,
     )
 
@@ -148,7 +148,7 @@ def latents_small() -> Experiment:
     shown = ("SFT, steps in words", "SFT, bare answers", "pause tokens", "Coconut", "AMVL, hidden steps")
     return Experiment(
         "Where latents are needed, small",
-        _shared((1, 3), train=16000, test=300, steps=1500),
+        shared((1, 3), train=16000, test=300, steps=1500),
         tuple(arm for arm in _arms(120) if arm.label in shown),
         rates=(1e-3,),
         validation={},

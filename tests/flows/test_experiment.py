@@ -111,8 +111,9 @@ def test_the_chart_has_a_line_an_arm_and_every_arm_at_its_tokens(record: Experim
 
 
 def test_of_equal_rates_the_smaller_is_taken() -> None:
-    assert best({"0.003": 0.5, "0.001": 0.5, "0.01": 0.4}) == "0.001"
-    assert best({"0.003": 0.6, "0.001": 0.5}) == "0.003"
+    assert best(named("latents"), {"0.003": 0.5, "0.001": 0.5, "0.01": 0.4}) == 0.001
+    assert best(named("latents"), {"0.003": 0.6, "0.001": 0.5}) == 0.003
+    assert best(named("latents"), {}) == named("latents").rates[0]
 
 
 def answered(folder: Path, name: str, right: int) -> EvalRecord:
@@ -158,8 +159,8 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
     monkeypatch.setattr(flow, "run_rows", rows)
     rates, validation = flow.chosen_rates(chosen, found.shared, arms, 3, DATASET, {"steps": base}, Any, [])
     assert validation == "valid"
-    assert {label: best(tried) for label, tried in rates.items()} == {
-        "SFT, bare answers": "0.001", "pause tokens": "0.001", "CODI": "0.003",
+    assert {label: best(chosen, tried) for label, tried in rates.items()} == {
+        "SFT, bare answers": 0.001, "pause tokens": 0.001, "CODI": 0.003,
     }  # fmt: skip
     plan = flow.planned(chosen, found.shared, arms, rates, 2)
     assert {row.stages["codi"].lr for row in plan["CODI"].values()} == {0.003}

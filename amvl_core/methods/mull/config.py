@@ -78,10 +78,9 @@ class MullMethod(MaskedMethod, StepsReplaced, BlockMethod):
         """The base model's own vision encoder, in the first stage."""
         return (EncoderConfig(name=BASE, source=BASE, size=self.image_size),) if self.guided else ()
 
-    @property
-    def needs_steps(self) -> bool:
-        """In the first stage."""
-        return self.guided
+    def lacks(self, sample: StoredSample) -> str | None:
+        """Steps, in the first stage."""
+        return "steps" if self.guided and not sample.steps else None
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:
