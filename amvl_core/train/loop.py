@@ -131,10 +131,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 terms["grad_norm"] = engine.gradient_norm()
             if done in evaluated:
                 repeated = repeats(len(sizes.heldout), world_size, rank)
-                found = method.scalars(_all_reduced(_heldout(engine, next(batches), config.seed, done, repeated)))
-                terms |= {
-                    f"heldout_{name}": found[name] for names in columns.values() for name in names if name in found
-                }
+                terms |= _heldout(engine, next(batches), config.seed, done, repeated)
             metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
         if (stop or done >= due.next) and done < total:
             written = checkpoints.save(engine, done, history)
@@ -240,8 +237,8 @@ def _optimiser_step(
     return sums, interrupts
 
 
-def _heldout(engine: Engine, micro: list[Batch], seed: int, step: int, repeated: bool) -> dict[str, Tensor]:
-    """The terms' sums over the rank's held-out micro-batches after `step` optimiser steps.
+def _heldout(engine: Engine, micro: list[Batch], seed: int, step: int, repeated: bool) -> dict[str, float]:
+    """The terms of the progress line on all held-out samples after `step` optimiser steps; `micro` are the rank's.
 
     If the last one is `repeated`, it runs and does not count.
     """
@@ -251,7 +248,9 @@ def _heldout(engine: Engine, micro: list[Batch], seed: int, step: int, repeated:
     for number, batch in enumerate(micro):
         terms = engine.evaluate(batch, clock)
         _add(sums, terms if number < len(counted) else {name: 0 * term for name, term in terms.items()}, engine.device)
-    return sums
+    found = engine.method.scalars(_all_reduced(sums))
+    shown = (name for names in engine.method.config.columns.values() for name in names)
+    return {f"heldout_{name}": found[name] for name in shown if name in found}
 
 
 def _clock(engine: Engine, micro: list[Batch], seed: int, step: int, interrupted: bool) -> tuple[Clock, bool]:
