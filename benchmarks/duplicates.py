@@ -32,8 +32,9 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from amvl_core.contracts.config import DataConfig, EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
+from amvl_core.contracts.config import DataConfig
 from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.sources import EasyVqaSource, MicroworldSource, NlvrSource, Source, VspMazeSource
 from amvl_core.data.encode import TokenCounter
 from benchmarks.changed import CHANGED
 from benchmarks.drawings import DRAWINGS

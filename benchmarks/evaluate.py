@@ -28,9 +28,10 @@ import torch
 from transformers import GenerationConfig
 
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.config import ClusterConfig, MicroworldSource, RunConfig, TinyConfig
+from amvl_core.contracts.config import ClusterConfig, RunConfig, TinyConfig
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import DatasetRecord, Place
+from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.data.encode import TokenCounter
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.benchmarks.prepared import question

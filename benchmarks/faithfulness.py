@@ -22,10 +22,10 @@ from PIL import Image
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.tiny import save_tiny_base
-from amvl_core.contracts.config import MicroworldSource
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import CONSTANT, NO_BLOCK, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
+from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.eval.predict import Answerer
 from benchmarks.measure import Step, device_name, interleaved
 from data_prep.microworld import generate

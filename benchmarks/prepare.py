@@ -39,8 +39,9 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from amvl_core.contracts.config import ChatJsonlSource, ClusterConfig, DataConfig, RunConfig
+from amvl_core.contracts.config import ClusterConfig, DataConfig, RunConfig
 from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.sources import ChatJsonlSource
 from benchmarks import pictures
 from data_prep.images import JPEG_QUALITY, MAX_ASPECT, MIN_SIDE, PixelBudget, StoredImage, budget_size, standardise
 

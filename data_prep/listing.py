@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import ArchiveSource, DataConfig, MicroworldSource
+from amvl_core.contracts.config import DataConfig
 from amvl_core.contracts.sample import Split
+from amvl_core.contracts.sources import ArchiveSource, MicroworldSource
 from data_prep import microworld
 from data_prep.sources import list_rows
 from data_prep.sources.archive import open_archive

@@ -20,18 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amvl_core.contracts import records, storage
-from amvl_core.contracts.config import (
-    DEPENDENT_TASKS,
-    BenchmarkSource,
-    MicroworldSource,
-    ModelConfig,
-    RunConfig,
-    Source,
-)
+from amvl_core.contracts.config import BenchmarkSource, ModelConfig, RunConfig
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
 from amvl_core.contracts.sample import Split
+from amvl_core.contracts.sources import DEPENDENT_TASKS, MicroworldSource, Source
 from data_prep import contamination, duplicates, listing, report
 from data_prep.content_identity import content_identity
 from data_prep.duplicate_keys import KeyFile, key_name, sample_id

@@ -17,7 +17,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import DataConfig, MicroworldSource, Source
+from amvl_core.contracts.config import DataConfig
 from amvl_core.contracts.errors import StorageError, shortened
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, NOTES, DroppedExample, Shard, SourceReport
@@ -31,6 +31,7 @@ from amvl_core.contracts.sample import (
     reply,
     shown_by_question,
 )
+from amvl_core.contracts.sources import MicroworldSource, Source
 from data_prep import microworld
 from data_prep.duplicate_keys import Keys, key_name
 from data_prep.filters import DEGENERATE_BOX, Drop, check_length, check_text, shown_images

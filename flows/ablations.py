@@ -21,7 +21,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from amvl_core.contracts.ablations import Row, Table, difference, shared_stages, table_of, with_seed
-from amvl_core.contracts.config import RunConfig, Seed
+from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.fingerprints import (
     ablation_fingerprint,
@@ -29,6 +29,7 @@ from amvl_core.contracts.fingerprints import (
     faithfulness_fingerprint,
     train_fingerprint,
 )
+from amvl_core.contracts.frozen import Seed
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import (
     SWAPPED,

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from amvl_core.contracts.answer_length import max_new_tokens
-from amvl_core.contracts.config import ArchiveSource, RunConfig, override
+from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.records import DatasetRecord, SourceReport
 from amvl_core.contracts.sample import Conversation, Split
+from amvl_core.contracts.sources import ArchiveSource
 from amvl_core.data.encode import TokenCounter
 from data_prep import intake, listing
 from data_prep.duplicate_keys import Keys

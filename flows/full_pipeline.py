@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from amvl_core.contracts.config import Seed
+from amvl_core.contracts.frozen import Seed
 from amvl_core.contracts.records import CheckpointRecord
 from flows import outbox, tasks
 from flows.parameters import (

@@ -20,7 +20,7 @@ from typing import Any
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnectionError
 
-from amvl_core.contracts.config import ChatJsonlSource, LlavaJsonSource, MicroworldSource, RunConfig, Source, flatten
+from amvl_core.contracts.config import RunConfig, flatten
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -30,6 +30,7 @@ from amvl_core.contracts.records import (
     FaithfulnessRecord,
     fingerprint,
 )
+from amvl_core.contracts.sources import ChatJsonlSource, LlavaJsonSource, MicroworldSource, Source
 from amvl_core.eval.significance import Comparison
 from infra.mlflow_client import client, experiment, metric_name, tracking_uri
 from infra.provenance import provenance

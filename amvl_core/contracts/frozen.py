@@ -1,8 +1,13 @@
-"""What every configuration and every record is."""
+"""What every configuration and every record is, and what a seed is."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every random generator takes: NumPy's and PyTorch's, and JSON in a browser."""
 
 
 class Frozen(BaseModel):

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from amvl_core.contracts.config import MicroworldSource, RunConfig, StageConfig, override, validate
+from amvl_core.contracts.config import RunConfig, StageConfig, override, validate
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.experiments.experiment import Arm, Experiment
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.coconut.config import CoconutMethod

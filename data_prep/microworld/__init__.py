@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Iterator
 from random import Random
 
-from amvl_core.contracts.config import MicroworldSource, MicroworldTask
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import MicroworldSource, MicroworldTask
 from data_prep.microworld import draw
 from data_prep.microworld.dependent import DEPENDENT
 from data_prep.microworld.scene import Scene, Task

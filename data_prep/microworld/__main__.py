@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import ValidationError
 
-from amvl_core.contracts.config import DEPENDENT_TASKS, MICROWORLD_TASKS, MicroworldSource
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation
+from amvl_core.contracts.sources import DEPENDENT_TASKS, MICROWORLD_TASKS, MicroworldSource
 from data_prep.microworld import generate
 from data_prep.microworld.draw import SIZE
 from data_prep.microworld.export import FORMS, export

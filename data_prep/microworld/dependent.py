@@ -18,8 +18,8 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from amvl_core.contracts.config import MicroworldTask
 from amvl_core.contracts.sample import Region
+from amvl_core.contracts.sources import MicroworldTask
 from data_prep.microworld import draw
 from data_prep.microworld.draw import CELL, OVERSAMPLE, PAPERS, RGB, SIZE
 from data_prep.microworld.puzzles import STEP_NAMES

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from amvl_core.contracts.config import MicroworldSource
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import MicroworldSource
 from data_prep.microworld import generate
 from data_prep.microworld.draw import SIZE
 

@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image
 
-from amvl_core.contracts.config import MicroworldTask
+from amvl_core.contracts.sources import MicroworldTask
 from data_prep.microworld import draw
 from data_prep.microworld.draw import CELL, COLOURS, PAPERS, SHAPES, SIZE, Placed
 from data_prep.microworld.puzzles import POSITIONS, jigsaw, maze, odd_one_out

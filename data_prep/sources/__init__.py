@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from amvl_core.contracts.config import (
+from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sample import Conversation, Split
+from amvl_core.contracts.sources import (
     ArchiveSource,
     ChatJsonlSource,
     CogcomSource,
@@ -25,8 +27,6 @@ from amvl_core.contracts.config import (
     VspMazeSource,
     ZebraCotSource,
 )
-from amvl_core.contracts.errors import DataError
-from amvl_core.contracts.sample import Conversation, Split
 from data_prep.filters import Drop
 from data_prep.sources import (
     cogcom,

@@ -18,9 +18,9 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.contracts.config import CogcomSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import CogcomSource
 from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW
 from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_lines

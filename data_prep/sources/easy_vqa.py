@@ -13,9 +13,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from amvl_core.contracts.config import EasyVqaSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import EasyVqaSource
 from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_items
 from data_prep.sources.raw_row import RawRow, malformed

@@ -11,9 +11,9 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Sequence
 
-from amvl_core.contracts.config import NlvrSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import NlvrSource
 from data_prep.filters import TEST_OVERLAP, Drop
 from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_lines

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.contracts.config import OneThinkerSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation, Region, Split
+from amvl_core.contracts.sources import OneThinkerSource
 from data_prep.filters import MALFORMED_ROW
 from data_prep.sources import text
 from data_prep.sources.archive_members import Archive

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from amvl_core.contracts.config import ChatJsonlSource, LlavaJsonSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation, Region, Split
+from amvl_core.contracts.sources import ChatJsonlSource, LlavaJsonSource
 from data_prep.filters import MALFORMED_ROW, Drop
 from data_prep.sources import own_fields
 from data_prep.sources.archive_members import COMPRESSED, Archive, several

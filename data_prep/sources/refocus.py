@@ -16,9 +16,9 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.contracts.config import RefocusSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import RefocusSource
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, Drop
 from data_prep.sources import text
 from data_prep.sources.archive_members import Archive

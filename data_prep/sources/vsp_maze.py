@@ -12,9 +12,9 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 
-from amvl_core.contracts.config import VspMazeSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import VspMazeSource
 from data_prep.sources.archive_members import Archive, DamagedMemberError, DeadLinkError
 from data_prep.sources.raw_row import RawRow, malformed
 

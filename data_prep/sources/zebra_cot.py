@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.contracts.config import ZebraCotSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import ZebraCotSource
 from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, Drop
 from data_prep.sources import text
 from data_prep.sources.archive_members import Archive

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import BenchmarkSource, ChatJsonlSource, MicroworldSource, RunConfig
+from amvl_core.contracts.config import BenchmarkSource, RunConfig
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.sources import ChatJsonlSource, MicroworldSource
 from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion
 from data_prep import contamination, duplicates, filters, near_pairs
 from data_prep.contamination import BenchmarkRecord

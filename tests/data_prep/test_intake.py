@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from amvl_core.contracts.config import ChatJsonlSource, DataConfig, override
+from amvl_core.contracts.config import DataConfig, override
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import DatasetRecord, SourceReport
+from amvl_core.contracts.sources import ChatJsonlSource
 from amvl_core.methods.amvl.presets import demo
 from data_prep import filters, intake, listing
 from data_prep.shards import ShardRow

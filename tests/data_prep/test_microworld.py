@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from amvl_core.contracts.config import MICROWORLD_TASKS, MicroworldSource, MicroworldTask
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import MICROWORLD_TASKS, MicroworldSource, MicroworldTask
 from data_prep import microworld
 from data_prep.microworld import __main__ as sheet
 from data_prep.microworld import draw

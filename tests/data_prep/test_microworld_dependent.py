@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from amvl_core.contracts.config import DEPENDENT_TASKS, DependentTask, MicroworldSource
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
+from amvl_core.contracts.sources import DEPENDENT_TASKS, DependentTask, MicroworldSource
 from data_prep import microworld, pipeline
 from data_prep.microworld import __main__ as command_line
 from data_prep.microworld.export import FORMS, export

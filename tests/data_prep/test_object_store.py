@@ -12,8 +12,8 @@ import pytest
 import s3fs
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import EasyVqaSource
 from amvl_core.contracts.errors import StorageError
+from amvl_core.contracts.sources import EasyVqaSource
 from data_prep import listing
 from data_prep.sources.raw_row import images_of
 from data_prep.sources.zip_and_tar import Zip

@@ -12,17 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import (
-    ChatJsonlSource,
-    DataConfig,
-    EasyVqaSource,
-    MicroworldSource,
-    ModelConfig,
-    RunConfig,
-)
+from amvl_core.contracts.config import DataConfig, ModelConfig, RunConfig
 from amvl_core.contracts.errors import ConfigError, DataError, StorageError
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord, load_record
+from amvl_core.contracts.sources import ChatJsonlSource, EasyVqaSource, MicroworldSource
 from amvl_core.data.encode import TokenCounter
 from amvl_core.methods.amvl.presets import demo
 from data_prep import filters, listing

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amvl_core.contracts.config import ChatJsonlSource, DataConfig, EasyVqaSource
+from amvl_core.contracts.config import DataConfig
 from amvl_core.contracts.errors import StorageError
 from amvl_core.contracts.sample import Conversation, Region
+from amvl_core.contracts.sources import ChatJsonlSource, EasyVqaSource
 from data_prep import duplicates, filters, listing
 from data_prep.duplicate_keys import KeyFile
 from data_prep.units import Work, step_images
@@ -124,7 +125,7 @@ def test_images_of_a_sequential_archive_travel_with_unfinished_units_only(tmp_pa
 CHILD = """
 import sys
 from pathlib import Path
-from amvl_core.contracts.config import EasyVqaSource
+from amvl_core.contracts.sources import EasyVqaSource
 from tests.data_prep.test_units import finish, work
 finish(work(EasyVqaSource(uri=sys.argv[1]), Path(sys.argv[2])))
 """
@@ -150,7 +151,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
 FULL = """
 import resource, sys
 from pathlib import Path
-from amvl_core.contracts.config import EasyVqaSource
+from amvl_core.contracts.sources import EasyVqaSource
 from amvl_core.contracts.errors import StorageError
 from tests.data_prep.test_units import finish, work
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from amvl_core.contracts.config import ChatJsonlSource
 from amvl_core.contracts.records import DatasetRecord
 from amvl_core.contracts.sample import StoredSample, Video
+from amvl_core.contracts.sources import ChatJsonlSource
 from amvl_core.data.reader import ShardReader
 from amvl_core.data.video import uniform_indices
 from data_prep.units import UnitRecord

@@ -64,7 +64,7 @@ print(type(model).__name__, bool(output.loss.isfinite()))
 
 READ = """
 import sys
-from amvl_core.contracts.config import TableVqaSource
+from amvl_core.contracts.sources import TableVqaSource
 from data_prep.filters import Drop
 from data_prep.sources import convert, list_rows
 from data_prep.sources.archive import open_archive

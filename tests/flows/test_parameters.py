@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from amvl_core.contracts.config import EasyVqaSource, RunConfig
+from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.presets import PRESETS
+from amvl_core.contracts.sources import EasyVqaSource
 from amvl_core.methods.amvl.presets import demo, paper
 from flows import parameters
 from flows.ablations import ablations

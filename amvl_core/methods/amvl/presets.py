@@ -7,7 +7,6 @@ from amvl_core.contracts.config import (
     DataConfig,
     EvaluationConfig,
     HeldoutConfig,
-    MicroworldSource,
     ModelConfig,
     RunConfig,
     StageConfig,
@@ -15,6 +14,7 @@ from amvl_core.contracts.config import (
     override,
 )
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.contracts.storage import LOCAL_STORAGE
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.sft.config import SftMethod

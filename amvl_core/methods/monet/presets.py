@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from amvl_core.contracts.ablations import with_stages
-from amvl_core.contracts.config import ClusterConfig, DataConfig, MonetSource, RunConfig, StageConfig, override
+from amvl_core.contracts.config import ClusterConfig, DataConfig, RunConfig, StageConfig, override
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.sources import MonetSource
 from amvl_core.methods.monet.config import MonetMethod
 
 

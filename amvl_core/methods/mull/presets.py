@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from amvl_core.contracts.ablations import with_stages
-from amvl_core.contracts.config import DataConfig, RunConfig, StageConfig, ZebraCotSource
+from amvl_core.contracts.config import DataConfig, RunConfig, StageConfig
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.sources import ZebraCotSource
 from amvl_core.methods.mull.config import MullMethod
 
 

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from amvl_core.contracts.ablations import with_stages
-from amvl_core.contracts.config import (
-    ClusterConfig,
-    DataConfig,
-    LrScale,
-    MonetSource,
-    OneThinkerSource,
-    RunConfig,
-    StageConfig,
-    override,
-    validate,
-)
+from amvl_core.contracts.config import ClusterConfig, DataConfig, LrScale, RunConfig, StageConfig, override, validate
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.sources import MonetSource, OneThinkerSource
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.valr.config import ValrMethod
 

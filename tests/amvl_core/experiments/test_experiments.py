@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from amvl_core.contracts.config import MicroworldSource
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.experiments import EXPERIMENTS, experiment
 from amvl_core.experiments.experiment import at_rate, difficulty
 

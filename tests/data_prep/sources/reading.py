@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from amvl_core.contracts.config import Source
 from amvl_core.contracts.sample import Conversation
+from amvl_core.contracts.sources import Source
 from data_prep.filters import Drop
 from data_prep.sources import convert, list_rows
 from data_prep.sources.archive import open_archive

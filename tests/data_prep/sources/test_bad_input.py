@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from amvl_core.contracts.config import ChatJsonlSource
 from amvl_core.contracts.sample import Conversation
+from amvl_core.contracts.sources import ChatJsonlSource
 from data_prep import filters
 from data_prep.filters import Drop
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat, chat_row

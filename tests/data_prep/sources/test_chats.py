@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from amvl_core.contracts.config import LlavaJsonSource, MonetSource, OneThinkerSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation, Region
+from amvl_core.contracts.sources import LlavaJsonSource, MonetSource, OneThinkerSource
 from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, NO_ANSWER, PLACEHOLDER_MISMATCH
 from data_prep.sources import detect
 from tests.data_prep.archives import Files, as_folder, as_tar, as_zip

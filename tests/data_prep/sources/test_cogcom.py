@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amvl_core.contracts.config import CogcomSource
 from amvl_core.contracts.sample import Conversation, Region
+from amvl_core.contracts.sources import CogcomSource
 from data_prep.filters import DEGENERATE_BOX, INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE
 from data_prep.sources import detect
 from data_prep.sources.cogcom import MAX_CHAINS, chains

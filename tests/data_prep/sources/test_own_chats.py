@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.contracts.config import ChatJsonlSource, LlavaJsonSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation
+from amvl_core.contracts.sources import ChatJsonlSource, LlavaJsonSource
 from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, UNREADABLE_IMAGE, Drop
 from data_prep.sources import detect
 from data_prep.sources.own_chats import REPEATED

@@ -9,8 +9,8 @@ import pytest
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from amvl_core.contracts.config import RefocusSource, VisualCotSource
 from amvl_core.contracts.sample import Conversation
+from amvl_core.contracts.sources import RefocusSource, VisualCotSource
 from data_prep.filters import MALFORMED_ROW, Drop
 from data_prep.sources.raw_row import Inline, Rejected, checked, read_image
 from tests.data_prep.archives import as_folder, json_lines

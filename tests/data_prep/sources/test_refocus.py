@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from amvl_core.contracts.config import RefocusSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation, Region
+from amvl_core.contracts.sources import RefocusSource
 from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, UNREADABLE_IMAGE
 from data_prep.sources import detect
 from tests.data_prep.archives import as_folder, as_tar, as_zip, cell, json_lines, parquet

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from amvl_core.contracts.config import ChatJsonlSource, EasyVqaSource, NlvrSource, VspMazeSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation, Region
+from amvl_core.contracts.sources import ChatJsonlSource, EasyVqaSource, NlvrSource, VspMazeSource
 from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, TEST_OVERLAP, Drop
 from data_prep.sources import detect, source_name
 from tests.data_prep import archives

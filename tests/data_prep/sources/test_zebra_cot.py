@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import ZebraCotSource
 from amvl_core.contracts.sample import Conversation
+from amvl_core.contracts.sources import ZebraCotSource
 from data_prep.filters import (
     INCOMPLETE_REASONING,
     MALFORMED_ROW,

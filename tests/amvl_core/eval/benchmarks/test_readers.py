@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amvl_core.contracts.config import MICROWORLD_TASKS, MicroworldSource
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation
+from amvl_core.contracts.sources import MICROWORLD_TASKS, MicroworldSource
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion, lettered
 from amvl_core.eval.benchmarks.mmstar import options_in
