@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amvl_core.contracts import config
+from amvl_core.contracts import sources
 from amvl_core.contracts.sample import Conversation
 from tests.data_prep.archives import Files, as_folder, chat_row, json_lines
 from tests.data_prep.pictures import png
@@ -44,21 +44,21 @@ PARTS = {
 }
 
 FORMATS: dict[str, tuple[type[Any], dict[str, Any], str, Any]] = {
-    "metadata": (config.VisualCotSource, {"annotations": "metadata"}, "metadata/cub_cot_train.jsonl",
+    "metadata": (sources.VisualCotSource, {"annotations": "metadata"}, "metadata/cub_cot_train.jsonl",
                  test_visual_cot.line()),
-    "detailed": (config.VisualCotSource, {"annotations": "detailed"},
+    "detailed": (sources.VisualCotSource, {"annotations": "detailed"},
                  "cot_with_detailed_reasoning_steps/gqa_cot_train.jsonl",
                  test_visual_cot.line(thought="1. a", reasoning=PROGRAM)),
-    "conversations": (config.VisualCotSource, {}, "viscot_363k.json", test_visual_cot.item()),
-    "refocus": (config.RefocusSource, {}, "train.jsonl", test_refocus.raw()),
-    "older refocus": (config.RefocusSource, {}, "train.jsonl", test_refocus.old()),
-    "cogcom": (config.CogcomSource, {}, "com.jsonl", test_cogcom.line(test_cogcom.question(TREE))),
-    "flat cogcom": (config.CogcomSource, {}, "com.jsonl", test_cogcom.line()),
-    "monet": (config.MonetSource, {}, "data.json", test_chats.monet()),
-    "onethinker": (config.OneThinkerSource, {}, test_chats.FILE, test_chats.thought(BOXES)),
-    "llava": (config.LlavaJsonSource, {}, "train.json", test_chats.llava()),
-    "chat": (config.ChatJsonlSource, {}, "train.jsonl", chat_row(id="a", task="t", steps=["s"], regions=[REGION])),
-    "chat parts": (config.ChatJsonlSource, {}, "train.jsonl", PARTS),
+    "conversations": (sources.VisualCotSource, {}, "viscot_363k.json", test_visual_cot.item()),
+    "refocus": (sources.RefocusSource, {}, "train.jsonl", test_refocus.raw()),
+    "older refocus": (sources.RefocusSource, {}, "train.jsonl", test_refocus.old()),
+    "cogcom": (sources.CogcomSource, {}, "com.jsonl", test_cogcom.line(test_cogcom.question(TREE))),
+    "flat cogcom": (sources.CogcomSource, {}, "com.jsonl", test_cogcom.line()),
+    "monet": (sources.MonetSource, {}, "data.json", test_chats.monet()),
+    "onethinker": (sources.OneThinkerSource, {}, test_chats.FILE, test_chats.thought(BOXES)),
+    "llava": (sources.LlavaJsonSource, {}, "train.json", test_chats.llava()),
+    "chat": (sources.ChatJsonlSource, {}, "train.jsonl", chat_row(id="a", task="t", steps=["s"], regions=[REGION])),
+    "chat parts": (sources.ChatJsonlSource, {}, "train.jsonl", PARTS),
 }  # fmt: skip
 
 anything = st.one_of(
