@@ -36,6 +36,9 @@ from infra.plan.training import training_flops
 from infra.processes import Processes
 from infra.tracking import Tracker
 
+CHOOSING_SEED = 1000
+"""Added to the run's seed where learning rates are chosen, so that more trainings of each arm choose nothing anew."""
+
 Rates = dict[str, dict[str, float]]
 """Label of an arm -> learning rate -> its accuracy on the validation questions."""
 
@@ -68,7 +71,7 @@ def experiment(
             base = shared[stage]
             processes.close()  # the arms have their own
 
-            rates, validation = chosen_rates(chosen, config, arms, number, dataset, shared, tracker, features)
+            rates, validation = chosen_rates(chosen, config, arms, dataset, shared, tracker, features)
             plan = planned(chosen, config, arms, rates, number)
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
             where = place(config, "experiment", experiment_fingerprint(name, configs, dataset, base, validation))
@@ -100,7 +103,6 @@ def chosen_rates(
     chosen: Experiment,
     config: RunConfig,
     arms: dict[str, RunConfig],
-    seeds: int,
     dataset: DatasetRecord,
     shared: dict[str, CheckpointRecord],
     tracker: Tracker,
@@ -114,10 +116,11 @@ def chosen_rates(
         return {label: {} for label in arms}, None
     validation = tasks.prepare(chosen.validated_on(config), tracker)
     plan: Plan = {}
+    seed = config.seed + CHOOSING_SEED
     for label, arm in arms.items():
         for rate in chosen.rates:
             tried = chosen.validated_on(at_rate(arm, config.stages, rate))
-            plan[f"{label}, lr {rate:g}"] = {config.seed + seeds: with_seed(tried, config.seed + seeds)}
+            plan[f"{label}, lr {rate:g}"] = {seed: with_seed(tried, seed)}
     found = run_rows(config, plan, dataset, [validation], shared, tracker, features)
     rates: Rates = {}
     for label in arms:
