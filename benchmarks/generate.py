@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def measure(stock: Any, ours: Any, x: int, tokens: int, repeats: int) -> dict[st
         )
 
     steps = {f"{name} {count}": generating(name, count) for name in prompts for count in (1, tokens + 1)}
-    seconds = interleaved(steps, repeats)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    seconds = interleaved(steps, repeats, clock)
     per_token = {name: (seconds[f"{name} {tokens + 1}"] - seconds[f"{name} 1"]) / tokens for name in prompts}
     text, k = ours.config.text_config, ours.config.num_slots
     return {
