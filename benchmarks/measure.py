@@ -12,9 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 Step = Callable[[], object]
 
 
-def interleaved(
-    steps: dict[str, Step], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
+def interleaved(steps: dict[str, Step], repeats: int) -> dict[str, float]:
     """Median seconds of each step over `repeats` rounds. Every round runs all of them, each time another one first."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
@@ -24,10 +22,10 @@ def interleaved(
         for offset in range(len(names)):
             name = names[(number + offset) % len(names)]
             _wait()
-            start = clock()
+            start = time.perf_counter()
             steps[name]()
             _wait()
-            seconds[name].append(clock() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
