@@ -81,7 +81,7 @@ def measure(stock: Any, ours: Any, x: int, tokens: int, repeats: int) -> dict[st
     }
 
 
-class Ticks(BaseStreamer):  # type: ignore[misc]
+class Ticks(BaseStreamer):
     """When an answer was begun, its prompt taken, and each of its tokens known."""
 
     def __init__(self) -> None:

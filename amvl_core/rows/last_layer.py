@@ -43,13 +43,13 @@ def reading(model: Any, columns: int) -> Iterator[None]:
     Of two around each other the inner one holds, and none has a say in another thread.
     """
     text = backbone_of(model).text(model)
-    before = _columns.set(columns)
+    outer = _columns.set(columns)
     handle = text.layers[-1].register_forward_pre_hook(partial(_cut, text), with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
-        _columns.reset(before)
+        _columns.reset(outer)
 
 
 def _cut(text: TextStack, layer: nn.Module, given: tuple[Tensor], options: dict[str, Any]) -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import load_processor
@@ -159,7 +161,21 @@ def test_a_layer_that_is_run_again_in_backward_runs_whole() -> None:
     model = loaded().model.train()
     model.activation_checkpointing_enable()
     with reading(model, 1):
-        assert model.model(IDS, use_cache=True).last_hidden_state.shape[1] == IDS.shape[1]
+        output = model.model(IDS, past_key_values=cache_of("dynamic", model))
+    assert output.last_hidden_state.shape[1] == IDS.shape[1]
+
+
+def test_a_layer_whose_mask_is_no_tensor_runs_whole() -> None:
+    """As flex attention's blocks are."""
+    AttentionMaskInterface.register("in_a_list", lambda *given, **options: [sdpa_mask(*given, **options)])
+    AttentionInterface.register(
+        "in_a_list", lambda *given, **options: sdpa_attention_forward(*given[:4], given[4][0], **options)
+    )
+    model = loaded().model
+    expected, _ = run(model, 0, "dynamic", 4, [30])
+    model.set_attn_implementation("in_a_list")
+    states, _ = run(model, 1, "dynamic", 4, [30])
+    assert torch.equal(states, expected)
 
 
 def test_a_pass_without_a_cache_runs_whole() -> None:
