@@ -33,7 +33,7 @@ def columns_read(model: Any, logits_to_keep: int | Tensor, options: Mapping[str,
     names = ("output_hidden_states", "output_attentions")
     if any(options.get(name, getattr(config, name, False)) for name in names):
         return 0
-    return logits_to_keep if isinstance(logits_to_keep, int) else 0
+    return max(0, logits_to_keep) if isinstance(logits_to_keep, int) else 0
 
 
 @contextmanager

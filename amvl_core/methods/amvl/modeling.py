@@ -225,29 +225,31 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         if cache is None and not twice:
             cache = DynamicCache(config=self.config.text_config)
 
-        def run(embeds: Tensor, begin: int, stop: int, key_values: Any, columns: int) -> Any:
+        def run(embeds: Tensor, begin: int, stop: int, key_values: Any) -> Any:
             seen = None if attention_mask is None else attention_mask[:, : attention_mask.shape[1] - total + stop]
-            with reading(self, columns):
-                return self.model.language_model(
-                    inputs_embeds=embeds,
-                    attention_mask=seen,
-                    position_ids=position_ids[..., begin:stop],
-                    past_key_values=key_values,
-                    use_cache=not twice,
-                    **options,
-                )
+            return self.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=seen,
+                position_ids=position_ids[..., begin:stop],
+                past_key_values=key_values,
+                use_cache=not twice,
+                **options,
+            )
 
         if isinstance(latent, Tensor):
             injected_BKD = self.injector(latent.to(embeds_BTD.dtype))
             whole = torch.cat([embeds_BTD[:, :start], injected_BKD, embeds_BTD[:, behind:]], 1)
-            decoding = run(whole, 0, total, cache, read)
+            with reading(self, read):
+                decoding = run(whole, 0, total, cache)
             return decoding, decoding, cache, 0
         tail = through - start
-        before = run(embeds_BTD[:, :through], 0, through, cache, tail if 0 < read <= total - start else 0)
+        with reading(self, tail if 0 < read <= total - start else 0):
+            before = run(embeds_BTD[:, :through], 0, through, cache)
         latent_BKZ = latent(before.last_hidden_state[:, -tail:][:, : self.config.num_slots])
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
         filled_BTD = torch.cat([embeds_BTD[:, first:start], injected_BKD, embeds_BTD[:, behind:]], 1)
-        decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, tail), 0)
+        with reading(self, 0):  # its keys take the place of others, all at once
+            decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, tail))
         return before, decoding, cache, first
 
     def generate(
