@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from amvl_core.rows.flops import prefill_flops, rows_flops, sft_rows
-from amvl_core.rows.spans import Rows
+from amvl_core.rows.flops import rows_flops, sft_rows
+from amvl_core.rows.spans import Rows, Span
 
 
 class RowsOfStep(NamedTuple):
@@ -45,7 +45,7 @@ class Cost:
 
     def prefill_flops(self, config: Any, x: int) -> float:
         """Up to the first token of an answer, behind a prompt of x tokens and what the layout adds."""
-        return prefill_flops(config, x + self.added)
+        return rows_flops(config, [[Span(x + self.added, read=1)]], 1)
 
     def parts(self, size: int) -> dict[str, int]:
         """Its own parameters by part, on a model whose hidden states have `size` elements."""

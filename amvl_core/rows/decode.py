@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from amvl_core.backbones.backbone import backbone_of
+from amvl_core.rows.last_layer import reading
 
 
 @runtime_checkable
@@ -75,7 +76,8 @@ def prefill(model: Any, inputs: Mapping[str, Tensor], hidden_BT: Tensor | None =
         given["attention_mask"] = _additive(_through_slots(model, ids_BT, seen_BT)[:, None], model.dtype)
     if has_bottleneck(model):
         seen_BT = seen_BT & ~base.stands_for_features(model, ids_BT)  # nothing behind the prompt is a slot
-    output = model(**given, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
+    with reading(model, 1):
+        output = model(**given, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
     start = prefilled(output, seen_BT, positions_3BT[..., -1].amax(0) + 1)
     start.ids_BT = ids_BT
     return start

@@ -44,7 +44,7 @@ def rows_flops(config: Any, rows: Rows, logit_rows: int) -> float:
 
 
 def prefill_flops(config: Any, x: int) -> float:
-    """Up to the first token behind a prompt of x tokens."""
+    """Up to the first token behind a prompt of x tokens, as the stock model runs it: every layer on all of them."""
     return rows_flops(config, [[Span(x, read=x)]], 1)
 
 

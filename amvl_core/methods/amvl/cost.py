@@ -27,9 +27,9 @@ class AmvlCost(Cost):
         }
 
     def prefill_flops(self, config: Any, x: int) -> float:
-        """x, the start marker and the slots are read; then Z and the end marker take the slots' place."""
+        """x, the start marker and the slots, which alone are read; then Z and the end marker take the slots' place."""
         k, prompt = self.latent.num_slots, (Piece(row=0, span=0, start=0, stop=x + 1),)
-        reading, decoding = Span(x + 1 + k, read=x + 1 + k), Span(k + 1, read=k + 1, context=prompt)
+        reading, decoding = Span(x + 1 + k, read=k), Span(k + 1, read=k + 1, context=prompt)
         return row_flops(config, [reading]) + rows_flops(config, [[decoding]], 1)
 
     def parts(self, size: int) -> dict[str, int]:

@@ -41,6 +41,7 @@ from amvl_core.methods.amvl.heads import LatentInjector, VariationalHead
 from amvl_core.methods.block import add_latent_tokens, slot_tokens, token_ids
 from amvl_core.methods.exact import exact_rms
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
+from amvl_core.rows.last_layer import columns_read, reading
 
 
 class AMVLConfig(Qwen2_5_VLConfig):
@@ -177,12 +178,14 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
             return self._latent(hidden_BKD, tau, latent_noise, generator)
 
         given = None if latents is None else self._given(latents, len(input_ids), tau)
-        reading, decoding, cache, first = self._fill(
-            embeds_BTD, attention_mask, position_ids, past_key_values, start, latent if given is None else given, kwargs
+        filled = latent if given is None else given
+        read = columns_read(self, logits_to_keep, kwargs)
+        before, decoding, cache, first = self._fill(
+            embeds_BTD, attention_mask, position_ids, past_key_values, start, filled, read, kwargs
         )
         hidden_BTD = decoding.last_hidden_state
         if not isinstance(logits_to_keep, int) or not 0 < logits_to_keep <= hidden_BTD.shape[1]:
-            hidden_BTD = torch.cat([reading.last_hidden_state[:, :first], hidden_BTD], 1)
+            hidden_BTD = torch.cat([before.last_hidden_state[:, :first], hidden_BTD], 1)
         logits = self.lm_head(slice_logits_to_keep(hidden_BTD, logits_to_keep))
         loss = None
         if labels is not None:
@@ -193,8 +196,8 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
             loss=loss,
             logits=logits,
             past_key_values=cache if past_key_values is not None or use_cache else None,
-            hidden_states=_joined(reading.hidden_states, decoding.hidden_states, first),
-            attentions=_joined(reading.attentions, decoding.attentions, first),
+            hidden_states=_joined(before.hidden_states, decoding.hidden_states, first),
+            attentions=_joined(before.attentions, decoding.attentions, first),
         )
 
     def _fill(
@@ -205,12 +208,14 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         cache: Any,
         start: int,
         latent: Callable[[Tensor], Tensor] | Tensor,
+        read: int,
         options: dict[str, Any],
     ) -> tuple[Any, Any, Any, int]:
         """Runs the prompt through its block, which begins at column `start`; takes Z from the hidden states at the
         slots; and runs on with Z in their place, on the same cache. Where Z is given one run is enough.
 
-        Gives the outputs of both parts, the cache, and the column at which the second part begins.
+        Gives the outputs of both parts, the cache, and the column at which the second part begins. Of the outputs the
+        last `read` columns are wanted (0: all).
         """
         total, behind = embeds_BTD.shape[1], start + self.config.num_slots
         through = min(behind + 1, total)
@@ -234,14 +239,18 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         if isinstance(latent, Tensor):
             injected_BKD = self.injector(latent.to(embeds_BTD.dtype))
             whole = torch.cat([embeds_BTD[:, :start], injected_BKD, embeds_BTD[:, behind:]], 1)
-            decoding = run(whole, 0, total, cache)
+            with reading(self, read):
+                decoding = run(whole, 0, total, cache)
             return decoding, decoding, cache, 0
-        reading = run(embeds_BTD[:, :through], 0, through, cache)
-        latent_BKZ = latent(reading.last_hidden_state[:, start:behind])
+        tail = through - start
+        with reading(self, tail if 0 < read <= total - start else 0):
+            before = run(embeds_BTD[:, :through], 0, through, cache)
+        latent_BKZ = latent(before.last_hidden_state[:, -tail:][:, : self.config.num_slots])
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
         filled_BTD = torch.cat([embeds_BTD[:, first:start], injected_BKD, embeds_BTD[:, behind:]], 1)
-        decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, through - start))
-        return reading, decoding, cache, first
+        with reading(self, 0):  # its keys take the place of others, all at once
+            decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, tail))
+        return before, decoding, cache, first
 
     def generate(
         self,

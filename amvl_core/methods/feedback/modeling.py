@@ -38,6 +38,7 @@ from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.methods.feedback.rules import LatentMode, LatentRules
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.reply_blocks import LATENT_START
+from amvl_core.rows.last_layer import columns_read, reading
 
 
 class FeedbackConfig(Qwen2_5_VLConfig):
@@ -80,7 +81,7 @@ class LastState(DummyLayer):
         self.states_BTD = None
 
     def crop(self, tokens_to_remove: int) -> None:
-        """As keys and values are; states of earlier passes are not known."""
+        """As keys and values are; states of earlier passes, and of columns that were not read, are not known."""
         if self.states_BTD is not None:
             self.states_BTD = self.states_BTD[:, : max(0, self.states_BTD.shape[1] - abs(tokens_to_remove))]
 
@@ -149,6 +150,7 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             second_per_grid_ts=second_per_grid_ts,
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=mm_encoder_outputs,
+            read=columns_read(self, logits_to_keep, kwargs),
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
@@ -169,25 +171,32 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         input_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
+        read: int = 0,
         **inputs: Any,
     ) -> Any:
-        """What the LM head reads, [B, T, D], as the base model's output; the arguments are those of `forward`."""
+        """What the LM head reads, [B, T, D], as the base model's output; the arguments are those of `forward`.
+
+        Of the last `read` columns it is given, and remembered, in any case (0: of all).
+        """
+        with reading(self, read):
+            output = self._states(input_ids, past_key_values, inputs_embeds, **inputs)
+        output.last_hidden_state = output.last_hidden_state[:, -read:]
+        return _remembered(output)
+
+    def _states(self, input_ids: Any, past_key_values: Any, inputs_embeds: Tensor | None, **inputs: Any) -> Any:
         if input_ids is None or inputs_embeds is not None:
-            output = self.model(input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **inputs)
-            return _remembered(output)
+            return self.model(input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **inputs)
         is_slot_BT = input_ids == self.config.slot_token_id
         before_B1D = _last_state(past_key_values)
         if before_B1D is not None and input_ids.shape[1] == 1:  # a decoding step: nothing is asked of the device
             embeds_B1D = torch.where(
                 is_slot_BT[..., None], self.fed(before_B1D), self.get_input_embeddings()(input_ids)
             )
-            output = self.model(past_key_values=past_key_values, inputs_embeds=embeds_B1D, **inputs)
-        elif is_slot_BT.any():
+            return self.model(past_key_values=past_key_values, inputs_embeds=embeds_B1D, **inputs)
+        if is_slot_BT.any():
             self._check_slots(input_ids, is_slot_BT, before_B1D)
-            output = self._feed_back(input_ids, is_slot_BT, past_key_values, before_B1D, **inputs)
-        else:
-            output = self.model(input_ids, past_key_values=past_key_values, **inputs)
-        return _remembered(output)
+            return self._feed_back(input_ids, is_slot_BT, past_key_values, before_B1D, **inputs)
+        return self.model(input_ids, past_key_values=past_key_values, **inputs)
 
     def generate(
         self,

@@ -6,6 +6,7 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.cost import RowsOfStep
 from amvl_core.methods.pause.config import PauseMethod
+from amvl_core.rows.flops import prefill_flops
 from infra.plan.shapes import PUBLISHED
 
 SEVEN_B = PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"].text
@@ -32,3 +33,10 @@ def test_draws_repeat_the_decoder_row_alone() -> None:
 def test_pause_tokens_are_rows_of_the_prompt() -> None:
     ((row,),) = PauseMethod().cost(LatentConfig()).step(100, 20).rows
     assert (row.rows, row.read) == (100 + 8 + 2 + 20,) * 2
+
+
+def test_a_prompt_costs_one_last_layer_less_than_the_stock_models_but_for_its_last_row() -> None:
+    """Keys and values are made of every row; 1,023 ask, go through the MLP and are projected less."""
+    saved = prefill_flops(SEVEN_B, 1024) - PauseMethod().cost(LatentConfig()).prefill_flops(SEVEN_B, 1024 - 10)
+    weights = 2 * 3584 * 3584 + 3 * 3584 * 18944
+    assert saved == 2 * 1023 * weights + 4 * 3584 * sum(range(1, 1024))
