@@ -12,18 +12,21 @@ from torch.nn import functional
 
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import load_processor
-from amvl_core.contracts.config import validate
-from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.method import configurations
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.presets import demo
 from amvl_core.methods.amvl.reference import samples
+from amvl_core.methods.feedback.method import FeedbackMethod
 from amvl_core.methods.method import Clock
-from amvl_core.rows.decode import has_bottleneck
+from amvl_core.methods.written_mask import written_mask
+from amvl_core.rows.bottleneck import has_bottleneck
+from tests.numerics import held, test_coconut, test_codi, test_lvr, test_valr, test_valr_generation
+from tests.numerics.explicit import explicit
+from tests.numerics.test_generation import inputs
+from tests.numerics.test_valr_generation import stock_twin
 from tests.tiny import LATENT, SAMPLES, batch, picture, stock_folder
 
 CLOCK = Clock(seed=5, step=40, num_tokens=7.0, num_samples=5)
@@ -42,17 +45,6 @@ def trained(kind: str, mask: str = "bottleneck") -> tuple[Any, Any]:
             parameter.add_(0.05 * torch.randn_like(parameter))
     model.model.visual.requires_grad_(False)
     return config.implementation()(model.train(), config), processor
-
-
-def explicit(model: Any, ids: list[int]) -> Tensor:
-    """The mask of one sequence, [1, 1, T, T], pair by pair."""
-    mask = torch.zeros(1, 1, len(ids), len(ids), dtype=torch.float64)
-    image, slots = model.config.image_token_id, getattr(model.config, "slot_token_ids", None) or []
-    for asks, asking in enumerate(ids):
-        for seen, token in enumerate(ids):
-            if seen > asks or (token == image and asking != image and asking not in slots):
-                mask[0, 0, asks, seen] = -torch.inf
-    return mask
 
 
 def data_of(kind: str, processor: Any, chosen: Any = ASKED) -> Batch:
@@ -76,7 +68,7 @@ def test_loss_and_every_gradient_are_the_stock_models(kind: str, checkpointing: 
     model.zero_grad()
     losses = []
     for _, ids, labels, embeds, positions in samples(model, data):
-        mask = explicit(model, ids.tolist())
+        mask = explicit(model.config, ids.tolist())
         logits = model(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False).logits[0]
         losses.append(functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED, reduction="sum"))
     theirs = torch.stack(losses).sum() / CLOCK.num_tokens
@@ -106,7 +98,7 @@ def test_answers_and_scores_are_the_stock_models(kind: str) -> None:
         def logits(behind: list[int], prompt: list[int] = prompt, inputs: dict[str, Any] = inputs) -> Tensor:
             ids = torch.tensor([[*prompt, *behind]])
             positions = backbone_of(model).positions(model, ids, inputs.get("image_grid_thw"))
-            given = {**inputs, "input_ids": ids, "attention_mask": explicit(model, ids[0].tolist())}
+            given = {**inputs, "input_ids": ids, "attention_mask": explicit(model.config, ids[0].tolist())}
             given["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
             return model(**given, position_ids=positions, use_cache=False).logits[0, len(prompt) - 1 :]
 
@@ -147,9 +139,92 @@ def test_a_checkpoint_says_how_it_is_asked_and_the_next_stage_says_it_anew(tmp_p
     assert Amvl is kind
 
 
-@pytest.mark.parametrize("kind", ["amvl", "valr"])
-def test_other_methods_refuse_it(kind: str) -> None:
-    fields = demo().model_dump(mode="json")
-    fields["stages"] = {"only": {"method": {"kind": kind, "mask": "bottleneck"}, "steps": 1}}
-    with pytest.raises(ConfigError, match=rf"stages.only.method.{kind}.mask: Extra inputs|method.mask: Extra inputs"):
-        validate(fields)
+def fed_back(kind: str) -> tuple[Any, Batch]:
+    """A method that feeds states back, with samples of its own."""
+    if kind == "valr":
+        valr = test_valr.equipped(mask="bottleneck")
+        return valr, test_valr.batch(valr)
+    peer: Any = {"coconut": test_coconut, "codi": test_codi, "lvr": test_lvr}[kind]
+    method, processor = peer.method(mask="bottleneck")
+    return held.trained(method), peer.batch(method, processor)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("kind", ["coconut", "codi", "lvr", "valr"])
+def test_fed_back_slots_train_as_the_stock_model_token_by_token(kind: str, checkpointing: bool) -> None:
+    """Float64. Worst seen: 3e-16 in the loss, 5e-16 in gradients."""
+    method, data = fed_back(kind)
+    for ids_T in data.input_ids_N.split(data.lengths):
+        written = written_mask(method, ids_T)
+        assert written is not None and torch.equal(written, explicit(method.model.config, ids_T.tolist()))
+    held.held_to_reference(method, data, checkpointing)
+
+
+@pytest.mark.parametrize("kind", ["coconut", "codi", "lvr", "valr"])
+def test_behind_a_block_an_image_is_known_through_its_slots(kind: str) -> None:
+    """Pixels change the loss of a sample with slots, and not of the same sample without any."""
+    method, _ = fed_back(kind)
+    config, processor = method.model.config, load_processor(stock_folder())
+    method.load(stock_folder(), processor, LATENT)  # for the tokens
+    slots = "<latent>" + "<latent_slot>" * config.num_slots + "</latent>"
+    found = []
+    for begin in (slots, "<latent></latent>"):
+        data = batch(processor, None, [("<image>What colour?", begin + "red", ((32, 32),))])
+        data.labels_N[torch.isin(data.input_ids_N, torch.tensor([config.slot_token_id, config.block_end_token_id]))] = (
+            IGNORED
+        )
+        losses = []
+        with torch.no_grad():
+            for _ in range(2):
+                losses.append(FeedbackMethod.fed_back(method, data, None)[1])
+                assert data.pixel_values is not None
+                data.pixel_values = -data.pixel_values
+        found.append(bool((losses[0] - losses[1]).abs().max() > 1e-6))
+    assert found == [True, False]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("mode", "number"), test_valr_generation.MODES)
+def test_blocks_are_written_as_the_stock_model_would(mode: str, number: int) -> None:
+    """Rows begin blocks in other places; a slot in any of them sees the images."""
+    model, processor = test_valr_generation.valr_model()
+    model.config.bottleneck = True
+    test_valr_generation.written_as_by_the_stock_model(model, processor, mode, number)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize("kind", ["coconut", "codi"])
+def test_a_block_is_the_same_with_a_cache_and_without(kind: str, how: dict[str, Any]) -> None:
+    method, _ = fed_back(kind)
+    processor = load_processor(stock_folder())
+    method.load(stock_folder(), processor, LATENT)
+    model = method.model.eval()
+    held.one_reply_block(model, inputs(processor, SAMPLES), model.config.num_slots, **how)
+
+
+@torch.no_grad()
+def test_answers_and_scores_behind_a_block_are_the_stock_models() -> None:
+    """log p of float64 was off by at most 2e-14."""
+    method, processor = test_coconut.method(mask="bottleneck", replaced_steps=1)
+    model, tokenizer, c = method.model.eval(), processor.tokenizer, method.model.config
+    ours, twin, given = Answerer(model, processor), stock_twin(model), inputs(processor, SAMPLES)
+    images = [[picture(10 * n + i, *size) for i, size in enumerate(sizes)] for n, (_, _, sizes) in enumerate(SAMPLES)]
+    found = ours.predict(ours.encode(images, [question for question, _, _ in SAMPLES]), TOKENS, CANDIDATES)
+    width = given["input_ids"].shape[1]
+    replies = model.generate(**given, max_new_tokens=TOKENS + c.num_slots + 2, do_sample=False)[:, width:]
+    block = [c.block_start_token_id, *c.slot_token_ids, c.block_end_token_id]
+    for row, answer in enumerate(found):
+        assert answer.text == tokenizer.decode(replies[row], skip_special_tokens=True)
+        prompt = given["input_ids"][row][given["attention_mask"][row].bool()].tolist()
+        for text, score in zip(CANDIDATES[row], answer.log_likelihoods, strict=True):
+            tokens = tokenizer(text + tokenizer.eos_token)["input_ids"]
+            states = test_valr_generation.naive(twin, c, torch.tensor([*prompt, *block, *tokens]), given, row)
+            logits = twin.lm_head(states[-len(tokens) - 1 : -1])
+            wanted = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).sum()
+            assert score == pytest.approx(float(wanted), rel=0, abs=1e-12)
+
+
+def test_a_pass_on_embeddings_alone_is_refused() -> None:
+    method, _ = fed_back("coconut")
+    with pytest.raises(ValueError, match="input_ids say which columns are images"):
+        method.model(inputs_embeds=torch.zeros(1, 2, 8))

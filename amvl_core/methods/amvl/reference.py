@@ -25,9 +25,11 @@ from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
 from amvl_core.methods.method import Clock
 
 
-def stock_hidden(model: Any, embeds: Tensor, positions: Tensor) -> Tensor:
-    """The stock text stack on one sample."""
-    return model.model.language_model(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+def stock_hidden(model: Any, embeds: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The stock text stack on one sample, causal, or under an additive mask [1, 1, T, T]."""
+    return model.model.language_model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
 
 
 def samples(model: Any, data: Batch) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:

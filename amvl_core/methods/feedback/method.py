@@ -58,9 +58,18 @@ class FeedbackMethod(Method):
         return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
 
     def fed_back(
-        self, batch: Batch, hops: int | None, taps: Sequence[int] = (), tapped: Sequence[int] | None = None, **how: Any
+        self,
+        batch: Batch,
+        hops: int | None,
+        taps: Sequence[int] = (),
+        tapped: Sequence[int] | None = None,
+        masked: bool = True,
+        **how: Any,
     ) -> tuple[FedBack, Tensor]:
-        """The batch with its slots fed back, and the losses [R] of its label tokens; as `run_fed_back`."""
+        """The batch with its slots fed back, and the losses [R] of its label tokens; as `run_fed_back`.
+
+        `masked`: under the method's mask.
+        """
         labels_N = next_labels(batch)
         wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
         fed = self.run(batch, wanted, taps=taps, hops=hops, tapped=tapped, **how)
@@ -70,8 +79,9 @@ class FeedbackMethod(Method):
         """`run_fed_back` on a batch with its blocks."""
         slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
         embeds_ND, positions_3N = self.embed(batch), self.positions(batch)
-        text, feed = self.backbone.text(self.model), self.model.fed
-        return run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, feed=feed, **how)
+        text, kinds = self.backbone.text(self.model), self.kinds(batch) if masked else None
+        feed = self.model.fed
+        return run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, feed=feed, kinds=kinds, **how)
 
 
 def slot_norm(inputs_TD: Tensor, batch: Batch, clock: Clock) -> Tensor:
