@@ -19,7 +19,7 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
 from amvl_core.rows.bottleneck import has_bottleneck, token_kinds
-from amvl_core.rows.spans import Span, TokenKind, bottleneck_spans
+from amvl_core.rows.spans import Span, bottleneck_spans
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,9 @@ class Method(nn.Module, ABC):
         """What is logged of a step, from its terms summed over micro-batches and ranks."""
         return {name: float(value) for name, value in terms.items()}
 
-    def kinds(self, batch: Batch) -> list[TokenKind]:
-        """What each token is to the mask. Without the bottleneck all is text, from which nothing is hidden."""
-        if not self.config.bottleneck:
-            return ["text"] * batch.num_tokens
-        return token_kinds(self.model, batch.input_ids_N)
-
     def spans(self, batch: Batch) -> list[Span]:
         """A causal sequence for each sample, cut where images and slots begin and end under the bottleneck mask."""
-        kinds, spans = iter(self.kinds(batch)), list[Span]()
+        kinds, spans = iter(token_kinds(self.model, batch.input_ids_N)), list[Span]()
         for length in batch.lengths:
             spans += bottleneck_spans(list(islice(kinds, length)), [], 0, len(spans))
         return spans

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from amvl_core.methods.method import Method
+from amvl_core.rows.bottleneck import has_bottleneck
 
 
-def written_mask(method: Method, ids_T: Tensor) -> Tensor | None:
-    """What a stock model adds to its scores, [1, 1, T, T]; None where the method hides nothing."""
-    config = method.model.config
-    if not method.config.bottleneck:
+def written_mask(model: Any, ids_T: Tensor) -> Tensor | None:
+    """What a stock model adds to its scores, [1, 1, T, T]; None where nothing is hidden."""
+    if not has_bottleneck(model):
         return None
-    mask = torch.zeros(1, 1, len(ids_T), len(ids_T), dtype=method.model.dtype, device=method.model.device)
+    config = model.config
+    mask = torch.zeros(1, 1, len(ids_T), len(ids_T), dtype=model.dtype, device=model.device)
     images, slots = (config.image_token_id, config.video_token_id), getattr(config, "slot_token_ids", None) or []
     for asks, asking in enumerate(ids_T.tolist()):
         for seen, token in enumerate(ids_T.tolist()):

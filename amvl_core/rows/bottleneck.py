@@ -21,7 +21,9 @@ def has_bottleneck(model: Any) -> bool:
 
 
 def token_kinds(model: Any, ids_T: Tensor) -> list[TokenKind]:
-    """What each token is to the mask."""
+    """What each token is to the mask. Without the bottleneck all is text, from which nothing is hidden."""
+    if not has_bottleneck(model):
+        return ["text"] * len(ids_T)
     shown, slots = backbone_of(model).stands_for_features(model, ids_T), _slots(model, ids_T)
     return [
         "image" if image else "slot" if slot else "text"
@@ -30,16 +32,22 @@ def token_kinds(model: Any, ids_T: Tensor) -> list[TokenKind]:
 
 
 def through_slots(
-    model: Any, ids_BT: Tensor, mask: Tensor | None, dtype: torch.dtype, images_BP: Tensor | None = None
+    model: Any,
+    ids_BT: Tensor,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+    images_BP: Tensor | None = None,
+    slots_see: bool = True,
 ) -> Tensor:
     """What columns of tokens `ids_BT` see under the bottleneck mask: an additive mask [B, 1, T, S].
 
     `mask` is what they would see without it: [B, S], where padding then sees itself; additive, [B, 1, T, S]; or None,
-    all before them. `images_BP` says which of the columns before them are images (None: there are none).
+    all before them. `images_BP` says which of the columns before them are images (None: there are none). Where not
+    `slots_see`, they are as text: they hold what has been read.
     """
     is_image_BT = backbone_of(model).stands_for_features(model, ids_BT)
     is_image_BS = is_image_BT if images_BP is None else torch.cat([images_BP, is_image_BT], 1)
-    asks_BT = is_image_BT | _slots(model, ids_BT)
+    asks_BT = is_image_BT | _slots(model, ids_BT) if slots_see else is_image_BT
     hidden_BTS = ~asks_BT[..., None] & is_image_BS[:, None]
     if mask is None:
         mask = torch.ones_like(is_image_BS)

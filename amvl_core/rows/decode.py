@@ -73,9 +73,11 @@ def prefill(model: Any, inputs: Mapping[str, Tensor], hidden_BT: Tensor | None =
     if hidden_BT is not None:
         seen_BT = seen_BT & ~hidden_BT
         given["attention_mask"] = causal(seen_BT, ids_BT.shape[1], model.dtype)
-    if has_bottleneck(model) and not isinstance(model, FeedsBack):  # such a model masks what it is given
-        given["attention_mask"] = through_slots(model, ids_BT, given["attention_mask"], model.dtype)
-        seen_BT = seen_BT & ~base.stands_for_features(model, ids_BT)  # nothing behind the prompt is a slot
+    if has_bottleneck(model):
+        if not getattr(model, "masks_images", False):  # a stock model; a method's own does so by itself
+            given["attention_mask"] = through_slots(model, ids_BT, given["attention_mask"], model.dtype)
+        if not isinstance(model, FeedsBack):  # nothing behind the prompt is a slot
+            seen_BT = seen_BT & ~base.stands_for_features(model, ids_BT)
     output = model(**given, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
     start = prefilled(output, seen_BT, positions_3BT[..., -1].amax(0) + 1)
     start.ids_BT = ids_BT

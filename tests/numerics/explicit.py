@@ -11,9 +11,9 @@ from torch import Tensor
 def explicit(config: Any, ids: list[int]) -> Tensor:
     """The mask of one sequence, [1, 1, T, T], pair by pair."""
     mask = torch.zeros(1, 1, len(ids), len(ids), dtype=torch.float64)
-    image, slots = config.image_token_id, getattr(config, "slot_token_ids", None) or []
+    images, slots = (config.image_token_id, config.video_token_id), getattr(config, "slot_token_ids", None) or []
     for asks, asking in enumerate(ids):
         for seen, token in enumerate(ids):
-            if seen > asks or (token == image and asking != image and asking not in slots):
+            if seen > asks or (token in images and asking not in (*images, *slots)):
                 mask[0, 0, asks, seen] = -torch.inf
     return mask

@@ -18,6 +18,7 @@ from amvl_core.data.encode import IGNORED
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
+from amvl_core.methods.amvl.prefix import decode, read
 from amvl_core.methods.amvl.reference import samples
 from amvl_core.methods.feedback.method import FeedbackMethod
 from amvl_core.methods.method import Clock
@@ -27,7 +28,7 @@ from tests.numerics import held, test_coconut, test_codi, test_lvr, test_valr, t
 from tests.numerics.explicit import explicit
 from tests.numerics.test_generation import inputs
 from tests.numerics.test_valr_generation import stock_twin
-from tests.tiny import LATENT, SAMPLES, batch, picture, stock_folder
+from tests.tiny import LATENT, SAMPLES, amvl_model, batch, picture, stock_folder
 
 CLOCK = Clock(seed=5, step=40, num_tokens=7.0, num_samples=5)
 ASKED = [*SAMPLES, ("<image>A<image>B?", "so <image> it is", ((32, 32), (16, 32), (48, 32)))]
@@ -155,7 +156,7 @@ def test_fed_back_slots_train_as_the_stock_model_token_by_token(kind: str, check
     """Float64. Worst seen: 3e-16 in the loss, 5e-16 in gradients."""
     method, data = fed_back(kind)
     for ids_T in data.input_ids_N.split(data.lengths):
-        written = written_mask(method, ids_T)
+        written = written_mask(method.model, ids_T)
         assert written is not None and torch.equal(written, explicit(method.model.config, ids_T.tolist()))
     held.held_to_reference(method, data, checkpointing)
 
@@ -228,3 +229,32 @@ def test_a_pass_on_embeddings_alone_is_refused() -> None:
     method, _ = fed_back("coconut")
     with pytest.raises(ValueError, match="input_ids say which columns are images"):
         method.model(inputs_embeds=torch.zeros(1, 2, 8))
+
+
+@pytest.mark.parametrize("positions", ["natural", "aligned"])
+def test_prior_posterior_and_decoder_are_three_masked_passes(positions: str) -> None:
+    """AMVL, with hidden steps and images in the reply. Float64: to 1e-12."""
+    model, processor = amvl_model()
+    method = held.trained(Amvl(model, AmvlMethod(mask="bottleneck", posterior_positions=positions)))
+    asked = [*ASKED, ("<image>So?", "<image>it is", ((32, 32), (48, 32)), "look")]
+    held.held_to_reference(method, batch(processor, LATENT, asked), checkpointing=False)
+
+
+@torch.no_grad()
+def test_a_filled_block_is_the_decoder_row_and_hides_images_from_what_follows() -> None:
+    """AMVL's training row, its prompt's pass, and generation with a cache and without."""
+    model, processor = amvl_model()
+    method, given = Amvl(model, AmvlMethod(mask="bottleneck")).eval(), inputs(processor, SAMPLES)
+    found = [model.generate(**given, max_new_tokens=6, do_sample=False, use_cache=use) for use in (True, False)]
+    assert torch.equal(*found)
+    data = batch(processor, LATENT, SAMPLES)
+    reading = read(model, data, method.embed(data), method.positions(data), "natural")
+    logits_1NV, _, sample_N = decode(model, data, reading, reading.prior.mean[None])
+    first = [sample_N.tolist().index(sample) for sample in range(len(SAMPLES))]
+    torch.testing.assert_close(model(**given).logits[:, -1], logits_1NV[0, first], rtol=1e-10, atol=1e-10)
+    # With Z given, nothing else of an image reaches what follows.
+    zeros = torch.zeros_like(reading.prior.mean)
+    blind = {**given, "pixel_values": -given["pixel_values"]}
+    seen, unseen = (model(**of, latents=zeros).logits[:, -1] for of in (given, blind))
+    assert torch.equal(seen, unseen)
+    assert not torch.equal(model(**given).logits[:, -1], model(**blind).logits[:, -1])

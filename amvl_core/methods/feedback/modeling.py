@@ -119,6 +119,9 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     new_parts: ClassVar[tuple[str, ...]] = ()
     """What the names of its parts begin with that a stock checkpoint does not have."""
 
+    masks_images: ClassVar[bool] = True
+    """Whether a pass hides images by itself, where the configuration says `bottleneck`."""
+
     def fed(self, states_ND: Tensor) -> Tensor:
         """What slots are given, from the states before them: these, as they are."""
         return states_ND

@@ -36,7 +36,7 @@ def one_by_one(method: Method, batch: Batch, masked: bool = True) -> Iterator[Re
     ids, labels = batch.input_ids_N.split(batch.lengths), batch.labels_N.split(batch.lengths)
     for sample, (ids_T, labels_T) in enumerate(zip(ids, labels, strict=True)):
         is_slot = (ids_T == model.config.slot_token_id).tolist()
-        mask = written_mask(method, ids_T) if masked else None
+        mask = written_mask(model, ids_T) if masked else None
         yield Read(labels_T, is_slot, *_states(model, embeds[sample][None], positions[sample][:, None], is_slot, mask))
 
 

@@ -32,7 +32,7 @@ def objective(method: Lvr, batch: Batch, clock: Clock) -> Tensor:
                 inputs[place] = next(features)
         final = model.model.language_model(
             inputs_embeds=torch.stack(inputs)[None],
-            attention_mask=written_mask(method, ids_T),
+            attention_mask=written_mask(model, ids_T),
             position_ids=positions[sample][:, None],
             use_cache=False,
         ).last_hidden_state[0]
