@@ -26,9 +26,12 @@ from amvl_core.methods.written_mask import written_mask
 from amvl_core.rows.bottleneck import has_bottleneck
 from tests.numerics import held, test_coconut, test_codi, test_lvr, test_valr, test_valr_generation
 from tests.numerics.explicit import explicit
+from tests.numerics.held import float64_norms
 from tests.numerics.test_generation import inputs
 from tests.numerics.test_valr_generation import stock_twin
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch, picture, stock_folder
+
+__all__ = ["float64_norms"]
 
 CLOCK = Clock(seed=5, step=40, num_tokens=7.0, num_samples=5)
 ASKED = [*SAMPLES, ("<image>A<image>B?", "so <image> it is", ((32, 32), (16, 32), (48, 32)))]
@@ -231,13 +234,15 @@ def test_a_pass_on_embeddings_alone_is_refused() -> None:
         method.model(inputs_embeds=torch.zeros(1, 2, 8))
 
 
+@pytest.mark.usefixtures("float64_norms")
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("positions", ["natural", "aligned"])
-def test_prior_posterior_and_decoder_are_three_masked_passes(positions: str) -> None:
+def test_prior_posterior_and_decoder_are_three_masked_passes(positions: str, checkpointing: bool) -> None:
     """AMVL, with hidden steps and images in the reply. Float64: to 1e-12."""
     model, processor = amvl_model()
     method = held.trained(Amvl(model, AmvlMethod(mask="bottleneck", posterior_positions=positions)))
     asked = [*ASKED, ("<image>So?", "<image>it is", ((32, 32), (48, 32)), "look")]
-    held.held_to_reference(method, batch(processor, LATENT, asked), checkpointing=False)
+    held.held_to_reference(method, batch(processor, LATENT, asked), checkpointing)
 
 
 @torch.no_grad()
