@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import load_processor
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import configurations
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
@@ -37,6 +38,7 @@ CLOCK = Clock(seed=5, step=40, num_tokens=7.0, num_samples=5)
 ASKED = [*SAMPLES, ("<image>A<image>B?", "so <image> it is", ((32, 32), (16, 32), (48, 32)))]
 CANDIDATES = [["red", "green square"], ["yes"], [], ["A", "zyxwv?"]]
 TOKENS = 5
+PEERS: dict[str, Any] = {"coconut": test_coconut, "codi": test_codi, "lvr": test_lvr}
 
 
 def trained(kind: str, mask: str = "bottleneck") -> tuple[Any, Any]:
@@ -55,7 +57,7 @@ def data_of(kind: str, processor: Any, chosen: Any = ASKED) -> Batch:
     """With the block of pause tokens, or with both markers in the reply."""
     begin = "<latent></latent>" if kind == "markers" else ""
     asked = [(question, begin + answer, sizes) for question, answer, sizes in chosen]
-    return batch(processor, LATENT if kind == "pause" else None, asked)
+    return batch(processor, LATENT if kind in ("pause", "mull") else None, asked)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -85,7 +87,7 @@ def test_loss_and_every_gradient_are_the_stock_models(kind: str, checkpointing: 
         assert (grads[name] - grad).norm() < 1e-12 * torch.maximum(grad.norm(), 1e-3 * whole), name
 
 
-@pytest.mark.parametrize("kind", ["sft", "pause", "markers"])
+@pytest.mark.parametrize("kind", ["sft", "pause", "markers", "mull"])
 def test_answers_and_scores_are_the_stock_models(kind: str) -> None:
     """A batch padded on the left with a cache against whole sequences one by one; log p was off by at most 8e-15."""
     method, processor = trained(kind)
@@ -118,7 +120,7 @@ def test_answers_and_scores_are_the_stock_models(kind: str) -> None:
             assert score == pytest.approx(float(wanted), rel=0, abs=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "knows"), [("sft", False), ("markers", False), ("pause", True)])
+@pytest.mark.parametrize(("kind", "knows"), [("sft", False), ("markers", False), ("pause", True), ("mull", True)])
 def test_what_an_image_changes_has_passed_the_slots(kind: str, knows: bool) -> None:
     method, processor = trained(kind)
     data = data_of(kind, processor, SAMPLES)  # an image of a reply predicts its own end
@@ -148,9 +150,8 @@ def fed_back(kind: str) -> tuple[Any, Batch]:
     if kind == "valr":
         valr = test_valr.equipped(mask="bottleneck")
         return valr, test_valr.batch(valr)
-    peer: Any = {"coconut": test_coconut, "codi": test_codi, "lvr": test_lvr}[kind]
-    method, processor = peer.method(mask="bottleneck")
-    return held.trained(method), peer.batch(method, processor)
+    method, processor = PEERS[kind].method(mask="bottleneck")
+    return held.trained(method), PEERS[kind].batch(method, processor)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
@@ -197,32 +198,34 @@ def test_blocks_are_written_as_the_stock_model_would(mode: str, number: int) -> 
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
-@pytest.mark.parametrize("kind", ["coconut", "codi"])
+@pytest.mark.parametrize("kind", ["coconut", "codi", "lvr"])
 def test_a_block_is_the_same_with_a_cache_and_without(kind: str, how: dict[str, Any]) -> None:
     method, _ = fed_back(kind)
     processor = load_processor(stock_folder())
     method.load(stock_folder(), processor, LATENT)
-    model = method.model.eval()
-    held.one_reply_block(model, inputs(processor, SAMPLES), model.config.num_slots, **how)
+    model, slots = method.model.eval(), method.config.slots(LatentConfig(num_slots=method.model.config.num_slots))
+    model.config.latent_mode = "first_step"  # an LVR model is else free to write none
+    held.one_reply_block(model, inputs(processor, SAMPLES), len(slots), **how)
 
 
 @torch.no_grad()
-def test_answers_and_scores_behind_a_block_are_the_stock_models() -> None:
+@pytest.mark.parametrize("kind", ["coconut", "codi", "lvr"])
+def test_answers_and_scores_behind_a_block_are_the_stock_models(kind: str) -> None:
     """log p of float64 was off by at most 2e-14."""
-    method, processor = test_coconut.method(mask="bottleneck", replaced_steps=1)
+    method, processor = PEERS[kind].method(mask="bottleneck")
     model, tokenizer, c = method.model.eval(), processor.tokenizer, method.model.config
+    c.latent_mode = "first_step"
     ours, twin, given = Answerer(model, processor), stock_twin(model), inputs(processor, SAMPLES)
     images = [[picture(10 * n + i, *size) for i, size in enumerate(sizes)] for n, (_, _, sizes) in enumerate(SAMPLES)]
     found = ours.predict(ours.encode(images, [question for question, _, _ in SAMPLES]), TOKENS, CANDIDATES)
-    width = given["input_ids"].shape[1]
-    replies = model.generate(**given, max_new_tokens=TOKENS + c.num_slots + 2, do_sample=False)[:, width:]
-    block = [c.block_start_token_id, *c.slot_token_ids, c.block_end_token_id]
+    width, block = given["input_ids"].shape[1], model.before_answer()
+    replies = model.generate(**given, max_new_tokens=TOKENS + len(block), do_sample=False)[:, width:]
     for row, answer in enumerate(found):
         assert answer.text == tokenizer.decode(replies[row], skip_special_tokens=True)
         prompt = given["input_ids"][row][given["attention_mask"][row].bool()].tolist()
         for text, score in zip(CANDIDATES[row], answer.log_likelihoods, strict=True):
             tokens = tokenizer(text + tokenizer.eos_token)["input_ids"]
-            states = test_valr_generation.naive(twin, c, torch.tensor([*prompt, *block, *tokens]), given, row)
+            states = test_valr_generation.naive(twin, c, torch.tensor([*prompt, *block, *tokens]), given, row, model.fed)
             logits = twin.lm_head(states[-len(tokens) - 1 : -1])
             wanted = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).sum()
             assert score == pytest.approx(float(wanted), rel=0, abs=1e-12)

@@ -63,6 +63,8 @@ def batch(ours: Mull, processor: AMVLProcessor, chosen: list[StoredSample] | Non
         {"guided": True},
         {},
         {"guided": True, "words_weight": 2.0, "images_weight": 0.0},
+        {"guided": True, "mask": "bottleneck"},
+        {"mask": "bottleneck"},
     ],
 )
 def test_loss_and_every_gradient_equal_the_stock_model(fields: dict[str, Any], checkpointing: bool) -> None:

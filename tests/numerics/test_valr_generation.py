@@ -42,15 +42,16 @@ def valr_model(dtype: torch.dtype = torch.float64, eager_marker: float = 4.0):
 
 
 def stock_twin(model) -> Qwen2_5_VLForConditionalGeneration:
-    """The same weights in the stock class, which knows no latent block."""
+    """The same weights in the stock class, which knows no latent block and no part of its own."""
     fields = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "architectures")}
     twin = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration.config_class(**fields))
     twin = twin.to(model.dtype)
-    twin.load_state_dict(model.state_dict())
+    known = twin.state_dict().keys()
+    twin.load_state_dict({name: value for name, value in model.state_dict().items() if name in known})
     return twin.eval()
 
 
-def naive(twin, config, ids_T: torch.Tensor, given: dict, row: int) -> torch.Tensor:
+def naive(twin, config, ids_T: torch.Tensor, given: dict, row: int, fed=lambda state: state) -> torch.Tensor:
     """Final states [T, D] of one row without padding: whole passes over embeddings, each slot's input the state before.
 
     Positions are the library's for the prompt, and one more for each token behind it.
@@ -89,7 +90,7 @@ def naive(twin, config, ids_T: torch.Tensor, given: dict, row: int) -> torch.Ten
         ).last_hidden_state[0]
 
     for column in (ids_T == config.slot_token_id).nonzero()[:, 0].tolist():
-        embeds_TD[column] = states(column)[-1]
+        embeds_TD[column] = fed(states(column)[-1])
     return states(len(ids_T))
 
 
