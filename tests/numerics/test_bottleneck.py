@@ -225,7 +225,9 @@ def test_answers_and_scores_behind_a_block_are_the_stock_models(kind: str) -> No
         prompt = given["input_ids"][row][given["attention_mask"][row].bool()].tolist()
         for text, score in zip(CANDIDATES[row], answer.log_likelihoods, strict=True):
             tokens = tokenizer(text + tokenizer.eos_token)["input_ids"]
-            states = test_valr_generation.naive(twin, c, torch.tensor([*prompt, *block, *tokens]), given, row, model.fed)
+            states = test_valr_generation.naive(
+                twin, c, torch.tensor([*prompt, *block, *tokens]), given, row, model.fed
+            )
             logits = twin.lm_head(states[-len(tokens) - 1 : -1])
             wanted = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).sum()
             assert score == pytest.approx(float(wanted), rel=0, abs=1e-12)

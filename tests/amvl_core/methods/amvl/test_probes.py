@@ -144,7 +144,11 @@ def test_the_unchanged_model_writes_and_scores_as_an_evaluation_does(mask: str) 
     *asked, donor = items()
     method = AmvlMethod.model_validate({"mask": mask})
     found = Prober(model, processor, method)(asked, donor, 8, seed=0, only=["unchanged"])
-    answerer, shown, questions = Answerer(model, processor), [item.images for item in asked], [i.question for i in asked]
+    answerer, shown, questions = (
+        Answerer(model, processor),
+        [item.images for item in asked],
+        [i.question for i in asked],
+    )
     assert [answer.raw_output for answer in found] == answerer.answer(shown, questions, 8)
     scores = answerer.score(shown, questions, [[item.answer] for item in asked])
     for answer, (score,) in zip(found, scores, strict=True):
