@@ -148,9 +148,11 @@ def _masked_at_first(stages: Mapping[str, StageConfig], halved: Mapping[str, Sta
 
 
 def _arms_under_the_mask(steps: int) -> Iterator[Arm]:
-    """Every arm with bare answers, with the mask from first to last and with it in the first half."""
+    """The ceiling as it is; every arm with bare answers, with the mask from first to last and in the first half."""
     for arm, halved in zip(_arms(steps), _arms(steps // 2), strict=True):
-        if not arm.writes:
+        if arm.role == "ceiling":
+            yield arm
+        elif not arm.writes:
             masked = {name: _masked(stage) for name, stage in arm.stages.items()}
             yield arm._replace(label=f"{arm.label}, bottleneck", stages=masked)
             yield arm._replace(

@@ -132,17 +132,17 @@ def test_what_an_image_changes_has_passed_the_slots(kind: str, knows: bool) -> N
     assert ((found[0] - found[1]).abs().max() > 1e-3) == knows
 
 
-def test_a_checkpoint_says_how_it_is_asked_and_the_next_stage_says_it_anew(tmp_path: Path) -> None:
-    method, processor = trained("pause")
+@pytest.mark.parametrize("kind", ["pause", "mull", "amvl", "coconut", "codi", "lvr", "valr"])
+def test_a_checkpoint_says_how_it_is_asked_and_the_next_stage_says_it_anew(kind: str, tmp_path: Path) -> None:
+    method, processor = trained(kind)
     for part in (method.model, processor):
         part.save_pretrained(tmp_path)
     assert has_bottleneck(Answerer.from_pretrained(str(tmp_path)).model)
-    for config in (configurations()["pause"].model_validate({}), AmvlMethod()):
-        kind = config.implementation()
-        model = kind.load(str(tmp_path), load_processor(str(tmp_path)), LATENT, dtype=torch.float32)
+    for config in (configurations()[kind].model_validate({}), *[AmvlMethod()] * (kind == "pause")):
+        implementation = config.implementation()
+        model = implementation.load(str(tmp_path), load_processor(str(tmp_path)), LATENT, dtype=torch.float32)
         assert has_bottleneck(model)
-        assert not has_bottleneck(kind(model, config).model)
-    assert Amvl is kind
+        assert not has_bottleneck(implementation(model, config).model)
 
 
 def fed_back(kind: str) -> tuple[Any, Batch]:
@@ -211,7 +211,7 @@ def test_a_block_is_the_same_with_a_cache_and_without(kind: str, how: dict[str, 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["coconut", "codi", "lvr"])
 def test_answers_and_scores_behind_a_block_are_the_stock_models(kind: str) -> None:
-    """log p of float64 was off by at most 2e-14."""
+    """log p was off by at most 7e-15 of 52."""
     method, processor = PEERS[kind].method(mask="bottleneck")
     model, tokenizer, c = method.model.eval(), processor.tokenizer, method.model.config
     c.latent_mode = "first_step"
@@ -243,7 +243,10 @@ def test_a_pass_on_embeddings_alone_is_refused() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("positions", ["natural", "aligned"])
 def test_prior_posterior_and_decoder_are_three_masked_passes(positions: str, checkpointing: bool) -> None:
-    """AMVL, with hidden steps and images in the reply. Float64: to 1e-12."""
+    """AMVL, with hidden steps and images in the reply. Worst seen: 2e-16 in the loss, 7e-16 in gradients.
+
+    With the stock norm, which rounds to float32: 0 in the loss, 8e-9 in gradients.
+    """
     model, processor = amvl_model()
     method = held.trained(Amvl(model, AmvlMethod(mask="bottleneck", posterior_positions=positions)))
     asked = [*ASKED, ("<image>So?", "<image>it is", ((32, 32), (48, 32)), "look")]

@@ -297,7 +297,8 @@ def _decoder_spans(reading: ContextRow, before_y: int, less: int, draws: int) ->
     spans: list[Span] = []
     for _ in range(draws):
         for block, runs, kinds in zip(reading.blocks, reading.runs, reading.kinds, strict=True):
-            own: list[TokenKind] = [*["text"] * before_y, *kinds[block.hidden : -1]]
+            own: list[TokenKind] = ["text"] * before_y
+            own += kinds[block.hidden : -1]
             x = _first(runs, block.prefix - less)
             spans += bottleneck_spans(own, x, 1, len(spans), before_y - 1 + block.first_label)
     return spans

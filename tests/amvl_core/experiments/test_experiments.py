@@ -48,7 +48,8 @@ def test_roles_follow_from_the_methods(name: str) -> None:
 def test_the_image_is_behind_the_slots_in_all_steps_or_in_the_first_half() -> None:
     plain, found = experiment("latents"), experiment("latents-bottleneck")
     arms, bare = {arm.label: arm for arm in found.arms}, [arm for arm in plain.arms if not arm.writes]
-    assert len(arms) == 2 * len(bare) == 26
+    assert len(arms) - 1 == 2 * len(bare) == 26
+    assert found.arms[0] == plain.arms[0]
     assert found._replace(title=plain.title, arms=plain.arms) == plain
     for arm in bare:
         whole, half = (arms[f"{arm.label}, {when}"] for when in ("bottleneck", "bottleneck then full"))

@@ -110,7 +110,7 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
     fields: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In float64 no log-likelihood was further off than 4e-15 of 30."""
+    """In float64 no log-likelihood was further off than 2e-14 of 57."""
     monkeypatch.setattr("amvl_core.methods.amvl.probes.AT_ONCE", at_once)
     model, processor = amvl_model()
     prober = Prober(model, processor, AmvlMethod.model_validate(fields))
@@ -139,7 +139,7 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
 
 @pytest.mark.parametrize("mask", ["full", "bottleneck"])
 def test_the_unchanged_model_writes_and_scores_as_an_evaluation_does(mask: str) -> None:
-    """In float64 no log-likelihood was further off than 4e-15 of 30."""
+    """In float64 log-likelihoods were equal; the tolerance is that of the variants."""
     model, processor = amvl_model()
     *asked, donor = items()
     method = AmvlMethod.model_validate({"mask": mask})
