@@ -45,7 +45,7 @@ Rates = dict[str, dict[str, float]]
 
 @flow(name="amvl", flow_run_name="experiment {name}")
 def experiment(
-    name: Annotated[str, Field(description="latents or latents-small")],
+    name: Annotated[str, Field(description="latents, latents-bottleneck or latents-small")],
     seeds: Annotated[int | None, Field(ge=1, description="trainings of each arm; left out: the experiment's")] = None,
     storage: str | None = None,
     seed: Seed | None = None,

@@ -2,7 +2,7 @@
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
-from amvl_core.contracts.records import CONSTANT, SWAPPED, ArmRecord, ExperimentRecord, VariantScore
+from amvl_core.contracts.records import CONSTANT, NO_BLOCK, SWAPPED, ArmRecord, ExperimentRecord, VariantScore
 from amvl_core.experiments.experiment import Experiment, difficulty
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
 from flows.report import markdown_table
@@ -12,7 +12,7 @@ from infra.tracking import Tracker
 
 CHART, TEXT = "chart.png", "tables.md"
 """Below the experiment's place in the storage."""
-CHANGES = (SWAPPED, CONSTANT, "zeroed", "noise", "posterior")
+CHANGES = (SWAPPED, CONSTANT, "zeroed", "noise", NO_BLOCK, "posterior")
 """The changes of latents that are shown; `posterior` is AMVL's oracle, which has seen the answer."""
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.experiments.experiment import Experiment
-from amvl_core.experiments.latents import latents, latents_small
+from amvl_core.experiments.latents import latents, latents_bottleneck, latents_small
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "latents": latents,
+    "latents-bottleneck": latents_bottleneck,
     "latents-small": latents_small,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -132,6 +132,34 @@ def _arms(steps: int) -> tuple[Arm, ...]:
     )
 
 
+def _masked(stage: StageConfig) -> StageConfig:
+    return stage.model_copy(update={"method": stage.method.model_copy(update={"mask": "bottleneck"})})
+
+
+def _masked_at_first(stages: Mapping[str, StageConfig], halved: Mapping[str, StageConfig]) -> Mapping[str, StageConfig]:
+    """The same steps, the first half of them under the mask; `halved` has the same stages with half as many steps.
+
+    Of several stages it is the first half of them. A single stage is two of half its length.
+    """
+    if len(stages) == 1:
+        return {**{f"{name}_masked": _masked(stage) for name, stage in halved.items()}, **halved}
+    hidden = list(stages)[: len(stages) // 2]
+    return {name: _masked(stage) if name in hidden else stage for name, stage in stages.items()}
+
+
+def _arms_under_the_mask(steps: int) -> Iterator[Arm]:
+    """The ceiling as it is; every arm with bare answers, with the mask from first to last and in the first half."""
+    for arm, halved in zip(_arms(steps), _arms(steps // 2), strict=True):
+        if arm.role == "ceiling":
+            yield arm
+        elif not arm.writes:
+            masked = {name: _masked(stage) for name, stage in arm.stages.items()}
+            yield arm._replace(label=f"{arm.label}, bottleneck", stages=masked)
+            yield arm._replace(
+                label=f"{arm.label}, bottleneck then full", stages=_masked_at_first(arm.stages, halved.stages)
+            )
+
+
 def latents() -> Experiment:
     """Every method, and every control, that sees the image as usual."""
     return Experiment(
@@ -141,6 +169,13 @@ def latents() -> Experiment:
         rates=(1e-3, 3e-3),
         validation=questions((1, 8), train=UNUSED, test=800, seed=VALIDATION_SEED),
         seeds=3,
+    )
+
+
+def latents_bottleneck() -> Experiment:
+    """The arms with bare answers where nothing but slots sees the image, all the time or in the first half."""
+    return latents()._replace(
+        title="Where latents are needed: the image through slots alone", arms=tuple(_arms_under_the_mask(480))
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from amvl_core.contracts.errors import CheckpointError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
-from amvl_core.rows.decode import has_bottleneck
+from amvl_core.rows.bottleneck import has_bottleneck, token_kinds
+from amvl_core.rows.spans import Span, bottleneck_spans
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,13 @@ class Method(nn.Module, ABC):
     def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """What is logged of a step, from its terms summed over micro-batches and ranks."""
         return {name: float(value) for name, value in terms.items()}
+
+    def spans(self, batch: Batch) -> list[Span]:
+        """A causal sequence for each sample, cut where images and slots begin and end under the bottleneck mask."""
+        kinds, spans = iter(token_kinds(self.model, batch.input_ids_N)), list[Span]()
+        for length in batch.lengths:
+            spans += bottleneck_spans(list(islice(kinds, length)), [], 0, len(spans))
+        return spans
 
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings [N, D] of the packed batch with image features in place.

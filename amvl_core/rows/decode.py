@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from amvl_core.backbones.backbone import backbone_of
+from amvl_core.rows.bottleneck import additive, causal, has_bottleneck, through_slots
 from amvl_core.rows.last_layer import reading
 
 
@@ -72,31 +73,17 @@ def prefill(model: Any, inputs: Mapping[str, Tensor], hidden_BT: Tensor | None =
     given, seen_BT = dict(inputs), mask_BT.bool()
     if hidden_BT is not None:
         seen_BT = seen_BT & ~hidden_BT
-    if has_bottleneck(model) or hidden_BT is not None:
-        given["attention_mask"] = _additive(_through_slots(model, ids_BT, seen_BT)[:, None], model.dtype)
+        given["attention_mask"] = causal(seen_BT, ids_BT.shape[1], model.dtype)
     if has_bottleneck(model):
-        seen_BT = seen_BT & ~base.stands_for_features(model, ids_BT)  # nothing behind the prompt is a slot
+        if not getattr(model, "masks_images", False):  # a stock model; a method's own does so by itself
+            given["attention_mask"] = through_slots(model, ids_BT, given["attention_mask"], model.dtype)
+        if not isinstance(model, FeedsBack):  # nothing behind the prompt is a slot
+            seen_BT = seen_BT & ~base.stands_for_features(model, ids_BT)
     with reading(model, 1):
         output = model(**given, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
     start = prefilled(output, seen_BT, positions_3BT[..., -1].amax(0) + 1)
     start.ids_BT = ids_BT
     return start
-
-
-def has_bottleneck(model: Any) -> bool:
-    """Whether nothing but slots and images attends to images: a field of its configuration, if it is so."""
-    return bool(getattr(model.config, "bottleneck", False))
-
-
-def _through_slots(model: Any, ids_BT: Tensor, seen_BT: Tensor) -> Tensor:
-    """What each column of a prompt sees, [B, T, T], under the model's mask; padding sees itself."""
-    is_image_BT = backbone_of(model).stands_for_features(model, ids_BT)
-    slots = torch.tensor(getattr(model.config, "slot_token_ids", None) or [], dtype=ids_BT.dtype, device=ids_BT.device)
-    asks_BT = is_image_BT | torch.isin(ids_BT, slots)
-    diagonal_TT = torch.eye(ids_BT.shape[1], dtype=torch.bool, device=ids_BT.device)
-    open_BTT = asks_BT[..., None] | ~is_image_BT[:, None] | (not has_bottleneck(model))
-    seen_BTT = seen_BT[:, None] & open_BTT
-    return (seen_BTT | diagonal_TT).tril()
 
 
 def prefilled(output: Any, seen_BT: Tensor, position_B: Tensor) -> Prefilled:
@@ -116,7 +103,7 @@ def behind(model: FeedsBack, start: Prefilled, seen_BM: Tensor, **inputs: Any) -
     seen_BMS = torch.cat([start.seen_BT[:, None].expand(-1, width, -1), own_BMM], -1)
     at_BM = start.position_B[:, None] + torch.arange(width, device=seen_BM.device)
     given = {"position_ids": at_BM.expand(3, *at_BM.shape), **inputs}
-    mask_B1MS = _additive(seen_BMS[:, None], model.dtype)
+    mask_B1MS = additive(seen_BMS[:, None], model.dtype)
     output = model.states(attention_mask=mask_B1MS, past_key_values=start.cache, use_cache=True, **given)
     hidden_BMD: Tensor = output.last_hidden_state
     return hidden_BMD
@@ -160,7 +147,7 @@ def greedy(
     rows = list(range(len(found)))
     columns = start.seen_BT.shape[1]
     seen_BS = torch.nn.functional.pad(start.seen_BT, (0, max_new_tokens), value=True)
-    mask_B11S = _additive(seen_BS[:, None, None], model.dtype)
+    mask_B11S = additive(seen_BS[:, None, None], model.dtype)
     position_B, chosen_B = start.position_B, torch.empty(0)
     logits_BV = start.logits_BV
 
@@ -218,7 +205,7 @@ def _taken(model: Any, start: Prefilled, drafts: Sequence[Sequence[int]], never:
         ],
         -1,
     )
-    mask_B1MS = _additive(seen_BMS[:, None], model.dtype)
+    mask_B1MS = additive(seen_BMS[:, None], model.dtype)
     hidden_BMD = _run(model, start.cache, ids_BM, start.position_B[:, None] + offset_M, mask_B1MS, columns)
 
     def logits(hidden_ND: Tensor) -> Tensor:
@@ -297,7 +284,7 @@ def _rest(
             targets += [((row, number), begin + i, token) for i, token in enumerate(tokens[1:])]
             begin = end
     seen_BMS = torch.cat([start.seen_BT[:, None].expand(-1, width, -1), own_BMM.to(device)], -1)
-    mask_B1MS = _additive(seen_BMS[:, None], model.dtype)
+    mask_B1MS = additive(seen_BMS[:, None], model.dtype)
     position_BM = start.position_B[:, None] + offset_BM.to(device)
     hidden_BMD = _run(model, start.cache, ids_BM.to(device), position_BM, mask_B1MS, columns)
     start.cache.crop(-width)
@@ -328,11 +315,6 @@ def _run(model: Any, cache: Any, ids_BM: Tensor, position_BM: Tensor, mask_B1MS:
 def _wide(logits: Tensor) -> Tensor:
     """At least float32: a sum over a vocabulary of 150,000 is not to be taken in bfloat16."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a column is seen, the lowest number where it is not."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def end_tokens(model: Any) -> set[int]:

@@ -24,7 +24,7 @@ from amvl_core.backbones.backbone import TextStack
 from amvl_core.rows.attention import Context
 from amvl_core.rows.deferred import DeferredWeightGradients
 from amvl_core.rows.packed import run_row
-from amvl_core.rows.spans import Piece, Span, of_one_row
+from amvl_core.rows.spans import Run, Span, TokenKind, bottleneck_spans, of_one_row
 
 
 class Link(NamedTuple):
@@ -76,12 +76,14 @@ def run_fed_back(
     feed: Callable[[Tensor], Tensor] | None = None,
     helpers: Sequence[Sequence[range]] = (),
     leaves: bool = False,
+    kinds: Sequence[TokenKind] | None = None,
 ) -> FedBack:
     """Runs packed samples of `lengths` tokens, each with blocks of `slots`: ranges of the sample's own tokens.
 
     `wanted` are rows of the packed batch, ascending, none of them a slot. `taps` are layers, counted as in
     `hidden_states`, whose states are kept: of the rows `tapped`, or (None) of all slots. `feed` makes a slot's input
-    [B, D] of the state before it (None: the state as it is).
+    [B, D] of the state before it (None: the state as it is). `kinds` of the packed batch's tokens say what the
+    bottleneck mask hides (None: nothing).
     `hops` is how many feed-back links in a row gradient passes (None: all): the state is detached at every link
     number j of a block, counted from 0, with j % (hops + 1) == 0. The forward pass is the same.
     With `leaves` no gradient passes a link; each slot's input is a leaf, for `FedBack.handed_on`.
@@ -89,7 +91,8 @@ def run_fed_back(
     itself and the block's slots sees, such as an image. Left out: all is seen by all that follows.
     Raises ValueError where blocks are empty, out of order, touch, or begin at a sample's first token.
     """
-    run = _Run(text, embeds_ND, positions_3N, lengths, slots, wanted, taps, tapped, feed, helpers, leaves)
+    kinds = ["text"] * len(embeds_ND) if kinds is None else kinds
+    run = _Run(text, embeds_ND, positions_3N, lengths, slots, wanted, taps, tapped, feed, helpers, leaves, kinds)
     for block in range(1 + max(map(len, slots), default=0)):
         samples = [sample for sample, own in enumerate(slots) if len(own) >= block]
         states = run.segments(samples, block)
@@ -118,19 +121,20 @@ class _Run:
         feed: Callable[[Tensor], Tensor] | None,
         helpers: Sequence[Sequence[range]],
         leaves: bool,
+        kinds: Sequence[TokenKind],
     ) -> None:
         self.text, self.embeds_ND, self.positions_3N = text, embeds_ND, positions_3N
         self.starts = [0, *accumulate(lengths)]
         self.places, self.wanted, self.taps, self.feed = slots, set(wanted), taps, feed
-        self.helpers, self.leaves = helpers, leaves
+        self.helpers, self.leaves, self.kinds = helpers, leaves, kinds
         every = (
             start + place for start, own in zip(self.starts, slots, strict=False) for block in own for place in block
         )
         self.kept = set(every if tapped is None else tapped)
         self.before: list[Context] = []
         self.deferred = DeferredWeightGradients()
-        self.chains: list[list[Piece]] = [[] for _ in lengths]
-        self.helping: list[list[Piece]] = [[] for _ in lengths]
+        self.chains: list[list[Run]] = [[] for _ in lengths]
+        self.helping: list[list[Run]] = [[] for _ in lengths]
         self.links: list[Link] = []
         self.edges = [_edges(length, own) for length, own in zip(lengths, slots, strict=True)]
         self.read: list[tuple[list[int], Tensor]] = []
@@ -149,9 +153,10 @@ class _Run:
             for part, helps in parts:
                 asked = [row for row in part if row in self.wanted or row == before]
                 first = min(asked, default=part.stop)
-                piece = Piece(len(self.before), len(spans), 0, len(part))
-                spans.append(Span(len(part), part.stop - first, tuple(self.chains[sample])))
-                (self.helping if helps else self.chains)[sample].append(piece)
+                chain = self.chains[sample]
+                runs = [*chain] if helps else chain
+                spans += self._spans(part, runs, len(spans), first)
+                self.helping[sample] += runs[len(chain) :]
                 rows += part
                 read += range(first, part.stop)
             if before is not None:
@@ -164,18 +169,17 @@ class _Run:
         """Runs slot `link` of a block of each sample on its state; gives the states behind."""
         rows = [self.starts[sample] + self.places[sample][block][link] for sample in samples]
         feeds = [link + 1 < len(self.places[sample][block]) for sample in samples]
-        spans = [
-            Span(1, int(goes_on), (*self.chains[sample], *self.helping[sample]))
-            for sample, goes_on in zip(samples, feeds, strict=True)
-        ]
+        spans: list[Span] = []
+        for sample, row, goes_on in zip(samples, rows, feeds, strict=True):
+            runs = [*self.chains[sample], *self.helping[sample]]
+            spans += self._spans(range(row, row + 1), runs, len(spans), row + 1 - goes_on)
+            self.chains[sample].append(runs[-1])
         states_BD = torch.stack([states[sample] for sample in samples])
         inputs_BD = states_BD if self.feed is None else self.feed(states_BD)
         if self.leaves:
             self.links.append(Link(inputs_BD, inputs_BD.detach().requires_grad_(inputs_BD.requires_grad)))
             inputs_BD = self.links[-1].inputs_BD
         self.fed.append((rows, inputs_BD))
-        for number, sample in enumerate(samples):
-            self.chains[sample].append(Piece(len(self.before), number, 0, 1))
         hidden_RD = self._row(spans, rows, inputs_BD)
         going = [sample for sample, goes_on in zip(samples, feeds, strict=True) if goes_on]
         return dict(zip(going, hidden_RD, strict=True))
@@ -197,6 +201,11 @@ class _Run:
         first, last = (self.starts[sample] + edge for edge in (own[block].start, own[block].stop))
         parts = [(range(start, first), False), (range(first, last), True), (range(last, stop), False)]
         return [part for part in parts if part[0]]
+
+    def _spans(self, rows: range, runs: list[Run], number: int, read_from: int) -> list[Span]:
+        """Rows of a sample that go on `runs`, as spans `number` and on of the next packed row."""
+        kinds = self.kinds[rows.start : rows.stop]
+        return bottleneck_spans(kinds, runs, len(self.before), number, read_from - rows.start)
 
     def _row(self, spans: Sequence[Span], rows: list[int], inputs_ND: Tensor) -> Tensor:
         """Runs a packed row."""

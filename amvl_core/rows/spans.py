@@ -52,18 +52,26 @@ class Span:
         return self.rows + sum(piece.rows for piece in self.context)
 
 
-def bottleneck_spans(kinds: Sequence[TokenKind], first: int) -> list[Span]:
-    """One sequence whose images are seen by slots and images alone: a span for each run of tokens of one kind.
+Run = tuple[TokenKind, Piece]
+"""Tokens of one kind that stand together in a sequence, and where they have been run."""
 
-    `first` is the number of its first span, in the first packed row. All rows are read.
+
+def bottleneck_spans(
+    kinds: Sequence[TokenKind], before: list[Run], row: int, first: int, read_from: int = 0
+) -> list[Span]:
+    """What goes on a sequence whose images are seen by slots and images alone: a span for each run of one kind.
+
+    `before` are the sequence's runs so far, to which the new ones are added; they are spans number `first` and on of
+    packed row `row`. Tokens from `read_from` on are read. Where all is text nothing is hidden.
     """
     spans: list[Span] = []
-    runs: list[tuple[TokenKind, Piece]] = []
+    stop = 0
     for kind, tokens in groupby(kinds):
         rows = len(list(tokens))
-        seen = tuple(piece for of, piece in runs if kind != "text" or of != "image")
-        spans.append(Span(rows, read=rows, context=seen))
-        runs.append((kind, Piece(row=0, span=first + len(runs), start=0, stop=rows)))
+        stop += rows
+        seen = tuple(piece for of, piece in before if kind != "text" or of != "image")
+        spans.append(Span(rows, read=min(rows, max(0, stop - read_from)), context=seen))
+        before.append((kind, Piece(row, first + len(spans) - 1, 0, rows)))
     return spans
 
 

@@ -44,7 +44,7 @@ def chart(record: ExperimentRecord, title: str) -> Figure:
         style(axis)
     seeds = max((len(arm.trained) for arm in record.arms), default=0)
     bands = f"bands: 95 % over {seeds} seeds" if seeds > 1 else "one seed"
-    left.set_title(f"Bare answers, and steps in words as the ceiling ({bands})", loc="left", fontsize=10, color=INK)
+    left.set_title(f"Bare answers, and steps in words as the ceiling\n({bands})", loc="left", fontsize=10, color=INK)
     right.set_title("All arms", loc="left", fontsize=10, color=INK)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)

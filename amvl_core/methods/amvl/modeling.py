@@ -7,7 +7,7 @@ injector. Shape suffixes: B samples, T tokens, K slots, D hidden size, Z latent 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast as CausalLMOutp
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.latent import LatentConfig
@@ -41,6 +42,7 @@ from amvl_core.methods.amvl.heads import LatentInjector, VariationalHead
 from amvl_core.methods.block import add_latent_tokens, slot_tokens, token_ids
 from amvl_core.methods.exact import exact_rms
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
+from amvl_core.rows.bottleneck import has_bottleneck, through_slots
 from amvl_core.rows.last_layer import columns_read, reading
 
 
@@ -91,6 +93,8 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
 
     config_class = AMVLConfig
     config: AMVLConfig
+    masks_images: ClassVar[bool] = True
+    """Whether a prompt's pass hides images by itself, where the configuration says `bottleneck`."""
 
     def embed(self, input_ids_BT: Tensor, images: Tensor | None, videos: Tensor | None = None) -> Tensor:
         """Token embeddings [B, T, D] with features in the places of the tokens of images and of videos."""
@@ -139,6 +143,9 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         drawn from `generator` (torch's own if there is none). With `latents` [B, K, Z] the slots are filled with those
         and the prior is not read. The block must stand in the same columns for every sample, as it does in left-padded
         prompts.
+
+        Where the configuration says `bottleneck`, images and the slots that the prior is read at alone attend to the
+        prompt's images; Z does not. Those of a cache are hidden by the mask.
         """
         if input_ids is None or inputs_embeds is not None or not self._has_block(input_ids):
             return super().forward(
@@ -177,11 +184,14 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         def latent(hidden_BKD: Tensor) -> Tensor:
             return self._latent(hidden_BKD, tau, latent_noise, generator)
 
+        masks = (attention_mask, attention_mask)
+        if has_bottleneck(self):
+            masks = self._masks(input_ids, attention_mask, past_key_values)
         given = None if latents is None else self._given(latents, len(input_ids), tau)
         filled = latent if given is None else given
         read = columns_read(self, logits_to_keep, kwargs)
         before, decoding, cache, first = self._fill(
-            embeds_BTD, attention_mask, position_ids, past_key_values, start, filled, read, kwargs
+            embeds_BTD, masks, position_ids, past_key_values, start, filled, read, kwargs
         )
         hidden_BTD = decoding.last_hidden_state
         if not isinstance(logits_to_keep, int) or not 0 < logits_to_keep <= hidden_BTD.shape[1]:
@@ -203,7 +213,7 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
     def _fill(
         self,
         embeds_BTD: Tensor,
-        attention_mask: Tensor | None,
+        masks: tuple[Tensor | None, Tensor | None],
         position_ids: Tensor,
         cache: Any,
         start: int,
@@ -214,8 +224,8 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         """Runs the prompt through its block, which begins at column `start`; takes Z from the hidden states at the
         slots; and runs on with Z in their place, on the same cache. Where Z is given one run is enough.
 
-        Gives the outputs of both parts, the cache, and the column at which the second part begins. Of the outputs the
-        last `read` columns are wanted (0: all).
+        `masks` are those of both runs. Gives the outputs of both, the cache, and the column at which the second begins.
+        Of the outputs the last `read` columns are wanted (0: all).
         """
         total, behind = embeds_BTD.shape[1], start + self.config.num_slots
         through = min(behind + 1, total)
@@ -225,8 +235,12 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         if cache is None and not twice:
             cache = DynamicCache(config=self.config.text_config)
 
-        def run(embeds: Tensor, begin: int, stop: int, key_values: Any) -> Any:
-            seen = None if attention_mask is None else attention_mask[:, : attention_mask.shape[1] - total + stop]
+        def run(embeds: Tensor, begin: int, stop: int, key_values: Any, mask: Tensor | None) -> Any:
+            seen = None if mask is None else mask[..., : mask.shape[-1] - total + stop]
+            if seen is not None and seen.ndim == 4:
+                width = seen.shape[-1] if key_values is None else key_values.get_mask_sizes(stop - begin, 0)[0]
+                unseen = torch.finfo(seen.dtype).min
+                seen = pad(seen[..., begin:stop, :], (0, width - seen.shape[-1]), value=unseen)  # a static cache's rest
             return self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=seen,
@@ -240,16 +254,16 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
             injected_BKD = self.injector(latent.to(embeds_BTD.dtype))
             whole = torch.cat([embeds_BTD[:, :start], injected_BKD, embeds_BTD[:, behind:]], 1)
             with reading(self, read):
-                decoding = run(whole, 0, total, cache)
+                decoding = run(whole, 0, total, cache, masks[1])
             return decoding, decoding, cache, 0
         tail = through - start
         with reading(self, tail if 0 < read <= total - start else 0):
-            before = run(embeds_BTD[:, :through], 0, through, cache)
+            before = run(embeds_BTD[:, :through], 0, through, cache, masks[0])
         latent_BKZ = latent(before.last_hidden_state[:, -tail:][:, : self.config.num_slots])
         injected_BKD = self.injector(latent_BKZ.to(embeds_BTD.dtype))
         filled_BTD = torch.cat([embeds_BTD[:, first:start], injected_BKD, embeds_BTD[:, behind:]], 1)
         with reading(self, 0):  # its keys take the place of others, all at once
-            decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, tail))
+            decoding = run(filled_BTD, first, total, None if twice else _Tail(cache, tail), masks[1])
         return before, decoding, cache, first
 
     def generate(
@@ -281,6 +295,24 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         if latents is not None:
             kwargs |= {"latents": latents}
         return super().generate(inputs, generation_config, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, past_key_values: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        """As the base model's; what is written behind a prompt does not see its images, where `forward` hides them."""
+        if has_bottleneck(self) and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            images_BS = backbone_of(self).stands_for_features(self, input_ids)
+            attention_mask = attention_mask * ~images_BS
+        return super().prepare_inputs_for_generation(
+            input_ids, *args, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
+        )
+
+    def _masks(self, ids_BT: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor]:
+        """Of the run that reads the prior, and of the one that has Z in the slots: the bottleneck's, [B, 1, T, S]."""
+        columns = 0 if cache is None else cache.get_seq_length()
+        before_BP = ids_BT.new_zeros(len(ids_BT), columns, dtype=torch.bool)
+        reading, decoding = (through_slots(self, ids_BT, mask, self.dtype, before_BP, see) for see in (True, False))
+        return reading, decoding
 
     @staticmethod
     def create_masks_for_generate(

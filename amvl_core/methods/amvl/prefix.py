@@ -16,7 +16,7 @@ Shape suffixes: B samples, K slots, M draws, N tokens, R rows, D hidden size, Z 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -29,8 +29,9 @@ from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.rows.attention import Context
+from amvl_core.rows.bottleneck import token_kinds
 from amvl_core.rows.packed import run_row
-from amvl_core.rows.spans import Piece, Span
+from amvl_core.rows.spans import Run, Span, TokenKind, bottleneck_spans
 
 PosteriorPositions = Literal["natural", "aligned"]
 
@@ -106,14 +107,16 @@ def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
 class ContextRow:
     """The context row of a batch: both distributions [B, K, Z], and what continues it.
 
-    `samples` are the batch's samples in their parts, `context` holds their keys and values: of sample i, x and the
-    prior's slots in span 2i.
+    `samples` are the batch's samples in their parts, `context` holds their keys and values, and `runs` say where x and
+    the prior's slots stand in it. `kinds` are those of y.
     """
 
     prior: Gaussian
     posterior: Gaussian
     blocks: list[Block]
     samples: list[SampleRows]
+    runs: list[list[Run]]
+    kinds: list[list[TokenKind]]
     context: Context
 
 
@@ -144,11 +147,11 @@ def read(
     blocks = find_blocks(batch, model.config.slot_token_ids)
     samples = _samples(embeds_ND, positions_3N, blocks, num_slots)
     rows = [row for sample in samples for row in sample.context_row(posterior_positions)]
-    spans = [span for i, block in enumerate(blocks) for span in _context_spans(i, block, num_slots)]
+    spans, runs, kinds = _context_spans(model, batch, blocks, num_slots)
     hidden_RD, context = run_row(backbone_of(model).text(model), *joined(rows), spans)
     hidden_B2KD = hidden_RD.unflatten(0, (len(blocks), 2, num_slots))
     prior, posterior = model.prior(hidden_B2KD[:, 0]), model.posterior(hidden_B2KD[:, 1])
-    return ContextRow(prior, posterior, blocks, samples, context)
+    return ContextRow(prior, posterior, blocks, samples, runs, kinds, context)
 
 
 def decode(
@@ -167,8 +170,8 @@ def decode(
         for z, s in zip(of_draw, reading.samples, strict=True)
         for row in s.decoder_row(z, slots)
     ]
-    spans = [_decoder_span(i, block, len(slots)) for i, block in enumerate(reading.blocks)]
-    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans * len(latent_MBKZ), [reading.context])
+    spans = _decoder_spans(reading, len(slots) + 1, 0, len(latent_MBKZ))
+    hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=len(latent_MBKZ))
 
 
@@ -183,10 +186,7 @@ def decode_without_block(model: Any, batch: Batch, reading: ContextRow) -> tuple
             Rows(sample.y.embeds_ND[:-1], sample.y.positions_3N[:, :-1] - shift),
         )
     ]
-    spans = [
-        Span(block.answer, read=block.answer - block.first_label, context=(_x(i, block.prefix - 2),))
-        for i, block in enumerate(reading.blocks)
-    ]
+    spans = _decoder_spans(reading, 1, 2, 1)
     hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
 
@@ -267,22 +267,51 @@ def joined(rows: Sequence[Rows]) -> Rows:
     return Rows(torch.cat([row.embeds_ND for row in rows]), torch.cat([row.positions_3N for row in rows], 1))
 
 
-def _x(number: int, rows: int) -> Piece:
-    """The first `rows` of x of sample `number`, in the context row."""
-    return Piece(row=0, span=2 * number, start=0, stop=rows)
+def _context_spans(
+    model: Any, batch: Batch, blocks: list[Block], num_slots: int
+) -> tuple[list[Span], list[list[Run]], list[list[TokenKind]]]:
+    """Of each sample: x with the prior's slots; the whole y with the posterior's slots, which continue x.
 
-
-def _context_spans(number: int, block: Block, num_slots: int) -> tuple[Span, Span]:
-    """Of sample `number`: x with the prior's slots; the whole y with the posterior's slots, which continue x."""
-    behind = Span(block.reply + num_slots, read=num_slots, context=(_x(number, block.prefix),))
-    return Span(block.prefix + num_slots, read=num_slots), behind
-
-
-def _decoder_span(number: int, block: Block, num_slots: int) -> Span:
-    """Of sample `number`: Z, end marker and what is written, which continue x; read from the first row that predicts a
-    label.
+    Without the bottleneck mask each of both is one span. With the spans: the runs of the first, and the kinds of y.
     """
-    return Span(num_slots + block.answer, read=block.answer - block.first_label, context=(_x(number, block.prefix),))
+    spans: list[Span] = []
+    runs: list[list[Run]] = []
+    kinds: list[list[TokenKind]] = []
+    for ids_N, block in zip(batch.input_ids_N.split(batch.lengths), blocks, strict=True):
+        found = token_kinds(model, ids_N)
+        behind = block.prefix + num_slots
+        own, kinds_y = list[Run](), found[behind + 1 :]
+        spans += bottleneck_spans(found[:behind], own, 0, len(spans), block.prefix)
+        slots = found[block.prefix : behind]
+        spans += bottleneck_spans([*kinds_y, *slots], _first(own, block.prefix), 0, len(spans), block.reply)
+        runs.append(own)
+        kinds.append(kinds_y)
+    return spans, runs, kinds
+
+
+def _decoder_spans(reading: ContextRow, before_y: int, less: int, draws: int) -> list[Span]:
+    """Of each sample, once a draw: `before_y` rows that are as text, and y, which continue x without its last `less`.
+
+    They are read from the first row that predicts a label. Z sees no image: what y knows of one has passed Z itself.
+    """
+    spans: list[Span] = []
+    for _ in range(draws):
+        for block, runs, kinds in zip(reading.blocks, reading.runs, reading.kinds, strict=True):
+            own: list[TokenKind] = ["text"] * before_y
+            own += kinds[block.hidden : -1]
+            x = _first(runs, block.prefix - less)
+            spans += bottleneck_spans(own, x, 1, len(spans), before_y - 1 + block.first_label)
+    return spans
+
+
+def _first(runs: Sequence[Run], rows: int) -> list[Run]:
+    """The first `rows` rows of `runs`."""
+    found: list[Run] = []
+    for kind, piece in runs:
+        if rows > 0:
+            found.append((kind, replace(piece, stop=min(piece.rows, rows))))
+        rows -= piece.rows
+    return found
 
 
 def _predicted(batch: Batch, blocks: list[Block]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.records import CONSTANT, NO_BLOCK, SWAPPED, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
@@ -30,6 +31,7 @@ from amvl_core.methods.amvl.prefix import ContextRow, decode, decode_without_blo
 from amvl_core.methods.draws import mean_of_others, moved, normal
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.probing import ProbeAnswer, sums
+from amvl_core.rows.bottleneck import has_bottleneck
 from amvl_core.rows.decode import Prefilled, greedy, prefilled
 
 TAUS = (0.2, 0.5, 0.8, 1.0)
@@ -134,6 +136,10 @@ class Prober:
             positions.append(torch.cat(parts, 1)[:, begin : begin + tail])
         copies, longest = len(chosen), max(columns_B)
         seen_BT = torch.arange(-longest, tail) >= -torch.tensor(columns_B)[:, None]
+        if has_bottleneck(self.model):
+            for row, (ids_T, begin) in enumerate(zip(batch.input_ids_N.split(batch.lengths), columns_B, strict=True)):
+                images_T = backbone_of(self.model).stands_for_features(self.model, ids_T[:begin])
+                seen_BT[row, longest - begin : longest] &= ~images_T
         seen_VBT = seen_BT.repeat(copies, 1, 1)
         for number, variant in enumerate(chosen):
             hidden = set() if variant.kept is None else set(range(slots)) - set(variant.kept)
@@ -164,8 +170,9 @@ def _together(chosen: Sequence[Variant]) -> Iterator[list[Variant]]:
 
 def question_cache(model: Any, reading: ContextRow, columns: Sequence[int], copies: int) -> DynamicCache:
     """The keys and values of the first `columns` tokens of every question, padded on the left, `copies` times over."""
-    cache = DynamicCache(config=model.config.text_config)
-    sizes = [span.rows for span in reading.context.spans]
+    cache, slots = DynamicCache(config=model.config.text_config), model.config.num_slots
+    # Of each sample: x and the prior's slots, y and the posterior's.
+    sizes = [size for of in reading.blocks for size in (of.prefix + slots, of.reply + slots)]
     longest = max(columns)
     for number, layer in enumerate(reading.context.layers):
         keys, values = (

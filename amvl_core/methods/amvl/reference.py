@@ -23,11 +23,14 @@ from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.methods.amvl.method import latent_noise
 from amvl_core.methods.amvl.objectives import forward_kl, reverse_kl
 from amvl_core.methods.method import Clock
+from amvl_core.methods.written_mask import written_mask
 
 
-def stock_hidden(model: Any, embeds: Tensor, positions: Tensor) -> Tensor:
-    """The stock text stack on one sample."""
-    return model.model.language_model(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+def stock_hidden(model: Any, embeds: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The stock text stack on one sample, causal, or under an additive mask [1, 1, T, T]."""
+    return model.model.language_model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
 
 
 def samples(model: Any, data: Batch) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
@@ -62,23 +65,27 @@ def three_pass(model: Any, data: Batch, config: AmvlMethod, clock: Clock) -> tup
         start = ids.tolist().index(model.config.slot_token_ids[0])
         x, slots, end = embeds[:, :start], embeds[:, start : start + k], embeds[:, start + k : start + k + 1]
         y = embeds[:, start + k + 1 :]
-        prior = model.prior(stock_hidden(model, torch.cat([x, slots], 1), positions[..., : start + k])[:, -k:])
+        mask = written_mask(model, ids[: start + k])
+        prior = model.prior(stock_hidden(model, torch.cat([x, slots], 1), positions[..., : start + k], mask)[:, -k:])
         # Without the block before it y stands k + 1 places earlier; the slots follow it.
         before, after = positions[..., :start], positions[..., start + k + 1 :] - k - 1
         behind = after.max() + 1 + torch.arange(k).expand(3, 1, -1)
         if config.posterior_positions == "aligned":
             behind = positions[..., start : start + k]
         placed = torch.cat([before, after, behind], -1)
-        posterior = model.posterior(stock_hidden(model, torch.cat([x, y, slots], 1), placed)[:, -k:])
+        mask = written_mask(model, torch.cat([ids[:start], ids[start + k + 1 :], ids[start : start + k]]))
+        posterior = model.posterior(stock_hidden(model, torch.cat([x, y, slots], 1), placed, mask)[:, -k:])
         # The decoder has no hidden steps: what is left of y stands where y began.
         behind_block, first = start + k + 1, start + k + 1 + hidden
         ahead, rest = positions[..., :behind_block], positions[..., first:]
         written = torch.cat([ahead, rest - rest[..., :1] + positions[..., behind_block : behind_block + 1]], -1)
         labels = torch.cat([labels[:behind_block], labels[first:]])
         keep = labels[1:] != IGNORED
+        # Z sees no image, as if it were so many end markers.
+        mask = written_mask(model, torch.cat([ids[:start], ids[start + k].repeat(k + 1), ids[first:]]))
         for noise in latent_noise(clock, [name], config.posterior_samples, posterior.mean):
             latent = model.injector(posterior.sample(noise).to(embeds.dtype))
-            states = stock_hidden(model, torch.cat([x, latent, end, y[:, hidden:]], 1), written)
+            states = stock_hidden(model, torch.cat([x, latent, end, y[:, hidden:]], 1), written, mask)
             logits = model.lm_head(states[0, :-1][keep])
             logits = logits if logits.dtype == torch.float64 else logits.float()
             nll.append(functional.cross_entropy(logits, labels[1:][keep], reduction="sum"))

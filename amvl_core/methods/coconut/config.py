@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.methods.masks import LaterMaskedMethod
 from amvl_core.methods.reply_blocks import SLOT, PromptBlock
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class CoconutMethod(PromptBlock):
+class CoconutMethod(LaterMaskedMethod, PromptBlock):
     """Chain of continuous thought: fed-back states in the place of the first steps. Next-token loss alone.
 
     A stage replaces `replaced_steps` of them; the curriculum is in `config.stages` (`methods/curriculum.py`).

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment, StoredSample, reply
+from amvl_core.methods.masks import LaterMaskedMethod
 from amvl_core.methods.reply_blocks import PromptBlock
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from amvl_core.methods.cost import Cost
 
 
-class CodiMethod(PromptBlock):
+class CodiMethod(LaterMaskedMethod, PromptBlock):
     """Self-distillation of reasoning in words into `latent.num_slots` fed-back slots.
 
     L = CE(student) + CE(teacher) + `distil_weight` D: one model is the student, which has slots in the place of steps,

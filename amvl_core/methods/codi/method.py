@@ -23,7 +23,10 @@ from amvl_core.methods.method import Clock, StepOutput
 
 
 class Codi(FeedbackMethod):
-    """Student and teacher are one model, and both are trained; no gradient of D reaches the teacher."""
+    """Student and teacher are one model, and both are trained; no gradient of D reaches the teacher.
+
+    The teacher reads plainly: a bottleneck mask is the student's alone, which has slots to see through.
+    """
 
     model_class = CODIForConditionalGeneration
     config: CodiMethod
@@ -34,7 +37,7 @@ class Codi(FeedbackMethod):
         layers = range(1, self.model.config.text_config.num_hidden_layers + 1)
         before = rows_before(batch, taught)
         student, losses_R = self.fed_back(batch, self.config.gradient_hops, layers, before.student)
-        teacher, taught_R = self.fed_back(taught, None, layers, before.teacher)
+        teacher, taught_R = self.fed_back(taught, None, layers, before.teacher, masked=False)
         ntp, words_B = losses_R.sum() / clock.num_tokens, means(taught_R, taught.label_counts)
         distil_B = torch.stack([distance(student.tapped[n], teacher.tapped[n]) for n in layers]).mean(0)
         words, distil = words_B.sum() / clock.num_samples, distil_B.sum() / clock.num_samples

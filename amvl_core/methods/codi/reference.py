@@ -21,7 +21,9 @@ def objective(method: Codi, batch: Batch, clock: Clock) -> Tensor:
     model = method.model
     assert batch.teacher is not None
     loss = torch.zeros((), dtype=model.dtype, device=model.device)
-    for student, teacher in zip(one_by_one(method, batch), one_by_one(method, batch.teacher), strict=True):
+    for student, teacher in zip(
+        one_by_one(method, batch), one_by_one(method, batch.teacher, masked=False), strict=True
+    ):
         loss = loss + token_loss(model, student) / clock.num_tokens
         words = int((teacher.labels_T[1:] != IGNORED).sum())
         loss = loss + token_loss(model, teacher) / words / clock.num_samples

@@ -22,6 +22,7 @@ from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method
 from amvl_core.methods.probing import Prober
+from amvl_core.rows.bottleneck import token_kinds
 from amvl_core.rows.feedback import FedBack, run_fed_back
 
 
@@ -60,18 +61,19 @@ class FeedbackMethod(Method):
     def fed_back(
         self, batch: Batch, hops: int | None, taps: Sequence[int] = (), tapped: Sequence[int] | None = None, **how: Any
     ) -> tuple[FedBack, Tensor]:
-        """The batch with its slots fed back, and the losses [R] of its label tokens; as `run_fed_back`."""
+        """The batch with its slots fed back, and the losses [R] of its label tokens; as `run`."""
         labels_N = next_labels(batch)
         wanted = (labels_N != IGNORED).nonzero()[:, 0].tolist()
         fed = self.run(batch, wanted, taps=taps, hops=hops, tapped=tapped, **how)
         return fed, token_losses(self.model.lm_head(fed.hidden_RD), labels_N[wanted].to(fed.hidden_RD.device))
 
-    def run(self, batch: Batch, wanted: Sequence[int], **how: Any) -> FedBack:
-        """`run_fed_back` on a batch with its blocks."""
+    def run(self, batch: Batch, wanted: Sequence[int], masked: bool = True, **how: Any) -> FedBack:
+        """`run_fed_back` on a batch with its blocks; `masked`: under the model's mask."""
         slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
         embeds_ND, positions_3N = self.embed(batch), self.positions(batch)
-        text, feed = self.backbone.text(self.model), self.model.fed
-        return run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, feed=feed, **how)
+        text, kinds = self.backbone.text(self.model), token_kinds(self.model, batch.input_ids_N) if masked else None
+        feed = self.model.fed
+        return run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, feed=feed, kinds=kinds, **how)
 
 
 def slot_norm(inputs_TD: Tensor, batch: Batch, clock: Clock) -> Tensor:

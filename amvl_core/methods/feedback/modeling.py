@@ -34,10 +34,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.methods.feedback.rules import LatentMode, LatentRules
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.reply_blocks import LATENT_START
+from amvl_core.rows.bottleneck import has_bottleneck, through_slots
 from amvl_core.rows.last_layer import columns_read, reading
 
 
@@ -65,11 +67,15 @@ class FeedbackConfig(Qwen2_5_VLConfig):
 
 
 class LastState(DummyLayer):
-    """A layer of a cache that keeps the states of the last pass, [B, T, D], and no keys or values."""
+    """A layer of a cache that keeps the states of the last pass, [B, T, D], and no keys or values.
+
+    Under the bottleneck mask it also knows which of the cache's columns are images, [B, S].
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.states_BTD: Tensor | None = None
+        self.images_BS: Tensor | None = None
 
     @property
     def last_B1D(self) -> Tensor | None:
@@ -78,12 +84,14 @@ class LastState(DummyLayer):
 
     def reset(self) -> None:
         """There is no column any more."""
-        self.states_BTD = None
+        self.states_BTD = self.images_BS = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """As keys and values are; states of earlier passes, and of columns that were not read, are not known."""
         if self.states_BTD is not None:
             self.states_BTD = self.states_BTD[:, : max(0, self.states_BTD.shape[1] - abs(tokens_to_remove))]
+        if self.images_BS is not None:
+            self.images_BS = self.images_BS[:, : max(0, self.images_BS.shape[1] - abs(tokens_to_remove))]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """As keys and values are."""
@@ -93,11 +101,15 @@ class LastState(DummyLayer):
         """As keys and values are."""
         if self.states_BTD is not None:
             self.states_BTD = self.states_BTD.repeat_interleave(repeats, dim=0)
+        if self.images_BS is not None:
+            self.images_BS = self.images_BS.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """As keys and values are."""
         if self.states_BTD is not None:
             self.states_BTD = self.states_BTD[indices.to(self.states_BTD.device)]
+        if self.images_BS is not None:
+            self.images_BS = self.images_BS[indices.to(self.images_BS.device)]
 
 
 class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -107,6 +119,9 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     config: FeedbackConfig
     new_parts: ClassVar[tuple[str, ...]] = ()
     """What the names of its parts begin with that a stock checkpoint does not have."""
+
+    masks_images: ClassVar[bool] = True
+    """Whether a pass hides images by itself, where the configuration says `bottleneck`."""
 
     def fed(self, states_ND: Tensor) -> Tensor:
         """What slots are given, from the states before them: these, as they are."""
@@ -135,6 +150,8 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         """As the base model's; the input of a slot in `input_ids` is the state before it.
 
         Blocks may stand in other columns in every sample. A ValueError names a slot that has no state before it.
+        Where the configuration says `bottleneck`, only slots and images attend to images; `inputs_embeds` then stand
+        in the place of the embeddings of `input_ids`, which say what each column is.
         """
         output = self.states(
             input_ids=input_ids,
@@ -178,12 +195,48 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
         Of the last `read` columns it is given, and remembered, in any case (0: of all).
         """
+        images_BS = None
+        if has_bottleneck(self):
+            if input_ids is None:
+                raise ValueError(
+                    "under the bottleneck mask input_ids say which columns are images and slots: pass them"
+                )
+            before_BP = None if (kept := _kept(past_key_values)) is None else kept.images_BS
+            inputs = self._masked(input_ids, past_key_values, before_BP, **inputs)
+            images_BT = backbone_of(self).stands_for_features(self, input_ids)
+            images_BS = images_BT if before_BP is None else torch.cat([before_BP, images_BT], 1)
+            input_ids = None if inputs_embeds is not None else input_ids
         with reading(self, read):
             output = self._states(input_ids, past_key_values, inputs_embeds, **inputs)
         output.last_hidden_state = output.last_hidden_state[:, -read:]
-        return _remembered(output)
+        return _remembered(output, images_BS)
 
-    def _states(self, input_ids: Any, past_key_values: Any, inputs_embeds: Tensor | None, **inputs: Any) -> Any:
+    def _masked(
+        self,
+        ids_BT: Tensor,
+        cache: Any,
+        images_BP: Tensor | None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> dict[str, Any]:
+        """The inputs of a pass with the bottleneck in their mask, and with positions, which the plain mask gives."""
+        if position_ids is None:
+            given = {name: inputs.get(name) for name in _PLACES}
+            position_ids = self.model.compute_3d_position_ids(
+                input_ids=ids_BT,
+                inputs_embeds=ids_BT[..., None],  # for its shape alone
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                **given,
+            )
+        mask = through_slots(self, ids_BT, attention_mask, self.dtype, images_BP)
+        return {**inputs, "attention_mask": mask, "position_ids": position_ids}
+
+    def _states(
+        self, input_ids: Tensor | None, past_key_values: Any, inputs_embeds: Tensor | None, **inputs: Any
+    ) -> Any:
+        """`states`, where nothing hides images, or the mask says what does."""
         if input_ids is None or inputs_embeds is not None:
             return self.model(input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **inputs)
         is_slot_BT = input_ids == self.config.slot_token_id
@@ -345,17 +398,25 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return embeds_BTD
 
 
-def _last_state(cache: Any) -> Tensor | None:
+_PLACES = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
+"""Arguments that positions follow from."""
+
+
+def _kept(cache: Any) -> LastState | None:
     layers = [] if cache is None else cache.layers
-    return layers[-1].last_B1D if layers and isinstance(layers[-1], LastState) else None
+    return layers[-1] if layers and isinstance(layers[-1], LastState) else None
 
 
-def _remembered(output: Any) -> Any:
-    """`output`, whose cache now knows the states of this pass."""
+def _last_state(cache: Any) -> Tensor | None:
+    return None if (kept := _kept(cache)) is None else kept.last_B1D
+
+
+def _remembered(output: Any, images_BS: Tensor | None = None) -> Any:
+    """`output`, whose cache now knows the states of this pass, and which of its columns are images."""
     if (cache := output.past_key_values) is not None:
         if not isinstance(cache.layers[-1], LastState):
             cache.layers.append(LastState())
-        cache.layers[-1].states_BTD = output.last_hidden_state
+        cache.layers[-1].states_BTD, cache.layers[-1].images_BS = output.last_hidden_state, images_BS
     return output
 
 

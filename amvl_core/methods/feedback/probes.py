@@ -27,7 +27,7 @@ from amvl_core.contracts.sample import PLACEHOLDER, StoredSample
 from amvl_core.data.batch import Visual, visual_inputs, visuals_of
 from amvl_core.data.encode import IGNORED, Encoded, Encoder, laid_out
 from amvl_core.methods.draws import mean_of_others, moved, normal
-from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
+from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration, LastState
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import sample_positions
 from amvl_core.methods.probing import ProbeAnswer, sums
@@ -168,7 +168,7 @@ class Prober:
             hidden = set() if variant.kept is None else set(range(slots)) - set(variant.kept)
             for slot in hidden:
                 seen_NM[number * items : (number + 1) * items, 1 + slot] = False
-        hidden_NMD = behind(self.model, start, seen_NM, inputs_embeds=embeds_NMD)
+        hidden_NMD = behind(self.model, start, seen_NM, input_ids=ids_NM, inputs_embeds=embeds_NMD)
         return extended(self.model, start, hidden_NMD, seen_NM, ids_NM)
 
     def _log_likelihoods(self, start: Prefilled, replies: Sequence[Reply]) -> list[float]:
@@ -203,6 +203,10 @@ def repeated(model: Any, start: Prefilled, copies: int) -> Prefilled:
         layer = start.cache.layers[number]
         cache.update(layer.keys.repeat(copies, 1, 1, 1), layer.values.repeat(copies, 1, 1, 1), number)
     assert start.ids_BT is not None
+    last = LastState()
+    last.images_BS = start.cache.layers[-1].images_BS
+    last.batch_select_indices(torch.arange(len(start.ids_BT)).repeat(copies))
+    cache.layers.append(last)
     return Prefilled(
         cache,
         start.logits_BV.repeat(copies, 1),

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.method import Clock, Method
+from amvl_core.methods.written_mask import written_mask
 
 
 class Read(NamedTuple):
@@ -28,14 +29,15 @@ class Read(NamedTuple):
     layers_TD: list[Tensor]
 
 
-def one_by_one(method: Method, batch: Batch) -> Iterator[Read]:
-    """Every sample of the batch, by the stock model on a cache."""
+def one_by_one(method: Method, batch: Batch, masked: bool = True) -> Iterator[Read]:
+    """Every sample of the batch, by the stock model on a cache; `masked`: under the method's mask."""
     model = method.model
     embeds, positions = method.embed(batch).split(batch.lengths), method.positions(batch).split(batch.lengths, 1)
     ids, labels = batch.input_ids_N.split(batch.lengths), batch.labels_N.split(batch.lengths)
     for sample, (ids_T, labels_T) in enumerate(zip(ids, labels, strict=True)):
         is_slot = (ids_T == model.config.slot_token_id).tolist()
-        yield Read(labels_T, is_slot, *_states(model, embeds[sample][None], positions[sample][:, None], is_slot))
+        mask = written_mask(model, ids_T) if masked else None
+        yield Read(labels_T, is_slot, *_states(model, embeds[sample][None], positions[sample][:, None], is_slot, mask))
 
 
 def next_token_loss(method: Method, batch: Batch, clock: Clock) -> Tensor:
@@ -52,7 +54,9 @@ def token_loss(model: Any, read: Read) -> Tensor:
     return functional.cross_entropy(logits, read.labels_T[1:][kept], reduction="sum")
 
 
-def _states(model: Any, embeds: Tensor, positions: Tensor, is_slot: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
+def _states(
+    model: Any, embeds: Tensor, positions: Tensor, is_slot: Sequence[bool], mask: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
     """Final states and those behind all layers, [T, D]; a slot's input is what `fed` makes of the state before."""
     cache = DynamicCache(config=model.config.text_config)
     finals: list[Tensor] = []
@@ -61,6 +65,7 @@ def _states(model: Any, embeds: Tensor, positions: Tensor, is_slot: Sequence[boo
         inputs = model.fed(finals[-1][:, -1:]) if is_slot[start] else embeds[:, start:stop]
         output = model.model.language_model(
             inputs_embeds=inputs,
+            attention_mask=None if mask is None else mask[..., start:stop, :stop],
             position_ids=positions[..., start:stop],
             past_key_values=cache,
             use_cache=True,

@@ -10,6 +10,7 @@ from pydantic import Field
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Fill, Segment, StoredSample
 from amvl_core.methods.curriculum import StepsReplaced
+from amvl_core.methods.masks import LaterMaskedMethod
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT, FeedbackBlocks
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class LvrMethod(StepsReplaced, FeedbackBlocks):
+class LvrMethod(LaterMaskedMethod, StepsReplaced, FeedbackBlocks):
     """Latent visual reasoning: slots that hold the vision tokens of a sample's region, each predicted by the state
     before it. L = L_CE + `feature_weight` L_MSE. At inference the model's own states stand there.
     """

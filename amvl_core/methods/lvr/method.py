@@ -19,7 +19,6 @@ from amvl_core.methods.lvr.config import LvrMethod
 from amvl_core.methods.lvr.modeling import LVRForConditionalGeneration
 from amvl_core.methods.method import Clock, StepOutput
 from amvl_core.rows.packed import run_row
-from amvl_core.rows.spans import Span
 
 
 class Lvr(FeedbackMethod):
@@ -36,8 +35,8 @@ class Lvr(FeedbackMethod):
         """The objective and its terms."""
         slots, labels_N = filled_slots(batch, self.model.config.slot_token_id), next_labels(batch)
         embeds_ND, features_TD = self.filled(batch, slots)
-        text, spans = self.backbone.text(self.model), [Span(length, length) for length in batch.lengths]
-        hidden_ND, _ = run_row(text, embeds_ND, self.positions(batch), spans)
+        text = self.backbone.text(self.model)
+        hidden_ND, _ = run_row(text, embeds_ND, self.positions(batch), self.spans(batch))
         wanted_N = labels_N != IGNORED
         device = hidden_ND.device
         logits_RV = self.model.lm_head(hidden_ND[wanted_N.to(device)])

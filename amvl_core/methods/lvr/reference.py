@@ -11,6 +11,7 @@ from torch.nn import functional
 from amvl_core.data.batch import Batch
 from amvl_core.methods.feedback.reference import Read, token_loss
 from amvl_core.methods.method import Clock
+from amvl_core.methods.written_mask import written_mask
 
 if TYPE_CHECKING:
     from amvl_core.methods.lvr.method import Lvr
@@ -30,7 +31,10 @@ def objective(method: Lvr, batch: Batch, clock: Clock) -> Tensor:
             if slot:
                 inputs[place] = next(features)
         final = model.model.language_model(
-            inputs_embeds=torch.stack(inputs)[None], position_ids=positions[sample][:, None], use_cache=False
+            inputs_embeds=torch.stack(inputs)[None],
+            attention_mask=written_mask(model, ids_T),
+            position_ids=positions[sample][:, None],
+            use_cache=False,
         ).last_hidden_state[0]
         loss = loss + token_loss(model, Read(labels_T, is_slot, final, [])) / clock.num_tokens
         slots = [place for place, slot in enumerate(is_slot) if slot]

@@ -11,6 +11,7 @@ from torch.nn import functional
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.method import Clock
+from amvl_core.methods.written_mask import written_mask
 
 if TYPE_CHECKING:
     from amvl_core.methods.mull.method import Mull
@@ -25,7 +26,10 @@ def objective(method: Mull, batch: Batch, clock: Clock) -> Tensor:
     loss = torch.zeros((), dtype=model.dtype, device=model.device)
     for sample, (ids_T, labels_T) in enumerate(zip(ids, labels, strict=True)):
         states_TD = model.model.language_model(
-            inputs_embeds=embeds[sample][None], position_ids=positions[sample][:, None], use_cache=False
+            inputs_embeds=embeds[sample][None],
+            attention_mask=written_mask(model, ids_T),
+            position_ids=positions[sample][:, None],
+            use_cache=False,
         ).last_hidden_state[0]
         logits_TV = model.lm_head(states_TD)
         answer = functional.cross_entropy(logits_TV[:-1], labels_T[1:], ignore_index=IGNORED, reduction="sum")

@@ -14,7 +14,6 @@ from amvl_core.methods.loading import load_stock
 from amvl_core.methods.losses import finite_samples, token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.rows.packed import run_row
-from amvl_core.rows.spans import Span, TokenKind, bottleneck_spans
 
 
 class Sft(Method):
@@ -41,22 +40,7 @@ class Sft(Method):
     def states(self, batch: Batch) -> Tensor:
         """Final states [N, D] of the packed batch."""
         text = self.backbone.text(self.model)
-        return run_row(text, self.embed(batch), self.positions(batch), self._spans(batch))[0]
-
-    def _spans(self, batch: Batch) -> list[Span]:
-        """A causal sequence for each sample, cut where images and slots begin and end under the bottleneck mask."""
-        if not self.config.bottleneck:
-            return [Span(length, read=length) for length in batch.lengths]
-        slots = set(getattr(self.model.config, "slot_token_ids", None) or [])
-        spans: list[Span] = []
-        for ids_N in batch.input_ids_N.split(batch.lengths):
-            shown = self.backbone.stands_for_features(self.model, ids_N).tolist()
-            kinds: list[TokenKind] = [
-                "image" if image else "slot" if token in slots else "text"
-                for token, image in zip(ids_N.tolist(), shown, strict=True)
-            ]
-            spans += bottleneck_spans(kinds, first=len(spans))
-        return spans
+        return run_row(text, self.embed(batch), self.positions(batch), self.spans(batch))[0]
 
 
 def predicted(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import Published
+from amvl_core.methods.masks import LaterMaskedMethod
 from amvl_core.methods.reply_blocks import ReplyBlocks
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from amvl_core.methods.cost import Cost
 
 
-class ValrMethod(ReplyBlocks):
+class ValrMethod(LaterMaskedMethod, ReplyBlocks):
     """Vision-aligned latent reasoning: blocks of K fed-back states before steps, aligned with frozen encoders.
 
     L = L_CE + `align_weight` L_REPA. What the paper leaves open is decided in docs/decisions.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.experiments import EXPERIMENTS, experiment
 from amvl_core.experiments.experiment import at_rate, difficulty
+from amvl_core.methods.amvl.config import AmvlMethod
 
 NAMES = list(EXPERIMENTS)
 
@@ -43,6 +45,42 @@ def test_roles_follow_from_the_methods(name: str) -> None:
         assert arm.writes == (gone == {0}), arm.label
 
 
+def test_the_image_is_behind_the_slots_in_all_steps_or_in_the_first_half() -> None:
+    plain, found = experiment("latents"), experiment("latents-bottleneck")
+    arms, bare = {arm.label: arm for arm in found.arms}, [arm for arm in plain.arms if not arm.writes]
+    assert len(arms) - 1 == 2 * len(bare) == 26
+    assert found.arms[0] == plain.arms[0]
+    assert found._replace(title=plain.title, arms=plain.arms) == plain
+    for arm in bare:
+        whole, half = (arms[f"{arm.label}, {when}"] for when in ("bottleneck", "bottleneck then full"))
+        assert (whole.role, half.role) == (arm.role, arm.role)
+        assert list(whole.stages) == list(arm.stages)
+        stages = list(whole.stages.values())
+        assert all(stage.method.bottleneck for stage in stages)
+        assert [unmasked(stage) for stage in stages] == list(arm.stages.values())
+        masks = [stage.method.bottleneck for stage in half.stages.values() for _ in range(stage.steps or 0)]
+        assert masks == [True] * 240 + [False] * 240
+        if len(arm.stages) > 1:
+            assert [unmasked(stage) for stage in half.stages.values()] == list(arm.stages.values())
+        else:
+            first, second = half.stages.values()
+            assert unmasked(first) == second
+
+
+def test_schedules_of_a_stage_in_two_are_half_as_long() -> None:
+    (arm,) = [
+        arm for arm in experiment("latents-bottleneck").arms if arm.label == "AMVL, hidden steps, bottleneck then full"
+    ]
+    for stage in arm.stages.values():
+        method = stage.method
+        assert isinstance(method, AmvlMethod)
+        assert (method.gamma_start, method.beta_warmup, method.gamma_warmup, stage.steps) == (60, 120, 120, 240)
+
+
+def unmasked(stage: StageConfig) -> StageConfig:
+    return stage.model_copy(update={"method": stage.method.model_copy(update={"mask": "full"})})
+
+
 def test_validation_questions_are_others() -> None:
     found = experiment("latents")
     (asked,) = found.validated_on(found.shared).data.sources
@@ -65,5 +103,7 @@ def test_a_rate_is_that_of_an_arms_own_stages() -> None:
 
 def test_a_task_says_its_steps_and_a_wrong_name_is_refused() -> None:
     assert difficulty("microworld/chain_12") == 12
-    with pytest.raises(ConfigError, match="no experiment 'lattents'; choose one of latents, latents-small"):
+    with pytest.raises(
+        ConfigError, match="no experiment 'lattents'; choose one of latents, latents-bottleneck, latents-small"
+    ):
         experiment("lattents")
