@@ -20,6 +20,7 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     FeaturesRecord,
+    LinearProbeRecord,
     ModelRecord,
     Place,
     ReportRecord,
@@ -276,6 +277,26 @@ def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
         tracker.faithfulness(record)
         _log_rows(tracker, name, rows, said)
         tracker.figure(f"figures/{name}.png", figures.faithfulness_chart(record.rows, said))
+
+
+@task(task_run_name="linear-probe-{model.stage}", cache_policy=NO_CACHE)
+def linear_probe(
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker, processes: Processes
+) -> LinearProbeRecord:
+    """What linear probes read of the written steps from a latent model's slots, on all test questions."""
+    where = place(config, "linear_probe", fingerprints.linear_probe_fingerprint(dataset, model))
+
+    def make() -> LinearProbeRecord:
+        with working(config, tracker, f"linear-probe-{model.stage}") as on_progress:
+            from infra import ray_eval
+
+            return ray_eval.linear_probe(processes.evaluators(), config, dataset, model, where, on_progress)
+
+    record = finished_or(f"linear probe {model.stage}", where, LinearProbeRecord, make)
+    if record.left_out:
+        said = "linear probe: step %s left out: one text alone, too many different ones, or too few questions"
+        get_run_logger().warning(said, ", ".join(map(str, record.left_out)))
+    return record
 
 
 @task(task_run_name="analyse-{model.stage}", cache_policy=NO_CACHE)

@@ -306,6 +306,40 @@ class FaithfulnessRecord(Record):
         return storage.join(self.uri, "items.parquet")
 
 
+class StepProbe(Frozen):
+    """How many of the `n` test questions with a step number `step` a linear probe gives that step's text; shares of 1.
+
+    `texts` are its different texts, `majority` is the share of the commonest. `slots` are the probes of each slot,
+    `prompt` is that of the state at the last token before the block. Each question is held out of its probe's fit.
+    """
+
+    step: int
+    n: int
+    texts: int
+    majority: float
+    prompt: float
+    slots: list[float]
+
+
+class LinearProbeRecord(Record):
+    """What linear probes read of the written steps from the slots of one checkpoint (`eval/linear_probe.py`).
+
+    Steps that are `left_out` cannot be probed. `vectors.parquet` below `uri` holds what the probes were fitted on.
+    """
+
+    kind: Literal["linear_probe"] = "linear_probe"
+    checkpoint: str
+    stage: str
+    dataset: str
+    steps: list[StepProbe]
+    left_out: list[int]
+
+    @property
+    def vectors_uri(self) -> str:
+        """Of each question what its slots hold, the state before them, and its steps as JSON."""
+        return storage.join(self.uri, "vectors.parquet")
+
+
 class AnalysisRecord(Record):
     """What the method of one checkpoint measures of its latents on test samples; `files` lie below `uri`.
 
@@ -393,7 +427,8 @@ class AblationRecord(Record):
 class TrainedArm(Frozen):
     """What one training of an arm gave: accuracy by task and the mean of tokens and slots that its replies have.
 
-    `variants` are the rows of the suite, the unchanged model first; none without latents.
+    `variants` are the rows of the suite, the unchanged model first; `probes` are those of each step; none without
+    latents.
     """
 
     checkpoint: str
@@ -401,6 +436,7 @@ class TrainedArm(Frozen):
     tokens: float
     slots: float
     variants: list[VariantScore]
+    probes: list[StepProbe]
 
 
 class ArmRecord(Frozen):

@@ -23,6 +23,7 @@ from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
     FaithfulnessRecord,
+    LinearProbeRecord,
     Place,
     Shard,
     load_record,
@@ -32,6 +33,7 @@ from amvl_core.eval.analysis import read_tables
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.evaluation import EvaluationWorker, with_predictions
 from amvl_core.eval.faithfulness import score_variants, verdict
+from amvl_core.eval.linear_probe import probed
 from amvl_core.eval.questions import Questions
 from amvl_core.eval.suite import ProbingWorker
 from amvl_core.methods.amvl.analysis.analysis import HEAT_MAPS, AmvlAnalysis
@@ -248,6 +250,40 @@ def test_an_analysis_holds_what_its_tables_say(actors, config, dataset, amvl, ro
         assert len({len(column) for column in columns.values()}) == 1
     cells = AmvlAnalysis().data(record, tables, "occlusion")
     assert len(cells["shift"]) == sum(np.prod(row["shape"]) for row in tables["occlusion"].to_pylist())
+
+
+def test_linear_probes_are_those_of_what_the_prober_holds(actors, config, amvl, tmp_path) -> None:
+    """60 questions with two steps; the record's figures are those of its file, and that is what one process gives."""
+    asked = [replace(sample(f"test-{i}", i), steps=("abc"[i % 3], "same"), step_images=(None, None)) for i in range(60)]
+    (tmp_path / "data").mkdir()
+    pq.write_table(table(asked), tmp_path / "data" / "test.parquet")
+    shards = [Shard(file="test.parquet", split="test", rows=60, sha256="")]
+    data = DatasetRecord(
+        uri=str(tmp_path / "data"), fingerprint="s", schema_version=1, shards=shards, kept=60, dropped={}, reports=[]
+    )
+    place = Place(str(tmp_path / "probe"), "p")
+    record = ray_eval.linear_probe(actors, config, data, amvl, place, lambda _: None)
+    assert record == load_record(place.uri, LinearProbeRecord)
+    assert ([step.step for step in record.steps], record.left_out) == ([1], [2])
+    assert (record.steps[0].n, record.steps[0].texts, len(record.steps[0].slots)) == (60, 3, LATENT.num_slots)
+    assert not (tmp_path / "probe" / "parts").exists()
+    rows = pq.read_table(record.vectors_uri).to_pylist()
+    again, _ = probed(
+        np.array([row["prompt"] for row in rows]),
+        np.array([row["slots"] for row in rows]),
+        [json.loads(row["steps"]) for row in rows],
+        [row["group"] or row["sample_id"] for row in rows],
+    )
+    assert again == record.steps
+    worker = ProbingWorker(config, amvl, "")
+    held = worker.prober.held(asked)
+    for row, slots_KD, prompt_D in zip(
+        sorted(rows, key=lambda row: int(row["sample_id"].removeprefix("test-"))),
+        *(part.numpy() for part in held),
+        strict=True,
+    ):
+        np.testing.assert_allclose(row["slots"], slots_KD, rtol=0, atol=1e-5)  # worst seen: 1e-6, in float32
+        np.testing.assert_allclose(row["prompt"], prompt_D, rtol=0, atol=1e-5)
 
 
 def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None:
