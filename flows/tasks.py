@@ -24,6 +24,7 @@ from amvl_core.contracts.records import (
     ModelRecord,
     Place,
     ReportRecord,
+    SamplingRecord,
     remove_resume_state,
     save_record,
 )
@@ -36,6 +37,7 @@ from flows.stage import all_finished_or, finished_or, place, working
 from infra import cluster, registry
 from infra.mlflow_client import AS_TRAINING, tracking_uri
 from infra.processes import Processes
+from infra.reports.page import SAMPLING, sampling
 from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
@@ -296,6 +298,30 @@ def linear_probe(
     if record.left_out:
         said = "linear probe: step %s left out: one text alone, too many different ones, or too few questions"
         get_run_logger().warning(said, ", ".join(map(str, record.left_out)))
+    return record
+
+
+@task(task_run_name="sample-{model.stage}", cache_policy=NO_CACHE)
+def sample(
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker, processes: Processes
+) -> SamplingRecord:
+    """Drawn latents against drawn tokens, at equal numbers of answers, on questions of the test split."""
+    where = place(config, "sampling", fingerprints.sampling_fingerprint(config, dataset, model))
+
+    def make() -> SamplingRecord:
+        with working(config, tracker, f"sample-{model.stage}") as on_progress:
+            from infra import ray_eval
+
+            return ray_eval.sample(processes.evaluators(), config, dataset, model, where, on_progress)
+
+    record = finished_or(f"sample {model.stage}", where, SamplingRecord, make)
+    rows = sampling(record)
+    create_table_artifact(rows, key="sampling", description=SAMPLING)
+    if tracker.run_id is not None:
+        from infra.reports import figures
+
+        _log_rows(tracker, "sampling", rows, SAMPLING)
+        tracker.figure("figures/sampling.png", figures.sampling_chart(record))
     return record
 
 

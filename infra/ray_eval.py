@@ -1,4 +1,4 @@
-"""Evaluation, faithfulness suite, linear probes and analysis over Ray actors.
+"""Evaluation, faithfulness suite, linear probes, draws and analysis over Ray actors.
 
 `amvl_core/eval` says what is asked and made of it.
 """
@@ -21,10 +21,12 @@ from amvl_core.contracts.records import (
     FaithfulnessRecord,
     LinearProbeRecord,
     Place,
+    SamplingRecord,
 )
 from amvl_core.eval.analysis import LatentAnalysis
 from amvl_core.eval.evaluation import Evaluation, EvaluationWorker
 from amvl_core.eval.linear_probe import LinearProbe
+from amvl_core.eval.sampling import Sampling, SamplingWorker
 from amvl_core.eval.suite import ANSWERS, ProbingWorker, Suite
 from infra.actors import Actors
 from infra.cluster import resources
@@ -105,6 +107,23 @@ def linear_probe(
     make = partial(ProbingWorker, config, model, "")
     tables = actors.tables(make, probe.asked, probe.parts(config), _parts(place), probe.name, on_progress)
     record = probe.finish(tables)
+    storage.remove(_parts(place))
+    return record
+
+
+def sample(
+    actors: Actors,
+    config: RunConfig,
+    dataset: DatasetRecord,
+    model: CheckpointRecord,
+    place: Place,
+    on_progress: ProgressFn,
+) -> SamplingRecord:
+    """Several answers of `model` to each question, by drawn latents and by drawn tokens."""
+    sampling = Sampling(config, dataset, model, place)
+    make = partial(SamplingWorker, config, model)
+    tables = actors.tables(make, sampling.asked, sampling.parts(), _parts(place), sampling.name, on_progress)
+    record = sampling.finish(tables)
     storage.remove(_parts(place))
     return record
 

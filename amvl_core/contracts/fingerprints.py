@@ -14,6 +14,7 @@ EVALUATE_VERSION = 6
 FAITHFULNESS_VERSION = 4
 ANALYSE_VERSION = 2
 LINEAR_PROBE_VERSION = 1
+SAMPLING_VERSION = 1
 ABLATION_VERSION = 3
 EXPERIMENT_VERSION = 2
 
@@ -98,6 +99,20 @@ def analyse_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Checkp
 def linear_probe_fingerprint(dataset: DatasetRecord, model: CheckpointRecord) -> str:
     """Of the linear probes on what `model`'s slots hold on all test questions of `dataset`."""
     return fingerprint("linear_probe", LINEAR_PROBE_VERSION, model=model.fingerprint, dataset=dataset.fingerprint)
+
+
+def sampling_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord) -> str:
+    """Of several answers of `model` to questions of `dataset`'s test split."""
+    return fingerprint(
+        "sampling",
+        SAMPLING_VERSION,
+        evaluation={
+            **config.evaluation.model_dump(mode="json", include={"sampled_items", "seed"}),
+            "max_new_tokens": max_new_tokens(config, dataset),
+        },
+        model=model.fingerprint,
+        dataset=dataset.fingerprint,
+    )
 
 
 def ablation_fingerprint(

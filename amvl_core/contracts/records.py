@@ -340,6 +340,42 @@ class LinearProbeRecord(Record):
         return storage.join(self.uri, "vectors.parquet")
 
 
+GREEDY, LATENTS, TOKENS = "greedy", "latents", "tokens"
+"""Where several answers of one model to one question differ: nowhere, in drawn latents, or in drawn tokens."""
+
+
+class SampledScore(Frozen):
+    """What `answers` answers to each of `n` questions score: shares of 1, with their 95 % intervals over questions.
+
+    `source` is where answers differ and `scale` how far: tau of drawn latents, or the temperature of drawn tokens.
+    `passed`: one of them is right. `voted`: the commonest of them is.
+    """
+
+    source: str
+    scale: float
+    answers: int
+    n: int
+    passed: float
+    passed_interval: tuple[float, float]
+    voted: float
+    voted_interval: tuple[float, float]
+
+
+class SamplingRecord(Record):
+    """Drawn latents against drawn tokens of one checkpoint, at equal numbers of answers (`eval/sampling.py`)."""
+
+    kind: Literal["sampling"] = "sampling"
+    checkpoint: str
+    stage: str
+    dataset: str
+    scores: list[SampledScore]
+
+    @property
+    def samples_uri(self) -> str:
+        """Every answer."""
+        return storage.join(self.uri, "samples.parquet")
+
+
 class AnalysisRecord(Record):
     """What the method of one checkpoint measures of its latents on test samples; `files` lie below `uri`.
 
