@@ -370,11 +370,6 @@ class RunConfig(Frozen):
                 raise ValueError(
                     f"evaluation.{name}: the models of {self.method.kind} write no latent blocks; leave it out"
                 )
-        if self.evaluation.sampled_items and not self.method.draws_latents:
-            raise ValueError(
-                f"evaluation.sampled_items: the latents of {self.method.kind} cannot be drawn, there is nothing to "
-                "compare with drawn tokens; leave it out"
-            )
         for name, stage in self.stages.items():
             if not STAGE_NAME.fullmatch(name):
                 raise ValueError(

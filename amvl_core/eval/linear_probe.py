@@ -43,6 +43,7 @@ class LinearProbe:
     """What the slots of `model` hold on all test questions of `dataset`."""
 
     def __init__(self, dataset: DatasetRecord, model: CheckpointRecord, place: Place) -> None:
+        dataset.check_test_split()
         self.model, self.place = model, place
         self.asked = Questions.of(dataset)
         self.name = f"linear probe {model.stage}"

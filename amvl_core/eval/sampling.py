@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.method import configurations
 from amvl_core.contracts.parts import Part
 from amvl_core.contracts.records import (
     GREEDY,
@@ -46,9 +48,11 @@ SOURCES = ((GREEDY, 0.0), *((LATENTS, tau) for tau in TAUS), *((TOKENS, heat) fo
 
 
 class Sampling:
-    """`model` on questions of `dataset`'s test split."""
+    """`model` on questions of `dataset`'s test split. Raises as `check_drawn`."""
 
     def __init__(self, config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, place: Place) -> None:
+        check_drawn(model.method)
+        dataset.check_test_split()
         self.config, self.model, self.place = config, model, place
         self.asked = Questions.of(dataset)
         self.name = f"sample {model.stage}"
@@ -100,6 +104,15 @@ class SamplingWorker(EvaluationWorker):
                     for known, answer in zip(columns, answers, strict=True)
                 ]
         return found
+
+
+def check_drawn(method: str) -> None:
+    """Raises ConfigError where the latents of models that `method` trained cannot be drawn."""
+    if not configurations()[method].draws_latents:
+        raise ConfigError(
+            f"evaluation.sampled_items: the latents of {method} have no distribution to draw from, so there is nothing "
+            "to compare with drawn tokens; leave it out"
+        )
 
 
 def score_samples(rows: Iterable[Mapping[str, Any]]) -> list[SampledScore]:

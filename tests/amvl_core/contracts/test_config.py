@@ -61,10 +61,6 @@ def test_a_preset_survives_json(name: str) -> None:
             {"evaluation": {"faithfulness_items": 1}},
             "evaluation: Value error, faithfulness_items must be 0 or at least 2",
         ),
-        (
-            {"stages": {"amvl": {"method": {"kind": "sft"}}}, "evaluation": {"sampled_items": 9}},
-            "evaluation.sampled_items: the latents of sft cannot be drawn",
-        ),
         ({"heldout": {"samples": 8}}, "heldout: Value error, samples must be 0 or at least 16, not 8"),
         ({"heldout": {"samples": 0, "every": 5}}, "heldout: Value error, every says nothing where no samples"),
         ({"data": {"sources": []}}, "data.sources is empty"),
