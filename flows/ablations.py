@@ -27,6 +27,7 @@ from amvl_core.contracts.fingerprints import (
     ablation_fingerprint,
     analyse_fingerprint,
     faithfulness_fingerprint,
+    linear_probe_fingerprint,
     train_fingerprint,
 )
 from amvl_core.contracts.frozen import Seed
@@ -42,6 +43,7 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     FeaturesRecord,
+    LinearProbeRecord,
     SeedScores,
     save_record,
 )
@@ -83,6 +85,7 @@ class Result(NamedTuple):
     """On the test split, and on each published benchmark of the run."""
     faithfulness: FaithfulnessRecord | None
     analysis: AnalysisRecord | None
+    linear_probe: LinearProbeRecord | None = None
 
 
 Plan = dict[str, dict[int, RunConfig]]
@@ -186,10 +189,12 @@ def run_rows(
     shared: dict[str, CheckpointRecord],
     tracker: Tracker,
     features: list[FeaturesRecord],
+    probed: bool = False,
 ) -> Found:
     """All rows with all seeds, as many at a time as the cluster takes; a row that fails does not stop the others.
 
-    They are trained on `dataset` and evaluated on each of `asked`, the first of which has the suite.
+    They are trained on `dataset` and evaluated on each of `asked`, the first of which has the suite, and where rows are
+    `probed` linear probes.
     """
     ray_cluster.connect(config.cluster)
     jobs = ray_cluster.jobs_at_once(config.cluster)
@@ -208,7 +213,7 @@ def run_rows(
         started: dict[Future[Result], tuple[str, int]] = {}
         for label, seed, row in todo:
             # The flow's context, which its tasks need, is each thread's own copy.
-            run = partial(run_row, row, f"{label}, seed {seed}", dataset, asked, shared, parent, free, features)
+            run = partial(run_row, row, f"{label}, seed {seed}", dataset, asked, shared, parent, free, features, probed)
             started[threads.submit(copy_context().run, run)] = (label, seed)
         for done, future in enumerate(as_completed(started), 1):
             label, seed = started[future]
@@ -244,6 +249,7 @@ def run_row(
     parent_run: str,
     free: Free,
     features: list[FeaturesRecord],
+    probed: bool,
 ) -> Result:
     """One row with one seed: its own stages behind the shared ones, then its evaluation, in a nested run."""
     trained = dict(shared)
@@ -256,7 +262,7 @@ def run_row(
         checkpoint = list(trained.values())[-1]
         name = checkpoint.stage.replace("_", "-")
         evaluations = tasks.evaluate(config, name, asked, checkpoint, tracker, processes)
-        faithfulness = analysis = None
+        faithfulness = analysis = probe = None
         if config.method.has_latents:
             if swapped := tasks.swappable(config, asked[:1]):
                 with _working[faithfulness_fingerprint(config, asked[0], checkpoint, [])]:
@@ -264,7 +270,10 @@ def run_row(
             if config.method.analysis() and config.evaluation.analysis_items:
                 with _working[analyse_fingerprint(config, dataset, checkpoint)]:
                     analysis = tasks.analyse(config, dataset, checkpoint, tracker, processes)
-        return Result(checkpoint, evaluations, faithfulness, analysis)
+            if probed:
+                with _working[linear_probe_fingerprint(asked[0], checkpoint)]:
+                    probe = tasks.linear_probe(config, asked[0], checkpoint, tracker, processes)
+        return Result(checkpoint, evaluations, faithfulness, analysis, probe)
 
 
 @contextmanager

@@ -8,11 +8,15 @@ from amvl_core.contracts.encoders import BASE, TINY
 from amvl_core.contracts.errors import AmvlError, ConfigError
 from amvl_core.data.stored_features import StoredFeatures
 from amvl_core.eval.benchmarks import BENCHMARKS
+from amvl_core.eval.sampling import check_drawn
 from infra.mlflow_client import check_names, check_reachable
 
 
 def check_run(config: RunConfig) -> None:
-    """Storage, tracking, base model, encoders, benchmark files, controls. Raises an AmvlError that names the field."""
+    """Storage, tracking, base model, encoders, benchmark files, controls, drawn latents.
+
+    Raises an AmvlError that names the field.
+    """
     storage.check_writable(storage.absolute(config.storage))
     check_names(config)
     check_reachable(config)
@@ -20,6 +24,8 @@ def check_run(config: RunConfig) -> None:
     check_encoders(config)
     check_benchmarks(config)
     ablations.controls(config)
+    if config.evaluation.sampled_items:
+        check_drawn(config.method.kind)
 
 
 def check_base(base: str) -> None:

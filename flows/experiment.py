@@ -78,7 +78,7 @@ def experiment(
 
             def make() -> ExperimentRecord:
                 run_id = tracker.start()
-                found = run_rows(config, plan, dataset, [dataset], shared, tracker, features)
+                found = run_rows(config, plan, dataset, [dataset], shared, tracker, features, probed=True)
                 record = ExperimentRecord(
                     **where._asdict(),
                     name=name,
@@ -166,7 +166,10 @@ def line(
         for control in chosen.arms
         if control.role == "control" and control.writes == arm.writes and arm.role == "latent"
     }
-    trained = {seed: trained_arm(one.checkpoint, one.evaluations[0], one.faithfulness) for seed, one in results.items()}
+    trained = {
+        seed: trained_arm(one.checkpoint, one.evaluations[0], one.faithfulness, one.linear_probe)
+        for seed, one in results.items()
+    }
     config = next(iter(plan[arm.label].values()))
     return ArmRecord(
         label=arm.label,

@@ -1,16 +1,18 @@
-"""An experiment for people: the chart, its tables as Markdown, and where they are shown."""
+"""An experiment for people: the charts, its tables as Markdown, and where they are shown."""
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import CONSTANT, NO_BLOCK, SWAPPED, ArmRecord, ExperimentRecord, VariantScore
+from amvl_core.eval.experiment import mean_probes
+from amvl_core.eval.significance import wilson
 from amvl_core.experiments.experiment import Experiment, difficulty
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
 from flows.report import markdown_table
 from flows.tasks import mlflow_page
-from infra.reports.experiment import chart
+from infra.reports.experiment import chart, slots_chart
 from infra.tracking import Tracker
 
-CHART, TEXT = "chart.png", "tables.md"
+CHART, SLOTS_CHART, TEXT = "chart.png", "slots.png", "tables.md"
 """Below the experiment's place in the storage."""
 CHANGES = (SWAPPED, CONSTANT, "zeroed", "noise", NO_BLOCK, "posterior")
 """The changes of latents that are shown; `posterior` is AMVL's oracle, which has seen the answer."""
@@ -61,6 +63,23 @@ def control_rows(record: ExperimentRecord) -> list[dict[str, str]]:
     ]
 
 
+def probe_rows(record: ExperimentRecord) -> list[dict[str, str]]:
+    """One line a latent arm and step: what linear probes read from the state before the block, and from the slots."""
+    return [
+        {
+            "arm": arm.label,
+            "step": str(probe.step),
+            "n": f"{probe.n:,}",
+            "commonest": f"{100 * probe.majority:.1f}",
+            "prompt": _interval(probe.prompt, probe.n),
+            "best slot": f"{1 + probe.slots.index(max(probe.slots))}: {_interval(max(probe.slots), probe.n)}",
+            "all slots": " ".join(f"{100 * value:.0f}" for value in probe.slots),
+        }
+        for arm in record.arms
+        for probe in mean_probes(arm)
+    ]
+
+
 def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
     """The tables with what must be known to read them."""
     seeds = sorted({seed for arm in record.arms for seed in arm.trained})
@@ -83,6 +102,15 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
             "pooled.",
             markdown_table(control_rows(record)),
         ]
+    if probes := probe_rows(record):
+        parts += [
+            "What the slots hold: the share of test questions for which a linear probe gives the text of a written "
+            "step, in per cent, mean of the seeds. Each question is held out of its probe's fit. `n`: questions with "
+            "that step. `commonest`: the share of its commonest text. `prompt`: the probe of the state at the last "
+            "token before the block. `all slots`: from the first on. Intervals are Wilson's 95 % over the questions of "
+            "one seed; the best of several slots is too high by chance.",
+            markdown_table(probes),
+        ]
     failed = [f"- {arm.label}, seed {seed}: {why}" for arm in record.arms for seed, why in arm.failed.items()]
     if failed:
         parts.append("Failed, and not in the means:\n\n" + "\n".join(failed))
@@ -90,17 +118,21 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
 
 
 def show(config: RunConfig, chosen: Experiment, record: ExperimentRecord, tracker: Tracker) -> str:
-    """Chart and tables: in the storage, on the run's page, and on the tracking page, whose address is returned."""
-    text, figure = markdown(chosen, record), chart(record, chosen.title)
+    """Charts and tables: in the storage, on the run's page, and on the tracking page, whose address is returned."""
+    text, figures = markdown(chosen, record), {CHART: chart(record, chosen.title)}
+    if slots := slots_chart(record):
+        figures[SLOTS_CHART] = slots
     storage.write_bytes(storage.join(record.uri, TEXT), text.encode())
-    with storage.writing(storage.join(record.uri, CHART)) as path:
-        figure.savefig(path, format="png", dpi=150)
+    for name, figure in figures.items():
+        with storage.writing(storage.join(record.uri, name)) as path:
+            figure.savefig(path, format="png", dpi=150)
     create_markdown_artifact(text, key=f"experiment-{record.name}", description=chosen.title)
     create_table_artifact(accuracy_rows(record), key=f"experiment-{record.name}-accuracy", description=chosen.title)
     page = mlflow_page(config, record.run_id)
     create_link_artifact(page, key="mlflow-run", link_text="the experiment in MLflow", description="Nested runs, chart")
     if tracker.run_id == record.run_id:  # else the run that computed it has them
-        tracker.figure(f"figures/{CHART}", figure)
+        for name, figure in figures.items():
+            tracker.figure(f"figures/{name}", figure)
         tracker.note(text, f"tables/{TEXT}")
     return page
 
@@ -128,6 +160,11 @@ def _against(arm: ArmRecord, label: str) -> str:
 def _chance(record: ExperimentRecord) -> dict[str, str]:
     by_task = {str(difficulty(task)): f"{100 * value:.1f}" for task, value in record.chance.items()}
     return {**by_task, "all": _mean(list(record.chance.values()))}
+
+
+def _interval(share: float, n: int) -> str:
+    low, high = wilson(share * n, n)
+    return f"{100 * share:.1f} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _mean(values: list[float]) -> str:

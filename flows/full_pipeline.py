@@ -97,6 +97,10 @@ def full_pipeline(
                 if config.method.analysis() and config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker, processes)
 
+            sampling = None
+            if config.evaluation.sampled_items:
+                sampling = tasks.sample(config, dataset, final, tracker, processes)
+
             first, second = labels(before, after)
             run = RunResult(
                 config=config,
@@ -111,6 +115,7 @@ def full_pipeline(
                 published=[*before_on, *after_on],
                 suites=suites,
                 analysis=analysis,
+                sampling=sampling,
             )
             report = tasks.show_report(run, tracker)
     finally:

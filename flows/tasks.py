@@ -20,9 +20,11 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     FeaturesRecord,
+    LinearProbeRecord,
     ModelRecord,
     Place,
     ReportRecord,
+    SamplingRecord,
     remove_resume_state,
     save_record,
 )
@@ -35,6 +37,7 @@ from flows.stage import all_finished_or, finished_or, place, working
 from infra import cluster, registry
 from infra.mlflow_client import AS_TRAINING, tracking_uri
 from infra.processes import Processes
+from infra.reports.page import SAMPLING, sampling
 from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
@@ -276,6 +279,50 @@ def _show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
         tracker.faithfulness(record)
         _log_rows(tracker, name, rows, said)
         tracker.figure(f"figures/{name}.png", figures.faithfulness_chart(record.rows, said))
+
+
+@task(task_run_name="linear-probe-{model.stage}", cache_policy=NO_CACHE)
+def linear_probe(
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker, processes: Processes
+) -> LinearProbeRecord:
+    """What linear probes read of the written steps from a latent model's slots, on all test questions."""
+    where = place(config, "linear_probe", fingerprints.linear_probe_fingerprint(dataset, model))
+
+    def make() -> LinearProbeRecord:
+        with working(config, tracker, f"linear-probe-{model.stage}") as on_progress:
+            from infra import ray_eval
+
+            return ray_eval.linear_probe(processes.evaluators(), config, dataset, model, where, on_progress)
+
+    record = finished_or(f"linear probe {model.stage}", where, LinearProbeRecord, make)
+    if record.left_out:
+        said = "linear probe: step %s left out: one text alone, too many different ones, or too few questions"
+        get_run_logger().warning(said, ", ".join(map(str, record.left_out)))
+    return record
+
+
+@task(task_run_name="sample-{model.stage}", cache_policy=NO_CACHE)
+def sample(
+    config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, tracker: Tracker, processes: Processes
+) -> SamplingRecord:
+    """Drawn latents against drawn tokens, at equal numbers of answers, on questions of the test split."""
+    where = place(config, "sampling", fingerprints.sampling_fingerprint(config, dataset, model))
+
+    def make() -> SamplingRecord:
+        with working(config, tracker, f"sample-{model.stage}") as on_progress:
+            from infra import ray_eval
+
+            return ray_eval.sample(processes.evaluators(), config, dataset, model, where, on_progress)
+
+    record = finished_or(f"sample {model.stage}", where, SamplingRecord, make)
+    rows = sampling(record)
+    create_table_artifact(rows, key="sampling", description=SAMPLING)
+    if tracker.run_id is not None:
+        from infra.reports import figures
+
+        _log_rows(tracker, "sampling", rows, SAMPLING)
+        tracker.figure("figures/sampling.png", figures.sampling_chart(record))
+    return record
 
 
 @task(task_run_name="analyse-{model.stage}", cache_policy=NO_CACHE)

@@ -1,7 +1,7 @@
 """`python -m infra.analysis NAME --checkpoint URI`: one table or figure of the paper, from a checkpoint into MLflow.
 
-The answers and latents behind it are those of the pipeline's stages `faithfulness` and `analyse`: what a pipeline or
-an earlier command has made is not made again. What there is to draw is said by the methods.
+The answers and latents behind it are those of the pipeline's stages `faithfulness`, `analyse` and `sampling`: what a
+pipeline or an earlier command has made is not made again. What there is to draw is said by the methods.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from amvl_core.contracts.records import (
     DatasetRecord,
     FaithfulnessRecord,
     Place,
+    SamplingRecord,
     load_record,
 )
 from amvl_core.eval.analysis import analysis_of, read_tables
@@ -33,10 +34,10 @@ from amvl_core.eval.questions import Questions
 from infra import cluster, ray_eval
 from infra.actors import Actors
 from infra.mlflow_client import client, experiment, tracking_uri
-from infra.reports import figures
+from infra.reports import figures, page
 from infra.tracking import run_name
 
-SUITE = "faithfulness"
+SUITE, SAMPLING = "faithfulness", "sampling"
 
 
 def analyses() -> list[Analysis]:
@@ -46,7 +47,10 @@ def analyses() -> list[Analysis]:
 
 def names() -> dict[str, str]:
     """What can be drawn, and what each is."""
-    found = {SUITE: "what changing the latents does (Table 11 and the controls)"}
+    found = {
+        SUITE: "what changing the latents does (Table 11 and the controls)",
+        SAMPLING: "several answers by drawn latents and by drawn tokens; give --items",
+    }
     for one in analyses():
         found |= {**one.figures, **{name: said for name, (said, _) in one.studies.items()}}
     return found
@@ -87,11 +91,15 @@ def run(
     if not models or (len(models) > 1 and not study):
         raise DataError(f"{name} is of one checkpoint; give --checkpoint with the folder of its record")
     analysis, *_ = [analysis_of(model) for model in models]
-    if name not in {SUITE, *analysis.figures, *analysis.studies}:
+    if name not in {SUITE, SAMPLING, *analysis.figures, *analysis.studies}:
         raise DataError(f"{name} is not drawn for {models[0].method}: {models[0].uri}")
     if study:
         study.check(models)
     config = configuration(models[0], items)
+    if name == SAMPLING:
+        config = override(config, {"evaluation": {"sampled_items": items or config.evaluation.sampled_items}})
+        if not config.evaluation.sampled_items:
+            raise DataError("sampling asks as many test questions as --items says; give it")
     data = load(dataset or storage.join(config.storage, "prepare", models[0].dataset), DatasetRecord)
     if not (asked := Questions.of(data)).own:
         raise DataError(f"{data.uri} holds questions of {asked.benchmark}; a run asks them (evaluation.benchmarks)")
@@ -107,6 +115,12 @@ def run(
         columns["seed"] = [seeds.get(row.variant, seed(models[0])) for row in found.rows]
         print(found.verdict)
         return log(config, name, figures.faithfulness_chart(found.rows, found.verdict), columns, tags)
+    if name == SAMPLING:
+        sampled = samples_of(config, data, models[0])
+        rows = page.sampling(sampled)
+        return log(
+            config, name, figures.sampling_chart(sampled), {key: [r[key] for r in rows] for key in rows[0]}, tags
+        )
     record = latents_of(config, data, models[0])
     tables = read_tables(record)
     if name not in (drawn := analysis.draw(record, tables)):
@@ -160,6 +174,17 @@ def latents_of(config: RunConfig, data: DatasetRecord, model: CheckpointRecord) 
     cluster.connect(config.cluster)
     with Actors(config) as actors:
         return ray_eval.analyse(actors, config, data, model, place, _show)
+
+
+def samples_of(config: RunConfig, data: DatasetRecord, model: CheckpointRecord) -> SamplingRecord:
+    """The stage's record, made now where it is not there yet."""
+    fingerprint = fingerprints.sampling_fingerprint(config, data, model)
+    place = Place(storage.join(config.storage, "sampling", fingerprint), fingerprint)
+    if (record := load_record(place.uri, SamplingRecord)) is not None:
+        return record
+    cluster.connect(config.cluster)
+    with Actors(config) as actors:
+        return ray_eval.sample(actors, config, data, model, place, _show)
 
 
 def log(config: RunConfig, name: str, figure: Figure, columns: Columns, tags: Mapping[str, str]) -> str:

@@ -1,4 +1,7 @@
-"""Evaluation, faithfulness suite and analysis over Ray actors: `amvl_core/eval` says what is asked and made of it."""
+"""Evaluation, faithfulness suite, linear probes, draws and analysis over Ray actors.
+
+`amvl_core/eval` says what is asked and made of it.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,14 @@ from amvl_core.contracts.records import (
     DatasetRecord,
     EvalRecord,
     FaithfulnessRecord,
+    LinearProbeRecord,
     Place,
+    SamplingRecord,
 )
 from amvl_core.eval.analysis import LatentAnalysis
 from amvl_core.eval.evaluation import Evaluation, EvaluationWorker
+from amvl_core.eval.linear_probe import LinearProbe
+from amvl_core.eval.sampling import Sampling, SamplingWorker
 from amvl_core.eval.suite import ANSWERS, ProbingWorker, Suite
 from infra.actors import Actors
 from infra.cluster import resources
@@ -83,6 +90,40 @@ def analyse(
     make = partial(ProbingWorker, config, model, "")
     tables = actors.tables(make, analysis.asked, analysis.parts(), _parts(place), analysis.name, on_progress)
     record = analysis.finish(tables)
+    storage.remove(_parts(place))
+    return record
+
+
+def linear_probe(
+    actors: Actors,
+    config: RunConfig,
+    dataset: DatasetRecord,
+    model: CheckpointRecord,
+    place: Place,
+    on_progress: ProgressFn,
+) -> LinearProbeRecord:
+    """What linear probes read of the written steps from the model's slots."""
+    probe = LinearProbe(dataset, model, place)
+    make = partial(ProbingWorker, config, model, "")
+    tables = actors.tables(make, probe.asked, probe.parts(config), _parts(place), probe.name, on_progress)
+    record = probe.finish(tables)
+    storage.remove(_parts(place))
+    return record
+
+
+def sample(
+    actors: Actors,
+    config: RunConfig,
+    dataset: DatasetRecord,
+    model: CheckpointRecord,
+    place: Place,
+    on_progress: ProgressFn,
+) -> SamplingRecord:
+    """Several answers of `model` to each question, by drawn latents and by drawn tokens."""
+    sampling = Sampling(config, dataset, model, place)
+    make = partial(SamplingWorker, config, model)
+    tables = actors.tables(make, sampling.asked, sampling.parts(), _parts(place), sampling.name, on_progress)
+    record = sampling.finish(tables)
     storage.remove(_parts(place))
     return record
 

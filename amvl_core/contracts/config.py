@@ -281,6 +281,12 @@ class EvaluationConfig(Frozen):
         "as many steps: plain fine-tuning, learned pause tokens. Each costs about as much as the latent stages",
     )
     analysis_items: int = Field(256, ge=0, description="test samples whose latents are analysed (docs/analysis.md)")
+    sampled_items: int = Field(
+        0,
+        ge=0,
+        description="questions of the test split that are answered several times, by drawn latents and by drawn tokens "
+        "(docs/evaluation.md); 0: none",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> EvaluationConfig:

@@ -13,8 +13,10 @@ TRAIN_VERSION = 2
 EVALUATE_VERSION = 6
 FAITHFULNESS_VERSION = 4
 ANALYSE_VERSION = 2
+LINEAR_PROBE_VERSION = 1
+SAMPLING_VERSION = 1
 ABLATION_VERSION = 3
-EXPERIMENT_VERSION = 1
+EXPERIMENT_VERSION = 2
 
 EVALUATED = {"max_new_tokens", "tau", "latent_mode", "latent_steps", "seed"}
 """Fields of the evaluation's configuration that answers depend on."""
@@ -94,6 +96,25 @@ def analyse_fingerprint(config: RunConfig, dataset: DatasetRecord, model: Checkp
     )
 
 
+def linear_probe_fingerprint(dataset: DatasetRecord, model: CheckpointRecord) -> str:
+    """Of the linear probes on what `model`'s slots hold on all test questions of `dataset`."""
+    return fingerprint("linear_probe", LINEAR_PROBE_VERSION, model=model.fingerprint, dataset=dataset.fingerprint)
+
+
+def sampling_fingerprint(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord) -> str:
+    """Of several answers of `model` to questions of `dataset`'s test split."""
+    return fingerprint(
+        "sampling",
+        SAMPLING_VERSION,
+        evaluation={
+            **config.evaluation.model_dump(mode="json", include={"sampled_items", "seed"}),
+            "max_new_tokens": max_new_tokens(config, dataset),
+        },
+        model=model.fingerprint,
+        dataset=dataset.fingerprint,
+    )
+
+
 def ablation_fingerprint(
     table: str,
     rows: dict[str, list[RunConfig]],
@@ -127,7 +148,7 @@ def experiment_fingerprint(
     return fingerprint(
         "experiment",
         EXPERIMENT_VERSION,
-        code=[TRAIN_VERSION, EVALUATE_VERSION, FAITHFULNESS_VERSION],
+        code=[TRAIN_VERSION, EVALUATE_VERSION, FAITHFULNESS_VERSION, LINEAR_PROBE_VERSION],
         name=name,
         arms={label: [_row(config) for config in configs] for label, configs in arms.items()},
         dataset=dataset.fingerprint,

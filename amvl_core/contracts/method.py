@@ -42,6 +42,8 @@ class MethodConfig(Frozen):
     """What tables call a model that this method trained."""
     has_latents: ClassVar[bool] = False
     """Whether its models are asked again with changed latents, and analysed. Such a method has a `Prober`."""
+    draws_latents: ClassVar[bool] = False
+    """Whether its latents have a distribution that `evaluation.tau` draws from (`Method.drawn`)."""
     writes_blocks: ClassVar[bool] = False
     """Whether its models write latent blocks into their replies, so that `evaluation.latent_mode` means something."""
     model_type: ClassVar[str | None] = None

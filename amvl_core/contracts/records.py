@@ -306,6 +306,76 @@ class FaithfulnessRecord(Record):
         return storage.join(self.uri, "items.parquet")
 
 
+class StepProbe(Frozen):
+    """How many of the `n` test questions with a step number `step` a linear probe gives that step's text; shares of 1.
+
+    `texts` are its different texts, `majority` is the share of the commonest. `slots` are the probes of each slot,
+    `prompt` is that of the state at the last token before the block. Each question is held out of its probe's fit.
+    """
+
+    step: int
+    n: int
+    texts: int
+    majority: float
+    prompt: float
+    slots: list[float]
+
+
+class LinearProbeRecord(Record):
+    """What linear probes read of the written steps from the slots of one checkpoint (`eval/linear_probe.py`).
+
+    Steps that are `left_out` cannot be probed. `vectors.parquet` below `uri` holds what the probes were fitted on.
+    """
+
+    kind: Literal["linear_probe"] = "linear_probe"
+    checkpoint: str
+    stage: str
+    dataset: str
+    steps: list[StepProbe]
+    left_out: list[int]
+
+    @property
+    def vectors_uri(self) -> str:
+        """Of each question what its slots hold, the state before them, and its steps as JSON."""
+        return storage.join(self.uri, "vectors.parquet")
+
+
+GREEDY, LATENTS, TOKENS = "greedy", "latents", "tokens"
+"""Where several answers of one model to one question differ: nowhere, in drawn latents, or in drawn tokens."""
+
+
+class SampledScore(Frozen):
+    """What `answers` answers to each of `n` questions score: shares of 1, with their 95 % intervals over questions.
+
+    `source` is where answers differ and `scale` how far: tau of drawn latents, or the temperature of drawn tokens.
+    `passed`: one of them is right. `voted`: the commonest of them is.
+    """
+
+    source: str
+    scale: float
+    answers: int
+    n: int
+    passed: float
+    passed_interval: tuple[float, float]
+    voted: float
+    voted_interval: tuple[float, float]
+
+
+class SamplingRecord(Record):
+    """Drawn latents against drawn tokens of one checkpoint, at equal numbers of answers (`eval/sampling.py`)."""
+
+    kind: Literal["sampling"] = "sampling"
+    checkpoint: str
+    stage: str
+    dataset: str
+    scores: list[SampledScore]
+
+    @property
+    def samples_uri(self) -> str:
+        """Every answer."""
+        return storage.join(self.uri, "samples.parquet")
+
+
 class AnalysisRecord(Record):
     """What the method of one checkpoint measures of its latents on test samples; `files` lie below `uri`.
 
@@ -393,7 +463,8 @@ class AblationRecord(Record):
 class TrainedArm(Frozen):
     """What one training of an arm gave: accuracy by task and the mean of tokens and slots that its replies have.
 
-    `variants` are the rows of the suite, the unchanged model first; none without latents.
+    `variants` are the rows of the suite, the unchanged model first; `probes` are those of each step; none without
+    latents.
     """
 
     checkpoint: str
@@ -401,6 +472,7 @@ class TrainedArm(Frozen):
     tokens: float
     slots: float
     variants: list[VariantScore]
+    probes: list[StepProbe]
 
 
 class ArmRecord(Frozen):

@@ -8,17 +8,22 @@ from collections.abc import Mapping
 from amvl_core.contracts.records import (
     CONSTANT,
     SWAPPED,
+    ArmRecord,
     CheckpointRecord,
     EvalRecord,
     FaithfulnessRecord,
+    LinearProbeRecord,
     SeedScores,
+    StepProbe,
     TrainedArm,
 )
 from amvl_core.eval.stored import read_table
 
 
-def trained_arm(model: CheckpointRecord, scores: EvalRecord, suite: FaithfulnessRecord | None) -> TrainedArm:
-    """One training: its accuracies, the tokens and slots of its replies, and what changed latents do."""
+def trained_arm(
+    model: CheckpointRecord, scores: EvalRecord, suite: FaithfulnessRecord | None, probe: LinearProbeRecord | None
+) -> TrainedArm:
+    """One training: its accuracies, the tokens and slots of its replies, what changed latents do, what slots hold."""
     written = read_table(scores.predictions_uri, ["tokens", "latent_steps"]).to_pydict()
     return TrainedArm(
         checkpoint=model.uri,
@@ -26,7 +31,25 @@ def trained_arm(model: CheckpointRecord, scores: EvalRecord, suite: Faithfulness
         tokens=statistics.fmean(written["tokens"]),
         slots=statistics.fmean(written["latent_steps"]),
         variants=suite.rows if suite else [],
+        probes=probe.steps if probe else [],
     )
+
+
+def mean_probes(arm: ArmRecord) -> list[StepProbe]:
+    """The probes of each step with the mean of their accuracies over the arm's seeds."""
+    by_step: dict[int, list[StepProbe]] = {}
+    for one in arm.trained.values():
+        for probe in one.probes:
+            by_step.setdefault(probe.step, []).append(probe)
+    return [
+        found[0].model_copy(
+            update={
+                "prompt": statistics.fmean(one.prompt for one in found),
+                "slots": [statistics.fmean(each) for each in zip(*(one.slots for one in found), strict=True)],
+            }
+        )
+        for _, found in sorted(by_step.items())
+    ]
 
 
 def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores]) -> bool | None:

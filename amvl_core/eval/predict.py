@@ -19,7 +19,7 @@ from amvl_core.data.batch import Visual, visual_inputs
 from amvl_core.data.encode import PixelBudget, chat, fitted, in_places
 from amvl_core.data.pixels import PictureError, decode
 from amvl_core.methods.loading import block_ids, load_model, method_of_model
-from amvl_core.rows.decode import end_tokens, greedy, log_likelihoods, prefill
+from amvl_core.rows.decode import end_tokens, greedy, log_likelihoods, prefill, sampled
 
 
 class Answer(NamedTuple):
@@ -41,10 +41,14 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Encoded questions, on the CPU; `keys` seed the noise of drawn latents."""
+    """Encoded questions, on the CPU; `keys` seed the noise of drawn latents and tokens."""
 
     inputs: Any
     keys: list[int]
+
+    def draw(self, number: int) -> Prompts:
+        """The same questions with keys of their own for one of several draws."""
+        return Prompts(self.inputs, [_seed(hashlib.sha256(f"{key}/{number}".encode())) for key in self.keys])
 
 
 class _Shown(NamedTuple):
@@ -131,11 +135,16 @@ class Answerer:
 
     @torch.inference_mode()
     def predict(
-        self, prompts: Prompts, max_new_tokens: int, candidates: Sequence[Sequence[str]], tau: float = 0.0
+        self,
+        prompts: Prompts,
+        max_new_tokens: int,
+        candidates: Sequence[Sequence[str]],
+        tau: float = 0.0,
+        temperature: float = 0.0,
     ) -> list[Answer]:
         """An answer of at most `max_new_tokens` tokens to every question, and the log-likelihoods of its candidates.
 
-        The prompts run once for both.
+        The prompts run once for both. At `temperature` 0 tokens are the most likely ones, else they are drawn.
         """
         drawn = self.method.implementation().drawn(self.model, prompts.keys, tau) if self.method and tau > 0 else {}
         start = prefill(self.model, prompts.inputs.to(self.model.device), **drawn)
@@ -143,7 +152,10 @@ class Answerer:
         # As in training: the answer's own tokens and the end of turn.
         continuations = [[tokenizer(text + tokenizer.eos_token)["input_ids"] for text in given] for given in candidates]
         scores = log_likelihoods(self.model, start, continuations)
-        written = greedy(self.model, start, max_new_tokens)
+        if temperature > 0:
+            written = sampled(self.model, start, max_new_tokens, temperature, prompts.keys)
+        else:
+            written = greedy(self.model, start, max_new_tokens)
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         ends = end_tokens(self.model)
         answers = []
@@ -179,6 +191,10 @@ def _key(seed: int, question: str, images: Sequence[bytes]) -> int:
     digest = hashlib.sha256(f"{seed}/{question}".encode())
     for data in images:
         digest.update(hashlib.sha256(data).digest())
+    return _seed(digest)
+
+
+def _seed(digest: Any) -> int:
     return int.from_bytes(digest.digest()[:7], "big")
 
 

@@ -5,6 +5,7 @@ Items lie on one random cycle: the next one is the donor of the swap, so none is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -22,11 +23,12 @@ from amvl_core.eval.benchmarks import benchmark_of
 from amvl_core.eval.benchmarks.prepared import question, with_places
 from amvl_core.eval.benchmarks.scoring import headline
 from amvl_core.eval.faithfulness import score_variants, verdict
+from amvl_core.eval.linear_probe import SLOTS
 from amvl_core.eval.questions import Questions, Readers
 from amvl_core.eval.stored import write_table
 
 ANSWERS = "answers"
-"""The kind of part that asks every variant; every other kind is one of the method's analysis."""
+"""The kind of part that asks every variant; every kind but this and `SLOTS` is one of the method's analysis."""
 ROWS = 16
 """Sequences that an analysis runs at a time, at most."""
 
@@ -107,14 +109,31 @@ class ProbingWorker:
         return _Ready(asked, part, samples, None if part.donor is None else with_places(reader[part.donor]))
 
     def work(self, ready: _Ready) -> list[dict[str, Any]]:
-        """Every variant's answers, or rows of the method's analysis."""
+        """Every variant's answers, what slots hold, or rows of the method's analysis."""
         data = self.config.data.model_copy(update={"max_pixels": ready.asked.max_pixels(self.config)})
         set_pixel_budget(self.processor, data)
         if ready.donor is not None:
             return self._answers(ready, ready.donor)
         settings, samples = self.config.evaluation, ready.samples
+        if ready.part.kind == SLOTS:
+            return self._held(samples)
         rows = self.prober.analyse(ready.part.kind, samples, settings.seed, min(ROWS, settings.batch_size))
         return [{**row, "task": question(sample).task} for sample, row in zip(samples, rows, strict=True)]
+
+    def _held(self, samples: list[StoredSample]) -> list[dict[str, Any]]:
+        """What the slots of each sample hold, and the state before them."""
+        held = self.prober.held(samples)
+        vectors = zip(held.prompt_BD.float().tolist(), held.slots_BKD.float().tolist(), strict=True)
+        return [
+            {
+                "sample_id": sample.sample_id,
+                "group": question(sample).group,
+                "steps": json.dumps(sample.steps, ensure_ascii=False),
+                "prompt": prompt,
+                "slots": slots,
+            }
+            for sample, (prompt, slots) in zip(samples, vectors, strict=True)
+        ]
 
     def _answers(self, ready: _Ready, donor: StoredSample) -> list[dict[str, Any]]:
         """Read as the evaluation reads answers."""

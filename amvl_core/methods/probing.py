@@ -19,6 +19,16 @@ class ProbeAnswer(NamedTuple):
     log_likelihood: float
 
 
+class Held(NamedTuple):
+    """What the slots of each item's first block hold, [B, K, D], and the final state at the token before it, [B, D'].
+
+    They are what the unchanged model puts there at inference, from the question alone.
+    """
+
+    slots_BKD: Tensor
+    prompt_BD: Tensor
+
+
 class Prober(Protocol):
     """A latent model under every change of its latents; made from a model, its processor and its method's fields."""
 
@@ -34,6 +44,9 @@ class Prober(Protocol):
 
         Item i is given the latents of item i + 1 in the swap, and the last one those of `donor`.
         """
+
+    def held(self, items: Sequence[StoredSample]) -> Held:
+        """What linear probes read of each item (`amvl_core/eval/linear_probe.py`)."""
 
 
 class AnalysingProber(Prober, Protocol):

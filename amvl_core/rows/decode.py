@@ -1,4 +1,4 @@
-"""Greedy answers and log-likelihoods of given ones, both from one run of the prompts.
+"""Greedy or drawn answers and log-likelihoods of given ones, all from one run of the prompts.
 
 The prompts (images, latent block and all) run once and leave their keys and values. Greedy decoding goes on from there
 with the rows that have not ended yet; the candidates of a question are so many short continuations of the same prompt,
@@ -61,10 +61,13 @@ class Prefilled:
     """The prompts' tokens: a model that feeds back is asked what may follow them."""
 
 
-def prefill(model: Any, inputs: Mapping[str, Tensor], hidden_BT: Tensor | None = None, **latent: Any) -> Prefilled:
+def prefill(
+    model: Any, inputs: Mapping[str, Tensor], hidden_BT: Tensor | None = None, read: int = 1, **latent: Any
+) -> Prefilled:
     """Runs the processor's `inputs`, padded on the left; `latent` are arguments of the method's own model.
 
-    Columns of `hidden_BT` keep their positions and are seen by no other column.
+    Columns of `hidden_BT` keep their positions and are seen by no other column. The last layer of a stock model runs on
+    the last `read` columns (0: on all).
     """
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
     base = backbone_of(model)
@@ -79,7 +82,7 @@ def prefill(model: Any, inputs: Mapping[str, Tensor], hidden_BT: Tensor | None =
             given["attention_mask"] = through_slots(model, ids_BT, given["attention_mask"], model.dtype)
         if not isinstance(model, FeedsBack):  # nothing behind the prompt is a slot
             seen_BT = seen_BT & ~base.stands_for_features(model, ids_BT)
-    with reading(model, 1):
+    with reading(model, read):
         output = model(**given, position_ids=positions_3BT, use_cache=True, logits_to_keep=1, **latent)
     start = prefilled(output, seen_BT, positions_3BT[..., -1].amax(0) + 1)
     start.ids_BT = ids_BT
@@ -137,6 +140,35 @@ def greedy(
     feeds back takes no guess: its inputs follow one from another. It follows `rules`, or its own for these prompts, and
     `max_new_tokens` are those of its answer alone.
     """
+    return _written(model, start, max_new_tokens, lambda logits_BV, rows: logits_BV.argmax(-1), drafts, rules)
+
+
+def sampled(
+    model: Any, start: Prefilled, max_new_tokens: int, temperature: float, keys: Sequence[int]
+) -> list[list[int]]:
+    """As `greedy`, with each token drawn from softmax(logits / `temperature`), of all that may follow.
+
+    A row's key seeds its draws: they are the same whatever stands beside it.
+    """
+    generators = [torch.Generator().manual_seed(key) for key in keys]
+
+    def draw(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
+        at = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows]
+        below_BV = (logits_BV.double() / temperature).softmax(-1).cumsum(-1)
+        return (below_BV < torch.stack(at).to(below_BV.device) * below_BV[:, -1:]).sum(-1)
+
+    return _written(model, start, max_new_tokens, draw)
+
+
+def _written(
+    model: Any,
+    start: Prefilled,
+    max_new_tokens: int,
+    choose: Callable[[Tensor, Sequence[int]], Tensor],
+    drafts: Sequence[Sequence[int]] = (),
+    rules: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> list[list[int]]:
+    """What `greedy` says; `choose` gives the next token of each of some rows, from logits [B, V] and their numbers."""
     ends, never = end_tokens(model), list(model.generation_config.suppress_tokens or [])
     ids_BT = start.ids_BT if isinstance(model, FeedsBack) else None
     if rules is None and ids_BT is not None:
@@ -177,10 +209,10 @@ def greedy(
             logits_BV = _wide(model.lm_head(hidden_B1D[:, -1]))
         logits_BV[:, never] = -torch.inf
         if rules is not None and ids_BT is not None:
-            chosen_B = rules(ids_BT, logits_BV).argmax(-1)
+            chosen_B = choose(rules(ids_BT, logits_BV), rows)
             ids_BT = torch.cat([ids_BT, chosen_B[:, None]], 1)
         else:
-            chosen_B = logits_BV.argmax(-1)
+            chosen_B = choose(logits_BV, rows)
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
             found[row].append(token)
     return found

@@ -1,4 +1,6 @@
-"""The picture of an experiment: accuracy against the number of dependent steps, and against tokens written."""
+"""The pictures of an experiment: accuracy against the number of dependent steps and against tokens written, and what
+slots hold.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,17 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from amvl_core.contracts.records import ArmRecord, ExperimentRecord
+from amvl_core.contracts.records import ArmRecord, ExperimentRecord, StepProbe
+from amvl_core.eval.experiment import mean_probes
 from amvl_core.eval.seeds import over_seeds
 from amvl_core.experiments.experiment import difficulty
 from amvl_core.pages.charts import BASELINE, INK, style
 
 MARKS = "osD^vPX*<>"
+PANELS = 4
+"""Heat maps beside each other."""
+DARK = 55
+"""Per cent above which a cell is too dark for dark letters."""
 
 
 def chart(record: ExperimentRecord, title: str) -> Figure:
@@ -50,6 +57,51 @@ def chart(record: ExperimentRecord, title: str) -> Figure:
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
     return figure
+
+
+def slots_chart(record: ExperimentRecord) -> Figure | None:
+    """A heat map for each latent arm: how well a linear probe reads step j (columns) from slot i (rows).
+
+    Above the slots stand the commonest text of the step, which needs no vector, and the probe of the state before the
+    block. Accuracies are means over seeds, in per cent. None: no arm has probes.
+    """
+    arms = {arm.label: probes for arm in record.arms if (probes := mean_probes(arm))}
+    if not arms:
+        return None
+    columns = min(PANELS, len(arms))
+    rows = -(-len(arms) // columns)
+    tallest = max(len(probes[0].slots) for probes in arms.values()) + 2
+    widest = max(len(probes) for probes in arms.values())
+    size = (0.6 + columns * (0.9 + 0.34 * widest), 1.2 + rows * (0.8 + 0.24 * tallest))
+    figure = Figure(figsize=size, layout="constrained")
+    panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for (label, probes), axis in zip(arms.items(), panels, strict=False):
+        _heat_map(axis, probes)
+        axis.set_title(label, loc="left", fontsize=9, fontweight="bold", color=INK)
+    for axis in panels[len(arms) :]:
+        axis.set_visible(False)
+    seeds = max(len(arm.trained) for arm in record.arms)
+    over = f", mean of {seeds} seeds" if seeds > 1 else ""
+    said = f"What a linear probe reads of each written step\nheld-out accuracy, per cent{over}"
+    figure.suptitle(said, x=0.01, ha="left", fontsize=11, color=INK)
+    return figure
+
+
+def _heat_map(axis: Any, probes: list[StepProbe]) -> None:
+    rows = [[100 * value for value in (one.majority, one.prompt, *one.slots)] for one in probes]
+    cells = list(zip(*rows, strict=True))
+    axis.imshow(cells, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for y, line in enumerate(cells):
+        for x, value in enumerate(line):
+            colour = "white" if value > DARK else INK
+            axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
+    axis.axhline(1.5, color="white", linewidth=4)
+    names = ["commonest", "prompt", *(f"slot {number}" for number in range(1, len(cells) - 1))]
+    axis.set_yticks(range(len(cells)), names)
+    axis.set_xticks(range(len(probes)), [str(one.step) for one in probes])
+    axis.set_xlabel("step", fontsize=8.5, color=INK)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(colors=INK, labelsize=8, length=0)
 
 
 def _looks(record: ExperimentRecord) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Pictures of a run: training curves and scores."""
+"""Pictures of a run: training curves, scores, changed latents, and several answers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from amvl_core.contracts.config import StageConfig
-from amvl_core.contracts.records import UNCHANGED, EvalRecord, VariantScore
+from amvl_core.contracts.records import GREEDY, TOKENS, UNCHANGED, EvalRecord, SamplingRecord, VariantScore
 from amvl_core.eval.faithfulness import excludes_zero
 from amvl_core.pages.charts import BASELINE, COLOURS, GRID, INK, style
+from infra.reports.page import sampled_by
 
 History = dict[str, list[tuple[int, float]]]
 """Metric `{stage}/{name}` -> [(optimiser step, value)]."""
 
 SHOWN_TASKS = 100
+LINES = ("-", "--", ":")
+"""Of the scales of one source, the smallest first."""
 LABEL = 24
 """Characters in a line of a task's name beside its bars; it has two."""
 
@@ -136,6 +139,41 @@ def faithfulness_chart(rows: Sequence[VariantScore], verdict: str) -> Figure:
         fontsize=9,
         color=INK,
     )
+    return figure
+
+
+def sampling_chart(record: SamplingRecord) -> Figure:
+    """Accuracy against the number of answers, a line a source with its 95 % band over questions.
+
+    Left: one of the answers is right. Right: the commonest of them is. One greedy answer is a dashed line.
+    """
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    axes: Any = figure.subplots(1, 2, sharey=True)
+    sources = dict.fromkeys((score.source, score.scale) for score in record.scores)
+    for source in sources:
+        scores = [score for score in record.scores if (score.source, score.scale) == source]
+        label, counts = sampled_by(scores[0]), [score.answers for score in scores]
+        if source[0] == GREEDY:
+            for axis in axes:
+                axis.axhline(100 * scores[0].passed, color=INK, linewidth=1, linestyle=(0, (3, 2)), label=label)
+            continue
+        scales = sorted(scale for kind, scale in sources if kind == source[0])
+        place = scales.index(source[1])
+        look = {"color": COLOURS[source[0] == TOKENS], "linestyle": LINES[place % len(LINES)]}
+        for axis, name in zip(axes, ("passed", "voted"), strict=True):
+            values = [100 * getattr(score, name) for score in scores]
+            bounds = [[100 * value for value in getattr(score, f"{name}_interval")] for score in scores]
+            axis.plot(counts, values, label=label, linewidth=1.6, marker="o", markersize=4, **look)
+            axis.fill_between(counts, *zip(*bounds, strict=True), color=look["color"], alpha=0.06, linewidth=0)
+    for axis, said in zip(axes, ("one of the answers is right", "the commonest answer is right"), strict=True):
+        style(axis)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks := sorted({score.answers for score in record.scores}), map(str, ticks))
+        axis.set_xlabel("answers to each question")
+        axis.set_title(said, loc="left", fontsize=10, color=INK)
+    axes[0].set_ylabel("accuracy, per cent")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
     return figure
 
 

@@ -1,11 +1,19 @@
-"""The parts of a run's page that are computed: tables and the drawing of a faithfulness suite."""
+"""The parts of a run's page that are computed: tables, and the drawing of a faithfulness suite."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from amvl_core.contracts.records import TEST_SPLIT, FaithfulnessRecord, VariantScore
+from amvl_core.contracts.records import (
+    LATENTS,
+    TEST_SPLIT,
+    TOKENS,
+    FaithfulnessRecord,
+    SampledScore,
+    SamplingRecord,
+    VariantScore,
+)
 from amvl_core.eval.faithfulness import nats, points
 from amvl_core.eval.significance import p_text
 
@@ -41,6 +49,38 @@ def suite(record: FaithfulnessRecord) -> dict[str, Any]:
         "accuracy": accuracy,
         "likelihood": likelihood,
     }
+
+
+SAMPLING = (
+    "Several answers to each question, in per cent with 95 % intervals over questions. Drawn latents are answered with "
+    "the most likely tokens; drawn tokens stand behind the latents' mean. passed: one of the answers is right; voted: "
+    "the commonest of them is."
+)
+"""How `sampling` is read."""
+
+
+def sampling(record: SamplingRecord) -> list[dict[str, str]]:
+    """One line for each source and number of answers."""
+
+    def shown(value: float, interval: tuple[float, float]) -> str:
+        return f"{100 * value:.1f} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+    return [
+        {
+            "source": sampled_by(score),
+            "answers": str(score.answers),
+            "n": f"{score.n:,}",
+            "passed": shown(score.passed, score.passed_interval),
+            "voted": shown(score.voted, score.voted_interval),
+        }
+        for score in record.scores
+    ]
+
+
+def sampled_by(score: SampledScore) -> str:
+    """What a source is called."""
+    scale = {LATENTS: f", tau {score.scale:g}", TOKENS: f", temperature {score.scale:g}"}
+    return score.source + scale.get(score.source, "")
 
 
 def forest(rows: Sequence[VariantScore]) -> dict[str, Any]:

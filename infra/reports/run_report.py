@@ -29,7 +29,17 @@ from infra.reports.run_result import RunResult
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).parent / "templates" / "run.html"
-SECTIONS = ("Scores", "Faithfulness", "Latents", "Answers", "Training", "Data", "Configuration", "Provenance")
+SECTIONS = (
+    "Scores",
+    "Faithfulness",
+    "Latents",
+    "Sampling",
+    "Answers",
+    "Training",
+    "Data",
+    "Configuration",
+    "Provenance",
+)
 BEGINNING, END = 120, 280
 """Characters of a longer raw output that are shown; `predictions.parquet` holds all of it."""
 SHOWN_ANSWERS = 12
@@ -65,6 +75,8 @@ def build(run: RunResult, history: figures.History, links: Mapping[str, str]) ->
     method = configurations()[checkpoint.method]
     analysis = method.analysis()
     pictures, left_out = _pictures(run.analysis)
+    absent = {"Latents"} if method.has_latents and not analysis else set()
+    absent |= set() if run.sampling else {"Sampling"}
     whole = run.scores[-1]
     tiles = [(whole.get(label, "-").split(" ")[0], f"{label}, {whole.get('n', '')} questions") for label in run.labels]
     tiles += [(f"{checkpoint.step:,}", f"steps of {checkpoint.method}, last stage")]
@@ -72,7 +84,7 @@ def build(run: RunResult, history: figures.History, links: Mapping[str, str]) ->
     return render(
         TEMPLATE,
         title=f"{checkpoint.stage} on {', '.join(dict.fromkeys(report.source for report in dataset.reports))}",
-        sections=[name for name in SECTIONS if name != "Latents" or analysis or not method.has_latents],
+        sections=[name for name in SECTIONS if name not in absent],
         tiles_shown=tiles,
         labels=run.labels,
         method=checkpoint.method,
@@ -90,6 +102,9 @@ def build(run: RunResult, history: figures.History, links: Mapping[str, str]) ->
         pictures=pictures,
         captions={f"{name}.png": shown for name, shown in analysis.figures.items()} if analysis else {},
         left_out=left_out,
+        sampling=page.sampling(run.sampling) if run.sampling else (),
+        sampling_chart=figure_url(figures.sampling_chart(run.sampling)) if run.sampling else "",
+        sampling_note=page.SAMPLING,
         answers=answers(dataset, run.before, run.after),
         sources=[_source(report) for report in dataset.reports],
         config=flatten(config),

@@ -13,6 +13,7 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     ModelRecord,
+    SamplingRecord,
 )
 from amvl_core.contracts.records import fingerprint as record_fingerprint
 
@@ -41,10 +42,11 @@ class RunResult:
     published: Sequence[EvalRecord] = ()
     suites: Sequence[FaithfulnessRecord] = ()
     analysis: AnalysisRecord | None = None
+    sampling: SamplingRecord | None = None
 
     @property
     def fingerprint(self) -> str:
         """Names the page by the registration, the evaluations on benchmarks and the analyses that it shows."""
-        records = [*self.published, *self.suites, *([self.analysis] if self.analysis else [])]
+        records = [*self.published, *self.suites, *(one for one in (self.analysis, self.sampling) if one)]
         shown, model = [record.fingerprint for record in records], self.model
         return record_fingerprint("report", VERSION, model=model.fingerprint, version=model.version, records=shown)

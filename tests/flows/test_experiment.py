@@ -19,6 +19,7 @@ from amvl_core.contracts.records import (
     ExperimentRecord,
     ReadingScore,
     SeedScores,
+    StepProbe,
     TaskScore,
     TrainedArm,
     VariantScore,
@@ -29,7 +30,7 @@ from flows import experiment as flow
 from flows import experiment_report, tasks
 from flows.ablations import AblationError, Result
 from flows.experiment import best, refuse_failures
-from infra.reports.experiment import chart
+from infra.reports.experiment import chart, slots_chart
 from tests.amvl_core.eval.test_experiment import beaten, variant
 from tests.flows.test_ablations import DATASET, checkpoint
 
@@ -43,16 +44,24 @@ def scores(*each: float) -> SeedScores:
     )  # fmt: skip
 
 
+def step(number: int, second: float) -> StepProbe:
+    """Of three slots the second holds more than the others."""
+    return StepProbe(step=number, n=200, texts=12, majority=0.1, prompt=0.125, slots=[0.25, second, 0.1])
+
+
 def arm(label: str, role: str, one: float, three: float, writes: bool = False, **fields: object) -> ArmRecord:
     """Two seeds, the second a point better than the first."""
     rows: list[VariantScore] = []
+    probes: list[list[StepProbe]] = [[], []]
     if role == "latent":
+        probes = [[step(1, 0.5), step(3, 0.2)], [step(1, 0.7), step(3, 0.2)]]
         rows = [variant("unchanged", 0, 0), variant("swapped", -0.3, -0.1), variant("constant", -0.2, -0.1)]
     trained = {
         seed: TrainedArm(
             checkpoint=f"/train/{label}",
             accuracies={"microworld/chain_3": three + seed / 100, "microworld/chain_1": one},
             tokens=12.0 if writes else 2.0, slots=8.0 * (role == "latent"), variants=rows,
+            probes=probes[seed],
         )
         for seed in (0, 1)
     }  # fmt: skip
@@ -89,6 +98,9 @@ def test_the_text_has_every_figure_and_what_failed(record: ExperimentRecord) -> 
         "| Coconut | -20.0 (-30.0 to -10.0); -20.0 (-30.0 to -10.0) | -15.0 (-20.0 to -10.0); ",
         "| +0.00 +0.00 | yes |",
         "| Coconut | +30.0 (+20.0 to +40.0) |",
+        "| arm | step | n | commonest | prompt | best slot | all slots |",
+        "| Coconut | 1 | 200 | 10.0 | 12.5 (9 to 18) | 2: 60.0 (53 to 67) | 25 60 10 |",
+        "| Coconut | 3 | 200 | 10.0 | 12.5 (9 to 18) | 1: 25.0 (20 to 31) | 25 20 10 |",
         "| broken | bare answers | 0.001 | - | - | failed |",
         "- broken, seed 1: ClusterError: died",
     ):
@@ -108,6 +120,21 @@ def test_the_chart_has_a_line_an_arm_and_every_arm_at_its_tokens(record: Experim
     assert tokens == {"SFT, steps in words": 12.0, "pause tokens": 2.0, "Coconut": 2.0}
     assert len(left.collections) == 3  # a band an arm
     figure.savefig(tmp_path / "chart.png")
+
+
+def test_the_heat_map_has_the_means_of_every_slot_and_step(record: ExperimentRecord, tmp_path: Path) -> None:
+    figure = slots_chart(record)
+    assert figure is not None
+    (panel,) = figure.axes
+    assert panel.get_title(loc="left") == "Coconut"
+    expected = [[10, 10], [12.5, 12.5], [25, 25], [60, 20], [10, 10]]
+    assert panel.images[0].get_array().tolist() == [[pytest.approx(value) for value in row] for row in expected]
+    assert [label.get_text() for label in panel.get_yticklabels()] == [
+        "commonest", "prompt", "slot 1", "slot 2", "slot 3",
+    ]  # fmt: skip
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "3"]
+    figure.savefig(tmp_path / "slots.png")
+    assert slots_chart(record.model_copy(update={"arms": record.arms[:2]})) is None
 
 
 def test_of_equal_rates_the_smaller_is_taken() -> None:
@@ -150,14 +177,18 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
     def rows(config: Any, plan: Any, dataset: Any, asked: Any, *_: Any) -> Any:
         assert [one.fingerprint for one in asked] == ["valid"]
         assert {row.evaluation.faithfulness_items for by_seed in plan.values() for row in by_seed.values()} == {0}
-        assert {seed for by_seed in plan.values() for seed in by_seed} == {3}
+        assert {seed for by_seed in plan.values() for seed in by_seed} == {flow.CHOOSING_SEED}
         return {
-            label: {3: Result(base, [answered(tmp_path, label, told)], None, None) if isinstance(told, int) else told}
+            label: {
+                flow.CHOOSING_SEED: told
+                if isinstance(told, str)
+                else Result(base, [answered(tmp_path, label, told)], None, None)
+            }
             for label, told in right.items()
         }
 
     monkeypatch.setattr(flow, "run_rows", rows)
-    rates, validation = flow.chosen_rates(chosen, found.shared, arms, 3, DATASET, {"steps": base}, Any, [])
+    rates, validation = flow.chosen_rates(chosen, found.shared, arms, DATASET, {"steps": base}, Any, [])
     assert validation == "valid"
     assert {label: best(chosen, tried) for label, tried in rates.items()} == {
         "SFT, bare answers": 0.001, "pause tokens": 0.001, "CODI": 0.003,
@@ -202,6 +233,9 @@ def test_a_tiny_experiment_from_nothing_to_its_chart(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert min(bare.flops, coconut.flops) > 0
     assert coconut.trained[0].slots == 2.0
+    assert coconut.trained[0].probes == []  # of 8 questions no fold is left out
+    (vectors,) = tmp_path.glob(".amvl/storage/linear_probe/*/vectors.parquet")
+    assert len(pq.read_table(vectors)) == 8
     assert (found / "chart.png").stat().st_size > 10_000
     assert "| Coconut |" in (found / "tables.md").read_text()
     assert "reused" in done.stderr

@@ -31,6 +31,7 @@ SMALL = [
     '--param=data={"sources": [{"kind": "microworld", "train": 64, "test": 16}], "accept_losses": true}',
     "--param=cluster.num_workers=1",
     "--param=trainer.log_every=1",
+    "--param=evaluation.sampled_items=2",
     *(
         f'--param=stages.{stage}={{"steps": 2, "global_batch": 8, "micro_tokens": 512}}'
         for stage in ("sft", "embedding_adaptation", "amvl")
@@ -108,7 +109,7 @@ def test_the_first_run_does_every_stage_and_shows_the_scores(
     for path in checkout.records():
         if path.parts[-3] == "train":  # a later run draws it
             assert [event["done"] for event in json.loads(path.with_name("history.json").read_text())] == [1, 2]
-    once = ["analyse", "benchmark", "prepare", "register", "report"]
+    once = ["analyse", "benchmark", "prepare", "register", "report", "sampling"]
     assert stages == sorted([*once, *["evaluate"] * 4, *["faithfulness"] * 2, *["train"] * 3])
     for text in (
         "Published benchmarks",
@@ -165,6 +166,7 @@ def test_the_tracking_run_holds_the_curves(checkout: Checkout, first: subprocess
             "geometry",
             "information",
             "occlusion",
+            "sampling",
             "scores",
             "sensitivity",
             "similarity",
@@ -204,7 +206,7 @@ def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.
     second = checkout.command("flows", "demo", *checkout.small)
     assert second.returncode == 0, second.stderr
     assert checkout.records() == before
-    assert second.stderr.count("reused") == 14
+    assert second.stderr.count("reused") == 15
     for line in ("evaluate amvl: ", "evaluate amvl on blink: ", "faithfulness amvl on blink: ", "register: "):
         assert second.stderr.count(f"{line}reused") == 1
     assert "models:/amvl/1 (challenger" in second.stdout

@@ -23,7 +23,9 @@ from amvl_core.contracts.records import (
     CheckpointRecord,
     DatasetRecord,
     FaithfulnessRecord,
+    LinearProbeRecord,
     Place,
+    SamplingRecord,
     Shard,
     load_record,
     save_record,
@@ -32,7 +34,9 @@ from amvl_core.eval.analysis import read_tables
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.evaluation import EvaluationWorker, with_predictions
 from amvl_core.eval.faithfulness import score_variants, verdict
+from amvl_core.eval.linear_probe import probed
 from amvl_core.eval.questions import Questions
+from amvl_core.eval.sampling import score_samples
 from amvl_core.eval.suite import ProbingWorker
 from amvl_core.methods.amvl.analysis.analysis import HEAT_MAPS, AmvlAnalysis
 from amvl_core.methods.amvl.analysis.summary import Summary
@@ -250,6 +254,66 @@ def test_an_analysis_holds_what_its_tables_say(actors, config, dataset, amvl, ro
     assert len(cells["shift"]) == sum(np.prod(row["shape"]) for row in tables["occlusion"].to_pylist())
 
 
+def test_linear_probes_are_those_of_what_the_prober_holds(actors, config, amvl, tmp_path) -> None:
+    """60 questions with two steps; the record's figures are those of its file, and that is what one process gives.
+
+    In float32. Worst seen: 8e-7.
+    """
+    asked = [replace(sample(f"test-{i}", i), steps=("abc"[i % 3], "same"), step_images=(None, None)) for i in range(60)]
+    (tmp_path / "data").mkdir()
+    pq.write_table(table(asked), tmp_path / "data" / "test.parquet")
+    shards = [Shard(file="test.parquet", split="test", rows=60, sha256="")]
+    data = DatasetRecord(
+        uri=str(tmp_path / "data"), fingerprint="s", schema_version=1, shards=shards, kept=60, dropped={}, reports=[]
+    )
+    place = Place(str(tmp_path / "probe"), "p")
+    record = ray_eval.linear_probe(actors, config, data, amvl, place, lambda _: None)
+    assert record == load_record(place.uri, LinearProbeRecord)
+    assert ([step.step for step in record.steps], record.left_out) == ([1], [2])
+    assert (record.steps[0].n, record.steps[0].texts, len(record.steps[0].slots)) == (60, 3, LATENT.num_slots)
+    assert not (tmp_path / "probe" / "parts").exists()
+    rows = pq.read_table(record.vectors_uri).to_pylist()
+    again, _ = probed(
+        np.array([row["prompt"] for row in rows]),
+        np.array([row["slots"] for row in rows]),
+        [json.loads(row["steps"]) for row in rows],
+        [row["group"] or row["sample_id"] for row in rows],
+    )
+    assert again == record.steps
+    worker = ProbingWorker(config, amvl, "")
+    held = worker.prober.held(asked)
+    for row, slots_KD, prompt_D in zip(
+        sorted(rows, key=lambda row: int(row["sample_id"].removeprefix("test-"))),
+        *(part.numpy() for part in held),
+        strict=True,
+    ):
+        np.testing.assert_allclose(row["slots"], slots_KD, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(row["prompt"], prompt_D, rtol=0, atol=1e-5)
+
+
+def test_draws_are_stored_and_scored_from_what_is_stored(actors, config, dataset, amvl, tmp_path) -> None:
+    config = override(config, {"evaluation": {"sampled_items": 5}})
+    place = Place(str(tmp_path), "s")
+    record = ray_eval.sample(actors, config, dataset, amvl, place, lambda _: None)
+    assert record == load_record(place.uri, SamplingRecord)
+    rows = pq.read_table(record.samples_uri).to_pylist()
+    assert score_samples(rows) == record.scores
+    assert {score.n for score in record.scores} == {5}
+    by_source: dict[str, dict[tuple[str, float], set[str]]] = {}
+    for row in rows:
+        by_source.setdefault(row["source"], {}).setdefault((row["sample_id"], row["scale"]), set()).add(
+            row["raw_output"]
+        )
+    assert all(max(map(len, by_source[source].values())) > 1 for source in ("latents", "tokens"))
+    numbers = {name: int(name.removeprefix("test-")) for name, _ in by_source["greedy"]}
+    worker = EvaluationWorker(config, amvl)
+    asked = Part("answers", tuple(numbers.values()), 5)
+    plain = worker.work(worker.prepare(Questions.of(dataset), asked))
+    assert {row["sample_id"]: {row["raw_output"]} for row in plain} == {
+        name: said for (name, _), said in by_source["greedy"].items()
+    }
+
+
 def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None:
     small = dataset.model_copy(update={"shards": [dataset.shards[0].model_copy(update={"rows": 1})]})
     with pytest.raises(DataError, match="swaps latents between at least 2"):
@@ -265,7 +329,11 @@ def test_the_command_leaves_published_benchmarks_to_a_run(
     assert "holds questions of vstar; a run asks them" in capsys.readouterr().err
 
 
-def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], sft, tmp_path: Path) -> None:
+def test_the_command_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], dataset, amvl, sft, tmp_path: Path
+) -> None:
+    assert analysis.main(["sampling", "--checkpoint", amvl.uri, "--dataset", dataset.uri]) == 1
+    assert "as many test questions as --items says" in capsys.readouterr().err
     assert analysis.main(["geometry"]) == 1
     assert "give --checkpoint" in capsys.readouterr().err
     assert analysis.main(["geometry", "--checkpoint", str(tmp_path)]) == 1

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import load_processor
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.rows.decode import _run, greedy, log_likelihoods, prefill
+from amvl_core.rows.decode import Prefilled, _run, greedy, log_likelihoods, prefill, sampled
 from tests.tiny import SAMPLES, amvl_model, picture, stock_folder
 
 CANDIDATES = [["red", "green square", "A"], ["yes"], [], ["A", "B", "zyxwv?"]]
@@ -56,6 +59,35 @@ def test_greedy_gives_the_tokens_of_generate_whichever_rows_end_early(kind: str,
     assert len(lengths) > 1 and max(lengths) <= NEW
     columns = expected[:, prompts.inputs["input_ids"].shape[1] :].tolist()
     assert [tokens + [pad] * (len(columns[0]) - len(tokens)) for tokens in found] == columns
+
+
+def test_drawn_tokens_are_greedy_ones_at_a_temperature_near_zero() -> None:
+    ours = answerer("amvl")
+    prompts = ours.encode(*asked())
+    end_early(ours.model, prompts.inputs, {})
+    with torch.inference_mode():
+        expected = greedy(ours.model, prefill(ours.model, prompts.inputs), NEW)
+        cold = sampled(ours.model, prefill(ours.model, prompts.inputs), NEW, 1e-9, prompts.keys)
+        warm = sampled(ours.model, prefill(ours.model, prompts.inputs), NEW, 1.0, prompts.keys)
+    assert cold == expected != warm
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_tokens_are_drawn_as_often_as_the_softmax_says(temperature: float) -> None:
+    """One token behind 4,000 equal prompts; that which is never generated is not drawn."""
+    logits = torch.tensor([0.3, -1.2, 2.0, 1.1, 0.0])
+    rows = 4000
+    settings = SimpleNamespace(suppress_tokens=[2], eos_token_id=99)
+    model: Any = SimpleNamespace(generation_config=settings, dtype=torch.float32)
+    columns = torch.ones(rows, 1, dtype=torch.bool)
+    start = Prefilled(None, logits.repeat(rows, 1), columns, torch.zeros(rows, dtype=torch.long))
+    counts = Counter(token for (token,) in sampled(model, start, 1, temperature, range(rows)))
+    logits[2] = -torch.inf
+    expected = rows * (logits.double() / temperature).softmax(0)
+    kept = [0, 1, 3, 4]
+    assert set(counts) == set(kept)
+    observed = [counts[token] for token in kept]
+    assert stats.chisquare(observed, expected[kept].numpy() * sum(observed) / rows).pvalue > 0.01
 
 
 @pytest.mark.parametrize("kind", ["amvl", "stock"])
@@ -141,14 +173,14 @@ def scoring_leaves_the_prompts(ours: Answerer) -> None:
         assert after == greedy(ours.model, prefill(ours.model, prompts.inputs), NEW)
 
 
-@pytest.mark.parametrize("tau", [0.0, 1.0])
-def test_an_answer_does_not_depend_on_its_batch(tau: float) -> None:
+@pytest.mark.parametrize(("tau", "temperature"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+def test_an_answer_does_not_depend_on_its_batch(tau: float, temperature: float) -> None:
     ours = answerer("amvl")
     images, questions = asked()
-    together = ours.predict(ours.encode(images, questions), NEW, CANDIDATES, tau)
+    together = ours.predict(ours.encode(images, questions), NEW, CANDIDATES, tau, temperature)
     for row in range(len(questions)):
         one = slice(row, row + 1)
-        (alone,) = ours.predict(ours.encode(images[one], questions[one]), NEW, CANDIDATES[one], tau)
+        (alone,) = ours.predict(ours.encode(images[one], questions[one]), NEW, CANDIDATES[one], tau, temperature)
         assert alone.text == together[row].text
         assert alone.log_likelihoods == pytest.approx(together[row].log_likelihoods, abs=1e-12)
 

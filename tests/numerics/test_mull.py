@@ -209,3 +209,19 @@ def expected_log_likelihood(ours: Mull, data: Batch, layers: Sequence[Variant], 
         )
     logits_TV = model.lm_head(output.last_hidden_state[0, :-1])
     return -float(functional.cross_entropy(logits_TV, labels_T[1:], ignore_index=IGNORED, reduction="sum"))
+
+
+@torch.no_grad()
+def test_slots_hold_the_stock_models_final_states() -> None:
+    """Each question alone. Float64; worst seen: 4e-15."""
+    ours, processor = method()
+    model = ours.model.eval()
+    held = Mull.prober(model, processor, ours.config).held(items())
+    answerer = Answerer(model, processor)
+    for number, item in enumerate(items()):
+        inputs = answerer.encode([question_images(item)], [item.question]).inputs
+        (hidden,) = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        ids = inputs["input_ids"][0].tolist()
+        first = ids.index(model.config.slot_token_ids[0])
+        torch.testing.assert_close(held.slots_BKD[number], hidden[first : first + 3], rtol=0, atol=1e-12)
+        torch.testing.assert_close(held.prompt_BD[number], hidden[first - 2], rtol=0, atol=1e-12)

@@ -37,6 +37,7 @@ class AmvlMethod(LaterMaskedMethod, BlockMethod):
     kind: Literal["amvl"] = "amvl"
     label = "AMVL"
     has_latents = True
+    draws_latents = True
     model_type = "amvl"
     own_parts = ("prior_head.", "posterior_head.", "injector.")
     columns: ClassVar = {**BlockMethod.columns, "kl": ("kl_forward", "kl_reverse")}

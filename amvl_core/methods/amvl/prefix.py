@@ -182,13 +182,28 @@ def decode_without_block(model: Any, batch: Batch, reading: ContextRow) -> tuple
         row
         for sample in reading.samples
         for row in (
-            Rows(sample.x.embeds_ND[-2:-1], sample.x.positions_3N[:, -2:-1]),  # the question's last token, run again
+            _last_of_question(sample),
             Rows(sample.y.embeds_ND[:-1], sample.y.positions_3N[:, :-1] - shift),
         )
     ]
     spans = _decoder_spans(reading, 1, 2, 1)
     hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     return _logits(model, batch, reading.blocks, hidden_RD, draws=1)
+
+
+def question_states(model: Any, reading: ContextRow) -> Tensor:
+    """The final states [B, D] of each question's last token, which stands before the block."""
+    rows = [_last_of_question(sample) for sample in reading.samples]
+    spans: list[Span] = []
+    for block, runs in zip(reading.blocks, reading.runs, strict=True):
+        spans += bottleneck_spans(["text"], _first(runs, block.prefix - 2), 1, len(spans), 0)
+    hidden_BD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
+    return hidden_BD
+
+
+def _last_of_question(sample: SampleRows) -> Rows:
+    """To be run again: the start marker stands behind it."""
+    return Rows(sample.x.embeds_ND[-2:-1], sample.x.positions_3N[:, -2:-1])
 
 
 def _logits(

@@ -27,10 +27,10 @@ from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoded, Encoder, laid_out
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.prefix import ContextRow, decode, decode_without_block, read
+from amvl_core.methods.amvl.prefix import ContextRow, decode, decode_without_block, question_states, read
 from amvl_core.methods.draws import mean_of_others, moved, normal
 from amvl_core.methods.losses import token_losses
-from amvl_core.methods.probing import ProbeAnswer, sums
+from amvl_core.methods.probing import Held, ProbeAnswer, sums
 from amvl_core.rows.bottleneck import has_bottleneck
 from amvl_core.rows.decode import Prefilled, greedy, prefilled
 
@@ -80,6 +80,12 @@ class Prober:
         for same in _together(others):
             answers += self._answers(items, batch, reading, same, max_new_tokens, drafts)[0]
         return answers
+
+    @torch.inference_mode()
+    def held(self, items: Sequence[StoredSample]) -> Held:
+        """mu of the prior."""
+        _, reading = self.read(items)
+        return Held(reading.prior.mean, question_states(self.model, reading))
 
     def analyse(self, kind: str, items: Sequence[StoredSample], seed: int, rows: int) -> list[dict[str, Any]]:
         """Rows of one table of the analysis (`analysis/parts.py`); masked images run `rows` at a time."""

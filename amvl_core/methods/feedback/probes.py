@@ -30,7 +30,7 @@ from amvl_core.methods.draws import mean_of_others, moved, normal
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration, LastState
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import sample_positions
-from amvl_core.methods.probing import ProbeAnswer, sums
+from amvl_core.methods.probing import Held, ProbeAnswer, sums
 from amvl_core.rows.decode import Prefilled, behind, extended, greedy, prefill
 
 MARKERS = "markers alone"
@@ -65,10 +65,11 @@ class Reply:
 class Reading:
     """Items whose questions have run; `inputs_BKD` are the unchanged model's, `start` is behind the questions.
 
-    `plain` are the replies without any block.
+    `prompt_BD` are the states at the questions' last tokens. `plain` are the replies without any block.
     """
 
     start: Prefilled
+    prompt_BD: Tensor
     inputs_BKD: Tensor
     replies: list[Reply]
     plain: list[Reply]
@@ -99,6 +100,12 @@ class Prober:
             answers += self._answers(items, reading, same, max_new_tokens)
         return answers
 
+    @torch.inference_mode()
+    def held(self, items: Sequence[StoredSample]) -> Held:
+        """The slots' inputs: states that are fed back."""
+        reading = self.read(items)
+        return Held(reading.inputs_BKD, reading.prompt_BD)
+
     def read(self, items: Sequence[StoredSample]) -> Reading:
         """Runs the questions, and behind each the unchanged block as far as the last slot's input."""
         c, device = self.model.config, self.model.device
@@ -124,11 +131,12 @@ class Prober:
         inputs = {"input_ids": pad_sequence(prompts, True, pad, "left"), "attention_mask": mask}
         inputs |= visual_inputs(visuals)
         start = prefill(self.model, {name: value.to(device) for name, value in inputs.items()})
+        prompt_BD = start.cache.layers[-1].last_B1D[:, 0]
         block = torch.tensor([c.block_start_token_id, *c.slot_token_ids[1:]], device=device).expand(len(items), -1)
         inputs_BKD = behind(self.model, start, torch.ones_like(block, dtype=torch.bool), input_ids=block)
         inputs_BKD = self.model.fed(inputs_BKD)
         start.cache.crop(-c.num_slots)
-        return Reading(start, inputs_BKD, replies, plain)
+        return Reading(start, prompt_BD, inputs_BKD, replies, plain)
 
     def _reply(self, encoded: Encoded, prompt_T: Tensor, ids_M: Tensor, labels_M: Tensor, shown: int) -> Reply:
         """`ids_M` behind the prompt, whose images are the first `shown` ones."""

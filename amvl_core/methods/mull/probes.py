@@ -24,7 +24,7 @@ from amvl_core.methods.block import block_text
 from amvl_core.methods.feedback.probes import Variant, variants
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.mull.config import MullMethod
-from amvl_core.methods.probing import ProbeAnswer
+from amvl_core.methods.probing import Held, ProbeAnswer
 from amvl_core.rows.decode import Prefilled, greedy, log_likelihoods, prefill
 
 
@@ -67,6 +67,21 @@ class MullProber:
                 ProbeAnswer(item, name, text, score) for item, text, (score,) in zip(names, texts, scores, strict=True)
             ]
         return answers
+
+    @torch.inference_mode()
+    def held(self, items: Sequence[StoredSample]) -> Held:
+        """The slots' final states, which say a step each in the first stage."""
+        inputs, found = self._inputs(items), []
+        text = backbone_of(self.model).language_model(self.model)
+        handle = text.register_forward_hook(lambda _, given, output: found.append(output.last_hidden_state))
+        try:
+            prefill(self.model, inputs, read=0)
+        finally:
+            handle.remove()
+        (hidden_BTD,) = found
+        before_B = (inputs["input_ids"] == self.model.config.block_start_token_id).int().argmax(1) - 1
+        slots_ND = hidden_BTD[self._slots(inputs["input_ids"])]
+        return Held(slots_ND.unflatten(0, (len(items), -1)), hidden_BTD[torch.arange(len(items)), before_B])
 
     def states(self, items: Sequence[StoredSample]) -> list[Tensor]:
         """The unchanged model's states of the slots in front of each layer, [B, K, D]."""

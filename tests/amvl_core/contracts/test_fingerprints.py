@@ -7,6 +7,8 @@ from amvl_core.contracts.fingerprints import (
     analyse_fingerprint,
     evaluate_fingerprint,
     faithfulness_fingerprint,
+    linear_probe_fingerprint,
+    sampling_fingerprint,
     train_fingerprint,
 )
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord
@@ -19,6 +21,8 @@ def names(config: RunConfig, dataset: DatasetRecord, model: CheckpointRecord, *c
         evaluate_fingerprint(config, dataset, model),
         faithfulness_fingerprint(config, dataset, model, labelled),
         analyse_fingerprint(config, dataset, model),
+        sampling_fingerprint(config, dataset, model),
+        linear_probe_fingerprint(dataset, model),
     ]
 
 
@@ -35,14 +39,15 @@ def test_each_stage_is_named_by_its_own_settings(
     def after(**evaluation: object) -> list[bool]:
         return changed(before, names(override(demo(), {"evaluation": evaluation}), dataset, model))
 
-    assert after(faithfulness_items=7) == [False, True, False]
-    assert after(analysis_items=7) == [False, False, True]
-    assert after(batch_size=7) == [False, False, False]
-    assert after(max_new_tokens=7) == [True, True, False]
-    assert after(seed=7) == [True, True, True]
-    assert after(tau=0.5) == [True, False, False]  # the suite has a sweep of its own
-    assert changed(before, names(demo(), dataset, model, control)) == [False, True, False]
-    assert changed(before, names(demo(), dataset, checkpoint(fingerprint="c3"))) == [True, True, True]
+    assert after(faithfulness_items=7) == [False, True, False, False, False]
+    assert after(analysis_items=7) == [False, False, True, False, False]
+    assert after(sampled_items=7) == [False, False, False, True, False]
+    assert after(batch_size=7) == [False, False, False, False, False]
+    assert after(max_new_tokens=7) == [True, True, False, True, False]
+    assert after(seed=7) == [True, True, True, True, False]
+    assert after(tau=0.5) == [True, False, False, False, False]  # the suite has a sweep of its own
+    assert changed(before, names(demo(), dataset, model, control)) == [False, True, False, False, False]
+    assert changed(before, names(demo(), dataset, checkpoint(fingerprint="c3"))) == [True] * 5
 
 
 def test_which_samples_are_held_out_names_a_stage_and_when_does_not(dataset: DatasetRecord) -> None:

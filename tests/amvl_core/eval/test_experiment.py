@@ -32,7 +32,7 @@ def variant(name: str, low: float, high: float) -> VariantScore:
 def training(swapped: float, constant: float) -> TrainedArm:
     """The highest that each change may do, by its interval."""
     rows = [variant("unchanged", 0, 0), variant("swapped", -0.9, swapped), variant("constant", -0.9, constant)]
-    return TrainedArm(checkpoint="c", accuracies={"chain_1": 0.5}, tokens=2, slots=8, variants=rows)
+    return TrainedArm(checkpoint="c", accuracies={"chain_1": 0.5}, tokens=2, slots=8, variants=rows, probes=[])
 
 
 def beaten(low: float) -> SeedScores:
@@ -73,5 +73,7 @@ def test_tokens_and_slots_are_means_over_replies(tmp_path: Path) -> None:
         uri="/m", fingerprint="c", stage="s", method="sft", step=1, config={}, dataset="d", parent=None,
         num_parameters=1, metrics={},
     )  # fmt: skip
-    found = trained_arm(model, scores, None)
-    assert (found.tokens, found.slots, found.accuracies, found.variants) == (4.0, 7.0, {"chain_2": 0.25}, [])
+    found = trained_arm(model, scores, None, None)
+    assert (found.tokens, found.slots, found.accuracies, found.variants, found.probes) == (
+        4.0, 7.0, {"chain_2": 0.25}, [], []
+    )  # fmt: skip

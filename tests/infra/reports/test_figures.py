@@ -9,6 +9,7 @@ from amvl_core.contracts.records import EvalRecord, VariantScore
 from amvl_core.eval.predictions import sample
 from amvl_core.methods.amvl.presets import demo
 from infra.reports import figures
+from tests.infra.reports.test_run_report import sampled
 
 
 def test_curves_show_terms_above_and_schedules_below() -> None:
@@ -42,6 +43,19 @@ def test_scores_have_a_bar_for_each_model_and_task_with_its_length(evaluation: C
     axis = figures.score_chart({"base": evaluation("sft", 5), "AMVL": evaluation("amvl", 8)}).axes[0]
     assert [round(bar.get_width(), 3) for bar in axis.patches] == [0.5, 0.5, 0.5, 0.8, 0.8, 0.8]
     assert axis.get_legend_handles_labels()[1].count("majority answer") == 1
+
+
+def test_several_answers_have_a_line_a_source_and_one_greedy_one_across() -> None:
+    left, right = figures.sampling_chart(sampled()).axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert list(lines) == ["greedy", "latents, tau 0.5", "latents, tau 1", "tokens, temperature 0.6"]
+    assert list(lines["latents, tau 1"].get_xdata()) == [1, 2]
+    assert list(lines["latents, tau 1"].get_ydata()) == [pytest.approx(52.5), pytest.approx(55.0)]
+    assert list(right.lines[1].get_ydata()) == [50.0, 50.0]
+    colours = [line.get_color() for line in left.lines]
+    assert colours[1] == colours[2] != colours[3]
+    assert lines["latents, tau 0.5"].get_linestyle() != lines["latents, tau 1"].get_linestyle()
+    assert list(left.get_xticks()) == [1, 2]
 
 
 def with_tasks(record: EvalRecord, count: int) -> EvalRecord:

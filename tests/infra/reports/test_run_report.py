@@ -23,6 +23,8 @@ from amvl_core.contracts.records import (
     EvalRecord,
     FaithfulnessRecord,
     ModelRecord,
+    SampledScore,
+    SamplingRecord,
     Shard,
     VariantScore,
 )
@@ -155,6 +157,19 @@ def analysis_record(folder: Path) -> AnalysisRecord:
     )
 
 
+def sampled() -> SamplingRecord:
+    """One greedy answer, and up to two of each other source."""
+    scores = [
+        SampledScore(
+            source=source, scale=scale, answers=answers, n=20, passed=0.5 + answers / 40, voted=0.5,
+            passed_interval=(0.4 + answers / 40, 0.6 + answers / 40), voted_interval=(0.4, 0.6),
+        )
+        for source, scale in (("greedy", 0.0), ("latents", 0.5), ("latents", 1.0), ("tokens", 0.6))
+        for answers in ((1,) if source == "greedy" else (1, 2))
+    ]  # fmt: skip
+    return SamplingRecord(uri="u", fingerprint="p1", checkpoint="c", stage="amvl", dataset="d", scores=scores)
+
+
 @pytest.fixture()
 def result(
     tracked: RunConfig,
@@ -231,6 +246,18 @@ def test_the_page_shows_every_part(build: Callable[..., str], tmp_path: Path) ->
     assert len(page) < 2_000_000
 
 
+def test_several_answers_have_a_part_where_they_were_given(build: Callable[..., str]) -> None:
+    page = build(sampling=sampled())
+    for text in (
+        "<a href='#sampling'>Sampling</a>",
+        "<td>latents, tau 0.5</td><td class='right'>2</td><td class='right'>20</td>",
+        "<td class='right'>55.0 (45.0 to 65.0)</td>",
+        "alt='sampling'>",
+        "one of the answers is right",
+    ):
+        assert text in page
+
+
 def test_the_scores_of_many_tasks_are_all_on_the_page(build: Callable[..., str]) -> None:
     rows = [{"metric": f"task {i}", "AMVL": f"{i}.5%", "p": "1.0000", "seed": "0"} for i in range(60)]
     page = build(tables={"blink": rows})
@@ -257,7 +284,7 @@ def test_a_part_that_is_not_there_says_why(build: Callable[..., str]) -> None:
 
 def test_a_method_whose_latents_have_no_analysis_has_no_such_part(build: Callable[..., str]) -> None:
     page = build(method="valr", suites=[faithfulness_record()])
-    assert "id='faithfulness'" in page and "id='latents'" not in page
+    assert "id='faithfulness'" in page and "id='latents'" not in page and "id='sampling'" not in page
 
 
 def test_a_latent_model_without_its_suite_names_the_setting(build: Callable[..., str]) -> None:

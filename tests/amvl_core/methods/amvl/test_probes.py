@@ -137,6 +137,21 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
     assert len(texts) > len(asked)  # else a generation that ignores the latents would pass
 
 
+@torch.no_grad()
+def test_slots_hold_the_mean_of_the_prior_that_the_stock_text_model_gives() -> None:
+    """In float64. Worst seen: 4e-15."""
+    model, processor = amvl_model()
+    prober, k = Prober(model, processor, AmvlMethod()), model.config.num_slots
+    held = prober.held(items())
+    batch, _ = prober.read(items())
+    for number, (_, ids, _, embeds, positions) in enumerate(samples(model, batch)):
+        start = ids.tolist().index(model.config.slot_token_ids[0])
+        hidden = stock_hidden(model, embeds[:, : start + k], positions[..., : start + k])[0]
+        prior = model.prior(hidden[None, start:]).mean[0]
+        torch.testing.assert_close(held.slots_BKD[number], prior, rtol=0, atol=1e-12)
+        torch.testing.assert_close(held.prompt_BD[number], hidden[start - 2], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("mask", ["full", "bottleneck"])
 def test_the_unchanged_model_writes_and_scores_as_an_evaluation_does(mask: str) -> None:
     """In float64 log-likelihoods were equal; the tolerance is that of the variants."""
