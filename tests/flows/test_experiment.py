@@ -233,9 +233,10 @@ def test_a_tiny_experiment_from_nothing_to_its_chart(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert min(bare.flops, coconut.flops) > 0
     assert coconut.trained[0].slots == 2.0
-    assert coconut.trained[0].probes == []  # of 8 questions no fold is left out
+    (probe,) = coconut.trained[0].probes  # four questions have a second step, and one fold none of them
+    assert (probe.step, probe.n, len(probe.slots)) == (1, 8, 2)
     (vectors,) = tmp_path.glob(".amvl/storage/linear_probe/*/vectors.parquet")
     assert len(pq.read_table(vectors)) == 8
-    assert (found / "chart.png").stat().st_size > 10_000
+    assert (found / "chart.png").stat().st_size > 10_000 < (found / "slots.png").stat().st_size
     assert "| Coconut |" in (found / "tables.md").read_text()
     assert "reused" in done.stderr
