@@ -26,8 +26,8 @@ from amvl_core.methods.valr.config import ValrMethod
 
 SLOTS = 8
 """Of every method: one for each dependent step, at most."""
-CURRICULUM = 4
-"""Stages in which 1, 2, 3 and then all steps leave the reply."""
+STEPS = 1920
+"""Optimiser steps of each arm behind the shared ones."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
 UNUSED = 64
@@ -68,11 +68,13 @@ def _once(name: str, method: MethodConfig, steps: int) -> Mapping[str, StageConf
     return {name: stage(method, steps)}
 
 
-def _in_stages(name: str, field: str, everything: Any, method: MethodConfig, steps: int) -> Mapping[str, StageConfig]:
-    """`steps` in `CURRICULUM` stages, in which `field` of the method is 1, 2, 3 and then `everything`."""
-    found = (*range(1, CURRICULUM), everything)
+def _in_stages(
+    name: str, field: str, everything: Any, method: MethodConfig, steps: int, stages: int
+) -> Mapping[str, StageConfig]:
+    """`steps` in `stages`, in which `field` of the method is 1, 2, 3 and so on, and in the last one `everything`."""
+    found = (*range(1, stages), everything)
     return {
-        f"{name}_{number}": stage(method.model_copy(update={field: gone}), steps // CURRICULUM)
+        f"{name}_{number}": stage(method.model_copy(update={field: gone}), steps // stages)
         for number, gone in enumerate(found, 1)
     }
 
@@ -99,11 +101,11 @@ def _monet(steps: int) -> Mapping[str, StageConfig]:
     return {f"monet_{method.stage}": stage(method, steps // 3) for method in methods}
 
 
-def _arms(steps: int) -> tuple[Arm, ...]:
-    """Every arm, each of `steps` optimiser steps."""
-    replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps)
-    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // CURRICULUM), steps)
-    coconut = CoconutMethod(slots_per_step=SLOTS // CURRICULUM)
+def _arms(steps: int = STEPS, most: int = SLOTS) -> tuple[Arm, ...]:
+    """Every arm, each of `steps` optimiser steps. In a curriculum `most` dependent steps leave the reply one by one."""
+    replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps, stages=most)
+    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // most), steps, most)
+    coconut = CoconutMethod(slots_per_step=SLOTS // most)
     return (
         Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
         Arm("SFT, bare answers", "control", _once("bare", SftMethod(replaced_steps=None), steps)),
@@ -147,9 +149,9 @@ def _masked_at_first(stages: Mapping[str, StageConfig], halved: Mapping[str, Sta
     return {name: _masked(stage) if name in hidden else stage for name, stage in stages.items()}
 
 
-def _arms_under_the_mask(steps: int) -> Iterator[Arm]:
+def _arms_under_the_mask() -> Iterator[Arm]:
     """The ceiling as it is; every arm with bare answers, with the mask from first to last and in the first half."""
-    for arm, halved in zip(_arms(steps), _arms(steps // 2), strict=True):
+    for arm, halved in zip(_arms(), _arms(STEPS // 2), strict=True):
         if arm.role == "ceiling":
             yield arm
         elif not arm.writes:
@@ -165,7 +167,7 @@ def latents() -> Experiment:
     return Experiment(
         "Where latents are needed",
         shared((1, 8), train=16000, test=1600, steps=1000),
-        _arms(480),
+        _arms(),
         rates=(1e-3, 3e-3),
         validation=questions((1, 8), train=UNUSED, test=800, seed=VALIDATION_SEED),
         seeds=3,
@@ -175,17 +177,24 @@ def latents() -> Experiment:
 def latents_bottleneck() -> Experiment:
     """The arms with bare answers where nothing but slots sees the image, all the time or in the first half."""
     return latents()._replace(
-        title="Where latents are needed: the image through slots alone", arms=tuple(_arms_under_the_mask(480))
+        title="Where latents are needed: the image through slots alone", arms=tuple(_arms_under_the_mask())
     )
 
 
 def latents_small() -> Experiment:
     """A few arms with up to three steps, one seed and one learning rate: the whole in a quarter of an hour."""
-    shown = ("SFT, steps in words", "SFT, bare answers", "pause tokens", "Coconut", "AMVL, hidden steps")
+    shown = (
+        "SFT, steps in words",
+        "SFT, bare answers",
+        "SFT, curriculum",
+        "pause tokens, curriculum",
+        "Coconut",
+        "AMVL, hidden steps, curriculum",
+    )
     return Experiment(
         "Where latents are needed, small",
-        shared((1, 3), train=16000, test=300, steps=1500),
-        tuple(arm for arm in _arms(120) if arm.label in shown),
+        shared((1, 3), train=16000, test=600, steps=1500),
+        tuple(arm for arm in _arms(960, most=3) if arm.label in shown),
         rates=(1e-3,),
         validation={},
         seeds=1,

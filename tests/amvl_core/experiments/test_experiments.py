@@ -59,7 +59,7 @@ def test_the_image_is_behind_the_slots_in_all_steps_or_in_the_first_half() -> No
         assert all(stage.method.bottleneck for stage in stages)
         assert [unmasked(stage) for stage in stages] == list(arm.stages.values())
         masks = [stage.method.bottleneck for stage in half.stages.values() for _ in range(stage.steps or 0)]
-        assert masks == [True] * 240 + [False] * 240
+        assert masks == [True] * 960 + [False] * 960
         if len(arm.stages) > 1:
             assert [unmasked(stage) for stage in half.stages.values()] == list(arm.stages.values())
         else:
@@ -74,7 +74,7 @@ def test_schedules_of_a_stage_in_two_are_half_as_long() -> None:
     for stage in arm.stages.values():
         method = stage.method
         assert isinstance(method, AmvlMethod)
-        assert (method.gamma_start, method.beta_warmup, method.gamma_warmup, stage.steps) == (60, 120, 120, 240)
+        assert (method.gamma_start, method.beta_warmup, method.gamma_warmup, stage.steps) == (240, 480, 480, 960)
 
 
 def unmasked(stage: StageConfig) -> StageConfig:
@@ -97,7 +97,7 @@ def test_a_rate_is_that_of_an_arms_own_stages() -> None:
     changed = at_rate(run, found.shared.stages, 0.25)
     assert {name: stage.lr for name, stage in changed.stages.items()} == {
         "steps": found.shared.stages["steps"].lr,
-        **dict.fromkeys(("coconut_1", "coconut_2", "coconut_3", "coconut_4"), 0.25),
+        **dict.fromkeys([f"coconut_{number}" for number in range(1, 9)], 0.25),
     }
 
 
