@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,7 +81,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     reader, features = ShardReader(job.dataset, "train"), computed_features(job)
     method, processor = build_method(job, features)
     engine = Engine(method, stage, config.trainer, world_size)
-    sizes = _sizes(reader, stage.method, config, rank, engine.device)
+    sizes = _sizes(reader, stage.method, config, rank, world_size)
     rows = rows_of_share(sizes.trained, stage.data_share)
     total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
     every = interval(config.heldout.every, len(sizes.heldout), stage.global_batch) if len(sizes.heldout) else total + 1
@@ -210,13 +211,12 @@ def _loaded(job: TrainJob, config: MethodConfig, uri: str) -> tuple[Method, AMVL
     return method, processor
 
 
-def _sizes(reader: ShardReader, method: MethodConfig, config: RunConfig, rank: int, device: torch.device) -> Sizes:
-    """The sizes, which rank 0 reads for all. Every rank calls this."""
-    added, heldout = method.added_tokens(config.latent), config.heldout.samples
-    found = [reader.sizes(added, method.sequences, heldout, config.data.seed) if rank == 0 else None]
-    dist.broadcast_object_list(found, device=device)
-    assert found[0] is not None
-    return found[0]
+def _sizes(reader: ShardReader, method: MethodConfig, config: RunConfig, rank: int, world_size: int) -> Sizes:
+    """The sizes, of which each rank reads a share for all. Every rank calls this."""
+    heldout = config.heldout.samples
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, reader.index(rank, world_size, heldout, config.data.seed))
+    return reader.sizes_of(parts, method.added_tokens(config.latent), method.sequences, heldout)
 
 
 def _optimiser_step(
