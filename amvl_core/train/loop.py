@@ -36,8 +36,9 @@ from amvl_core.data.order import Sizes, num_steps, rows_of_share
 from amvl_core.data.reader import ShardReader
 from amvl_core.data.stored_features import StoredFeatures
 from amvl_core.methods.method import Clock, Method
-from amvl_core.train.checkpoint import Checkpoints, Due, save_model
+from amvl_core.train.checkpoint import Checkpoints, Due
 from amvl_core.train.engine import DTYPES, Engine
+from amvl_core.train.export import save_model
 from amvl_core.train.schedules import cosine_with_warmup
 from amvl_core.train.steplog import Pace, StepLog
 from amvl_core.train.watch import Skips, watches
@@ -140,7 +141,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
             if written and stop:
                 engine.close()
                 return False
-    parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
+    parameters = save_model(engine, processor, storage.join(job.uri, "model"))
     engine.close()
     if rank == 0:
         storage.write_bytes(storage.join(job.uri, HISTORY), history_to_json(history))
