@@ -40,6 +40,8 @@ DISK_CACHE_BYTES = 8 * 2**30
 CONNECTIONS = 16
 OPEN_FILES = 256
 """A dataset may have more shards than a process may have open files."""
+FILES_AT_ONCE = 1024
+"""Of the index, before what they gave is joined."""
 
 
 class Index(NamedTuple):
@@ -103,13 +105,14 @@ class ShardReader:
         if not len(self):
             raise DataError("the prepared dataset has no rows to train on; look at its report for what was dropped")
         first, last = (len(self.uris) * number // world_size for number in (rank, rank + 1))
-        found = self._of_each_file(partial(self._index_of_file, heldout, seed), range(first, last))
-        empty = np.empty(0, dtype=np.int32)
-        return Index(
-            np.concatenate([empty, *(part.num_tokens for part in found)]),
-            np.concatenate([empty, *(part.group_rows for part in found)]),
-            nsmallest(heldout, chain.from_iterable(part.hashed for part in found)),
-        )
+        tokens, groups, hashed = [np.empty(0, np.int32)], [np.empty(0, np.int32)], list[Hashed]()
+        for start in range(first, last, FILES_AT_ONCE):
+            files = range(start, min(start + FILES_AT_ONCE, last))
+            found = self._of_each_file(partial(self._index_of_file, heldout, seed), files)
+            tokens.append(np.concatenate([part.num_tokens for part in found]))
+            groups.append(np.concatenate([part.group_rows for part in found]))
+            hashed = nsmallest(heldout, chain(hashed, *(part.hashed for part in found)))
+        return Index(np.concatenate(tokens), np.concatenate(groups), hashed)
 
     def _index_of_file(self, heldout: int, seed: int, file: int, opened: pq.ParquetFile) -> Index:
         columns = opened.read(["num_tokens", *(["sample_id"] if heldout else [])])
@@ -131,11 +134,10 @@ class ShardReader:
         for file, (first, last) in enumerate(pairwise(np.searchsorted(bounds, self.starts).tolist())):
             self._bounds[file] = (bounds[first : last + 1] - bounds[first]).astype(np.int32)
         hashed = chain.from_iterable(part.hashed for part in parts)
-        return Sizes(
-            sequences * np.concatenate([part.num_tokens for part in parts]) + added_tokens,
-            group_rows,
-            heldout_rows(hashed, heldout, len(self)),
-        )
+        tokens = np.concatenate([part.num_tokens for part in parts])
+        tokens *= sequences
+        tokens += added_tokens
+        return Sizes(tokens, group_rows, heldout_rows(hashed, heldout, len(self)))
 
     def __getitem__(self, index: int) -> StoredSample:
         """Row `index`."""
