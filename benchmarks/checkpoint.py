@@ -3,8 +3,8 @@
 A model of 27 million weights (`benchmarks/shapes.py`) under ZeRO 1 to 3 in bf16, in two processes without a GPU. Each
 writes its part of a checkpoint to resume from, and of the Hugging Face folder that a stage leaves, to a temporary
 folder. The last line is one JSON object. For each ZeRO stage: `checkpoint` and `model`, with the `seconds` that the
-slower rank took, and a value for each rank of the `bytes` that it wrote, by the owner's name in each file's or by its
-weights, and of `growth_mib`, the most that its resident memory grew meanwhile.
+slower rank took, and for each rank the `bytes` of its files and `growth_mib`, the most that its resident memory grew
+meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -45,36 +46,33 @@ def main() -> None:
 
 
 def _rank(rank: int, root: str, zero_stages: list[int]) -> None:
-    found: dict[str, Any] = {"ranks": RANKS, "zero": {}}
     export.FILE_BYTES = 2**23  # else a model this small is one file
-    for zero_stage in zero_stages:
-        trainer = TrainerConfig(zero_stage=zero_stage, precision="bf16", gradient_checkpointing=False)
-        stage = StageConfig(method=SFT, steps=1, global_batch=RANKS, lr=1e-5)
-        engine = Engine(SFT.implementation()(build(SFT).bfloat16(), SFT), stage, trainer, RANKS)
-        engine.pieces()  # makes the moments, as a first step does
-        folder = f"{root}/{zero_stage}"
-        checkpoints, processor = Checkpoints(f"{folder}/checkpoints", 1, print), build_processor(TINY)
-        found["parameters"] = engine.num_parameters()
-        wrote = {
-            "checkpoint": _measured(lambda made=checkpoints: made.save(engine, 1, [])),  # type: ignore[misc]
-            "model": _measured(lambda: export.save_model(engine, processor, f"{folder}/model")),
-        }
-        if rank == 0:
-            own = [
-                sum(f.stat().st_size for f in Path(folder).rglob(f"rank-{r:05d}-*.safetensors")) for r in range(RANKS)
-            ]
-            wrote["checkpoint"]["bytes"] = own
-            files = sorted(Path(folder, "model").glob("*.safetensors"))
-            owners = [number * RANKS // len(files) for number in range(len(files))]
-            sizes = [file.stat().st_size for file in files]
-            wrote["model"]["bytes"] = [
-                sum(s for s, o in zip(sizes, owners, strict=True) if o == r) for r in range(RANKS)
-            ]
-            found["zero"][str(zero_stage)] = wrote
-        dist.barrier()
-        engine.close()
+    found = {str(zero_stage): _written(f"{root}/{zero_stage}", zero_stage) for zero_stage in zero_stages}
     if rank == 0:
-        (Path(root) / "found.json").write_text(json.dumps(found))
+        (Path(root) / "found.json").write_text(json.dumps({"ranks": RANKS, "zero": found}))
+
+
+def _written(folder: str, zero_stage: int) -> dict[str, Any]:
+    """Of one stage of ZeRO."""
+    trainer = TrainerConfig(zero_stage=zero_stage, precision="bf16", gradient_checkpointing=False)
+    stage = StageConfig(method=SFT, steps=1, global_batch=RANKS, lr=1e-5)
+    engine = Engine(SFT.implementation()(build(SFT).bfloat16(), SFT), stage, trainer, RANKS)
+    engine.pieces()  # makes the moments, as a first step does
+    checkpoints, processor = Checkpoints(f"{folder}/checkpoints", 1, print), build_processor(TINY)
+    checkpoint = _measured(lambda: checkpoints.save(engine, 1, []))
+    model = _measured(lambda: export.save_model(engine, processor, f"{folder}/model"))
+    checkpoint["bytes"] = [_bytes(Path(folder).rglob(f"rank-{rank:05d}-*.safetensors")) for rank in range(RANKS)]
+    files = sorted(Path(folder, "model").glob("*.safetensors"))
+    owners = [number * RANKS // len(files) for number in range(len(files))]
+    model["bytes"] = [_bytes(compress(files, (owner == rank for owner in owners))) for rank in range(RANKS)]
+    found = {"parameters": engine.num_parameters(), "checkpoint": checkpoint, "model": model}
+    dist.barrier()
+    engine.close()
+    return found
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _measured(work: Callable[[], object]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Reading a dataset of 100 million rows: `python -m benchmarks.reading [--rows N] [--ranks N] [--batch N]`.
 
-Shards of as many rows as the paper's are written as preparation writes them, with pictures of 8 x 8: `DISTINCT` of them, each
-linked under as many names as the rows take, in a temporary folder. So footers, row groups and columns are real, of
-every file, and nothing is kept of it afterwards. The files lie in memory: what a storage takes is not in the seconds.
+Shards with as many rows as the paper's are written as preparation writes them, with pictures of 8 x 8: `DISTINCT` of
+them, each linked under as many names as the rows take, in a temporary folder. So footers, row groups and columns are
+real, of every file, and nothing is kept of it afterwards. The files lie in memory: what a storage takes is not in the
+seconds.
 
 The last line is one JSON object, of one process:
 

@@ -20,9 +20,9 @@ WINDOW_BLOCKS = 512
 class Sizes:
     """What the order depends on: tokens of each sample [rows], and rows of each block [blocks], in stored order.
 
-    A block is what is read at once (a row group), and has rows. A sample's tokens are those of its sequence in the stage, with what
-    the method adds. The work that a method does for the sample is in proportion to them. The rows `heldout` are in no
-    order.
+    A block is what is read at once (a row group), and has rows. A sample's tokens are those of its sequence in the
+    stage, with what the method adds. The work that a method does for the sample is in proportion to them. The rows
+    `heldout` are in no order.
     """
 
     num_tokens: np.ndarray
@@ -82,15 +82,17 @@ class Order:
         bits = np.random.PCG64()
         bits.state = self._state
         bits.advance(int(self._drawn[window]))  # a number for each row of the windows before
-        order = in_order[np.argsort(np.random.Generator(bits).random(len(in_order)), kind="stable")]
+        order: np.ndarray = in_order[np.argsort(np.random.Generator(bits).random(len(in_order)), kind="stable")]
+        counted = ~np.isin(order, self._heldout)
         if self._kept is not None:
-            order = order[self._kept[order]]
-        return order[~np.isin(order, self._heldout)]
+            counted &= self._kept[order]
+        return order[counted]
 
 
 def _ends(counts: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     """The sum of the `counts` of all blocks before each cut."""
-    return np.append(0, np.cumsum(counts))[cuts]
+    sums: np.ndarray = np.append(0, np.cumsum(counts))[cuts]
+    return sums
 
 
 def _trained(sizes: Sizes, kept: np.ndarray | None) -> np.ndarray:

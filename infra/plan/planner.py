@@ -72,9 +72,9 @@ class StagePlan:
     """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step.
 
     `sent_gb` is what each GPU sends to others in a step, `checkpoint_gb` what it writes of a checkpoint (GB of 10^9
-    bytes). `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a stage fit
-    that does not; each of `less_network` fits and sends less, where the network limits a stage. FLOPs and hours are by
-    way: the first is how the stage is run, the others are what its method compares it with.
+    bytes). `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a
+    stage fit that does not; each of `less_network` fits and sends less, where the network limits a stage. FLOPs and
+    hours are by way: the first is how the stage is run, the others are what its method compares it with.
     """
 
     method: str

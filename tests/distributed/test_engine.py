@@ -22,7 +22,6 @@ from amvl_core.contracts.config import LrScale, StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
