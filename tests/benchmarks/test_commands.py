@@ -36,6 +36,7 @@ SMALLEST = {
     "benchmarks.faithfulness": "--items 1 --repeats 1 --settings demo --tokens 1",
     "benchmarks.feedback": "--x 16 --y 8 --blocks 1 --slots 2 --samples 2 --repeats 1 --tokens 2",
     "benchmarks.generate": "--x 16 --tokens 1 --repeats 1",
+    "benchmarks.gpu": "--device cpu --size tiny --repeats 1",
     "benchmarks.images": "none.tar.gz --repeats 1",
     "benchmarks.ingest": "--rows 70 --steps 3",
     # Its exit code says whether the loss has moved. If it has to: `--update`, and say why in the commit.
@@ -74,6 +75,13 @@ def of_ingest(found: dict[str, Any]) -> None:
     assert found["bytes_read_per_sample"] == pytest.approx(2 * found["bytes_stored_per_sample"] * 70 / 64, rel=0.01)
 
 
+def of_gpu(found: dict[str, Any]) -> None:
+    """All that was looked at held, and nothing was left out that a CPU can do."""
+    assert found["ok"] and len(found["checks"]) == 10
+    variants = ["stock", "sft", "three passes", "shared prefix", "fed-back slots"]
+    assert [step["variant"] for step in found["steps"]] == variants
+
+
 def of_reading(found: dict[str, Any]) -> None:
     assert found["resume_exact"] and found["row_groups"] == 157
 
@@ -89,6 +97,7 @@ def of_checkpoint(found: dict[str, Any]) -> None:
 
 FIGURES: dict[str, Callable[[dict[str, Any]], None]] = {
     "benchmarks.checkpoint": of_checkpoint,
+    "benchmarks.gpu": of_gpu,
     "benchmarks.ingest": of_ingest,
     "benchmarks.reading": of_reading,
 }
