@@ -40,13 +40,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens generated behind the first")
     parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
     chosen = parser.parse_args()
-    fields = {
-        "slot_token_id": SLOT,
-        "num_slots": chosen.slots,
-        "block_start_token_id": START,
-        "block_end_token_id": END,
-    }
-    stock, ours = build(SFT, {}), build(METHOD, fields)
+    stock, ours = build(SFT, {}), build(METHOD, block_fields(chosen.slots))
     for model in (stock, ours) if chosen.checkpointing else ():
         model.activation_checkpointing_enable()
     rows = []
@@ -59,6 +53,12 @@ def main() -> None:
     result = {"rows": rows, "device": device_name(), "threads": torch.get_num_threads(), "repeats": chosen.repeats}
     result |= {"samples": chosen.samples, "checkpointing": chosen.checkpointing}
     print(json.dumps(result | {"per_token_vs_stock": per_token(stock.eval(), ours.eval(), chosen)}))
+
+
+def block_fields(slots: int) -> dict[str, Any]:
+    """The fields of a model with blocks of so many slots."""
+    ends = {"block_start_token_id": START, "block_end_token_id": END}
+    return {"slot_token_id": SLOT, "num_slots": slots, **ends}
 
 
 def measure(stock: Any, ours: Any, x: int, y: int, blocks: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ LIMIT_S, GRACE_S = 120.0, 10.0
 
 
 def start(target: Callable[..., None], world_size: int, *arguments: Any) -> list[BaseProcess]:
-    """`world_size` processes that call `target(rank, *arguments)` with a gloo group up."""
+    """`world_size` processes that call `target(rank, *arguments)` in a group: nccl where each has a GPU, else gloo."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -99,7 +99,11 @@ def _member(
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     hf_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    if torch.cuda.device_count() < world_size:
+        dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    else:
+        torch.cuda.set_device(rank)
+        dist.init_process_group("nccl", rank=rank, world_size=world_size)
     target(rank, *arguments)
     dist.barrier()
     dist.destroy_process_group()

@@ -35,7 +35,6 @@ from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import Encoder, laid_out
 from amvl_core.methods.method import Clock, Method
-from amvl_core.train.checkpoint import write_model
 from amvl_core.train.engine import parameter_groups, set_trainable
 from amvl_core.train.loop import TrainJob
 from amvl_core.train.schedules import cosine_with_warmup
@@ -114,8 +113,8 @@ def run_stage(worker: Callable[..., None] = local.stage) -> Curve:
         folder = Path(name)
         with _reproducible():
             method, processor = _method(folder / "base")
-            model = method.model.float()
-            write_model(model, processor, model.state_dict(), folder / "start")
+            method.model.float().save_pretrained(folder / "start")
+            processor.save_pretrained(folder / "start")
         config = configuration(
             name,
             latent=LATENT.model_dump(),

@@ -64,11 +64,11 @@ def block_fields() -> dict[str, Any]:
     }
 
 
-def model_config(method: MethodConfig, fields: dict[str, Any] | None = None) -> Any:
-    """A configuration of the shape for this machine, for a model that `method` trains. `fields`: AMVL's, or these."""
+def model_config(method: MethodConfig, fields: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> Any:
+    """A configuration for a model that `method` trains. `fields`: AMVL's, or these. `text`: this machine's, or this."""
     if method.model_type:
         method.implementation()  # registers its classes
-    text = SEVEN_B if torch.cuda.is_available() else SMALL
+    text = text or (SEVEN_B if torch.cuda.is_available() else SMALL)
     return AutoConfig.for_model(
         method.model_type or "qwen2_5_vl",
         text_config={**text, "max_position_embeddings": 32768, "tie_word_embeddings": False},
@@ -82,13 +82,13 @@ def model_config(method: MethodConfig, fields: dict[str, Any] | None = None) -> 
     )
 
 
-def build(method: MethodConfig, fields: dict[str, Any] | None = None) -> Any:
-    """A random model that `method` trains, its vision encoder frozen, in training mode. `fields`: AMVL's, or these."""
+def build(method: MethodConfig, fields: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> Any:
+    """A random model of `model_config`, its vision encoder frozen, in training mode."""
     torch.manual_seed(0)
     where = device()
     with where:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        model = AutoModelForImageTextToText.from_config(model_config(method, fields), dtype=dtype)
+        model = AutoModelForImageTextToText.from_config(model_config(method, fields, text), dtype=dtype)
     model.model.visual.requires_grad_(False)
     return model.train()
 

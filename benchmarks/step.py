@@ -64,7 +64,7 @@ def measure(stock: Any, ours: Any, x: int, y: int, repeats: int) -> list[dict[st
             "time_vs_stock": round(seconds[name] / seconds["sft_stock"], 4),
             "peak_vs_sft": round(peaks[name] / peaks["sft"], 4),
             "flops_limit_vs_sft": round(flops[name] / flops["sft"], 4),
-            **_utilisation(flops[name] / seconds[name]),
+            **utilisation(flops[name] / seconds[name]),
         }
         for name in steps
     ]
@@ -86,7 +86,7 @@ def _steps(stock: Any, ours: Any, x: int, y: int) -> dict[str, Step]:
     }
 
 
-def _utilisation(flops_per_second: float) -> dict[str, float]:
+def utilisation(flops_per_second: float) -> dict[str, float]:
     """Model FLOP utilisation, on a GPU whose peak is known."""
     peak = next((flops for name, flops in PEAK_BF16_FLOPS.items() if name in device_name()), None)
     return {} if peak is None else {"mfu": round(flops_per_second / peak, 4)}

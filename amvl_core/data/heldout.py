@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
+from heapq import nsmallest
 
 import numpy as np
 
@@ -28,11 +30,20 @@ def num_heldout(samples: int, rows: int) -> int:
     return found if found >= MIN_HELDOUT else 0
 
 
-def heldout_rows(names: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """The rows that are held out, in ascending order: those whose names have the smallest hashes."""
-    hashes = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
-    found = sorted(range(len(names)), key=hashes.__getitem__)[: num_heldout(samples, len(names))]
-    return np.array(sorted(found), dtype=np.int64)
+Hashed = tuple[bytes, int]
+"""The hash of a sample's name, and its row."""
+
+
+def smallest_hashes(names: Iterable[str], first: int, samples: int, seed: int) -> list[Hashed]:
+    """Of rows from `first` on, those `samples` whose names have the smallest hashes: no others can be held out."""
+    rows = enumerate(names, first)
+    return nsmallest(samples, ((hashlib.sha256(f"{seed}/{name}".encode()).digest(), row) for row, name in rows))
+
+
+def heldout_rows(hashed: Iterable[Hashed], samples: int, rows: int) -> np.ndarray:
+    """The rows that are held out of so many `rows`, in ascending order; `hashed` are the `smallest_hashes` of all."""
+    found = nsmallest(num_heldout(samples, rows), hashed)
+    return np.array(sorted(row for _, row in found), dtype=np.int64)
 
 
 def interval(every: int | None, heldout: int, global_batch: int) -> int:

@@ -20,9 +20,9 @@ WINDOW_BLOCKS = 512
 class Sizes:
     """What the order depends on: tokens of each sample [rows], and rows of each block [blocks], in stored order.
 
-    A block is what is read at once (a row group). A sample's tokens are those of its sequence in the stage, with what
-    the method adds. The work that a method does for the sample is in proportion to them. The rows `heldout` are in no
-    order.
+    A block is what is read at once (a row group), and has rows. A sample's tokens are those of its sequence in the
+    stage, with what the method adds. The work that a method does for the sample is in proportion to them. The rows
+    `heldout` are in no order.
     """
 
     num_tokens: np.ndarray
@@ -38,33 +38,86 @@ class Sizes:
         return len(self.num_tokens) - len(self.heldout)
 
 
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, sizes: Sizes) -> np.ndarray:
-    """A permutation of all samples that are trained on, for one epoch, in two levels.
+class Order:
+    """A permutation of all samples that are trained on, for one epoch, in two levels. A slice of it is an array.
 
     The blocks are permuted and cut into windows of about `WINDOW_BLOCKS`, and the rows of each window are permuted. So
     a reader that holds two windows reads every block once per epoch. Fewer than 1.5 `WINDOW_BLOCKS` blocks are one
-    window, and the order is then a uniform permutation.
+    window, and the order is then a uniform permutation. What is kept is in proportion to the blocks: each window draws
+    its permutation from its own place in the generator's stream, when it is asked for.
+
+    `kept` [rows] says which samples count, where not all do.
     """
-    random = np.random.Generator(np.random.PCG64([seed, epoch, len(sizes.num_tokens)]))
-    blocks = random.permutation(len(sizes.block_rows))
-    windows = max(1, round(len(blocks) / WINDOW_BLOCKS))
-    rows = sizes.block_rows[blocks]
-    starts = (np.cumsum(sizes.block_rows) - sizes.block_rows)[blocks]
-    in_order = np.repeat(starts - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
-    window = np.repeat(np.arange(len(blocks)) * windows // len(blocks), rows)
-    order = in_order[np.lexsort((random.random(len(in_order)), window))]
-    return order[~np.isin(order, sizes.heldout)]
+
+    def __init__(self, seed: int, epoch: int, sizes: Sizes, kept: np.ndarray | None = None) -> None:
+        bits = np.random.PCG64([seed, epoch, len(sizes.num_tokens)])
+        blocks = np.random.Generator(bits).permutation(len(sizes.block_rows))
+        windows = max(1, round(len(blocks) / WINDOW_BLOCKS))
+        self._state, self._heldout, self._kept = bits.state, sizes.heldout, kept
+        self._rows = sizes.block_rows[blocks]
+        self._starts = (np.cumsum(sizes.block_rows) - sizes.block_rows)[blocks]
+        self._cuts = -(-np.arange(windows + 1) * len(blocks) // windows)
+        self._drawn = _ends(self._rows, self._cuts)
+        self._ends = _ends(_trained(sizes, kept)[blocks], self._cuts)
+        self._window = lru_cache(maxsize=2)(self._permuted)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        start, stop, _ = places.indices(len(self))
+        pieces = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            window = int(np.searchsorted(self._ends, start, side="right")) - 1
+            first, last = (int(end) for end in self._ends[window : window + 2])
+            pieces.append(self._window(window)[start - first : stop - first])
+            start = last
+        return np.concatenate(pieces)
+
+    def _permuted(self, window: int) -> np.ndarray:
+        """The samples of one window, in order."""
+        blocks = slice(*self._cuts[window : window + 2])
+        rows = self._rows[blocks]
+        in_order = np.repeat(self._starts[blocks] - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
+        bits = np.random.PCG64()
+        bits.state = self._state
+        bits.advance(int(self._drawn[window]))  # a number for each row of the windows before
+        order: np.ndarray = in_order[np.argsort(np.random.Generator(bits).random(len(in_order)), kind="stable")]
+        counted = ~np.isin(order, self._heldout)
+        if self._kept is not None:
+            counted &= self._kept[order]
+        return order[counted]
+
+
+def _ends(counts: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """The sum of the `counts` of all blocks before each cut."""
+    sums: np.ndarray = np.append(0, np.cumsum(counts))[cuts]
+    return sums
+
+
+def _trained(sizes: Sizes, kept: np.ndarray | None) -> np.ndarray:
+    """How many samples of each block are trained on."""
+    ends = np.cumsum(sizes.block_rows)
+    if kept is not None:
+        counted: np.ndarray = np.add.reduceat(kept, ends - sizes.block_rows, dtype=np.int64)
+        return counted
+    return sizes.block_rows - np.bincount(np.searchsorted(ends, sizes.heldout, side="right"), minlength=len(ends))
 
 
 @lru_cache(maxsize=2)
-def shared_order(seed: int, epoch: int, sizes: Sizes, share: float) -> np.ndarray:
-    """As `epoch_order`, of a share of the samples: the first of epoch 0. So a smaller share is part of a larger one."""
-    rows = rows_of_share(sizes.trained, share)
+def epoch_order(seed: int, epoch: int, sizes: Sizes, share: float = 1.0) -> Order:
+    """The order of one epoch, of a share of the samples: the first of epoch 0, so a smaller one is part of a larger."""
+    return Order(seed, epoch, sizes, None if share == 1 else _share(seed, sizes, share))
+
+
+@lru_cache(maxsize=1)
+def _share(seed: int, sizes: Sizes, share: float) -> np.ndarray:
+    """Which samples belong to a share [rows]."""
+    first, rows = Order(seed, 0, sizes), rows_of_share(sizes.trained, share)
     kept = np.zeros(len(sizes.num_tokens), dtype=bool)
-    kept[epoch_order(seed, 0, sizes)[:rows]] = True
-    order: np.ndarray = epoch_order(seed, epoch, sizes)
-    return np.array(order[kept[order]])
+    for start in range(0, rows, 2**20):
+        kept[first[start : min(start + 2**20, rows)]] = True
+    return kept
 
 
 def rows_of_share(rows: int, share: float) -> int:
@@ -83,8 +136,7 @@ def global_batch(seed: int, step: int, size: int, sizes: Sizes, share: float = 1
     position, end = step * size, (step + 1) * size
     while position < end:
         epoch, offset = divmod(position, rows)
-        order = epoch_order(seed, epoch, sizes) if share == 1 else shared_order(seed, epoch, sizes, share)
-        piece = order[offset : offset + end - position]
+        piece = epoch_order(seed, epoch, sizes, share)[offset : offset + end - position]
         taken.append(piece)
         position += len(piece)
     indices = np.concatenate(taken)

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from, by any number of workers, and the model that a stage leaves behind.
+"""Checkpoints to resume from, by any number of workers.
 
     {stage}/checkpoints/step-00000200/rank-00003-00000.safetensors    pieces of weights and moments (optimizer_state.py)
                                       history.json                    every step logged so far
@@ -11,11 +11,8 @@ Nothing random is saved: the order of samples, the latent noise and the learning
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -27,6 +24,7 @@ from amvl_core.contracts.errors import CheckpointError, StorageError
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.progress import HISTORY, Progress, history_from_json, history_to_json
 from amvl_core.train.engine import Engine
+from amvl_core.train.everywhere import everywhere, from_first, on_first
 from amvl_core.train.optimizer_state import Piece
 
 MARKER = "complete.json"
@@ -38,8 +36,6 @@ MAX_FAILED = 10
 
 With 200 steps between checkpoints the tenth is 455 steps after the first (`Due`).
 """
-SHARD_SIZE = "5GB"
-"""The size of the safetensors files that a stage leaves."""
 
 
 class Stored(Frozen):
@@ -95,16 +91,16 @@ class Checkpoints:
         """
         folder = storage.join(self.uri, _tag(step))
         share = engine.share(self.rank, self.world_size)
-        files, problem = self._everywhere(partial(_write_pieces, folder, self.rank, share))
+        files, problem = everywhere(partial(_write_pieces, folder, self.rank, share))
         if problem is None:
-            problem = self._on_first(lambda: self._finish(folder, step, files, history))
+            problem = on_first(lambda: self._finish(folder, step, files, history))
         if problem is None:
             self.failed = 0
-            problem = self._on_first(self._prune)
+            problem = on_first(self._prune)
             self._say(f"old checkpoints could not be removed: {problem}" if problem else None)
             return True
         self.failed += 1
-        self._on_first(lambda: storage.remove(folder))  # or it stays, without a marker, and goes with the next prune
+        on_first(lambda: storage.remove(folder))  # or it stays, without a marker, and goes with the next prune
         message = f"no checkpoint after step {step}: {problem}"
         if self.failed >= MAX_FAILED:
             raise StorageError(f"{message}; {self.failed} in a row have failed; mend the storage")
@@ -113,14 +109,14 @@ class Checkpoints:
 
     def resume(self, engine: Engine) -> tuple[int, list[Progress]]:
         """Loads the last whole checkpoint. Returns its step (0 without one), and on rank 0 what was logged up to it."""
-        while (marker := self._from_first(self._latest)) is not None:
+        while (marker := from_first(self._latest)) is not None:
             damage = self._damage(marker)
             if damage is None:
                 self.load(engine, marker)
                 uri = storage.join(self.uri, _tag(marker.step), HISTORY)
                 content = storage.read_bytes(uri) if self.rank == 0 else b"[]"
                 return marker.step, history_from_json(content)
-            self._from_first(partial(self._discard, _tag(marker.step), damage))
+            from_first(partial(self._discard, _tag(marker.step), damage))
         return 0, []
 
     def load(self, engine: Engine, marker: Marker) -> None:
@@ -152,7 +148,7 @@ class Checkpoints:
 
     def _damage(self, marker: Marker) -> str | None:
         """What is wrong with a checkpoint's files, or None; each rank looks at a share of them."""
-        found, problem = self._everywhere(partial(self._damage_here, marker))
+        found, problem = everywhere(partial(self._damage_here, marker))
         if problem is not None:
             raise StorageError(f"the checkpoint after step {marker.step} cannot be read: {problem}")
         return next((damage for damage in found if damage), None)
@@ -183,57 +179,9 @@ class Checkpoints:
         self._say(f"the checkpoint {tag} is damaged ({damage}); the one before is taken")
         storage.remove(storage.join(self.uri, tag, MARKER))
 
-    def _everywhere(self, work: Callable[[], Any]) -> tuple[list[Any], str | None]:
-        """What `work` gives on each rank, and what the storage refused on the first rank where it refused."""
-        found: list[Any] = [None] * self.world_size
-        mine: tuple[Any, str | None]
-        try:
-            mine = (work(), None)
-        except StorageError as error:
-            mine = (None, str(error))
-        dist.all_gather_object(found, mine)
-        return [value for value, _ in found], next((problem for _, problem in found if problem is not None), None)
-
-    def _on_first(self, work: Callable[[], None]) -> str | None:
-        """Does `work` on rank 0; what the storage refused is told to every rank."""
-        return self._everywhere(work if self.rank == 0 else _nothing)[1]
-
-    def _from_first(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives on rank 0, on every rank; what the storage refused is raised on every rank."""
-        values, problem = self._everywhere(work if self.rank == 0 else _nothing)
-        if problem is not None:
-            raise StorageError(problem)
-        return values[0]
-
     def _say(self, message: str | None) -> None:
         if self.rank == 0 and message is not None:
             self.warn(message)
-
-
-def _nothing() -> None:
-    """What the other ranks do while rank 0 works."""
-
-
-def save_model(engine: Engine, processor: Any, uri: str, rank: int) -> int:
-    """Writes the Hugging Face folder (weights, configuration, processor) and returns the number of parameters."""
-    state = engine.state_dict(rank)
-    if rank == 0:
-        folder = Path(tempfile.mkdtemp())
-        try:
-            write_model(engine.method.model, processor, state, folder)
-            storage.remove(uri)
-            storage.upload(folder, uri)
-        finally:
-            shutil.rmtree(folder)
-    dist.barrier()
-    return sum(tensor.numel() for tensor in state.values())
-
-
-def write_model(model: Any, processor: Any, state: dict[str, Any], folder: Path) -> None:
-    """The Hugging Face folder of `model` with the weights of `state`, in shards of `SHARD_SIZE` with an index."""
-    model.config.dtype = model.dtype
-    model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD_SIZE)
-    processor.save_pretrained(folder)
 
 
 def _write_pieces(folder: str, rank: int, pieces: list[Piece]) -> dict[str, Stored]:

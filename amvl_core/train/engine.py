@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -230,19 +230,38 @@ class Engine:
         """Makes the model's weights what `pieces` says, after these were written; every rank calls it."""
         optimizer_state.publish(self.engine)
 
-    def state_dict(self, rank: int) -> dict[str, torch.Tensor]:
-        """All weights of the Hugging Face model on the CPU of rank 0 (empty elsewhere); every rank calls it."""
-        state: dict[str, torch.Tensor] = {}
+    def weight_bytes(self) -> dict[str, int]:
+        """Of each weight of the Hugging Face model, the bytes of the whole of it."""
+        return {
+            name: _numel(parameter) * parameter.element_size()
+            for name, parameter in self.method.model.named_parameters()
+        }
+
+    def num_parameters(self) -> int:
+        """Of the Hugging Face model."""
+        return sum(_numel(parameter) for parameter in self.method.model.parameters())
+
+    def weights(self, wanted: Container[str]) -> dict[str, Tensor]:
+        """Those of the Hugging Face model's weights, whole, on the CPU. Every rank calls it, each with its own wishes.
+
+        Under ZeRO-3 one weight after the other is gathered on all ranks.
+        """
+        found: dict[str, Tensor] = {}
         for name, parameter in self.method.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                if rank == 0:
-                    state[name] = parameter.detach().cpu().clone()
-        return state
+                if name in wanted:
+                    found[name] = parameter.detach().to("cpu", copy=True)
+        return found
 
     def close(self) -> None:
         """Releases DeepSpeed's buffers before the process group goes."""
         self.engine.destroy()
         del self.engine, self.optimizer
+
+
+def _numel(parameter: Any) -> int:
+    """Elements of the whole of a parameter, of which ZeRO-3 leaves a rank a share."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _not_finite(sample_ids: list[str], each: list[bool]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,8 +36,9 @@ from amvl_core.data.order import Sizes, num_steps, rows_of_share
 from amvl_core.data.reader import ShardReader
 from amvl_core.data.stored_features import StoredFeatures
 from amvl_core.methods.method import Clock, Method
-from amvl_core.train.checkpoint import Checkpoints, Due, save_model
+from amvl_core.train.checkpoint import Checkpoints, Due
 from amvl_core.train.engine import DTYPES, Engine
+from amvl_core.train.export import save_model
 from amvl_core.train.schedules import cosine_with_warmup
 from amvl_core.train.steplog import Pace, StepLog
 from amvl_core.train.watch import Skips, watches
@@ -80,7 +82,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     reader, features = ShardReader(job.dataset, "train"), computed_features(job)
     method, processor = build_method(job, features)
     engine = Engine(method, stage, config.trainer, world_size)
-    sizes = _sizes(reader, stage.method, config, rank, engine.device)
+    sizes = _sizes(reader, stage.method, config, rank, world_size)
     rows = rows_of_share(sizes.trained, stage.data_share)
     total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
     every = interval(config.heldout.every, len(sizes.heldout), stage.global_batch) if len(sizes.heldout) else total + 1
@@ -139,7 +141,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
             if written and stop:
                 engine.close()
                 return False
-    parameters = save_model(engine, processor, storage.join(job.uri, "model"), rank)
+    parameters = save_model(engine, processor, storage.join(job.uri, "model"))
     engine.close()
     if rank == 0:
         storage.write_bytes(storage.join(job.uri, HISTORY), history_to_json(history))
@@ -210,13 +212,12 @@ def _loaded(job: TrainJob, config: MethodConfig, uri: str) -> tuple[Method, AMVL
     return method, processor
 
 
-def _sizes(reader: ShardReader, method: MethodConfig, config: RunConfig, rank: int, device: torch.device) -> Sizes:
-    """The sizes, which rank 0 reads for all. Every rank calls this."""
-    added, heldout = method.added_tokens(config.latent), config.heldout.samples
-    found = [reader.sizes(added, method.sequences, heldout, config.data.seed) if rank == 0 else None]
-    dist.broadcast_object_list(found, device=device)
-    assert found[0] is not None
-    return found[0]
+def _sizes(reader: ShardReader, method: MethodConfig, config: RunConfig, rank: int, world_size: int) -> Sizes:
+    """The sizes, of which each rank reads a share for all. Every rank calls this."""
+    heldout = config.heldout.samples
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, reader.index(rank, world_size, heldout, config.data.seed))
+    return reader.sizes_of(parts, method.added_tokens(config.latent), method.sequences, heldout)
 
 
 def _optimiser_step(

@@ -50,6 +50,8 @@ MACHINES = {
 with EFA set up p4d and p4de send 50 GB/s."""
 NVLINK_GB_S = 200.0
 """Within one node."""
+CHECKPOINT_BYTES = 12
+"""Of a trained parameter: its float32 weight and AdamW's two moments (docs/decisions/17)."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ class Change:
 class StagePlan:
     """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step.
 
-    `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a stage fit
-    that does not; each of `less_network` fits and sends less, where the network limits a stage. FLOPs and hours are by
-    way: the first is how the stage is run, the others are what its method compares it with.
+    `sent_gb` is what each GPU sends to others in a step, `checkpoint_gb` what it writes of a checkpoint (GB of 10^9
+    bytes). `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a
+    stage fit that does not; each of `less_network` fits and sends less, where the network limits a stage. FLOPs and
+    hours are by way: the first is how the stage is run, the others are what its method compares it with.
     """
 
     method: str
@@ -88,7 +91,10 @@ class StagePlan:
     flops_per_step: dict[str, float]
     hours: dict[str, float]
     way: str
+    sent_gb: float
+    network_seconds: float
     network_share: float
+    checkpoint_gb: float
     limited_by: Literal["memory", "compute", "network"]
     less_network: list[Change]
 
@@ -214,7 +220,10 @@ class _Job:
                 for way, value in per_step.items()
             },
             way=way,
+            sent_gb=round(self.sent(stage, how) / 1e9, 2),
+            network_seconds=round(network, 3),
             network_share=round(share, 3),
+            checkpoint_gb=round(CHECKPOINT_BYTES * sum(self.trained(stage).values()) / how.workers / 1e9, 3),
             limited_by=limited_by,
             less_network=list(self.less_network(name, how)) if limited_by == "network" else [],
         )
@@ -308,11 +317,17 @@ class _Job:
     def network_seconds(self, stage: StageConfig, how: _How) -> float:
         """Of one optimiser step, nothing overlapped: DeepSpeed's default below stage 3.
 
-        Gradients are summed once a step at stages 0 and 1 and once a micro-batch at 2 and 3; stage 3 gathers the
-        weights for each row forward and backward. One ring: every node's link carries the whole volume.
+        One ring through all GPUs: the link between two nodes carries what one GPU sends.
         """
-        if how.workers == 1:
-            return 0.0
+        speed = NVLINK_GB_S if how.workers <= self.machines.gpus_per_node else self.machines.node_gb_s
+        return self.sent(stage, how) / (speed * 1e9)
+
+    def sent(self, stage: StageConfig, how: _How) -> float:
+        """Bytes that each GPU sends in one optimiser step.
+
+        Gradients are summed once a step at stages 0 and 1 and once a micro-batch at 2 and 3; stage 3 gathers the
+        weights for each row forward and backward.
+        """
         total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
         tokens = stage.global_batch * (self.workload.prompt + self.workload.answer)
         most = max(1, stage.global_batch // how.workers)
@@ -324,8 +339,7 @@ class _Job:
             2: (micro_steps + 1) * trained,
             3: micro_steps * (trained + gathers * total),
         }[how.zero_stage]
-        speed = NVLINK_GB_S if how.workers <= self.machines.gpus_per_node else self.machines.node_gb_s
-        return elements * self.width * (how.workers - 1) / how.workers / (speed * 1e9)
+        return elements * self.width * (how.workers - 1) / how.workers
 
     def needed(self, stage: StageConfig, how: _How) -> float:
         return sum(self.memory(stage, how)[0].values())

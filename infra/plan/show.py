@@ -67,7 +67,10 @@ def _time(plan: Plan) -> Table:
         )
         hours = ["-" if s is None else f"{s.hours[way]:.3g}" for s in chosen]
         table.add_row(f"hours, {name}", *hours, f"{total:.3g}", style="bold")
+    table.add_row("GB that each GPU sends per step", *(f"{s.sent_gb:.1f}" for s in stages), "")
+    table.add_row("seconds of the network per step", *(f"{s.network_seconds:.2f}" for s in stages), "")
     table.add_row("share of the network", *(f"{s.network_share:.0%}" for s in stages), "")
+    table.add_row("GB of a checkpoint that each GPU writes", *(f"{s.checkpoint_gb:.2f}" for s in stages), "")
     return table
 
 

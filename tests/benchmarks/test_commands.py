@@ -30,16 +30,19 @@ BENCHMARKS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if 
 Run = subprocess.CompletedProcess[str]
 
 SMALLEST = {
+    "benchmarks.checkpoint": "--zero 2",
     "benchmarks.duplicates": f"{DATA} --rows 88 --drawings 2",
     "benchmarks.evaluate": "--questions 4 --rounds 1",
     "benchmarks.faithfulness": "--items 1 --repeats 1 --settings demo --tokens 1",
     "benchmarks.feedback": "--x 16 --y 8 --blocks 1 --slots 2 --samples 2 --repeats 1 --tokens 2",
     "benchmarks.generate": "--x 16 --tokens 1 --repeats 1",
+    "benchmarks.gpu": "--device cpu --size tiny --repeats 1",
     "benchmarks.images": "none.tar.gz --repeats 1",
     "benchmarks.ingest": "--rows 70 --steps 3",
     # Its exit code says whether the loss has moved. If it has to: `--update`, and say why in the commit.
     "benchmarks.loss_compare": "",
     "benchmarks.prepare": "--rows 4 --rounds 1 --memory-rows",
+    "benchmarks.reading": "--rows 5000 --ranks 2 --batch 8",
     "benchmarks.resume": "--kills 1",
     "benchmarks.stages": "--rounds 1",
     "benchmarks.step": "--x 16 --y 8 --repeats 1",
@@ -72,7 +75,32 @@ def of_ingest(found: dict[str, Any]) -> None:
     assert found["bytes_read_per_sample"] == pytest.approx(2 * found["bytes_stored_per_sample"] * 70 / 64, rel=0.01)
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], None]] = {"benchmarks.ingest": of_ingest}
+def of_gpu(found: dict[str, Any]) -> None:
+    """All that was looked at held, and nothing was left out that a CPU can do."""
+    assert found["ok"] and len(found["checks"]) == 10
+    variants = ["stock", "sft", "three passes", "shared prefix", "fed-back slots"]
+    assert [step["variant"] for step in found["steps"]] == variants
+
+
+def of_reading(found: dict[str, Any]) -> None:
+    assert found["resume_exact"] and found["row_groups"] == 157
+
+
+def of_checkpoint(found: dict[str, Any]) -> None:
+    """Two ranks write a half of 12 bytes a weight each."""
+    of_stage = found["zero"]["2"]
+    trained = sum(of_stage["checkpoint"]["bytes"]) / 12
+    assert of_stage["checkpoint"]["bytes"] == pytest.approx([trained * 6] * 2, rel=1e-4)
+    assert 0.99 < trained / of_stage["parameters"] < 1.001
+    assert sum(of_stage["model"]["bytes"]) == pytest.approx(2 * of_stage["parameters"], rel=1e-3)
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "benchmarks.checkpoint": of_checkpoint,
+    "benchmarks.gpu": of_gpu,
+    "benchmarks.ingest": of_ingest,
+    "benchmarks.reading": of_reading,
+}
 """What holds of the figures of some."""
 
 

@@ -64,7 +64,7 @@ def write(rank: int, root: str) -> None:
         save(made[0], f"{root}/{kind}/two", 2)
         train(made, rank, 2, range(2, 3))
         save(made[0], f"{root}/{kind}/three", 3)
-        weights = made[0].state_dict(rank)
+        weights = made[0].weights(made[0].weight_bytes())
         if rank == 0:
             save_file(weights, f"{root}/{kind}/weights.safetensors")
         made[0].close()
@@ -80,7 +80,7 @@ def read(rank: int, root: str, world_size: int) -> None:
         save(made[0], f"{where}/two", 2)
         train(made, rank, world_size, range(2, 3))
         save(made[0], f"{where}/three", 3)
-        weights = made[0].state_dict(rank)
+        weights = made[0].weights(made[0].weight_bytes())
         if rank == 0:
             save_file(weights, f"{where}/weights.safetensors")
         made[0].close()

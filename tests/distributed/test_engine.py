@@ -6,7 +6,6 @@ exported folder, to the weights that DeepSpeed holds.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ from amvl_core.contracts.config import LrScale, StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
-from amvl_core.methods.amvl.modeling import AMVLForConditionalGeneration
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.method import Clock
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
-from amvl_core.train import checkpoint
+from amvl_core.train import export
 from amvl_core.train.engine import DTYPES, Engine
 from amvl_core.train.watch import Refusal
 from tests.distributed.processes import in_two_processes
@@ -143,7 +141,7 @@ def exported(rank: int, case: tuple[int, str, str], start: str, folder: Path) ->
     engine = Engine(Sft(model, SftMethod()), plain, trainer, world_size=2)
     parts = [batch(processor, None, samples) for samples in PARTS[rank]]
     optimiser_step(engine, parts, LRS[0])
-    checkpoint.save_model(engine, processor, str(folder), rank)
+    export.save_model(engine, processor, str(folder))
     found = held(engine)
     engine.close()
     return found
@@ -250,14 +248,3 @@ def test_plain_transformers_loads_what_a_stage_leaves(found, folder: Path, case:
     assert ("lm_head.weight" in expected) == (case != "tied")
     with safe_open(folder / case / "model.safetensors", "pt") as file:
         assert ("lm_head.weight" in file.keys()) == (case != "tied")  # noqa: SIM118
-
-
-def test_a_large_model_is_written_in_shards_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SHARD_SIZE", "200KB")
-    model, processor = amvl_model(dtype=torch.bfloat16)
-    state = {key: value.detach() for key, value in model.named_parameters()}
-    checkpoint.write_model(model, processor, state, tmp_path)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert len(set(index["weight_map"].values())) > 2
-    loaded = AMVLForConditionalGeneration.from_pretrained(tmp_path, dtype="auto")
-    assert all(torch.equal(value, state[key]) for key, value in loaded.named_parameters())

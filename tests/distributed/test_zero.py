@@ -85,7 +85,7 @@ def bf16_weights(rank: int) -> dict[str, torch.Tensor]:
     engine = Engine(Amvl(model.train(), METHOD), STAGE.model_copy(update={"lr": 0.1}), trainer, world_size=2)
     accumulate(engine, processor, rank)
     engine.step()
-    state = engine.state_dict(0)
+    state = engine.weights(engine.weight_bytes())
     engine.close()
     return state
 
@@ -103,7 +103,7 @@ def adaptation(rank: int) -> dict[int, dict[str, torch.Tensor]]:
         for _ in range(3):
             accumulate(engine, processor, rank)
             engine.step()
-        found[zero_stage] = engine.state_dict(0)
+        found[zero_stage] = engine.weights(engine.weight_bytes())
         engine.close()
     return found
 

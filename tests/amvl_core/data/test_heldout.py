@@ -3,23 +3,35 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from amvl_core.data.heldout import evaluations, heldout_batches, heldout_rows, interval, num_heldout, repeats
+from amvl_core.data.heldout import (
+    evaluations,
+    heldout_batches,
+    heldout_rows,
+    interval,
+    num_heldout,
+    repeats,
+    smallest_hashes,
+)
 
 NAMES = np.array([f"made/{number}" for number in range(400)], dtype=object)
 
 
+def held(names: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    return heldout_rows(smallest_hashes(names, 0, samples, seed), samples, len(names))
+
+
 def test_which_samples_are_held_out_follows_from_their_names_and_the_seed() -> None:
-    found = heldout_rows(NAMES, 40, seed=0)
+    found = held(NAMES, 40, seed=0)
     assert (np.diff(found) > 0).all() and len(found) == 40
     order = np.random.default_rng(0).permutation(len(NAMES))
-    assert set(NAMES[order][heldout_rows(NAMES[order], 40, seed=0)]) == set(NAMES[found]), "not from their places"
-    assert set(heldout_rows(NAMES, 40, seed=1)) != set(found)
-    nested = [set(heldout_rows(NAMES, samples, seed=0)) for samples in (16, 30, 40)]
+    assert set(NAMES[order][held(NAMES[order], 40, seed=0)]) == set(NAMES[found]), "not from their places"
+    assert set(held(NAMES, 40, seed=1)) != set(found)
+    nested = [set(held(NAMES, samples, seed=0)) for samples in (16, 30, 40)]
     assert all(few < more for few, more in pairwise(nested))
 
 
 def test_rows_that_are_added_take_the_place_of_few() -> None:
-    before, after = (set(names[heldout_rows(names, 30, seed=0)]) for names in (NAMES[:360], NAMES))
+    before, after = (set(names[held(names, 30, seed=0)]) for names in (NAMES[:360], NAMES))
     assert len(before & after) >= 24
 
 
@@ -40,7 +52,7 @@ def test_the_interval_keeps_the_cost() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 40])
 def test_every_sample_counts_once_whatever_the_number_of_workers(world_size: int) -> None:
     tokens = np.random.default_rng(0).integers(10, 100, len(NAMES))
-    rows = heldout_rows(NAMES, 17, seed=0)
+    rows = held(NAMES, 17, seed=0)
     turns = heldout_batches(rows, tokens, world_size, budget=150)
     counted = []
     for rank in range(world_size):

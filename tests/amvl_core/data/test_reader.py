@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 import tempfile
 import time
@@ -5,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError, StorageError
+from amvl_core.data import reader as reader_module
 from amvl_core.data.disk_cache import DiskCache
 from amvl_core.data.order import epoch_order
 from amvl_core.data.reader import ShardReader
@@ -46,6 +49,41 @@ def test_rows_columns_and_sizes_run_across_the_shards(tmp_path) -> None:
         reader[73]
 
 
+def test_ranks_that_read_a_share_of_the_index_each_find_what_one_finds(tmp_path) -> None:
+    shards = [small_rows(50, 50 * number) for number in range(5)]
+    record = write(str(tmp_path), shards)
+    reader = ShardReader(record, "train")
+    alone = reader.sizes(6, 2, heldout=20, seed=3)
+    # Written out: the hash of each name.
+    hashes = {number: hashlib.sha256(f"3/train-{number}".encode()).hexdigest() for number in range(250)}
+    assert alone.heldout.tolist() == sorted(sorted(hashes, key=lambda number: hashes[number])[:20])
+    for world_size in (2, 7):
+        parts = [ShardReader(record, "train").index(rank, world_size, 20, 3) for rank in range(world_size)]
+        found = reader.sizes_of(parts, 6, 2, heldout=20)
+        assert all((getattr(found, name) == getattr(alone, name)).all() for name in found.__dataclass_fields__)
+
+
+def test_few_files_stay_open_and_every_row_is_found(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(reader_module, "OPEN_FILES", 2)
+    monkeypatch.setattr(reader_module, "CACHE_BYTES", KIB)
+    record = write(str(tmp_path), [small_rows(40, 40 * number) for number in range(6)])
+    plain, told = ShardReader(record, "train"), ShardReader(record, "train")
+    told.sizes(0)
+    descriptors = len(psutil.Process().open_files())
+    for reader in (plain, told):
+        for index in np.random.default_rng(0).permutation(240).tolist():
+            assert reader[index].sample_id == f"train-{index}"
+    assert len(psutil.Process().open_files()) - descriptors <= 2 * 2
+
+
+def test_a_shard_with_other_rows_than_its_record_says_is_named(tmp_path) -> None:
+    record = write(str(tmp_path), [small_rows(40)])
+    wrong = record.model_copy(update={"shards": [record.shards[0].model_copy(update={"rows": 41})]})
+    for read in (lambda reader: reader[3], lambda reader: reader.sizes(0)):
+        with pytest.raises(StorageError, match=r"train-00000.parquet has 40 rows, and 41 by its record"):
+            read(ShardReader(wrong, "train"))
+
+
 def test_rows_without_their_images_are_the_rows(tmp_path) -> None:
     reader = ShardReader(write(str(tmp_path), [small_rows(40), small_rows(33, 40)]), "train")
     assert list(reader.without_images()) == [replace(reader[i], images=()) for i in range(73)]
@@ -73,7 +111,7 @@ def test_the_processes_of_a_machine_read_each_row_group_once(s3_bucket, tmp_path
     root = f"{s3_bucket}/reader"
     record = write(root, [small_rows(320), small_rows(320, 320)])
     readers = [ShardReader(record, "train") for _ in range(4)]
-    order = epoch_order(0, 0, readers[0].sizes(0))
+    order = epoch_order(0, 0, readers[0].sizes(0))[:]
     names = [readers[place % 4][int(index)].sample_id for place, index in enumerate(order)]
     assert sorted(names) == sorted(f"train-{i}" for i in range(640))
     assert sum(reader.bytes_read for reader in readers) == stored_bytes(root)

@@ -14,6 +14,13 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text()
 HEAD = "| `python -m infra.plan` with |"
 BASE_32B = ["--param", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "--param", "trainer.zero_stage=3"]
 """What the page calls 32B."""
+BATCH_256 = [
+    "--param",
+    "stages.amvl.global_batch=256",
+    "--param",
+    "stages.embedding_adaptation.global_batch=256",
+]
+"""What the page calls batch 256."""
 
 
 def rows(number: int) -> list[list[str]]:
@@ -24,9 +31,10 @@ def rows(number: int) -> list[list[str]]:
 
 def options(cell: str) -> list[str]:
     """What the first cell of a row says the command line is."""
-    command = re.match(r"(32B with )?`([^`]*)`|nothing", cell)
+    command = re.match(r"(?:(32B|batch 256) with )?`([^`]*)`|nothing", cell)
     assert command is not None
-    return [*(BASE_32B if command[1] else []), *shlex.split(command[2] or "")]
+    named = {"32B": BASE_32B, "batch 256": BATCH_256, None: []}[command[1]]
+    return [*named, *shlex.split(command[2] or "")]
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[bool, dict[str, Any]]:
@@ -53,6 +61,30 @@ def test_with_the_optimiser_on_the_cpus(row: list[str], capsys: pytest.CaptureFi
     assert fits
     gpu, offloaded = (found["stages"]["amvl"]["needed_gib"] for found in (plain, moved))
     assert row[1:] == [f"{gpu:.1f}{too_much}", f"{offloaded:.1f}", f"{moved['stages']['amvl']['host_gib']:.0f}"]
+
+
+@pytest.mark.parametrize("row", rows(2), ids=lambda row: row[0])
+def test_beyond_two_nodes(row: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"`{shlex.join(BATCH_256)}`" in PAGE.replace("\n", " ")
+    fits, found = planned(capsys, *options(row[0]))
+    assert fits
+    stage = found["stages"]["amvl"]
+    share = f"{stage['network_share']:.0%}".replace("%", " %")
+    sent = [f"{stage['needed_gib']:.1f}", f"{stage['sent_gb']:.1f}", f"{stage['network_seconds']:.2f}", share]
+    assert row[1:] == [*sent, f"{found['hours']:.1f} h", f"{stage['checkpoint_gb']:.2f}"]
+
+
+@pytest.mark.parametrize(("number", "workers"), [(1, 16), (2, 64), (3, 256)])
+def test_what_a_rank_writes_of_72b(number: int, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--param", "model.base=Qwen/Qwen2.5-VL-72B-Instruct", "--param", "trainer.zero_stage=3"]
+    assert f"`python -m infra.plan {shlex.join(base)}`" in PAGE.replace("\n", " ")
+    _, found = planned(capsys, *base, *BATCH_256, "--param", f"cluster.num_workers={workers}")
+    checkpoint = found["stages"]["amvl"]["checkpoint_gb"]
+    model = 2 * sum(found["parameters"].values()) / workers / 1e9
+    lines = PAGE.split("| 72B | 16 GPUs")[1].splitlines()[2:5]
+    cells = [line.strip("| ").split(" | ")[number] for line in lines]
+    seconds = 8 * (checkpoint + model) / 12.5
+    assert cells == [f"{checkpoint:.1f}", f"{model:.1f}", f"{seconds:.1f}" if seconds < 5 else f"{seconds:.0f}"]
 
 
 def test_what_32b_fits(capsys: pytest.CaptureFixture[str]) -> None:
