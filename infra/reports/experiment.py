@@ -5,6 +5,7 @@ slots hold.
 from __future__ import annotations
 
 import statistics
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -19,6 +20,8 @@ from amvl_core.pages.charts import BASELINE, INK, style
 MARKS = "osD^vPX*<>"
 PANELS = 4
 """Heat maps beside each other."""
+TITLE_DENSITY = 10
+"""Letters of a heat map's title in an inch."""
 DARK = 55
 """Per cent above which a cell is too dark for dark letters."""
 
@@ -72,12 +75,14 @@ def slots_chart(record: ExperimentRecord) -> Figure | None:
     rows = -(-len(arms) // columns)
     tallest = max(len(probes[0].slots) for probes in arms.values()) + 2
     widest = max(len(probes) for probes in arms.values())
-    size = (0.6 + columns * (0.9 + 0.34 * widest), 1.2 + rows * (0.8 + 0.24 * tallest))
+    width = 0.9 + 0.34 * widest
+    size = (0.6 + columns * width, 1.2 + rows * (0.8 + 0.24 * tallest))
     figure = Figure(figsize=size, layout="constrained")
     panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for (label, probes), axis in zip(arms.items(), panels, strict=False):
         _heat_map(axis, probes)
-        axis.set_title(label, loc="left", fontsize=9, fontweight="bold", color=INK)
+        shown = textwrap.fill(label, int(TITLE_DENSITY * width))
+        axis.set_title(shown, loc="left", fontsize=9, fontweight="bold", color=INK)
     for axis in panels[len(arms) :]:
         axis.set_visible(False)
     seeds = max(len(arm.trained) for arm in record.arms)
