@@ -268,6 +268,7 @@ class _Job:
             width=self.width,
             checkpointing=how.checkpointing,
             trained=stage.trainable != "new_rows",
+            cut=packed[0].cut,
         )
         peak = memory.step_peak(self.shape.text, vision, step)
         states = self.states(stage, how)

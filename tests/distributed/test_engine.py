@@ -81,7 +81,7 @@ def optimiser_step(engine: Any, parts: list[Batch], lr: float, spoil: Any = None
     """One step of two micro-batches; `spoil` changes the second loss."""
     engine.set_lr(lr)
     for number, part in enumerate(parts):
-        output = engine.forward(part, CLOCK, last=number == len(parts) - 1)
+        output = engine.forward(part, CLOCK)
         output.loss = spoil(engine, output.loss) if spoil and number else output.loss
         engine.backward(output, part.sample_ids)
     engine.step()
@@ -193,7 +193,7 @@ def reference() -> dict[str, Any]:
     for lr in LRS:
         optimizer.zero_grad()
         for part in parts:
-            module(part, CLOCK).loss.backward()
+            module(part, CLOCK).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), STAGE.clip)))
         for group, parameter in zip(optimizer.param_groups, parameters, strict=True):
             group["lr"] = lr * factor(parameter)

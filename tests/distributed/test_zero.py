@@ -50,7 +50,7 @@ def accumulate(engine: Any, processor: Any, rank: int) -> None:
     """Forward and backward over the rank's micro-batches, as the training loop does it."""
     for number, micro in enumerate(MICRO[rank], 1):
         part = batch(processor, LATENT, micro)
-        output = engine.forward(part, CLOCK, last=number == len(MICRO[rank]))
+        output = engine.forward(part, CLOCK)
         engine.backward(output, part.sample_ids)
 
 

@@ -71,7 +71,7 @@ def find(rank: int) -> dict[str, Any]:
         engine = Engine(method, stage, trainer, world_size=2)
         for number, some in enumerate(micro[rank], 1):
             part = packed(some)
-            engine.backward(engine.forward(part, CLOCK, last=number == len(micro[rank])), part.sample_ids)
+            engine.backward(engine.forward(part, CLOCK), part.sample_ids)
         found[f"{name} {zero_stage}"] = {
             key: (safe_get_full_grad(p) if zero_stage else p.grad).detach().cpu().clone()
             for key, p in method.named_parameters()

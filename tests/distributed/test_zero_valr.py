@@ -45,7 +45,7 @@ def find(rank: int) -> dict[str, Any]:
         for _ in range(2):  # of the second step, so that what the first leaves behind would be seen
             for number, micro in enumerate(MICRO[rank], 1):
                 part = batch(method, [samples()[i] for i in micro])
-                engine.backward(engine.forward(part, CLOCK, last=number == len(MICRO[rank])), part.sample_ids)
+                engine.backward(engine.forward(part, CLOCK), part.sample_ids)
             found[f"{zero_stage} {checkpointing}"] = {
                 name: (safe_get_full_grad(p) if zero_stage else p.grad).detach().cpu().clone()
                 for name, p in method.named_parameters()
