@@ -221,8 +221,9 @@ def test_offload_changes_no_weight(found, stage: int, offload: str, precision: s
     assert moved["moved"] == [True, offload == "parameters"] and plain["moved"] == [False, False]
     here, there = moved["weights"], plain["weights"]
     worst = max(float((here[k].float() - v.float()).abs().max()) for k, v in there.items())
-    # Measured worst case: 1.3e-7 in float32 (the norm is summed in another order), none in bf16.
-    assert worst <= (1e-6 if precision == "fp32" else 0.0)
+    # The norm is summed in another order. Measured worst case: 1.3e-7 in float32; in bf16 the last bit of a weight near
+    # zero, 4.8e-7.
+    assert worst <= 1e-6
 
 
 @pytest.mark.parametrize(("stage", "offload", "precision"), SKIPPED)
