@@ -53,8 +53,9 @@ class StepOutput:
     def backward(
         self, factor: Tensor | float = 1.0, differentiate: Callable[[Tensor], object] = Tensor.backward
     ) -> None:
-        """Differentiates `factor` times the whole, each scalar by `differentiate`."""
+        """Differentiates `factor` times the whole, each scalar by `differentiate`, and lets go of the graph."""
         differentiate(factor * self.loss)
+        self.loss = self.loss.detach()  # with its graph go the keys and values that the later part was given
         if self.rest is not None:
             differentiate(self.rest(factor))
 

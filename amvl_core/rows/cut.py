@@ -27,7 +27,8 @@ class _Onward(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(gradient.mul_(factor) for gradient in ctx.gradients)
+        gradients, ctx.gradients = ctx.gradients, ()  # each is let go where it is used
+        return None, *(gradient.mul_(factor) for gradient in gradients)
 
 
 class Cut:

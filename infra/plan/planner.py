@@ -16,7 +16,7 @@ from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
 from amvl_core.data.heldout import evaluations, interval, num_heldout
 from amvl_core.data.order import num_steps, rows_of_share
-from amvl_core.methods.cost import Cost
+from amvl_core.methods.cost import Cost, RowsOfStep
 from amvl_core.rows.flops import PEAK_BF16_FLOPS, vision_flops
 from infra.plan import memory
 from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
@@ -89,6 +89,7 @@ class StagePlan:
     hours: dict[str, float]
     way: str
     network_share: float
+    sent_twice: bool
     limited_by: Literal["memory", "compute", "network"]
     less_network: list[Change]
 
@@ -190,9 +191,10 @@ class _Job:
         steps = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
         every = interval(self.config.heldout.every, heldout, stage.global_batch) if heldout else steps
         forwards, text = heldout * evaluations(steps, every), self.text(stage)
-        network = self.network_seconds(stage, how)
+        ways = self.cost(stage).ways(self.workload.prompt, self.workload.answer)
+        network = {name: self.network_seconds(stage, how, of) for name, of in ways.items()}
         pace = how.workers * self.machines.peak_flops * self.utilisation
-        share = network / (network + per_step[way] / pace)
+        share = network[way] / (network[way] + per_step[way] / pace)
         limited_by: Literal["memory", "compute", "network"] = "memory"
         if fits:
             limited_by = "network" if share > 0.5 else "compute"
@@ -210,11 +212,12 @@ class _Job:
             largest_micro_tokens=max(self.fitting_budgets(stage, how), default=0),
             flops_per_step=per_step,
             hours={
-                way: (steps * (network + value / pace) + forwards * (text[way] + self.vision()) / pace) / 3600
+                way: (steps * (network[way] + value / pace) + forwards * (text[way] + self.vision()) / pace) / 3600
                 for way, value in per_step.items()
             },
             way=way,
             network_share=round(share, 3),
+            sent_twice=how.workers > 1 and how.zero_stage >= 2 and ways[way].cut and stage.trainable != "new_rows",
             limited_by=limited_by,
             less_network=list(self.less_network(name, how)) if limited_by == "network" else [],
         )
@@ -306,10 +309,15 @@ class _Job:
         patches = self.workload.image_tokens * self.shape.vision.spatial_merge_size**2
         return vision_flops(self.shape.vision, patches, self.workload.images)
 
-    def network_seconds(self, stage: StageConfig, how: _How) -> float:
-        """Of one optimiser step, nothing overlapped: DeepSpeed's default below stage 3.
+    def sent(self, stage: StageConfig, of: RowsOfStep) -> int:
+        """Gradients that a micro-batch sums over ranks; those of the layers after each row where the graph is cut."""
+        trained = self.trained(stage)
+        return sum(trained.values()) + (trained["language"] * (len(of.rows) - 1) if of.cut else 0)
 
-        Gradients are summed once a step at stages 0 and 1 and once a micro-batch at 2 and 3; stage 3 gathers the
+    def network_seconds(self, stage: StageConfig, how: _How, of: RowsOfStep) -> float:
+        """Of one optimiser step of these rows, nothing overlapped: DeepSpeed's default below stage 3.
+
+        Gradients are summed once a step at stages 0 and 1 and after each backward call at 2 and 3; stage 3 gathers the
         weights for each row forward and backward. One ring: every node's link carries the whole volume.
         """
         if how.workers == 1:
@@ -318,12 +326,12 @@ class _Job:
         tokens = stage.global_batch * (self.workload.prompt + self.workload.answer)
         most = max(1, stage.global_batch // how.workers)
         micro_steps = min(most, math.ceil(tokens / (how.workers * how.micro_tokens)))
-        gathers = 2 * len(self.cost(stage).step(self.workload.prompt, self.workload.answer).rows)
+        sent = self.sent(stage, of)
         elements = {
             0: 2 * trained,
             1: 2 * trained,
-            2: (micro_steps + 1) * trained,
-            3: micro_steps * (trained + gathers * total),
+            2: micro_steps * sent + trained,
+            3: micro_steps * (sent + 2 * len(of.rows) * total),
         }[how.zero_stage]
         speed = NVLINK_GB_S if how.workers <= self.machines.gpus_per_node else self.machines.node_gb_s
         return elements * self.width * (how.workers - 1) / how.workers / (speed * 1e9)
@@ -338,7 +346,8 @@ class _Job:
     def less_network(self, name: str, now: _How) -> Iterator[Change]:
         """Of micro_tokens and of the ZeRO stage the nearest value that sends least, where that is less than `now`."""
         stage = self.config.stages[name]
-        seconds = partial(self.network_seconds, stage)
+        of = self.cost(stage).step(self.workload.prompt, self.workload.answer)
+        seconds = partial(self.network_seconds, stage, of=of)
         budgets = [budget for budget in self.fitting_budgets(stage, now) if budget > now.micro_tokens]
         zeros = [
             zero

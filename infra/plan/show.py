@@ -86,7 +86,7 @@ def _conclusion(stage: StagePlan, plan: Plan) -> str:
             return f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): " + (
                 f"{advice} sends less" if advice else "no other micro_tokens or trainer.zero_stage that fits sends less"
             )
-        return "fits; limited by the GPUs' matrix products"
+        return "fits; limited by the GPUs' matrix products" + (TWICE if stage.sent_twice else "")
     needed = f"needs {stage.needed_gib:.1f} GiB, the GPU has {plan.machines.memory_gib:g}; "
     if stage.change is None:
         waiting = stage.memory_gib["waiting gradients"]
