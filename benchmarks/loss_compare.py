@@ -183,7 +183,7 @@ def _step(method: Method, optimizer: Any, micro: list[Batch], step: int) -> dict
     sums = dict.fromkeys(TERMS, 0.0)
     for batch in micro:
         output = method(batch, clock)
-        output.loss.backward()
+        output.backward()
         for name in TERMS:
             sums[name] += float(output.terms[name])
     torch.nn.utils.clip_grad_norm_([p for p in method.parameters() if p.requires_grad], STAGE.clip)

@@ -80,9 +80,9 @@ def _steps(stock: Any, ours: Any, x: int, y: int) -> dict[str, Step]:
     ids, labels = plain.input_ids_N[None].to(where), plain.labels_N[None].to(where)
     return {
         "sft_stock": lambda: stock(input_ids=ids, labels=labels, use_cache=False).loss.backward(),
-        "sft": lambda: sft(plain, clock).loss.backward(),
+        "sft": lambda: sft(plain, clock).backward(),
         "amvl_three_pass": lambda: amvl.reference(latent, clock).backward(),
-        "amvl_shared_prefix": lambda: amvl(latent, clock).loss.backward(),
+        "amvl_shared_prefix": lambda: amvl(latent, clock).backward(),
     }
 
 

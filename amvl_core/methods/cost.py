@@ -14,12 +14,14 @@ from amvl_core.rows.spans import Rows, Span
 class RowsOfStep(NamedTuple):
     """One sample's packed rows, in the order they run, and how often its labels get logits.
 
-    `once` are rows that take one pass: those of a frozen teacher, and those that go backward a second time.
+    `once` are rows that take one pass: those of a frozen teacher, and those that go backward a second time. `cut`: each
+    of `rows` is differentiated in a call of its own (`rows/cut.py`).
     """
 
     rows: Rows
     draws: int = 1
     once: Rows = ()
+    cut: bool = False
 
     def flops(self, config: Any, logit_rows: int, passes: float = 3.0) -> float:
         """A step with logits on `logit_rows` rows of each draw; forward and backward together are `passes` forward."""

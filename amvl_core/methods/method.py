@@ -37,15 +37,29 @@ class Clock:
 
 @dataclass
 class StepOutput:
-    """The scalar to differentiate, and the terms to log, detached: what a micro-batch adds to those of its step.
+    """What is to be differentiated, and the terms to log, detached: what a micro-batch adds to those of its step.
 
-    Their sum over the micro-batches of all ranks is the mean over the tokens or samples of the global batch. `finite`
-    says of each sample whether its part of the loss is finite; it is called only where the loss is not.
+    Their sum over the micro-batches of all ranks is the mean over the tokens or samples of the global batch. The term
+    `loss` is the whole. `finite` says of each sample whether its part is finite; it is called only where the whole is
+    not.
+
+    A graph that is cut (`rows/cut.py`) is differentiated in two calls: `loss`, then what `rest` gives for the factor
+    that `loss` had. Else `loss` is the whole.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     finite: Callable[[], list[bool]]
+    rest: Callable[[Tensor | float], Tensor] | None = None
+
+    def backward(
+        self, factor: Tensor | float = 1.0, differentiate: Callable[[Tensor], object] = Tensor.backward
+    ) -> None:
+        """Differentiates `factor` times the whole, each scalar by `differentiate`, and lets go of the graph."""
+        differentiate(factor * self.loss)
+        self.loss = self.loss.detach()  # with its graph go the keys and values that the later part was given
+        if self.rest is not None:
+            differentiate(self.rest(factor))
 
 
 class Method(nn.Module, ABC):

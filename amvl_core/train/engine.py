@@ -32,8 +32,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def deepspeed_config(stage: StageConfig, trainer: TrainerConfig) -> dict[str, Any]:
     """The DeepSpeed dictionary of one stage.
 
-    The number of micro-batches differs from step to step. `Engine` tells DeepSpeed which one is the last, and a loss is
-    the micro-batch's share of the step's loss. So DeepSpeed has nothing to divide by, and both sizes are 1. Offloaded
+    The number of backward calls differs from step to step, so the step says where they end and not a count of them
+    (`managed_gradient_accumulation`). A loss is the micro-batch's share of the step's loss. So DeepSpeed has nothing to
+    divide by, and both sizes are 1. Offloaded
     states are stepped on the CPU by the same torch.optim.AdamW. So the weights are the same, and nothing is compiled.
     """
     zero: dict[str, Any] = {"stage": trainer.zero_stage}
@@ -44,6 +45,7 @@ def deepspeed_config(stage: StageConfig, trainer: TrainerConfig) -> dict[str, An
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
         "gradient_clipping": 0.0 if _plain(trainer) else stage.clip,
         "bf16": {"enabled": trainer.precision == "bf16"},
         "zero_optimization": zero,
@@ -148,9 +150,8 @@ class Engine:
         self.world_size = world_size
         self._micro: list[tuple[list[str], Tensor, Callable[[], list[bool]]]] = []
 
-    def forward(self, batch: Batch, clock: Clock, last: bool) -> StepOutput:
-        """The share of one micro-batch. After the rank's `last` one in a step, gradients are summed."""
-        self.engine.set_gradient_accumulation_boundary(last)
+    def forward(self, batch: Batch, clock: Clock) -> StepOutput:
+        """The share of one micro-batch."""
         output: StepOutput = self.engine(batch, clock)
         return output
 
@@ -168,6 +169,19 @@ class Engine:
     def step(self) -> None:
         """The optimiser's step, once all micro-batches are in."""
         self.engine.step()
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        """Zeroes what DeepSpeed adds gradients to.
+
+        It begins to overwrite again only with the first backward call of a step. A weight which that call does not
+        reach would be added to its gradient of the step before.
+        """
+        if self.engine.zero_optimization_stage() == 3:
+            self.engine.optimizer.grad_partitions_flat_buffer.zero_()
+        elif self.engine.zero_use_cpu_optimizer():
+            for gradient in self.engine.optimizer.accumulated_grads_in_cpu.values():
+                gradient.zero_()
 
     def set_lr(self, lr: float) -> None:
         """Sets the learning rate of the next optimiser step: each group gets its factor times `lr`."""
@@ -180,10 +194,15 @@ class Engine:
         A loss that is not finite makes every gradient NaN, on all ranks once gradients are summed. The norm, which is
         computed anyway, then tells every rank that there is no step to take. Nothing waits for the device here.
         """
-        loss = output.loss
-        finite = torch.isfinite(loss.detach())
+        finite = torch.isfinite(output.loss.detach() + output.terms["loss"])
         self._micro.append((sample_ids, finite, output.finite))
-        self.engine.backward(loss * torch.where(finite, float(self.world_size), torch.nan).to(loss))
+        output.backward(torch.where(finite, float(self.world_size), torch.nan).to(output.loss), self._differentiate)
+
+    def _differentiate(self, scalar: Tensor) -> None:
+        """One backward call. Without a forward pass before it DeepSpeed takes it for a phase of the last one."""
+        if self.engine.zero_optimization():
+            self.engine.optimizer.clear_backward_seen_flag()
+        self.engine.backward(scalar)
 
     def refusal(self) -> Refusal | None:
         """None if the last optimiser step was taken; else the samples of all ranks that may be the cause.

@@ -230,8 +230,8 @@ def _optimiser_step(
     """
     clock, interrupts = _clock(engine, micro, seed, step, interrupted)
     sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(micro, 1):
-        output = engine.forward(batch, clock, last=number == len(micro))
+    for batch in micro:
+        output = engine.forward(batch, clock)
         engine.backward(output, batch.sample_ids)
         _add(sums, output.terms, engine.device)
     engine.step()

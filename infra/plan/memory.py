@@ -30,7 +30,8 @@ class Step:
     """What is kept and made while one micro-batch runs.
 
     `rows` are those of the text stack, `labels` the rows of logits, `patches` those of a trained vision encoder.
-    `width` is the bytes of an element. `trained` says whether the layers have gradients.
+    `width` is the bytes of an element. `trained` says whether the layers have gradients. `cut`: each row is
+    differentiated in a call of its own (`rows/cut.py`).
     """
 
     rows: Rows
@@ -39,6 +40,7 @@ class Step:
     width: int
     checkpointing: bool
     trained: bool
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Momen
     """The end of forward; each layer in backward, the last row's last layer first; the embedding at the end.
 
     A weight that is used in several rows gets its gradient in as many parts: those of the later rows wait, unreduced,
-    until the first row's arrives (docs/decisions/14). Keys and values that later rows see get theirs layer by layer.
+    until the first row's arrives, unless the graph is cut between them (docs/decisions/30).
+    Keys and values that later rows see get theirs layer by layer.
     """
     seeing = [{piece.row for span in spans for piece in span.context} for spans in step.rows]
     last_seen = [max(n for n, seen in enumerate(seeing) if n == row or row in seen) for row in range(len(step.rows))]
@@ -99,8 +102,9 @@ def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Momen
         before = seen + sum(sum(other.kept) + other.fixed + other.norm for other in rows[:number])
         for layer in reversed(range(layers)):
             behind = layers - 1 - layer if number == len(rows) - 1 else layers
-            waiting = 0 if len(rows) == 1 else layer + 1 if first else behind
-            key_values = 2 * (layer + 1) * row.key_values  # with gradient
+            waiting = 0 if len(rows) == 1 or step.cut else layer + 1 if first else behind
+            gone = first and step.cut and step.checkpointing  # values: each layer makes its own again
+            key_values = (1 if gone else 2) * (layer + 1) * row.key_values  # with gradient
             for other, last in zip(rows[:number], last_seen, strict=False):
                 back = layers if number < last else layers - 1 - layer if number == last else 0
                 key_values += (layers + back) * other.key_values
@@ -233,7 +237,8 @@ def states(
     bf16 accumulates gradients in bf16, as the engine's configuration leaves it. Offloaded, optimiser and float32
     gradients lie in the CPU's memory, and so does what a rank accumulates of its share from stage 2 on; at stage 1
     whole gradients stay on the GPU until the step. Below stage 3 they pass through a buffer as large as the `largest`
-    parameter. Offloaded weights are gathered from the CPU layer by layer.
+    parameter. Offloaded weights are gathered from the CPU layer by layer. At stage 2 a rank's share of a backward call
+    lies beside the sum of the calls before, and is then added.
     """
     share = 1.0 / workers
     gathered = zero_stage == 3 and (workers > 1 or offload == "parameters")
@@ -245,7 +250,8 @@ def states(
     optimiser = copies * trained * (share if zero_stage >= 1 else 1.0)
     stepping = 4.0 * trained * (share if zero_stage >= 1 else 1.0) if copies == 12 else 0.0
     if offload == "none":
-        return States(weights, gradients, optimiser, float(bucket + live), stepping)
+        added = gradients if zero_stage == 2 else 0.0
+        return States(weights, gradients, optimiser, bucket + live + added, stepping)
     host = optimiser + stepping + (gradients if zero_stage >= 2 else 0.0)
     moved = offload == "parameters"
     passing = width * largest if zero_stage < 3 else 0

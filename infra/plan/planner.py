@@ -16,7 +16,7 @@ from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
 from amvl_core.data.heldout import evaluations, interval, num_heldout
 from amvl_core.data.order import num_steps, rows_of_share
-from amvl_core.methods.cost import Cost
+from amvl_core.methods.cost import Cost, RowsOfStep
 from amvl_core.rows.flops import PEAK_BF16_FLOPS, vision_flops
 from infra.plan import memory
 from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
@@ -73,8 +73,9 @@ class StagePlan:
 
     `sent_gb` is what each GPU sends to others in a step, `checkpoint_gb` what it writes of a checkpoint (GB of 10^9
     bytes). `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a
-    stage fit that does not; each of `less_network` fits and sends less, where the network limits a stage. FLOPs and
-    hours are by way: the first is how the stage is run, the others are what its method compares it with.
+    stage fit that does not; each of `less_network` fits and sends less, where the network limits a stage. `sent_twice`:
+    the gradients of its layers go out twice a micro-batch, once after each part of backward. FLOPs and hours are by
+    way: the first is how the stage is run, the others are what its method compares it with.
     """
 
     method: str
@@ -94,6 +95,7 @@ class StagePlan:
     sent_gb: float
     network_seconds: float
     network_share: float
+    sent_twice: bool
     checkpoint_gb: float
     limited_by: Literal["memory", "compute", "network"]
     less_network: list[Change]
@@ -196,9 +198,10 @@ class _Job:
         steps = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
         every = interval(self.config.heldout.every, heldout, stage.global_batch) if heldout else steps
         forwards, text = heldout * evaluations(steps, every), self.text(stage)
-        network = self.network_seconds(stage, how)
+        ways = self.cost(stage).ways(self.workload.prompt, self.workload.answer)
+        network = {name: self.network_seconds(stage, how, of) for name, of in ways.items()}
         pace = how.workers * self.machines.peak_flops * self.utilisation
-        share = network / (network + per_step[way] / pace)
+        share = network[way] / (network[way] + per_step[way] / pace)
         limited_by: Literal["memory", "compute", "network"] = "memory"
         if fits:
             limited_by = "network" if share > 0.5 else "compute"
@@ -216,13 +219,14 @@ class _Job:
             largest_micro_tokens=max(self.fitting_budgets(stage, how), default=0),
             flops_per_step=per_step,
             hours={
-                way: (steps * (network + value / pace) + forwards * (text[way] + self.vision()) / pace) / 3600
+                way: (steps * (network[way] + value / pace) + forwards * (text[way] + self.vision()) / pace) / 3600
                 for way, value in per_step.items()
             },
             way=way,
-            sent_gb=round(self.sent(stage, how) / 1e9, 2),
-            network_seconds=round(network, 3),
+            sent_gb=round(self.sent(stage, how, ways[way]) / 1e9, 2),
+            network_seconds=round(network[way], 3),
             network_share=round(share, 3),
+            sent_twice=how.workers > 1 and how.zero_stage >= 2 and ways[way].cut and stage.trainable != "new_rows",
             checkpoint_gb=round(CHECKPOINT_BYTES * sum(self.trained(stage).values()) / how.workers / 1e9, 3),
             limited_by=limited_by,
             less_network=list(self.less_network(name, how)) if limited_by == "network" else [],
@@ -277,6 +281,7 @@ class _Job:
             width=self.width,
             checkpointing=how.checkpointing,
             trained=stage.trainable != "new_rows",
+            cut=packed[0].cut,
         )
         peak = memory.step_peak(self.shape.text, vision, step)
         states = self.states(stage, how)
@@ -314,30 +319,35 @@ class _Job:
         patches = self.workload.image_tokens * self.shape.vision.spatial_merge_size**2
         return vision_flops(self.shape.vision, patches, self.workload.images)
 
-    def network_seconds(self, stage: StageConfig, how: _How) -> float:
-        """Of one optimiser step, nothing overlapped: DeepSpeed's default below stage 3.
+    def summed(self, stage: StageConfig, of: RowsOfStep) -> int:
+        """Gradients that a micro-batch sums over ranks; those of the layers after each row where the graph is cut."""
+        trained = self.trained(stage)
+        return sum(trained.values()) + (trained["language"] * (len(of.rows) - 1) if of.cut else 0)
+
+    def network_seconds(self, stage: StageConfig, how: _How, of: RowsOfStep) -> float:
+        """Of one optimiser step of these rows, nothing overlapped: DeepSpeed's default below stage 3.
 
         One ring through all GPUs: the link between two nodes carries what one GPU sends.
         """
         speed = NVLINK_GB_S if how.workers <= self.machines.gpus_per_node else self.machines.node_gb_s
-        return self.sent(stage, how) / (speed * 1e9)
+        return self.sent(stage, how, of) / (speed * 1e9)
 
-    def sent(self, stage: StageConfig, how: _How) -> float:
-        """Bytes that each GPU sends in one optimiser step.
+    def sent(self, stage: StageConfig, how: _How, of: RowsOfStep) -> float:
+        """Bytes that each GPU sends in one optimiser step of these rows.
 
-        Gradients are summed once a step at stages 0 and 1 and once a micro-batch at 2 and 3; stage 3 gathers the
+        Gradients are summed once a step at stages 0 and 1 and after each backward call at 2 and 3; stage 3 gathers the
         weights for each row forward and backward.
         """
         total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
         tokens = stage.global_batch * (self.workload.prompt + self.workload.answer)
         most = max(1, stage.global_batch // how.workers)
         micro_steps = min(most, math.ceil(tokens / (how.workers * how.micro_tokens)))
-        gathers = 2 * len(self.cost(stage).step(self.workload.prompt, self.workload.answer).rows)
+        summed = self.summed(stage, of)
         elements = {
             0: 2 * trained,
             1: 2 * trained,
-            2: (micro_steps + 1) * trained,
-            3: micro_steps * (trained + gathers * total),
+            2: micro_steps * summed + trained,
+            3: micro_steps * (summed + 2 * len(of.rows) * total),
         }[how.zero_stage]
         return elements * self.width * (how.workers - 1) / how.workers
 
@@ -351,7 +361,8 @@ class _Job:
     def less_network(self, name: str, now: _How) -> Iterator[Change]:
         """Of micro_tokens and of the ZeRO stage the nearest value that sends least, where that is less than `now`."""
         stage = self.config.stages[name]
-        seconds = partial(self.network_seconds, stage)
+        of = self.cost(stage).step(self.workload.prompt, self.workload.answer)
+        seconds = partial(self.network_seconds, stage, of=of)
         budgets = [budget for budget in self.fitting_budgets(stage, now) if budget > now.micro_tokens]
         zeros = [
             zero

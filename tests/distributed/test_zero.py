@@ -12,7 +12,7 @@ from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
 from amvl_core.methods.amvl.reference import three_pass
 from amvl_core.methods.method import Clock
-from tests.distributed.processes import in_two_processes
+from tests.distributed.processes import gradients_of_step, in_two_processes
 from tests.tiny import LATENT, SAMPLES, amvl_model, batch
 
 METHOD = AmvlMethod(beta_warmup=50, gamma_start=10, gamma_warmup=50, posterior_samples=2)
@@ -22,6 +22,10 @@ TEXT = [SAMPLES[2], ("Is the other one left?", "yes", ())]
 # Two micro-batches a rank, of one and two samples. Rank 0 holds images in the first, rank 1 in the second; both call
 # the same modules.
 MICRO = ([SAMPLES[:2], TEXT[:1]], [TEXT[1:], SAMPLES[3:]])
+CASES = [
+    *((zero_stage, "none", checkpointing) for zero_stage in range(4) for checkpointing in (False, True)),
+    *((1, "optimizer", True), (2, "optimizer", False), (3, "parameters", True)),
+]
 
 
 def reference(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -36,11 +40,11 @@ def reference(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def find(rank: int) -> dict[str, Any]:
     """A step under every ZeRO stage."""
     found: dict[str, Any] = {}
+    for zero_stage, offload, checkpointing in CASES:
+        name = f"zero {zero_stage}, offload {offload}, checkpointing {checkpointing}"
+        found[name] = gradients(rank, zero_stage, checkpointing, offload)
     for zero_stage in (0, 1, 2, 3):
-        for checkpointing in (False, True):
-            name = f"zero {zero_stage}, checkpointing {checkpointing}"
-            found[name] = gradients(rank, zero_stage, checkpointing)
-        found[f"zero {zero_stage}, bf16"] = gradients(rank, zero_stage, True, "bf16")
+        found[f"zero {zero_stage}, bf16"] = gradients(rank, zero_stage, True, precision="bf16")
     found["bf16"] = bf16_weights(rank)
     found["adaptation"] = adaptation(rank)
     return found
@@ -48,32 +52,30 @@ def find(rank: int) -> dict[str, Any]:
 
 def accumulate(engine: Any, processor: Any, rank: int) -> None:
     """Forward and backward over the rank's micro-batches, as the training loop does it."""
-    for number, micro in enumerate(MICRO[rank], 1):
+    for micro in MICRO[rank]:
         part = batch(processor, LATENT, micro)
-        output = engine.forward(part, CLOCK, last=number == len(MICRO[rank]))
+        output = engine.forward(part, CLOCK)
         engine.backward(output, part.sample_ids)
 
 
-def gradients(rank: int, zero_stage: int, checkpointing: bool, precision: str = "fp32") -> dict[str, torch.Tensor]:
+def gradients(
+    rank: int, zero_stage: int, checkpointing: bool, offload: str = "none", precision: str = "fp32"
+) -> dict[str, torch.Tensor]:
     """Summed gradients of one step, whole; of the second, so that what the first leaves behind would be seen."""
-    from deepspeed.utils import safe_get_full_grad
-
     from amvl_core.train.engine import DTYPES, Engine
 
     model, processor = amvl_model(dtype=DTYPES[precision])
-    trainer = TrainerConfig(zero_stage=zero_stage, precision=precision, gradient_checkpointing=checkpointing)
+    trainer = TrainerConfig(
+        zero_stage=zero_stage, offload=offload, precision=precision, gradient_checkpointing=checkpointing
+    )
     still = STAGE.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
     engine = Engine(Amvl(model.train(), METHOD), still, trainer, world_size=2)
-    accumulate(engine, processor, rank)
-    engine.step()
-    accumulate(engine, processor, rank)
-    grads = {}
-    for name, parameter in engine.method.model.named_parameters():
-        if parameter.requires_grad:
-            grad = safe_get_full_grad(parameter) if zero_stage or precision == "bf16" else parameter.grad
-            grads[name] = grad.detach().float().cpu().clone()
+    for _ in range(2):
+        accumulate(engine, processor, rank)
+        engine.step()
+        grads = gradients_of_step(engine)
     engine.close()
-    return grads
+    return {name.removeprefix("model."): grad for name, grad in grads.items()}
 
 
 def bf16_weights(rank: int) -> dict[str, torch.Tensor]:
@@ -114,10 +116,11 @@ def found() -> dict[str, Any]:
     return in_two_processes(find)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_every_gradient_equals_three_passes_in_one_process(found, zero_stage: int, checkpointing: bool) -> None:
-    ours = found[f"zero {zero_stage}, checkpointing {checkpointing}"]
+@pytest.mark.parametrize(("zero_stage", "offload", "checkpointing"), CASES)
+def test_every_gradient_equals_three_passes_in_one_process(
+    found, zero_stage: int, offload: str, checkpointing: bool
+) -> None:
+    ours = found[f"zero {zero_stage}, offload {offload}, checkpointing {checkpointing}"]
     theirs = reference(torch.float32)
     whole = torch.stack([grad.norm() for grad in theirs.values()]).norm()
     assert len(ours) > 30

@@ -12,7 +12,7 @@ import torch
 from amvl_core.contracts.config import StageConfig, TrainerConfig
 from amvl_core.data.batch import Batch
 from amvl_core.methods.method import Method
-from tests.distributed.processes import in_two_processes
+from tests.distributed.processes import gradients_of_step, in_two_processes
 from tests.numerics import test_coconut, test_codi, test_lvr, test_monet, test_mull
 from tests.numerics.held import CLOCK, trained
 
@@ -58,8 +58,6 @@ def reference(name: str) -> dict[str, torch.Tensor]:
 
 def find(rank: int) -> dict[str, Any]:
     """Summed gradients of a step, whole, under every ZeRO stage."""
-    from deepspeed.utils import safe_get_full_grad
-
     from amvl_core.train.engine import Engine
 
     found: dict[str, Any] = {}
@@ -69,15 +67,11 @@ def find(rank: int) -> dict[str, Any]:
         stage = StageConfig(method=method.config, steps=1, global_batch=5, clip=1e9, lr=1e-30, weight_decay=0.0)
         trainer = TrainerConfig(zero_stage=zero_stage, precision="fp32", gradient_checkpointing=False)
         engine = Engine(method, stage, trainer, world_size=2)
-        for number, some in enumerate(micro[rank], 1):
+        for some in micro[rank]:
             part = packed(some)
-            engine.backward(engine.forward(part, CLOCK, last=number == len(micro[rank])), part.sample_ids)
-        found[f"{name} {zero_stage}"] = {
-            key: (safe_get_full_grad(p) if zero_stage else p.grad).detach().cpu().clone()
-            for key, p in method.named_parameters()
-            if p.requires_grad
-        }
+            engine.backward(engine.forward(part, CLOCK), part.sample_ids)
         engine.step()
+        found[f"{name} {zero_stage}"] = gradients_of_step(engine)
         engine.close()
     return found
 

@@ -37,7 +37,7 @@ method = config.implementation()(model, config)
 samples = [sample_of(str(i), "<image>What?", answer, [picture(i)]) for i, answer in enumerate(("red", "blue"))]
 batch = collate([laid_out(Encoder(processor), config, LATENT, sample) for sample in samples])
 output = method(batch, Clock(seed=0, step=0, num_tokens=4.0, num_samples=2))
-output.loss.backward()
+output.backward()
 rows = model.get_input_embeddings().weight.grad[method.new_token_rows()].abs().amax(1)
 found = {"terms": {name: float(value) for name, value in output.terms.items() if value.ndim == 0}}
 print(json.dumps({**found, "rows": rows.tolist(), "tokens": len(batch.input_ids_N)}))
@@ -58,7 +58,7 @@ processor = load_processor(sys.argv[1])
 config = configurations()["sft"].model_validate({})
 model = config.implementation().load(sys.argv[1], processor, LATENT, dtype=torch.float32)
 output = config.implementation()(model, config)(batch(processor, None), Clock(0, 0, 12.0, 4))
-output.loss.backward()
+output.backward()
 print(type(model).__name__, bool(output.loss.isfinite()))
 """
 

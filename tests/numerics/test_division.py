@@ -59,7 +59,7 @@ def step(method: Method, parts, world_size: int, budget: int):
     for turn in turns:
         for indices in turn:
             output = method(joined([parts[i] for i in indices]), clock)
-            output.loss.backward()
+            output.backward()
             for name, value in output.terms.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
     gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}

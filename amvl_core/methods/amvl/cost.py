@@ -21,7 +21,7 @@ class AmvlCost(Cost):
         k, draws = self.latent.num_slots, self.draws
         whole = (x + k, x + y + k, *[x + k + 1 + y] * draws)
         return {
-            "shared_prefix": RowsOfStep(shared_prefix_rows(x, y, k, draws), draws),
+            "shared_prefix": RowsOfStep(shared_prefix_rows(x, y, k, draws), draws, cut=True),
             "three_pass": RowsOfStep([[Span(length, read=length)] for length in whole], draws),
             "sft": RowsOfStep(sft_rows(x, y)),
         }

@@ -25,6 +25,7 @@ from amvl_core.methods.loading import block_ids
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.methods.probing import Prober
+from amvl_core.rows.cut import Cut
 
 
 class Amvl(Method):
@@ -82,7 +83,7 @@ class Amvl(Method):
         share = len(batch.lengths) / clock.num_samples
         kl, kl_reverse = share * forward_BK.mean(), share * reverse_BK.mean()
         further = {name: share * value for name, value in self.further_terms(passes).items()}
-        loss = c.ntp_weight * ntp + beta * kl + gamma * kl_reverse + sum(further.values())
+        first, others = c.ntp_weight * ntp, beta * kl + gamma * kl_reverse + sum(further.values())
         means = {
             "kl_slots": forward_BK.detach().mean(0),
             "beta": torch.tensor(beta),
@@ -91,12 +92,13 @@ class Amvl(Method):
         }
         if c.posterior_samples > 1:
             means["ntp_variance"] = _variance_over_draws(losses_MN.detach(), passes.sample_N, len(batch.lengths))
-        terms = {"loss": loss, "ntp": ntp, "kl_forward": kl, "kl_reverse": kl_reverse, **further}
+        terms = {"loss": first + others, "ntp": ntp, "kl_forward": kl, "kl_reverse": kl_reverse, **further}
         return StepOutput(
-            loss,
+            first if passes.cut else first + others,
             {name: value.detach() for name, value in terms.items()}
             | {name: share * value for name, value in means.items()},
             partial(_finite, losses_MN.detach(), passes.sample_N, forward_BK.detach(), reverse_BK.detach()),
+            partial(_rest, passes.cut, others) if passes.cut else None,
         )
 
     def further_terms(self, passes: Passes) -> dict[str, Tensor]:
@@ -126,6 +128,11 @@ class Amvl(Method):
         slots = {f"kl_slot_{number}": float(kl) for number, kl in enumerate(terms.pop("kl_slots"), 1)}
         active = float((variance_KZ > ACTIVE_VARIANCE).double().mean())
         return {**super().scalars(terms), **slots, "active_units": active}
+
+
+def _rest(cut: Cut, others: Tensor, factor: Tensor | float) -> Tensor:
+    """What is left to differentiate when the decoder row has been."""
+    return cut.onward() + factor * others
 
 
 def _finite(losses_MN: Tensor, sample_N: Tensor, forward_BK: Tensor, reverse_BK: Tensor) -> list[bool]:

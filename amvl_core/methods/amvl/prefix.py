@@ -30,6 +30,7 @@ from amvl_core.data.encode import IGNORED
 from amvl_core.methods.amvl.gaussian import Gaussian
 from amvl_core.rows.attention import Context
 from amvl_core.rows.bottleneck import token_kinds
+from amvl_core.rows.cut import Cut
 from amvl_core.rows.packed import run_row
 from amvl_core.rows.spans import Run, Span, TokenKind, bottleneck_spans
 
@@ -40,7 +41,8 @@ PosteriorPositions = Literal["natural", "aligned"]
 class Passes:
     """What a batch gives: both distributions [B, K, Z], the draws, and logits where y is predicted.
 
-    `logits_MNV` are those of each draw; `labels_N` and `sample_N` say what is predicted and in which sample.
+    `logits_MNV` are those of each draw; `labels_N` and `sample_N` say what is predicted and in which sample. The graph
+    is cut before the decoder row: all else is differentiated behind it, with `cut.onward` (None: it is one graph).
     """
 
     prior: Gaussian
@@ -49,6 +51,7 @@ class Passes:
     logits_MNV: Tensor
     labels_N: Tensor
     sample_N: Tensor
+    cut: Cut | None
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,13 @@ def run_passes(
     """
     reading = read(model, batch, embeds_ND, positions_3N, posterior_positions)
     latent_MBKZ = draw(reading.posterior)
-    logits_MNV, labels_N, sample_N = decode(model, batch, reading, latent_MBKZ)
-    return Passes(reading.prior, reading.posterior, latent_MBKZ, logits_MNV, labels_N, sample_N)
+    if not all(parameter.requires_grad for parameter in model.injector.parameters()):  # no weight of a layer is trained
+        return Passes(reading.prior, reading.posterior, latent_MBKZ, *decode(model, batch, reading, latent_MBKZ), None)
+    cut = Cut()
+    samples = _samples(cut(embeds_ND), positions_3N, reading.blocks, model.config.num_slots)
+    behind = replace(reading, samples=samples, context=cut.context(reading.context))
+    decoded = decode(model, batch, behind, cut(latent_MBKZ))
+    return Passes(reading.prior, reading.posterior, latent_MBKZ, *decoded, cut)
 
 
 def read(

@@ -75,15 +75,13 @@ def test_the_peak_of_a_step(shape: dict[str, int], dtype: torch.dtype, method: s
     clock = Clock(seed=0, step=2000, num_tokens=y, num_samples=1)
 
     def step() -> None:
-        module(batch, clock).loss.backward()
+        module(batch, clock).backward()
 
     step()  # gradients are there from now on, as they are between micro-batches
     rows = sft_rows(x, y) if stock else shared_prefix_rows(x, y, K)
     width = dtype.itemsize
-    planned = step_peak(text, VisionShape(32, 512), Step(rows, y, 0, width, checkpointing, trained=True))
+    planned = step_peak(text, VisionShape(32, 512), Step(rows, y, 0, width, checkpointing, trained=True, cut=True))
     assert planned.total == pytest.approx(peak_bytes(step), rel=TOLERANCE)
-    if not stock and checkpointing:
-        assert planned.waiting_gradients >= width * text.layer * (text.num_hidden_layers - 1)
 
 
 @pytest.mark.parametrize(("dtype", "checkpointing"), list(product((torch.float32, torch.bfloat16), (False, True))))
@@ -107,7 +105,7 @@ def test_the_peak_of_a_step_that_trains_the_vision_encoder(dtype: torch.dtype, c
     module, clock = Sft(model, SftMethod()), Clock(seed=0, step=0, num_tokens=text_tokens, num_samples=1)
 
     def step() -> None:
-        module(batch, clock).loss.backward()
+        module(batch, clock).backward()
 
     step()
     rows, shape = sft_rows(tokens, text_tokens), VisionShape(680, 512, 256, 4, 4, 8)

@@ -14,6 +14,7 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text()
 HEAD = "| `python -m infra.plan` with |"
 BASE_32B = ["--param", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "--param", "trainer.zero_stage=3"]
 """What the page calls 32B."""
+BASE_72B = ["--param", "model.base=Qwen/Qwen2.5-VL-72B-Instruct", "--param", "trainer.zero_stage=3"]
 BATCH_256 = [
     "--param",
     "stages.amvl.global_batch=256",
@@ -76,9 +77,8 @@ def test_beyond_two_nodes(row: list[str], capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(("number", "workers"), [(1, 16), (2, 64), (3, 256)])
 def test_what_a_rank_writes_of_72b(number: int, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--param", "model.base=Qwen/Qwen2.5-VL-72B-Instruct", "--param", "trainer.zero_stage=3"]
-    assert f"`python -m infra.plan {shlex.join(base)}`" in PAGE.replace("\n", " ")
-    _, found = planned(capsys, *base, *BATCH_256, "--param", f"cluster.num_workers={workers}")
+    assert f"`python -m infra.plan {shlex.join(BASE_72B)}`" in PAGE.replace("\n", " ")
+    _, found = planned(capsys, *BASE_72B, *BATCH_256, "--param", f"cluster.num_workers={workers}")
     checkpoint = found["stages"]["amvl"]["checkpoint_gb"]
     model = 2 * sum(found["parameters"].values()) / workers / 1e9
     lines = PAGE.split("| 72B | 16 GPUs")[1].splitlines()[2:5]
@@ -87,11 +87,23 @@ def test_what_a_rank_writes_of_72b(number: int, workers: int, capsys: pytest.Cap
     assert cells == [f"{checkpoint:.1f}", f"{model:.1f}", f"{seconds:.1f}" if seconds < 5 else f"{seconds:.0f}"]
 
 
-def test_what_32b_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"`{shlex.join(BASE_32B)}`" in PAGE.replace("\n", " ")
-    many = [*BASE_32B, "--param", "cluster.num_workers=64"]
-    assert not planned(capsys, *many)[0]
-    for arguments in ([*BASE_32B, "--gpu", "H200-141GB"], [*many, "--param", "stages.amvl.micro_tokens=4096"]):
-        fits, found = planned(capsys, *arguments)
-        assert fits
-        assert f"`{' '.join(arguments[4:6])}`, {found['stages']['amvl']['needed_gib']:.1f} GiB)" in PAGE
+@pytest.mark.parametrize(
+    ("base", "arguments"),
+    [
+        (BASE_32B, ""),
+        (BASE_72B, "--gpu H200-141GB"),
+        (BASE_72B, "--param cluster.num_workers=64"),
+        (BASE_72B, "--param cluster.num_workers=32"),
+        (BASE_72B, "--param trainer.offload=optimizer"),
+    ],
+)
+def test_what_large_models_fit(base: list[str], arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"`{shlex.join(base)}`" in PAGE.replace("\n", " ")
+    fits, found = planned(capsys, *base, *shlex.split(arguments))
+    assert fits
+    said = f"`{arguments}`, " if arguments else ""
+    assert f"{said}{found['stages']['amvl']['needed_gib']:.1f} GiB)" in PAGE
+
+
+def test_72b_needs_more_than_16_gpus_of_80_gb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not planned(capsys, *BASE_72B)[0]
