@@ -210,6 +210,7 @@ def copy(source: str, target: str) -> None:
 def remove(uri: str) -> None:
     """Removes a file or folder if it is there."""
     fs, path = filesystem(uri)
+    fs.invalidate_cache()  # another process may have written since this one listed
     with reaching(uri, "remove"):
         if fs.exists(path):
             fs.rm(path, recursive=True)

@@ -22,6 +22,14 @@ def everywhere(work: Callable[[], Any]) -> tuple[list[Any], str | None]:
     return [value for value, _ in found], next((problem for _, problem in found if problem is not None), None)
 
 
+def from_all(work: Callable[[], Any]) -> list[Any]:
+    """What `work` gives on each rank, on every rank; what the storage refused is raised on every rank."""
+    values, problem = everywhere(work)
+    if problem is not None:
+        raise StorageError(problem)
+    return values
+
+
 def on_first(work: Callable[[], None]) -> str | None:
     """Does `work` on rank 0; what the storage refused is told to every rank."""
     return everywhere(work if dist.get_rank() == 0 else _nothing)[1]
@@ -29,10 +37,7 @@ def on_first(work: Callable[[], None]) -> str | None:
 
 def from_first(work: Callable[[], Any]) -> Any:
     """What `work` gives on rank 0, on every rank; what the storage refused is raised on every rank."""
-    values, problem = everywhere(work if dist.get_rank() == 0 else _nothing)
-    if problem is not None:
-        raise StorageError(problem)
-    return values[0]
+    return from_all(work if dist.get_rank() == 0 else _nothing)[0]
 
 
 def _nothing() -> None:

@@ -11,22 +11,22 @@ its device, while that is gathered for the rank that writes it.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.errors import StorageError
 from amvl_core.train.engine import Engine
-from amvl_core.train.everywhere import everywhere, from_first
+from amvl_core.train.everywhere import from_all, from_first
 
 FILE_BYTES = 10**9
 """Most bytes of a file, except of a weight that alone is larger. 72B makes some 150 files, 7B sixteen."""
@@ -47,15 +47,22 @@ def save_model(engine: Engine, processor: Any, uri: str) -> int:
     def write() -> None:
         for number in mine:
             tensors = {on_disk[name]: weights.pop(name) for name in files[number]}
-            with storage.writing(storage.join(uri, _name(number, len(files)))) as file:
+            with storage.writing(storage.join(uri, _name(number, len(files)))) as file, _refusing():
                 save_file(tensors, file, metadata={"format": "pt"})
 
-    problem = everywhere(write)[1]
-    if problem is not None:
-        raise StorageError(problem)
+    from_all(write)
     if len(files) > 1:
         from_first(lambda: _write_index(files, on_disk, sum(sizes.values()), uri))
     return engine.num_parameters()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """A full disk is an OSError, as of any other file: safetensors has an error of its own for it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def division(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -84,8 +91,8 @@ def _write_the_rest(model: Any, processor: Any, uri: str) -> dict[str, str]:
     """
     names = [name for name, _ in model.named_parameters()]
     numbers: dict[str, Tensor] = {name: torch.tensor(number) for number, name in enumerate(names)}
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with storage.reaching(tempfile.gettempdir(), "write"), _refusing(), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         model.config.dtype = model.dtype
         model.save_pretrained(folder, state_dict=numbers)
         processor.save_pretrained(folder)
@@ -93,8 +100,6 @@ def _write_the_rest(model: Any, processor: Any, uri: str) -> dict[str, str]:
         (folder / SAFE_WEIGHTS_NAME).unlink()
         storage.remove(uri)
         storage.upload(folder, uri)
-    finally:
-        shutil.rmtree(folder)
     return {names[int(number)]: name for name, number in saved.items()}
 
 

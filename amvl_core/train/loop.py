@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,6 +37,7 @@ from amvl_core.data.stored_features import StoredFeatures
 from amvl_core.methods.method import Clock, Method
 from amvl_core.train.checkpoint import Checkpoints, Due
 from amvl_core.train.engine import DTYPES, Engine
+from amvl_core.train.everywhere import from_all, from_first
 from amvl_core.train.export import save_model
 from amvl_core.train.schedules import cosine_with_warmup
 from amvl_core.train.steplog import Pace, StepLog
@@ -143,25 +143,27 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 return False
     parameters = save_model(engine, processor, storage.join(job.uri, "model"))
     engine.close()
-    if rank == 0:
-        storage.write_bytes(storage.join(job.uri, HISTORY), history_to_json(history))
-        save_record(
-            CheckpointRecord(
-                uri=job.uri,
-                fingerprint=job.fingerprint,
-                stage=job.stage,
-                method=stage.method.kind,
-                step=total,
-                config=config.model_dump(mode="json"),
-                dataset=job.dataset.fingerprint,
-                parent=job.parent,
-                num_parameters=parameters,
-                metrics=metrics,
-            )
-        )
-        remove_resume_state(job.uri)
-    dist.barrier()
+    record = CheckpointRecord(
+        uri=job.uri,
+        fingerprint=job.fingerprint,
+        stage=job.stage,
+        method=stage.method.kind,
+        step=total,
+        config=config.model_dump(mode="json"),
+        dataset=job.dataset.fingerprint,
+        parent=job.parent,
+        num_parameters=parameters,
+        metrics=metrics,
+    )
+    from_first(lambda: _finish(record, history))
     return True
+
+
+def _finish(record: CheckpointRecord, history: list[Progress]) -> None:
+    """Writes what a finished stage leaves beside its model; the record that it counts by is the last."""
+    storage.write_bytes(storage.join(record.uri, HISTORY), history_to_json(history))
+    save_record(record)
+    remove_resume_state(record.uri)
 
 
 def computed_features(job: TrainJob) -> dict[str, FeatureReader | StoredFeatures]:
@@ -215,8 +217,7 @@ def _loaded(job: TrainJob, config: MethodConfig, uri: str) -> tuple[Method, AMVL
 def _sizes(reader: ShardReader, method: MethodConfig, config: RunConfig, rank: int, world_size: int) -> Sizes:
     """The sizes, of which each rank reads a share for all. Every rank calls this."""
     heldout = config.heldout.samples
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, reader.index(rank, world_size, heldout, config.data.seed))
+    parts = from_all(lambda: reader.index(rank, world_size, heldout, config.data.seed))
     return reader.sizes_of(parts, method.added_tokens(config.latent), method.sequences, heldout)
 
 

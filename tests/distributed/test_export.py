@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,26 +55,21 @@ def exported(rank: int, stage: int, precision: str, folder: Path) -> tuple[dict[
     engine.weights = weights
     assert export.save_model(engine, processor, str(folder)) == engine.num_parameters()
     whole = {name: safe_get_full_fp32_param(p).to(p.dtype).clone() for name, p in model.named_parameters()}
-    if stage == 1 and rank == 1:  # what one rank's storage refuses is every rank's error, and none waits
-        export.save_file = refuse
-    if stage == 1:
-        with pytest.raises(StorageError, match="No space left"):
-            export.save_model(engine, processor, f"{folder}-refused")
+    if stage == 1:  # what one rank's disk refuses is every rank's error, and none waits
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for refused in range(2):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20 if rank == refused else unlimited[0], unlimited[1]))
+            with pytest.raises(StorageError, match="File too large"):
+                export.save_model(engine, processor, f"{folder}-refused")
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     engine.close()
     return whole, held
 
 
-def refuse(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    raise OSError(28, "No space left on device")
-
-
 def find(rank: int, folder: Path) -> dict[str, Any]:
-    export.FILE_BYTES, save_file = FILE_BYTES, export.save_file
-    found = {}
-    for case, (stage, precision) in CASES.items():
-        found[case] = exported(rank, stage, precision, folder / case)
-        export.save_file = save_file
-    return found
+    export.FILE_BYTES = FILE_BYTES
+    return {case: exported(rank, *CASES[case], folder / case) for case in CASES}
 
 
 @pytest.fixture(scope="module")
