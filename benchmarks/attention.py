@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
 
 from amvl_core.rows.attention import KeyValues, plan_row
 from amvl_core.rows.spans import Span
@@ -23,9 +24,10 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def compare(lengths: Sequence[int], text: dict[str, Any], dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    """Milliseconds of each way on causal sequences of `lengths` in one row, and how far it is from ours.
+    """Milliseconds of each way on causal sequences of `lengths` in one row, and how far it is from each sequence alone.
 
-    `difference` is of outputs and gradients, relative to the norm of ours. A way that this machine has not says why.
+    `difference` is of outputs and gradients, relative to the norm of those in float64. A way that this machine has not
+    says why.
     """
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     heads, groups = text["num_attention_heads"], text["num_key_value_heads"]
@@ -35,7 +37,7 @@ def compare(lengths: Sequence[int], text: dict[str, Any], dtype: torch.dtype, re
     *inputs, gradient = (torch.randn(shape, generator=generator).to(where, dtype) for shape in shapes)
     for tensor in inputs:
         tensor.requires_grad_(True)
-    found, steps, ours = dict[str, Any](), dict[str, Step](), list[Tensor]()
+    found, steps, expected = dict[str, Any](), dict[str, Step](), _alone(inputs, gradient, lengths)
     for name, way in _ways(lengths, heads // groups, size, inputs[0]).items():
 
         def step(way: Attention = way) -> list[Tensor]:
@@ -47,12 +49,22 @@ def compare(lengths: Sequence[int], text: dict[str, Any], dtype: torch.dtype, re
         except RuntimeError as error:
             found[name] = {"missing": str(error).split(". ")[0]}
             continue
-        ours = ours or results
-        found[name] = {"difference": max(relative(mine, own) for mine, own in zip(results, ours, strict=True))}
+        found[name] = {"difference": max(relative(*pair) for pair in zip(results, expected, strict=True))}
         steps[name] = step
     for name, seconds in interleaved(steps, repeats).items():
         found[name]["milliseconds"] = round(1000 * seconds, 3)
     return found
+
+
+def _alone(inputs: Sequence[Tensor], gradient: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Output and gradients of each sequence by itself, in float64."""
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    outputs = []
+    for parts in zip(*(tensor.split(list(lengths)) for tensor in wide), strict=True):
+        query, key, value = (part.transpose(0, 1)[None] for part in parts)
+        outputs.append(scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)[0])
+    output = torch.cat(outputs, 1).transpose(0, 1)
+    return [output.detach(), *torch.autograd.grad(output, wide, gradient.double())]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -70,8 +70,8 @@ def measure(stock: Any, ours: Any, x: int, y: int, blocks: int, chosen: argparse
     clock = Clock(seed=0, step=0, num_tokens=y * samples, num_samples=samples)
     sft, valr = SFT.implementation()(stock, SFT), METHOD.implementation()(ours, METHOD)
     steps: dict[str, Step] = {
-        "sft": lambda: sft(plain, clock).loss.backward(),
-        "valr": lambda: valr(fed_back, clock).loss.backward(),
+        "sft": lambda: sft(plain, clock).backward(),
+        "valr": lambda: valr(fed_back, clock).backward(),
     }
     if not chosen.checkpointing:  # the stock model keeps no cache then
         steps["one_by_one"] = lambda: valr.reference(fed_back, clock).backward()

@@ -8,7 +8,7 @@ No weights are downloaded: they are random, and made on the device. The last lin
 - `resume`: one rank (nccl on a GPU) trains through the real engine, is killed and goes on: 0 where weights and
   losses are those of a run that nobody killed, to the last bit; `evaluation`: test questions without an answer;
 - `memory`: the peak of a training step against the planner's (`infra/plan/memory.py`), relative;
-- `attention`: other ways against the one that is used (`benchmarks/attention.py`), where the machine has them.
+- `attention`: the one that is used, and other ways, against each sequence alone (`benchmarks/attention.py`), where the machine has them.
 
 `steps` are training steps of the 7B shape with checkpointing, with as many of its layers as the planner says fit, each
 with `tokens_per_s`, `mfu` (recomputation not counted), `seconds` and `peak_gib` beyond weights and gradients.
@@ -35,10 +35,10 @@ from torch import Tensor
 from amvl_core.contracts.records import Place
 from amvl_core.data.batch import Batch
 from amvl_core.eval.evaluation import Evaluation, EvaluationWorker
+from amvl_core.methods.cost import RowsOfStep
 from amvl_core.methods.feedback.cost import fed_back_rows
-from amvl_core.methods.method import Clock
+from amvl_core.methods.method import Clock, StepOutput
 from amvl_core.rows.flops import rows_flops, sft_rows
-from amvl_core.rows.spans import Rows
 from benchmarks import attention, feedback
 from benchmarks.attention import relative
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes
@@ -144,14 +144,16 @@ def _packed_against_stock(dtype: torch.dtype) -> float:
         ]
         return torch.stack(each).sum() / sum(LABELS)
 
-    return relative(_gradient(model, lambda: sft(batch, CLOCK).loss), _gradient(model, stock_loss))
+    return relative(
+        _gradient(model, lambda: _differentiated(sft(batch, CLOCK))), _gradient(model, lambda: _whole(stock_loss()))
+    )
 
 
 def _prefix_against_passes(dtype: torch.dtype) -> float:
     model, batch = build(METHOD, text=TEXT).to(dtype), _packed(block=True)
     method = METHOD.implementation()(model, METHOD)
-    ours = _gradient(model, lambda: method(batch, CLOCK).loss)
-    return relative(ours, _gradient(model, lambda: method.reference(batch, CLOCK)))
+    ours = _gradient(model, lambda: _differentiated(method(batch, CLOCK)))
+    return relative(ours, _gradient(model, lambda: _whole(method.reference(batch, CLOCK))))
 
 
 def _packed(block: bool) -> Batch:
@@ -163,13 +165,22 @@ def _packed(block: bool) -> Batch:
     return Batch(names, lengths, [0] * len(parts), ids, labels, None, None)
 
 
-def _gradient(model: Any, loss: Callable[[], Tensor]) -> Tensor:
-    """The loss and its whole gradient as one vector."""
+def _differentiated(output: StepOutput) -> Tensor:
+    output.backward()
+    return output.terms["loss"]
+
+
+def _whole(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss.detach()
+
+
+def _gradient(model: Any, step: Callable[[], Tensor]) -> Tensor:
+    """The loss of a step that differentiates it, and its whole gradient as one vector."""
     model.zero_grad()
-    value = loss()
-    value.backward()
+    value = step()
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    return torch.cat([value.detach().double().view(1), *(parameter.grad.double().flatten() for parameter in trained)])
+    return torch.cat([value.double().view(1), *(parameter.grad.double().flatten() for parameter in trained)])
 
 
 def training(root: Path) -> dict[str, dict[str, Any]]:
@@ -210,12 +221,13 @@ def _shape(text: dict[str, Any]) -> TextShape:
     return TextShape(**{name: text[name] for name in names}, tie_word_embeddings=False)
 
 
-def _rows(size: Size) -> dict[str, Rows]:
+def _rows(size: Size) -> dict[str, RowsOfStep]:
     """What the planner plans with: the packed rows of a step of each variant that it knows."""
+    fed_back = memory.joined([fed_back_rows(size.x, size.y, size.blocks, size.slots)] * size.samples)
     return {
-        "sft": sft_rows(size.x, size.y),
-        "shared prefix": METHOD.cost(latent_config()).step(size.x, size.y).rows,
-        FED_BACK: memory.joined([fed_back_rows(size.x, size.y, size.blocks, size.slots)] * size.samples),
+        "sft": RowsOfStep(sft_rows(size.x, size.y)),
+        "shared prefix": METHOD.cost(latent_config()).step(size.x, size.y),
+        FED_BACK: RowsOfStep(fed_back),
     }
 
 
@@ -226,9 +238,11 @@ def _planned(size: Size, text: TextShape) -> dict[str, float]:
     vision = VisionShape(32, text.hidden_size)
     return {
         name: memory.step_peak(
-            text, vision, memory.Step(rows, labels.get(name, size.y), 0, width, checkpointing=True, trained=True)
+            text,
+            vision,
+            memory.Step(of.rows, labels.get(name, size.y), 0, width, checkpointing=True, trained=True, cut=of.cut),
         ).total
-        for name, rows in _rows(size).items()
+        for name, of in _rows(size).items()
     }
 
 
@@ -241,7 +255,7 @@ def training_steps(size: Size, repeats: int) -> Iterator[dict[str, Any]]:
         "sft": ways["sft"].flops(text, size.y),
         "three passes": ways["three_pass"].flops(text, size.y),
         "shared prefix": ways["shared_prefix"].flops(text, size.y),
-        FED_BACK: 3 * rows_flops(text, _rows(size)[FED_BACK], size.samples * (size.y + size.blocks)),
+        FED_BACK: 3 * rows_flops(text, _rows(size)[FED_BACK].rows, size.samples * (size.y + size.blocks)),
     }
     for make in (_plain_steps, _amvl_steps, _valr_steps):
         steps = make(size)
@@ -270,7 +284,7 @@ def _plain_steps(size: Size) -> dict[str, Step]:
     sft = SFT.implementation()(model, SFT)
     return {
         "stock": lambda: model(input_ids=ids, labels=labels, use_cache=False).loss.backward(),
-        "sft": lambda: sft(batch, clock).loss.backward(),
+        "sft": lambda: sft(batch, clock).backward(),
     }
 
 
@@ -281,7 +295,7 @@ def _amvl_steps(size: Size) -> dict[str, Step]:
     amvl, clock = METHOD.implementation()(model, METHOD), Clock(0, 2000, size.y, 1)
     return {
         "three passes": lambda: amvl.reference(batch, clock).backward(),
-        "shared prefix": lambda: amvl(batch, clock).loss.backward(),
+        "shared prefix": lambda: amvl(batch, clock).backward(),
     }
 
 
@@ -291,7 +305,7 @@ def _valr_steps(size: Size) -> dict[str, Step]:
     model.activation_checkpointing_enable()
     batch = feedback.text_batch(size.x, size.y, size.blocks, size.slots, size.samples, size.text["vocab_size"])
     valr, clock = method.implementation()(model, method), Clock(0, 0, size.y * size.samples, size.samples)
-    return {FED_BACK: lambda: valr(batch, clock).loss.backward()}
+    return {FED_BACK: lambda: valr(batch, clock).backward()}
 
 
 def _check(value: float, limit: float) -> dict[str, Any]:

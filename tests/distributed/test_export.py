@@ -43,7 +43,7 @@ def exported(rank: int, stage: int, precision: str, folder: Path) -> tuple[dict[
     engine = Engine(Sft(model, SftMethod()), STAGE, trainer, world_size=2)
     part = batch(processor, None, SAMPLES[2 * rank : 2 * rank + 2])
     engine.set_lr(STAGE.lr)
-    engine.backward(engine.forward(part, CLOCK, last=True), part.sample_ids)
+    engine.backward(engine.forward(part, CLOCK), part.sample_ids)
     engine.step()
     held, plain = [0, 0], engine.weights
 
