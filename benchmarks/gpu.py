@@ -8,7 +8,8 @@ No weights are downloaded: they are random, and made on the device. The last lin
 - `resume`: one rank (nccl on a GPU) trains through the real engine, is killed and goes on: 0 where weights and
   losses are those of a run that nobody killed, to the last bit; `evaluation`: test questions without an answer;
 - `memory`: the peak of a training step against the planner's (`infra/plan/memory.py`), relative;
-- `attention`: the one that is used, and other ways, against each sequence alone (`benchmarks/attention.py`), where the machine has them.
+- `attention`: the one that is used, and others that the machine has, against each sequence alone
+  (`benchmarks/attention.py`).
 
 `steps` are training steps of the 7B shape with checkpointing, with as many of its layers as the planner says fit, each
 with `tokens_per_s`, `mfu` (recomputation not counted), `seconds` and `peak_gib` beyond weights and gradients.
