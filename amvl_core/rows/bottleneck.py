@@ -64,6 +64,14 @@ def causal(mask_BS: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     return additive(seen_BTS[:, None], dtype)
 
 
+def as_wide_as(cache: Any, mask: Tensor | None, columns: int) -> Tensor | None:
+    """`mask` of the last `columns`; an additive one, [B, 1, T, S], also hides what a static cache has not filled."""
+    if mask is None or mask.ndim == 2 or cache is None:
+        return mask
+    width = cache.get_mask_sizes(columns, 0)[0]
+    return pad(mask, (0, width - mask.shape[-1]), value=torch.finfo(mask.dtype).min)
+
+
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a column is seen, the lowest number where it is not."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

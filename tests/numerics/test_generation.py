@@ -191,8 +191,10 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients() -> None:
         assert (gradient - gradients[1][name]).norm() <= 1e-6 * gradient.norm(), name
 
 
-def test_a_static_cache_generates_what_a_growing_one_does() -> None:
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_a_static_cache_generates_what_a_growing_one_does(bottleneck: bool) -> None:
     model, processor = amvl_model()
+    model.config.bottleneck = bottleneck
     model.eval()
     given = inputs(processor, SAMPLES)
     plain = model.generate(**given, **steps(5), do_sample=False)

@@ -203,8 +203,10 @@ def test_a_left_padded_sample_generates_what_it_generates_alone() -> None:
     assert torch.equal(a, b) and slots_in_blocks(model.config, a)
 
 
-def test_a_static_cache_generates_what_a_growing_one_does() -> None:
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_a_static_cache_generates_what_a_growing_one_does(bottleneck: bool) -> None:
     model, processor = valr_model()
+    model.config.bottleneck = bottleneck
     given = inputs(processor, SAMPLES)
     plain = model.generate(**given, **steps(16), do_sample=False)
     static = model.generate(**given, **steps(16), do_sample=False, cache_implementation="static")

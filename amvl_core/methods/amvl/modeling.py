@@ -42,7 +42,7 @@ from amvl_core.methods.amvl.heads import LatentInjector, VariationalHead
 from amvl_core.methods.block import add_latent_tokens, slot_tokens, token_ids
 from amvl_core.methods.exact import exact_rms
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
-from amvl_core.rows.bottleneck import has_bottleneck, through_slots
+from amvl_core.rows.bottleneck import as_wide_as, has_bottleneck, through_slots
 from amvl_core.rows.last_layer import columns_read, reading
 
 
@@ -238,9 +238,7 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         def run(embeds: Tensor, begin: int, stop: int, key_values: Any, mask: Tensor | None) -> Any:
             seen = None if mask is None else mask[..., : mask.shape[-1] - total + stop]
             if seen is not None and seen.ndim == 4:
-                width = seen.shape[-1] if key_values is None else key_values.get_mask_sizes(stop - begin, 0)[0]
-                unseen = torch.finfo(seen.dtype).min
-                seen = pad(seen[..., begin:stop, :], (0, width - seen.shape[-1]), value=unseen)  # a static cache's rest
+                seen = as_wide_as(key_values, seen[..., begin:stop, :], stop - begin)
             return self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=seen,

@@ -39,7 +39,7 @@ from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.methods.feedback.rules import LatentMode, LatentRules
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.reply_blocks import LATENT_START
-from amvl_core.rows.bottleneck import has_bottleneck, through_slots
+from amvl_core.rows.bottleneck import as_wide_as, has_bottleneck, through_slots
 from amvl_core.rows.last_layer import columns_read, reading
 
 
@@ -237,19 +237,22 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self, input_ids: Tensor | None, past_key_values: Any, inputs_embeds: Tensor | None, **inputs: Any
     ) -> Any:
         """`states`, where nothing hides images, or the mask says what does."""
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        columns = 0 if given is None else given.shape[1]
+        whole = {**inputs, "attention_mask": as_wide_as(past_key_values, inputs.get("attention_mask"), columns)}
         if input_ids is None or inputs_embeds is not None:
-            return self.model(input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **inputs)
+            return self.model(input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **whole)
         is_slot_BT = input_ids == self.config.slot_token_id
         before_B1D = _last_state(past_key_values)
-        if before_B1D is not None and input_ids.shape[1] == 1:  # a decoding step: nothing is asked of the device
+        if before_B1D is not None and columns == 1:  # a decoding step: nothing is asked of the device
             embeds_B1D = torch.where(
                 is_slot_BT[..., None], self.fed(before_B1D), self.get_input_embeddings()(input_ids)
             )
-            return self.model(past_key_values=past_key_values, inputs_embeds=embeds_B1D, **inputs)
+            return self.model(past_key_values=past_key_values, inputs_embeds=embeds_B1D, **whole)
         if is_slot_BT.any():
             self._check_slots(input_ids, is_slot_BT, before_B1D)
             return self._feed_back(input_ids, is_slot_BT, past_key_values, before_B1D, **inputs)
-        return self.model(input_ids, past_key_values=past_key_values, **inputs)
+        return self.model(input_ids, past_key_values=past_key_values, **whole)
 
     def generate(
         self,
@@ -372,7 +375,7 @@ class FeedbackForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             first = 0 if again else begin
             output = self.model.language_model(
                 inputs_embeds=inputs_BtD,
-                attention_mask=_part_of_mask(attention_mask, total, first, stop),
+                attention_mask=as_wide_as(cache, _part_of_mask(attention_mask, total, first, stop), stop - first),
                 position_ids=None if position_ids is None else position_ids[..., first:stop],
                 past_key_values=cache,
                 use_cache=not again,
