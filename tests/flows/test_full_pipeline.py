@@ -323,7 +323,7 @@ def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}], "accept_losses": True},
         "cluster": {"num_workers": 1},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
-        "evaluation": {"benchmarks": checkout.benchmarks, "sampled_items": 2},  # training samples are compared with them
+        "evaluation": {"benchmarks": checkout.benchmarks},  # training samples are compared with them
     }
     chosen = {"table": 11, "seeds": 1, "preset": "demo", **given}
     command = ["prefect", "deployment", "run", "amvl/ablations", "--watch"]
