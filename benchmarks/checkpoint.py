@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,9 @@ def _written(folder: str, zero_stage: int) -> dict[str, Any]:
     model = _measured(lambda: export.save_model(engine, processor, f"{folder}/model"))
     checkpoint["bytes"] = [_bytes(Path(folder).rglob(f"rank-{rank:05d}-*.safetensors")) for rank in range(RANKS)]
     files = sorted(Path(folder, "model").glob("*.safetensors"))
-    owners = [number * RANKS // len(files) for number in range(len(files))]
-    model["bytes"] = [_bytes(compress(files, (owner == rank for owner in owners))) for rank in range(RANKS)]
+    model["bytes"] = [0] * RANKS
+    for number, file in enumerate(files):
+        model["bytes"][export.writer(number, len(files), RANKS)] += file.stat().st_size
     found = {"parameters": engine.num_parameters(), "checkpoint": checkpoint, "model": model}
     dist.barrier()
     engine.close()

@@ -36,7 +36,6 @@ def content_identity(uri: str) -> dict[str, Any]:
 
 def _identity(uri: str) -> dict[str, Any]:
     fs, path = storage.filesystem(uri)
-    fs.invalidate_cache()
     if not fs.exists(path):
         raise DataError(f"{uri} does not exist; give the path of a folder, a .tar.gz or a .zip")
     local = isinstance(fs, LocalFileSystem)

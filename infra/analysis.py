@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -26,6 +26,7 @@ from amvl_core.contracts.records import (
     DatasetRecord,
     FaithfulnessRecord,
     Place,
+    Record,
     SamplingRecord,
     load_record,
 )
@@ -38,6 +39,7 @@ from infra.reports import figures, page
 from infra.tracking import run_name
 
 SUITE, SAMPLING = "faithfulness", "sampling"
+Made = TypeVar("Made", bound=Record)
 
 
 def analyses() -> list[Analysis]:
@@ -155,36 +157,42 @@ def suite_of(
     config: RunConfig, data: DatasetRecord, model: CheckpointRecord, controls: fingerprints.Controls
 ) -> FaithfulnessRecord:
     """The stage's record, made now where it is not there yet."""
-    fingerprint = fingerprints.faithfulness_fingerprint(config, data, model, controls)
-    place = Place(storage.join(config.storage, "faithfulness", fingerprint), fingerprint)
-    if (record := load_record(place.uri, FaithfulnessRecord)) is not None:
+
+    def make(actors: Actors, place: Place) -> FaithfulnessRecord:
+        (record,) = ray_eval.faithfulness(actors, config, [(data, place)], model, controls, _show)
         return record
-    cluster.connect(config.cluster)
-    with Actors(config) as actors:
-        (made,) = ray_eval.faithfulness(actors, config, [(data, place)], model, controls, _show)
-    return made
+
+    fingerprint = fingerprints.faithfulness_fingerprint(config, data, model, controls)
+    return _found(config, "faithfulness", fingerprint, FaithfulnessRecord, make)
 
 
 def latents_of(config: RunConfig, data: DatasetRecord, model: CheckpointRecord) -> AnalysisRecord:
     """The stage's record, made now where it is not there yet."""
-    fingerprint = fingerprints.analyse_fingerprint(config, data, model)
-    place = Place(storage.join(config.storage, "analyse", fingerprint), fingerprint)
-    if (record := load_record(place.uri, AnalysisRecord)) is not None:
-        return record
-    cluster.connect(config.cluster)
-    with Actors(config) as actors:
+
+    def make(actors: Actors, place: Place) -> AnalysisRecord:
         return ray_eval.analyse(actors, config, data, model, place, _show)
+
+    return _found(config, "analyse", fingerprints.analyse_fingerprint(config, data, model), AnalysisRecord, make)
 
 
 def samples_of(config: RunConfig, data: DatasetRecord, model: CheckpointRecord) -> SamplingRecord:
     """The stage's record, made now where it is not there yet."""
-    fingerprint = fingerprints.sampling_fingerprint(config, data, model)
-    place = Place(storage.join(config.storage, "sampling", fingerprint), fingerprint)
-    if (record := load_record(place.uri, SamplingRecord)) is not None:
+
+    def make(actors: Actors, place: Place) -> SamplingRecord:
+        return ray_eval.sample(actors, config, data, model, place, _show)
+
+    return _found(config, "sampling", fingerprints.sampling_fingerprint(config, data, model), SamplingRecord, make)
+
+
+def _found(
+    config: RunConfig, stage: str, fingerprint: str, kind: type[Made], make: Callable[[Actors, Place], Made]
+) -> Made:
+    place = Place(storage.join(config.storage, stage, fingerprint), fingerprint)
+    if (record := load_record(place.uri, kind)) is not None:
         return record
     cluster.connect(config.cluster)
     with Actors(config) as actors:
-        return ray_eval.sample(actors, config, data, model, place, _show)
+        return make(actors, place)
 
 
 def log(config: RunConfig, name: str, figure: Figure, columns: Columns, tags: Mapping[str, str]) -> str:

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.fingerprints import Controls
-from amvl_core.contracts.parts import Worker
+from amvl_core.contracts.parts import Part, Worker
 from amvl_core.contracts.progress import ProgressFn
 from amvl_core.contracts.records import (
     AnalysisRecord,
@@ -26,10 +29,25 @@ from amvl_core.contracts.records import (
 from amvl_core.eval.analysis import LatentAnalysis
 from amvl_core.eval.evaluation import Evaluation, EvaluationWorker
 from amvl_core.eval.linear_probe import LinearProbe
+from amvl_core.eval.questions import Questions
 from amvl_core.eval.sampling import Sampling, SamplingWorker
 from amvl_core.eval.suite import ANSWERS, ProbingWorker, Suite
 from infra.actors import Actors
 from infra.cluster import resources
+
+Made = TypeVar("Made", covariant=True)
+
+
+class Stage(Protocol[Made]):
+    """What asks one model, and makes a record of the tables that come of it."""
+
+    place: Place
+    asked: Questions
+    name: str
+
+    def finish(self, tables: Mapping[str, pa.Table]) -> Made:
+        """Writes the record."""
+
 
 Asked = Sequence[tuple[DatasetRecord, Place]]
 """Prepared datasets or questions of published benchmarks, each with the place of its record."""
@@ -48,10 +66,7 @@ def evaluate_with(
     actors: Actors, make: Callable[[], Worker], evaluation: Evaluation, on_progress: ProgressFn
 ) -> EvalRecord:
     """One evaluation by actors that hold its model, or load it with `make`."""
-    folder, parts = _parts(evaluation.place), evaluation.parts()
-    record = evaluation.finish(actors.tables(make, evaluation.asked, parts, folder, evaluation.name, on_progress))
-    storage.remove(folder)
-    return record
+    return _recorded(actors, make, evaluation, evaluation.parts(), on_progress)
 
 
 def faithfulness(
@@ -88,10 +103,7 @@ def analyse(
     """What the model's method measures of its latents on test samples."""
     analysis = LatentAnalysis(config, dataset, model, place)
     make = partial(ProbingWorker, config, model, "")
-    tables = actors.tables(make, analysis.asked, analysis.parts(), _parts(place), analysis.name, on_progress)
-    record = analysis.finish(tables)
-    storage.remove(_parts(place))
-    return record
+    return _recorded(actors, make, analysis, analysis.parts(), on_progress)
 
 
 def linear_probe(
@@ -105,10 +117,7 @@ def linear_probe(
     """What linear probes read of the written steps from the model's slots."""
     probe = LinearProbe(dataset, model, place)
     make = partial(ProbingWorker, config, model, "")
-    tables = actors.tables(make, probe.asked, probe.parts(config), _parts(place), probe.name, on_progress)
-    record = probe.finish(tables)
-    storage.remove(_parts(place))
-    return record
+    return _recorded(actors, make, probe, probe.parts(config), on_progress)
 
 
 def sample(
@@ -122,9 +131,16 @@ def sample(
     """Several answers of `model` to each question, by drawn latents and by drawn tokens."""
     sampling = Sampling(config, dataset, model, place)
     make = partial(SamplingWorker, config, model)
-    tables = actors.tables(make, sampling.asked, sampling.parts(), _parts(place), sampling.name, on_progress)
-    record = sampling.finish(tables)
-    storage.remove(_parts(place))
+    return _recorded(actors, make, sampling, sampling.parts(), on_progress)
+
+
+def _recorded(
+    actors: Actors, make: Callable[[], Worker], stage: Stage[Made], parts: list[Part], on_progress: ProgressFn
+) -> Made:
+    """The record that a stage makes of what the actors give for `parts`, whose files are then gone."""
+    folder = _parts(stage.place)
+    record = stage.finish(actors.tables(make, stage.asked, parts, folder, stage.name, on_progress))
+    storage.remove(folder)
     return record
 
 

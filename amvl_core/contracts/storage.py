@@ -34,11 +34,11 @@ _UNFINISHED = ".tmp"
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `uri` and the path inside it."""
-    options = {}
+    """The fsspec filesystem of `uri` and the path inside it. Nothing is kept of a listing: others write there too."""
+    options: dict[str, Any] = {"use_listings_cache": False}
     if uri.startswith("s3://"):
         past_proxies()  # the endpoint may be on this machine
-        options = _S3_OPTIONS if "AWS_MAX_ATTEMPTS" not in os.environ else {}
+        options |= _S3_OPTIONS if "AWS_MAX_ATTEMPTS" not in os.environ else {}
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
@@ -210,7 +210,6 @@ def copy(source: str, target: str) -> None:
 def remove(uri: str) -> None:
     """Removes a file or folder if it is there."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache()  # another process may have written since this one listed
     with reaching(uri, "remove"):
         if fs.exists(path):
             fs.rm(path, recursive=True)
@@ -219,7 +218,6 @@ def remove(uri: str) -> None:
 def list_names(uri: str) -> list[str]:
     """The sorted names directly in a folder; empty if it is not there."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache()
     with reaching(uri, "list"):
         if not fs.exists(path):
             return []

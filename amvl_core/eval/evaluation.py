@@ -16,7 +16,6 @@ from amvl_core.contracts.parts import Part
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, EvalRecord, Place, save_record
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.reader import ShardReader
-from amvl_core.eval.batches import longest_first
 from amvl_core.eval.benchmarks import benchmark_of
 from amvl_core.eval.benchmarks.benchmark import Benchmark
 from amvl_core.eval.benchmarks.prepared import question
@@ -42,11 +41,8 @@ class Evaluation:
         self.name = asked.name(f"evaluate {self.stage}")
 
     def parts(self) -> list[Part]:
-        """Batches of like length, the longest first, so that the last ones are short."""
-        lengths = ShardReader(self.asked.dataset, "test").column("num_tokens")
-        settings = self.config.evaluation
-        batches = longest_first(lengths, settings.batch_size, settings.batch_tokens)
-        return [Part("answers", tuple(batch), int(lengths[batch].sum())) for batch in batches]
+        """All questions."""
+        return self.asked.parts("answers", self.config.evaluation)
 
     def finish(self, tables: Mapping[str, pa.Table]) -> EvalRecord:
         """Writes `predictions.parquet`, scores it, and writes the record."""

@@ -53,7 +53,9 @@ def mean_probes(arm: ArmRecord) -> list[StepProbe]:
 
 
 def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores]) -> bool | None:
-    """Whether the latents of an arm matter: two things must hold. None: it has no latents, or no training finished.
+    """Whether the latents of an arm matter: two things must hold.
+
+    None: it has no latents, no training finished, or a control that decides has no training to compare with.
 
     - In every seed both the swap and the constant cost accuracy: the 95 % interval of the difference is below 0.
     - It beats every control in `against`: the 95 % interval of the difference, seeds pooled, is above 0.
@@ -61,7 +63,7 @@ def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores]
     changed = [{row.variant: row for row in one.variants} for one in trained.values()]
     if not changed or not all(changed):
         return None
-    costs = all(rows[name].difference_high < 0 for rows in changed for name in (SWAPPED, CONSTANT))
-    return costs and all(
-        one.difference_interval is not None and one.difference_interval[0] > 0 for one in against.values()
-    )
+    intervals = [one.difference_interval for one in against.values()]
+    holds = [rows[name].difference_high < 0 for rows in changed for name in (SWAPPED, CONSTANT)]
+    holds += [interval[0] > 0 for interval in intervals if interval is not None]
+    return None if all(holds) and None in intervals else all(holds)

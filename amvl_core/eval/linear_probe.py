@@ -27,7 +27,6 @@ from amvl_core.contracts.records import (
     StepProbe,
     save_record,
 )
-from amvl_core.eval.batches import longest_first
 from amvl_core.eval.questions import Questions
 from amvl_core.eval.stored import write_table
 
@@ -49,11 +48,8 @@ class LinearProbe:
         self.name = f"linear probe {model.stage}"
 
     def parts(self, config: RunConfig) -> list[Part]:
-        """Batches of like length, the longest first."""
-        lengths = self.asked.column("num_tokens", range(self.asked.dataset.rows("test")))
-        settings = config.evaluation
-        batches = longest_first(lengths, settings.batch_size, settings.batch_tokens)
-        return [Part(SLOTS, tuple(batch), int(sum(lengths[i] for i in batch))) for batch in batches]
+        """All questions."""
+        return self.asked.parts(SLOTS, config.evaluation)
 
     def finish(self, tables: Mapping[str, pa.Table]) -> LinearProbeRecord:
         """Fits the probes; writes `vectors.parquet`, from which they can be fitted again, and the record."""
@@ -109,7 +105,7 @@ def probed(
 
 
 def fold(group: str) -> int:
-    """The same beside whatever it is asked."""
+    """The fold of a group. It follows from its name alone, so it is the same in every run."""
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") % FOLDS
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import EvaluationConfig, RunConfig
+from amvl_core.contracts.parts import Part
 from amvl_core.contracts.records import TEST_SPLIT, DatasetRecord
 from amvl_core.data.reader import ShardReader
+from amvl_core.eval.batches import longest_first
 from amvl_core.eval.benchmarks.prepared import benchmark_name
 
 
@@ -44,6 +46,15 @@ class Questions:
         """At most `wanted` of them by number, drawn and in random order."""
         order = np.random.default_rng(seed).permutation(self.dataset.rows("test"))
         return [int(i) for i in order[:wanted]]
+
+    def parts(self, kind: str, settings: EvaluationConfig, rows: Sequence[int] | None = None) -> list[Part]:
+        """`kind` of work on these rows (None: all) in batches of like length, the longest first."""
+        rows = range(self.dataset.rows("test")) if rows is None else rows
+        lengths = self.column("num_tokens", rows)
+        return [
+            Part(kind, tuple(rows[i] for i in batch), int(sum(lengths[i] for i in batch)))
+            for batch in longest_first(lengths, settings.batch_size, settings.batch_tokens)
+        ]
 
     def column(self, name: str, rows: Sequence[int]) -> list[Any]:
         """A stored column of these rows."""

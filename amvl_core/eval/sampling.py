@@ -30,7 +30,6 @@ from amvl_core.contracts.records import (
     SamplingRecord,
     save_record,
 )
-from amvl_core.eval.batches import longest_first
 from amvl_core.eval.benchmarks import benchmark_of
 from amvl_core.eval.benchmarks.scoring import headline
 from amvl_core.eval.evaluation import EvaluationWorker
@@ -58,14 +57,9 @@ class Sampling:
         self.name = f"sample {model.stage}"
 
     def parts(self) -> list[Part]:
-        """Batches of like length, of questions that are drawn."""
+        """Questions that are drawn."""
         settings = self.config.evaluation
-        chosen = self.asked.chosen(settings.sampled_items, settings.seed)
-        lengths = self.asked.column("num_tokens", chosen)
-        batches = longest_first(lengths, settings.batch_size, settings.batch_tokens)
-        return [
-            Part("samples", tuple(chosen[i] for i in batch), int(sum(lengths[i] for i in batch))) for batch in batches
-        ]
+        return self.asked.parts("samples", settings, self.asked.chosen(settings.sampled_items, settings.seed))
 
     def finish(self, tables: Mapping[str, pa.Table]) -> SamplingRecord:
         """Reads and scores the answers, and writes them and the record."""

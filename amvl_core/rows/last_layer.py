@@ -40,7 +40,7 @@ def columns_read(model: Any, logits_to_keep: int | Tensor, options: Mapping[str,
 def reading(model: Any, columns: int) -> Iterator[None]:
     """While it is open, a pass that has a cache gives the states of its last `columns` columns alone (0: of all).
 
-    Of two around each other the inner one holds, and none has a say in another thread.
+    Inside another one it takes that one's place. Other threads are not concerned.
     """
     text = backbone_of(model).text(model)
     outer = _columns.set(columns)

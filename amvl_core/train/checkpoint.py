@@ -24,7 +24,7 @@ from amvl_core.contracts.errors import CheckpointError, StorageError
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.progress import HISTORY, Progress, history_from_json, history_to_json
 from amvl_core.train.engine import Engine
-from amvl_core.train.everywhere import everywhere, from_first, on_first
+from amvl_core.train.everywhere import everywhere, from_all, from_first, on_first
 from amvl_core.train.optimizer_state import Piece
 
 MARKER = "complete.json"
@@ -114,8 +114,8 @@ class Checkpoints:
             if damage is None:
                 self.load(engine, marker)
                 uri = storage.join(self.uri, _tag(marker.step), HISTORY)
-                content = storage.read_bytes(uri) if self.rank == 0 else b"[]"
-                return marker.step, history_from_json(content)
+                content = from_first(partial(storage.read_bytes, uri))
+                return marker.step, history_from_json(content) if self.rank == 0 else []
             from_first(partial(self._discard, _tag(marker.step), damage))
         return 0, []
 
@@ -125,12 +125,15 @@ class Checkpoints:
         _check_covered(wanted, marker)
         for piece in wanted:
             piece.step.zero_()
+        from_all(partial(self._read, wanted, marker))
+        engine.publish()
+
+    def _read(self, wanted: list[Piece], marker: Marker) -> None:
         for name, stored in marker.files.items():
             if any(_overlap(piece, stored) for piece in wanted):
                 tensors = safetensors.load(storage.read_bytes(storage.join(self.uri, _tag(marker.step), name)))
                 for piece in wanted:
                     _copy(tensors, stored, piece)
-        engine.publish()
 
     def _finish(self, folder: str, step: int, files: list[Any], history: list[Progress]) -> None:
         content = history_to_json(history)

@@ -34,8 +34,8 @@ def deepspeed_config(stage: StageConfig, trainer: TrainerConfig) -> dict[str, An
 
     The number of backward calls differs from step to step, so the step says where they end and not a count of them
     (`managed_gradient_accumulation`). A loss is the micro-batch's share of the step's loss. So DeepSpeed has nothing to
-    divide by, and both sizes are 1. Offloaded
-    states are stepped on the CPU by the same torch.optim.AdamW. So the weights are the same, and nothing is compiled.
+    divide by, and both sizes are 1. Offloaded states are stepped on the CPU by the same torch.optim.AdamW. So the
+    weights are the same, and nothing is compiled.
     """
     zero: dict[str, Any] = {"stage": trainer.zero_stage}
     if trainer.offload != "none":
@@ -194,7 +194,7 @@ class Engine:
         A loss that is not finite makes every gradient NaN, on all ranks once gradients are summed. The norm, which is
         computed anyway, then tells every rank that there is no step to take. Nothing waits for the device here.
         """
-        finite = torch.isfinite(output.loss.detach() + output.terms["loss"])
+        finite = torch.isfinite(output.terms["loss"])
         self._micro.append((sample_ids, finite, output.finite))
         output.backward(torch.where(finite, float(self.world_size), torch.nan).to(output.loss), self._differentiate)
 

@@ -40,7 +40,7 @@ def save_model(engine: Engine, processor: Any, uri: str) -> int:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     sizes = engine.weight_bytes()
     files = division(sizes, FILE_BYTES)
-    mine = [number for number in range(len(files)) if number * world_size // len(files) == rank]
+    mine = [number for number in range(len(files)) if writer(number, len(files), world_size) == rank]
     weights = engine.weights({name for number in mine for name in files[number]})
     on_disk = from_first(lambda: _write_the_rest(engine.method.model, processor, uri))
 
@@ -76,6 +76,11 @@ def division(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
         files[-1].append(name)
         held += size
     return files
+
+
+def writer(number: int, count: int, world_size: int) -> int:
+    """The rank that writes a file of `count`. Each writes a run of them."""
+    return number * world_size // count
 
 
 def _name(number: int, count: int) -> str:

@@ -48,7 +48,6 @@ def open_archive(uri: str) -> Iterator[Archive]:
     Raises DataError if it is missing, damaged or of another kind.
     """
     fs, path = storage.filesystem(uri)
-    fs.invalidate_cache()
     if not fs.exists(path):
         raise DataError(f"{uri} does not exist; give the path of a folder, a .tar.gz, a .zip or a .parquet")
     if fs.isdir(path):

@@ -81,8 +81,8 @@ def _moments(text: TextShape, vision: VisionShape, step: Step) -> Iterator[Momen
     """The end of forward; each layer in backward, the last row's last layer first; the embedding at the end.
 
     A weight that is used in several rows gets its gradient in as many parts: those of the later rows wait, unreduced,
-    until the first row's arrives, unless the graph is cut between them (docs/decisions/30).
-    Keys and values that later rows see get theirs layer by layer.
+    until the first row's arrives, unless the graph is cut between them (docs/decisions/30). Keys and values that later
+    rows see get theirs layer by layer.
     """
     seeing = [{piece.row for span in spans for piece in span.context} for spans in step.rows]
     last_seen = [max(n for n, seen in enumerate(seeing) if n == row or row in seen) for row in range(len(step.rows))]

@@ -80,7 +80,8 @@ def optimiser_step(engine: Any, parts: list[Batch], lr: float, spoil: Any = None
     engine.set_lr(lr)
     for number, part in enumerate(parts):
         output = engine.forward(part, CLOCK)
-        output.loss = spoil(engine, output.loss) if spoil and number else output.loss
+        if spoil and number:
+            output.loss, output.terms["loss"] = (spoil(engine, loss) for loss in (output.loss, output.terms["loss"]))
         engine.backward(output, part.sample_ids)
     engine.step()
     return engine.refusal()

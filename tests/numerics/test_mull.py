@@ -26,7 +26,7 @@ from amvl_core.methods.loading import block_ids
 from amvl_core.methods.mull.config import MullMethod
 from amvl_core.methods.mull.method import Mull
 from amvl_core.methods.mull.probes import MullProber, at_layers
-from tests.numerics.explicit import explicit
+from amvl_core.methods.written_mask import written_mask
 from tests.numerics.held import CLOCK, held_to_reference, shaken, trained
 from tests.tiny import picture, stock_folder
 
@@ -190,9 +190,9 @@ def expected_log_likelihood(ours: Mull, data: Batch, layers: Sequence[Variant], 
     kept_T = ~torch.isin(data.input_ids_N, gone)
     ids_T, labels_T = data.input_ids_N[kept_T], data.labels_N[kept_T]
     places = torch.isin(ids_T, slots).nonzero()[:, 0]
-    mask_TT = torch.full((len(ids_T), len(ids_T)), -torch.inf, dtype=torch.float64).triu(1)
-    if ours.config.bottleneck:
-        mask_TT = explicit(model.config, ids_T.tolist())[0, 0]
+    written = written_mask(model, ids_T)
+    causal_TT = torch.full((len(ids_T), len(ids_T)), -torch.inf, dtype=torch.float64).triu(1)
+    mask_TT = causal_TT if written is None else written[0, 0]
     if change.kept is not None:
         for slot in {*range(len(slots))} - {*change.kept}:
             mask_TT[places[slot] + 1 :, places[slot]] = -torch.inf
@@ -212,16 +212,20 @@ def expected_log_likelihood(ours: Mull, data: Batch, layers: Sequence[Variant], 
 
 
 @torch.no_grad()
-def test_slots_hold_the_stock_models_final_states() -> None:
+@pytest.mark.parametrize("mask", ["full", "bottleneck"])
+def test_slots_hold_the_stock_models_final_states(mask: str) -> None:
     """Each question alone. Float64; worst seen: 4e-15."""
-    ours, processor = method()
+    ours, processor = method(mask=mask)
     model = ours.model.eval()
     held = Mull.prober(model, processor, ours.config).held(items())
     answerer = Answerer(model, processor)
     for number, item in enumerate(items()):
         inputs = answerer.encode([question_images(item)], [item.question]).inputs
-        (hidden,) = model(**inputs, output_hidden_states=True).hidden_states[-1]
-        ids = inputs["input_ids"][0].tolist()
+        ids_1T = inputs["input_ids"]
+        positions = backbone_of(model).positions(model, ids_1T, inputs.get("image_grid_thw"))
+        given = {**inputs, "attention_mask": written_mask(model, ids_1T[0]), "position_ids": positions}
+        (hidden,) = model(**given, output_hidden_states=True).hidden_states[-1]
+        ids = ids_1T[0].tolist()
         first = ids.index(model.config.slot_token_ids[0])
         torch.testing.assert_close(held.slots_BKD[number], hidden[first : first + 3], rtol=0, atol=1e-12)
         torch.testing.assert_close(held.prompt_BD[number], hidden[first - 2], rtol=0, atol=1e-12)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT
 from amvl_core.methods.valr.method import Valr
 from amvl_core.methods.valr.modeling import VaLRForConditionalGeneration
-from tests.numerics.explicit import explicit
+from amvl_core.methods.written_mask import written_mask
 from tests.numerics.test_generation import inputs, steps
 from tests.tiny import LATENT, SAMPLES, picture, stock_folder
 
@@ -79,7 +80,7 @@ def naive(twin, config, ids_T: torch.Tensor, given: dict, row: int, fed=lambda s
             list(twin.model.get_image_features(pixels, grid).pooler_output)
         ).to(embeds_TD)
 
-    whole = explicit(config, ids_T.tolist()) if getattr(config, "bottleneck", False) else None
+    whole = written_mask(SimpleNamespace(config=config, dtype=twin.dtype, device=twin.device), ids_T)
 
     def states(length: int) -> torch.Tensor:
         return twin.model.language_model(

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +74,15 @@ def test_s3_behaves_like_a_folder(s3_bucket: str, tmp_path) -> None:
     assert (back / "deep" / "f").read_bytes() == b"1"
     storage.remove(root)
     assert not storage.exists(storage.join(root, "up", "deep", "f"))
+
+
+def test_what_another_process_wrote_since_the_last_listing_is_there(s3_bucket: str) -> None:
+    root = storage.join(s3_bucket, "written-elsewhere")
+    folder, file = storage.join(root, "stage"), storage.join(root, "stage", "model")
+    storage.write_bytes(storage.join(root, "other"), b"1")
+    assert storage.list_names(root) == ["other"]
+    write = f"import fsspec; fsspec.filesystem('s3').pipe({file!r}, b'1')"
+    subprocess.run([sys.executable, "-c", write], check=True)
+    assert storage.exists(folder)
+    storage.remove(folder)
+    assert not storage.exists(file)

@@ -35,7 +35,9 @@ def training(swapped: float, constant: float) -> TrainedArm:
     return TrainedArm(checkpoint="c", accuracies={"chain_1": 0.5}, tokens=2, slots=8, variants=rows, probes=[])
 
 
-def beaten(low: float) -> SeedScores:
+def beaten(low: float | None) -> SeedScores:
+    if low is None:
+        return beaten(0.0).model_copy(update={"difference": None, "difference_interval": None})
     return SeedScores(
         accuracies={0: 0.5}, n=9, mean=0.5, over_seeds=None, over_items=(0.4, 0.6), difference=low + 0.1,
         difference_interval=(low, low + 0.2), p_value=0.01, test="McNemar exact",
@@ -49,10 +51,12 @@ def beaten(low: float) -> SeedScores:
         ([(-0.1, -0.1), (0.01, -0.1)], [0.1, 0.2], False),  # the swap costs nothing in one seed
         ([(-0.1, -0.1), (-0.2, 0.01)], [0.1, 0.2], False),  # nor the constant
         ([(-0.1, -0.1), (-0.2, -0.1)], [0.1, -0.01], False),  # a control is not beaten
+        ([(-0.1, -0.1)], [0.1, None], None),  # of a control nothing is known
+        ([(-0.1, 0.01)], [0.1, None], False),  # and it does not matter
         ([], [0.1], None),
     ],
 )
-def test_the_rule(trained: list[tuple[float, float]], against: list[float], said: bool | None) -> None:
+def test_the_rule(trained: list[tuple[float, float]], against: list[float | None], said: bool | None) -> None:
     arms = {seed: training(*one) for seed, one in enumerate(trained)}
     assert matters(arms, {str(number): beaten(low) for number, low in enumerate(against)}) is said
 

@@ -19,8 +19,7 @@ from amvl_core.methods.amvl.reference import samples, stock_hidden
 from amvl_core.methods.loading import load_stock
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
-from amvl_core.rows.bottleneck import has_bottleneck
-from tests.numerics.explicit import explicit
+from amvl_core.methods.written_mask import written_mask
 from tests.shards import sample_of
 from tests.tiny import LATENT, SAMPLES, amvl_model, picture, stock_folder
 
@@ -66,8 +65,7 @@ def continuations(model, batch, variant):
 
 
 def hidden_states(model, embeds, positions, kinds) -> torch.Tensor:
-    mask = explicit(model.config, kinds.tolist()) if has_bottleneck(model) else None
-    return stock_hidden(model, embeds, positions, mask)
+    return stock_hidden(model, embeds, positions, written_mask(model, kinds))
 
 
 def expected_log_likelihood(model, before, positions, kinds, ids, labels, y) -> float:
@@ -138,15 +136,16 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
 
 
 @torch.no_grad()
-def test_slots_hold_the_mean_of_the_prior_that_the_stock_text_model_gives() -> None:
+@pytest.mark.parametrize("mask", ["full", "bottleneck"])
+def test_slots_hold_the_mean_of_the_prior_that_the_stock_text_model_gives(mask: str) -> None:
     """In float64. Worst seen: 4e-15."""
     model, processor = amvl_model()
-    prober, k = Prober(model, processor, AmvlMethod()), model.config.num_slots
+    prober, k = Prober(model, processor, AmvlMethod.model_validate({"mask": mask})), model.config.num_slots
     held = prober.held(items())
     batch, _ = prober.read(items())
     for number, (_, ids, _, embeds, positions) in enumerate(samples(model, batch)):
         start = ids.tolist().index(model.config.slot_token_ids[0])
-        hidden = stock_hidden(model, embeds[:, : start + k], positions[..., : start + k])[0]
+        hidden = hidden_states(model, embeds[:, : start + k], positions[..., : start + k], ids[: start + k])[0]
         prior = model.prior(hidden[None, start:]).mean[0]
         torch.testing.assert_close(held.slots_BKD[number], prior, rtol=0, atol=1e-12)
         torch.testing.assert_close(held.prompt_BD[number], hidden[start - 2], rtol=0, atol=1e-12)

@@ -17,8 +17,7 @@ from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.reference import samples, stock_hidden
 from amvl_core.methods.feedback.probes import Prober, outside_blocks, variants
 from amvl_core.methods.valr.config import ValrMethod
-from amvl_core.rows.bottleneck import has_bottleneck
-from tests.numerics.explicit import explicit
+from amvl_core.methods.written_mask import written_mask
 from tests.numerics.test_valr_generation import K, stock_twin, valr_model
 from tests.shards import sample_of
 from tests.tiny import picture
@@ -56,7 +55,7 @@ class Naive:
         return self.model.get_input_embeddings()(torch.tensor([[number]]))
 
     def state(self, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        mask = explicit(self.model.config, self.tokens(embeds)) if has_bottleneck(self.model) else None
+        mask = written_mask(self.model, torch.tensor(self.tokens(embeds)))
         return stock_hidden(self.twin, embeds, positions, mask)[:, -1:]
 
     def tokens(self, embeds: torch.Tensor) -> list[int]:
@@ -157,9 +156,11 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(at_once: int, 
 
 
 @torch.no_grad()
-def test_slots_hold_the_stock_models_states_before_them() -> None:
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_slots_hold_the_stock_models_states_before_them(bottleneck: bool) -> None:
     """In float64. Worst seen: 4e-15."""
     model, processor = valr_model()
+    model.config.bottleneck = bottleneck
     held = Prober(model, processor, METHOD).held(items())
     naive = [Naive(model, processor, item) for item in items()]
     prompts = [one.state(one.embeds[:, : one.prompt], one.positions[..., : one.prompt])[:, 0] for one in naive]
