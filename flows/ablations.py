@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from amvl_core.contracts.ablations import Row, Table, difference, shared_stages, table_of, with_seed
+from amvl_core.contracts.comparisons import AblationRecord, AblationRow, SeedScores
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.fingerprints import (
@@ -35,8 +36,6 @@ from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import (
     SWAPPED,
     TEST_SPLIT,
-    AblationRecord,
-    AblationRow,
     AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,
@@ -44,7 +43,6 @@ from amvl_core.contracts.records import (
     FaithfulnessRecord,
     FeaturesRecord,
     LinearProbeRecord,
-    SeedScores,
     save_record,
 )
 from amvl_core.eval.analysis import analysis_of

@@ -10,15 +10,14 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from amvl_core.contracts.ablations import with_seed
+from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.fingerprints import experiment_fingerprint
 from amvl_core.contracts.frozen import Seed
 from amvl_core.contracts.records import (
     TEST_SPLIT,
-    ArmRecord,
     CheckpointRecord,
     DatasetRecord,
-    ExperimentRecord,
     FeaturesRecord,
     save_record,
 )

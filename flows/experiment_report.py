@@ -1,8 +1,14 @@
 """An experiment for people: the charts, its tables as Markdown, and where they are shown."""
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord
 from amvl_core.contracts.config import RunConfig
-from amvl_core.contracts.records import CONSTANT, NO_BLOCK, SWAPPED, ArmRecord, ExperimentRecord, VariantScore
+from amvl_core.contracts.records import (
+    CONSTANT,
+    NO_BLOCK,
+    SWAPPED,
+    VariantScore,
+)
 from amvl_core.eval.experiment import mean_probes
 from amvl_core.eval.significance import wilson
 from amvl_core.experiments.experiment import Experiment, difficulty

@@ -5,17 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
+from amvl_core.contracts.comparisons import ArmRecord, SeedScores, TrainedArm
 from amvl_core.contracts.records import (
     CONSTANT,
     SWAPPED,
-    ArmRecord,
     CheckpointRecord,
     EvalRecord,
     FaithfulnessRecord,
     LinearProbeRecord,
-    SeedScores,
     StepProbe,
-    TrainedArm,
 )
 from amvl_core.eval.stored import read_table
 

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from amvl_core.contracts.comparisons import AblationRecord
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.fingerprints import ablation_fingerprint, train_fingerprint
 from amvl_core.contracts.records import (
     TEST_SPLIT,
-    AblationRecord,
     AnalysisRecord,
     CheckpointRecord,
     DatasetRecord,

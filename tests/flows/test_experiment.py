@@ -13,15 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord, SeedScores, TrainedArm
 from amvl_core.contracts.records import (
-    ArmRecord,
     EvalRecord,
-    ExperimentRecord,
     ReadingScore,
-    SeedScores,
     StepProbe,
     TaskScore,
-    TrainedArm,
     VariantScore,
     load_record,
 )

@@ -8,13 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from amvl_core.contracts.comparisons import SeedScores, TrainedArm
 from amvl_core.contracts.records import (
     CheckpointRecord,
     EvalRecord,
     ReadingScore,
-    SeedScores,
     TaskScore,
-    TrainedArm,
     VariantScore,
 )
 from amvl_core.eval.experiment import matters, trained_arm
