@@ -11,8 +11,8 @@ from amvl_core.contracts.records import (
 from amvl_core.eval.faithfulness import effect, nats, points
 from amvl_core.eval.significance import p_text
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
+from flows.pages import mlflow_page
 from flows.report import markdown_table
-from flows.tasks import mlflow_page
 from infra.tracking import Tracker
 
 

@@ -13,8 +13,8 @@ from amvl_core.eval.experiment import mean_probes
 from amvl_core.eval.significance import wilson
 from amvl_core.experiments.experiment import Experiment, difficulty
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
+from flows.pages import mlflow_page
 from flows.report import markdown_table
-from flows.tasks import mlflow_page
 from infra.reports.experiment import chart, slots_chart
 from infra.tracking import Tracker
 

@@ -7,7 +7,7 @@ from prefect.runtime import flow_run
 
 from amvl_core.contracts.frozen import Seed
 from amvl_core.contracts.records import CheckpointRecord
-from flows import outbox, tasks
+from flows import outbox, pages, tasks
 from flows.parameters import (
     Cluster,
     Data,
@@ -82,11 +82,11 @@ def full_pipeline(
             asked = [dataset, *benchmarks]
             before, *before_on = tasks.evaluate(config, name, asked, base, tracker, processes)
             after, *after_on = tasks.evaluate(config, final.stage, asked, final, tracker, processes)
-            rows = tasks.show_scores(config, before, after, tracker)
-            tables = tasks.show_benchmarks(benchmarks, before_on, after_on, tracker) if benchmarks else {}
+            rows = pages.show_scores(config, before, after, tracker)
+            tables = pages.show_benchmarks(benchmarks, before_on, after_on, tracker) if benchmarks else {}
 
             registered = tasks.register(config, dataset, final, [before, after], rows, tracker, processes)
-            page = tasks.show_summary(config, dataset, final, rows, registered)
+            page = pages.show_summary(config, dataset, final, rows, registered)
 
             suites, analysis = [], None
             if config.method.has_latents:  # what has latents must show that they matter
@@ -117,7 +117,7 @@ def full_pipeline(
                 analysis=analysis,
                 sampling=sampling,
             )
-            report = tasks.show_report(run, tracker)
+            report = pages.show_report(run, tracker)
     finally:
         ray_cluster.disconnect()
-    return tasks.outcome(run, page, report, str(flow_run.id))
+    return pages.outcome(run, page, report, str(flow_run.id))

@@ -28,7 +28,7 @@ from amvl_core.contracts.records import (
     Shard,
     VariantScore,
 )
-from flows import report, stage, tasks
+from flows import pages, report, stage
 from infra.mlflow_client import client
 from infra.reports import run_report
 from infra.reports.run_result import RunResult
@@ -358,8 +358,8 @@ def test_a_benchmark_that_is_added_later_is_in_the_report_that_is_linked(
 ) -> None:
     """The page is made anew, lies with the run that made it, and a later run links that one or has a copy."""
     links: list[str] = []
-    monkeypatch.setattr(tasks, "create_link_artifact", lambda link, **_: links.append(link))
-    for module in (stage, tasks):
+    monkeypatch.setattr(pages, "create_link_artifact", lambda link, **_: links.append(link))
+    for module in (stage, pages):
         monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("report"))
     run = result()
 
@@ -370,7 +370,7 @@ def test_a_benchmark_that_is_added_later_is_in_the_report_that_is_linked(
             if working:
                 tracker.start()
             shown = replace(run, tables=tables, published=published)
-            return tasks.show_report.fn(shown, tracker), tracker.run_id
+            return pages.show_report.fn(shown, tracker), tracker.run_id
 
     plain, first = show(working=True)
     made, second = show("mmvp")
