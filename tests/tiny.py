@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.backbones.tiny import save_tiny_base
@@ -28,12 +27,8 @@ def stock_folder() -> str:
 
 
 def tied_folder(folder: Path) -> str:
-    """The stock checkpoint with its output layer tied to its token embeddings."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock_folder())
-    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
-    model.tie_weights()
-    model.save_pretrained(folder)
-    load_processor(stock_folder()).save_pretrained(folder)
+    """The same model with its output layer tied to its token embeddings."""
+    save_tiny_base(TINY.model_copy(update={"tie_word_embeddings": True}), folder)
     return str(folder)
 
 

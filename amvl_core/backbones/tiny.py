@@ -44,6 +44,8 @@ wall item items big small large medium color black yellow blue item under over b
 upper lower player frozen move moves up down action sequence
 """
 
+EMBEDDING_STD = 0.5
+
 # Projections that write into the residual stream.
 RESIDUAL_OUTPUTS = ("self_attn.o_proj", "mlp.down_proj", "attn.proj")
 
@@ -120,7 +122,7 @@ def build_config(config: TinyConfig, processor: AMVLProcessor) -> Qwen2_5_VLConf
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
     vision = {
         "depth": config.vision_layers,
@@ -141,7 +143,7 @@ def build_config(config: TinyConfig, processor: AMVLProcessor) -> Qwen2_5_VLConf
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False,
+        tie_word_embeddings=config.tie_word_embeddings,
     )
 
 
@@ -162,14 +164,19 @@ def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Weights at the scale of their fan-in, image features and token embeddings at one scale.
 
     The library's deviation of 0.02 suits widths in the thousands: in a narrow model signals die out, and the vision
-    encoder learns nothing for thousands of steps.
+    encoder learns nothing for thousands of steps. Where the output layer is the token embeddings, the norm in front of
+    it starts smaller, so that logits have the scale that an output layer of its own gives them.
     """
-    depth = {"language_model": model.config.text_config.num_hidden_layers, "visual": model.config.vision_config.depth}
+    text = model.config.text_config
+    depth = {"language_model": text.num_hidden_layers, "visual": model.config.vision_config.depth}
     for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv3d)):
+        if module is model.lm_head and text.tie_word_embeddings:
+            norm = model.model.language_model.norm.weight
+            torch.nn.init.constant_(norm, text.hidden_size**-0.5 / EMBEDDING_STD)
+        elif isinstance(module, (torch.nn.Linear, torch.nn.Conv3d)):
             deviation = module.weight[0].numel() ** -0.5
             if name.endswith(RESIDUAL_OUTPUTS):
                 deviation *= (2 * depth[name.split(".")[1]]) ** -0.5
             torch.nn.init.normal_(module.weight, std=deviation)
         elif isinstance(module, torch.nn.Embedding):
-            torch.nn.init.normal_(module.weight, std=0.5)
+            torch.nn.init.normal_(module.weight, std=EMBEDDING_STD)

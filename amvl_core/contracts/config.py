@@ -79,6 +79,11 @@ class TinyConfig(Frozen):
     vision_heads: int = 4
     vision_intermediate_size: int = 192
     patch_size: int = 8
+    tie_word_embeddings: bool = Field(
+        False,
+        description="the output layer is the token embeddings, as in Qwen2.5-VL 3B; 7B and 72B have two matrices",
+        exclude_if=lambda tied: not tied,  # left out, fingerprints are those of runs from before the field
+    )
     seed: Seed = 0
 
 

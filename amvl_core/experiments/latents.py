@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from amvl_core.contracts.config import RunConfig, StageConfig, override, validate
+from amvl_core.contracts.config import LrScale, RunConfig, StageConfig, override, validate
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
@@ -24,10 +24,12 @@ from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.valr.config import ValrMethod
 
-SLOTS = 8
-"""Of every method: one for each dependent step, at most."""
+MOVES = 8
+"""The most dependent steps of a question. Every method has a slot for each of them."""
 STEPS = 1920
 """Optimiser steps of each arm behind the shared ones."""
+EMBEDDINGS = LrScale(embeddings=0.2)
+"""Of the shared stage: tied embeddings that move as fast as all else learn no chain in 1,500 steps."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
 UNUSED = 64
@@ -37,14 +39,15 @@ UNUSED = 64
 def shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> RunConfig:
     """Fine-tuning with steps in words: what every arm starts from."""
     base = PRESETS["demo"]()
-    sft = base.stages["sft"].model_copy(update={"steps": steps})
+    sft = base.stages["sft"].model_copy(update={"steps": steps, "lr_scale": EMBEDDINGS})
     base = validate(base.model_copy(update={"stages": {"steps": sft}}).model_dump(mode="json"))
-    latent = LatentConfig(num_slots=SLOTS, dim=32, head_hidden=128).model_dump(mode="json")
+    latent = LatentConfig(num_slots=difficulty[1], dim=32, head_hidden=128).model_dump(mode="json")
     evaluation = {"controls": (), "analysis_items": 0, "faithfulness_items": min(test, 512)}
     return override(
         base,
         {
             "data": questions(difficulty, train, test, seed=0),
+            "model": {"tiny": {"tie_word_embeddings": True}},
             "latent": latent,
             "evaluation": evaluation,
             "cluster": {"num_workers": 1},
@@ -101,11 +104,10 @@ def _monet(steps: int) -> Mapping[str, StageConfig]:
     return {f"monet_{method.stage}": stage(method, steps // 3) for method in methods}
 
 
-def _arms(steps: int = STEPS, most: int = SLOTS) -> tuple[Arm, ...]:
+def _arms(steps: int = STEPS, most: int = MOVES) -> tuple[Arm, ...]:
     """Every arm, each of `steps` optimiser steps. In a curriculum `most` dependent steps leave the reply one by one."""
     replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps, stages=most)
     hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // most), steps, most)
-    coconut = CoconutMethod(slots_per_step=SLOTS // most)
     return (
         Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
         Arm("SFT, bare answers", "control", _once("bare", SftMethod(replaced_steps=None), steps)),
@@ -113,9 +115,9 @@ def _arms(steps: int = STEPS, most: int = SLOTS) -> tuple[Arm, ...]:
         Arm("markers only", "control", _once("markers", MarkersMethod(replaced_steps=None), steps)),
         Arm("pause tokens", "control", _once("pause", PauseMethod(replaced_steps=None), steps)),
         Arm("pause tokens, curriculum", "control", replaced("pause", method=PauseMethod())),
-        Arm("Coconut", "latent", replaced("coconut", method=coconut)),
+        Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=1))),
         Arm("CODI", "latent", _once("codi", CodiMethod(), steps)),
-        Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=SLOTS), steps)),
+        Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=most), steps)),
         Arm("VaLR, bare answers", "latent", _once("valr", _valr(replaced_steps=None), steps)),
         Arm(
             "VaLR, bare answers, no alignment",
@@ -166,10 +168,10 @@ def latents() -> Experiment:
     """Every method, and every control, that sees the image as usual."""
     return Experiment(
         "Where latents are needed",
-        shared((1, 8), train=16000, test=1600, steps=1000),
+        shared((1, MOVES), train=16000, test=1600, steps=1000),
         _arms(),
         rates=(1e-3, 3e-3),
-        validation=questions((1, 8), train=UNUSED, test=800, seed=VALIDATION_SEED),
+        validation=questions((1, MOVES), train=UNUSED, test=800, seed=VALIDATION_SEED),
         seeds=3,
     )
 
