@@ -115,7 +115,7 @@ def _arms(steps: int = STEPS, most: int = MOVES) -> tuple[Arm, ...]:
         Arm("markers only", "control", _once("markers", MarkersMethod(replaced_steps=None), steps)),
         Arm("pause tokens", "control", _once("pause", PauseMethod(replaced_steps=None), steps)),
         Arm("pause tokens, curriculum", "control", replaced("pause", method=PauseMethod())),
-        Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=1))),
+        Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=None))),
         Arm("CODI", "latent", _once("codi", CodiMethod(), steps)),
         Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=most), steps)),
         Arm("VaLR, bare answers", "latent", _once("valr", _valr(replaced_steps=None), steps)),

@@ -54,7 +54,13 @@ def batch(ours: Coconut, processor: AMVLProcessor, chosen: list[StoredSample] | 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize(
-    "fields", [{"replaced_steps": 1, "slots_per_step": 1}, {"replaced_steps": 2, "slots_per_step": 3}, {}]
+    "fields",
+    [
+        {"replaced_steps": 1, "slots_per_step": 1},
+        {"replaced_steps": 1, "slots_per_step": None},
+        {"replaced_steps": 2, "slots_per_step": 3},
+        {},
+    ],
 )
 def test_loss_and_every_gradient_equal_the_stock_model_token_by_token(
     fields: dict[str, Any], checkpointing: bool
@@ -85,9 +91,9 @@ def test_a_stage_starts_from_a_checkpoint_with_another_number_of_slots(tmp_path:
     assert first.model.config.num_slots == 2 and loaded.config.num_slots == 4
     weights = loaded.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in first.model.state_dict().items())
-    for steps_gone, slots in ((2, 4), (None, 4), (1, 2)):
-        stage = Coconut(loaded, CoconutMethod(replaced_steps=steps_gone))
-        if steps_gone is None:
+    for steps_gone, each, slots in ((2, 2, 4), (None, 2, 4), (1, 2, 2), (1, None, 4)):
+        stage = Coconut(loaded, CoconutMethod(replaced_steps=steps_gone, slots_per_step=each))
+        if steps_gone is None or each is None:
             loaded.config.num_slots = LATENT.num_slots
         assert stage.model.config.num_slots == slots
         output = stage(collate([laid_out(Encoder(again), stage.config, LATENT, item) for item in items()]), CLOCK)

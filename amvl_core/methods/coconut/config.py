@@ -25,11 +25,15 @@ class CoconutMethod(LaterMaskedMethod, PromptBlock):
     kind: Literal["coconut"] = "coconut"
     label = "Coconut"
     model_type = "coconut"
-    slots_per_step: int = Field(2, ge=1, description="c, the slots that stand for a step (2 on GSM8k, 1 on ProsQA)")
+    slots_per_step: int | None = Field(
+        2,
+        ge=1,
+        description="c, the slots that stand for a step (GSM8k: 2, ProsQA: 1); null: latent.num_slots in every stage",
+    )
 
     def slots(self, latent: LatentConfig) -> list[str]:
-        """c slots for each step that is replaced; `latent.num_slots` for all steps together."""
-        if self.replaced_steps is None:
+        """c slots for each step that is replaced; `latent.num_slots` for all steps together, or where there is no c."""
+        if self.replaced_steps is None or self.slots_per_step is None:
             return [SLOT] * latent.num_slots
         return [SLOT] * (self.slots_per_step * self.replaced_steps)
 

@@ -23,7 +23,7 @@ class Coconut(FeedbackMethod):
 
     def __init__(self, model: Any, config: CoconutMethod) -> None:
         super().__init__(model, config)
-        if config.replaced_steps is not None:
+        if config.replaced_steps is not None and config.slots_per_step is not None:
             model.config.num_slots = config.slots_per_step * config.replaced_steps
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:

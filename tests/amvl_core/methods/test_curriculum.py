@@ -43,6 +43,8 @@ def test_the_first_steps_leave_the_reply_with_their_images(gone: int | None, tex
 def test_every_sample_has_as_many_slots_as_its_stage() -> None:
     counts = [len(CoconutMethod(replaced_steps=n, slots_per_step=3).slots(LATENT)) for n in (1, 2, None)]
     assert counts == [3, 6, 6]
+    counts = [len(CoconutMethod(replaced_steps=n, slots_per_step=None).slots(LATENT)) for n in (1, 2, 99, None)]
+    assert counts == [LATENT.num_slots] * 4 == [6] * 4
     segments = CoconutMethod(replaced_steps=2).layout(SAMPLE, LATENT)
     assert segments[1].text == "<latent>" + "<latent_slot>" * 4 + "</latent>" and segments[1].kind == "latent"
 
