@@ -70,7 +70,7 @@ def experiment(
             base = shared[stage]
             processes.close()  # the arms have their own
 
-            rates, validation = chosen_rates(chosen, config, arms, dataset, shared, tracker, features)
+            rates, validation = chosen_rates(chosen, config, dataset, shared, tracker, features)
             plan = planned(chosen, config, arms, rates, number)
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
             where = place(config, "experiment", experiment_fingerprint(name, configs, dataset, base, validation))
@@ -101,7 +101,6 @@ def experiment(
 def chosen_rates(
     chosen: Experiment,
     config: RunConfig,
-    arms: dict[str, RunConfig],
     dataset: DatasetRecord,
     shared: dict[str, CheckpointRecord],
     tracker: Tracker,
@@ -112,17 +111,17 @@ def chosen_rates(
     With one rate there is nothing to choose, and no score. The second value names the validation questions.
     """
     if len(chosen.rates) == 1:
-        return {label: {} for label in arms}, None
+        return {arm.label: {} for arm in chosen.arms}, None
     validation = tasks.prepare(chosen.validated_on(config), tracker)
     plan: Plan = {}
     seed = config.seed + CHOOSING_SEED
-    for label, arm in arms.items():
+    for arm in chosen.tried:
         for rate in chosen.rates:
-            tried = chosen.validated_on(at_rate(arm, config.stages, rate))
-            plan[f"{label}, lr {rate:g}"] = {seed: with_seed(tried, seed)}
+            tried = chosen.validated_on(at_rate(arm.of(config), config.stages, rate))
+            plan[f"{arm.label}, lr {rate:g}"] = {seed: with_seed(tried, seed)}
     found = run_rows(config, plan, dataset, [validation], shared, tracker, features)
     rates: Rates = {}
-    for label in arms:
+    for label in (arm.label for arm in chosen.arms):
         tried_rates = {f"{rate:g}": finished(found, f"{label}, lr {rate:g}") for rate in chosen.rates}
         scored = {rate: one.popitem()[1].evaluations[0].overall.accuracy for rate, one in tried_rates.items() if one}
         rates[label] = scored

@@ -31,13 +31,15 @@ class Experiment(NamedTuple):
     """Arms on one dataset whose tasks differ in the number of dependent steps.
 
     `shared` has the stages that all arms start from. Where there are several `rates`, each arm takes the learning rate
-    that does best on the questions of `validation`, fields that are laid over the data of `shared`.
+    that does best on the questions of `validation`, fields that are laid over the data of `shared`. `tried` are the
+    arms as they are trained for that.
     """
 
     title: str
     shared: RunConfig
     arms: tuple[Arm, ...]
     rates: tuple[float, ...]
+    tried: tuple[Arm, ...]
     validation: Mapping[str, object]
     seeds: int
 

@@ -26,8 +26,8 @@ from amvl_core.methods.valr.config import ValrMethod
 
 MOVES = 8
 """The most dependent steps of a question. Every method has a slot for each of them."""
-STEPS = 1920
-"""Optimiser steps of each arm behind the shared ones."""
+STEPS, TRIED = 4800, 960
+"""Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 EMBEDDINGS = LrScale(embeddings=0.2)
 """Of the shared stage: tied embeddings that move as fast as all else learn no chain in 1,500 steps."""
 VALIDATION_SEED = 1
@@ -104,7 +104,7 @@ def _monet(steps: int) -> Mapping[str, StageConfig]:
     return {f"monet_{method.stage}": stage(method, steps // 3) for method in methods}
 
 
-def _arms(steps: int = STEPS, most: int = MOVES) -> tuple[Arm, ...]:
+def _arms(steps: int, most: int = MOVES) -> tuple[Arm, ...]:
     """Every arm, each of `steps` optimiser steps. In a curriculum `most` dependent steps leave the reply one by one."""
     replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps, stages=most)
     hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // most), steps, most)
@@ -151,9 +151,9 @@ def _masked_at_first(stages: Mapping[str, StageConfig], halved: Mapping[str, Sta
     return {name: _masked(stage) if name in hidden else stage for name, stage in stages.items()}
 
 
-def _arms_under_the_mask() -> Iterator[Arm]:
+def _arms_under_the_mask(steps: int) -> Iterator[Arm]:
     """The ceiling as it is; every arm with bare answers, with the mask from first to last and in the first half."""
-    for arm, halved in zip(_arms(), _arms(STEPS // 2), strict=True):
+    for arm, halved in zip(_arms(steps), _arms(steps // 2), strict=True):
         if arm.role == "ceiling":
             yield arm
         elif not arm.writes:
@@ -168,9 +168,10 @@ def latents() -> Experiment:
     """Every method, and every control, that sees the image as usual."""
     return Experiment(
         "Where latents are needed",
-        shared((1, MOVES), train=16000, test=1600, steps=1000),
-        _arms(),
-        rates=(1e-3, 3e-3),
+        shared((1, MOVES), train=16000, test=1600, steps=1500),
+        _arms(STEPS),
+        rates=(3e-4, 1e-3),
+        tried=_arms(TRIED),
         validation=questions((1, MOVES), train=UNUSED, test=800, seed=VALIDATION_SEED),
         seeds=3,
     )
@@ -179,7 +180,9 @@ def latents() -> Experiment:
 def latents_bottleneck() -> Experiment:
     """The arms with bare answers where nothing but slots sees the image, all the time or in the first half."""
     return latents()._replace(
-        title="Where latents are needed: the image through slots alone", arms=tuple(_arms_under_the_mask())
+        title="Where latents are needed: the image through slots alone",
+        arms=tuple(_arms_under_the_mask(STEPS)),
+        tried=tuple(_arms_under_the_mask(TRIED)),
     )
 
 
@@ -198,6 +201,7 @@ def latents_small() -> Experiment:
         shared((1, 3), train=16000, test=600, steps=1500),
         tuple(arm for arm in _arms(960, most=3) if arm.label in shown),
         rates=(1e-3,),
+        tried=(),
         validation={},
         seeds=1,
     )

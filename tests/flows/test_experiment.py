@@ -135,8 +135,8 @@ def test_the_heat_map_has_the_means_of_every_slot_and_step(record: ExperimentRec
 
 
 def test_of_equal_rates_the_smaller_is_taken() -> None:
-    assert best(named("latents"), {"0.003": 0.5, "0.001": 0.5, "0.01": 0.4}) == 0.001
-    assert best(named("latents"), {"0.003": 0.6, "0.001": 0.5}) == 0.003
+    assert best(named("latents"), {"0.001": 0.5, "0.0003": 0.5, "0.01": 0.4}) == 0.0003
+    assert best(named("latents"), {"0.001": 0.6, "0.0003": 0.5}) == 0.001
     assert best(named("latents"), {}) == named("latents").rates[0]
 
 
@@ -159,13 +159,15 @@ def answered(folder: Path, name: str, right: int) -> EvalRecord:
 def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path: Path, monkeypatch) -> None:
     """Rows that answer as told stand in for trainings; those of a rate are asked the validation questions alone."""
     found, base = named("latents"), checkpoint("steps")
+    some = ("SFT, bare answers", "pause tokens", "CODI")
     chosen = found._replace(
-        arms=tuple(arm for arm in found.arms if arm.label in ("SFT, bare answers", "pause tokens", "CODI"))
+        arms=tuple(arm for arm in found.arms if arm.label in some),
+        tried=tuple(arm for arm in found.tried if arm.label in some),
     )
     arms = {arm.label: arm.of(found.shared) for arm in chosen.arms}
     right = {
-        "SFT, bare answers, lr 0.001": 2, "SFT, bare answers, lr 0.003": 1, "pause tokens, lr 0.001": 1,
-        "pause tokens, lr 0.003": "ClusterError: died", "CODI, lr 0.001": 1, "CODI, lr 0.003": 3,
+        "SFT, bare answers, lr 0.0003": 2, "SFT, bare answers, lr 0.001": 1, "pause tokens, lr 0.0003": 1,
+        "pause tokens, lr 0.001": "ClusterError: died", "CODI, lr 0.0003": 1, "CODI, lr 0.001": 3,
     }  # fmt: skip
     monkeypatch.setattr(tasks, "prepare", lambda config, tracker: DATASET.model_copy(update={"fingerprint": "valid"}))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger())
@@ -175,6 +177,8 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         assert [one.fingerprint for one in asked] == ["valid"]
         assert {row.evaluation.faithfulness_items for by_seed in plan.values() for row in by_seed.values()} == {0}
         assert {seed for by_seed in plan.values() for seed in by_seed} == {flow.CHOOSING_SEED}
+        lengths = {row.stages["codi"].steps for row in plan["CODI, lr 0.001"].values()}
+        assert lengths == {960}  # the rates are tried in fewer steps
         return {
             label: {
                 flow.CHOOSING_SEED: told
@@ -185,13 +189,13 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         }
 
     monkeypatch.setattr(flow, "run_rows", rows)
-    rates, validation = flow.chosen_rates(chosen, found.shared, arms, DATASET, {"steps": base}, Any, [])
+    rates, validation = flow.chosen_rates(chosen, found.shared, DATASET, {"steps": base}, Any, [])
     assert validation == "valid"
     assert {label: best(chosen, tried) for label, tried in rates.items()} == {
-        "SFT, bare answers": 0.001, "pause tokens": 0.001, "CODI": 0.003,
+        "SFT, bare answers": 0.0003, "pause tokens": 0.0003, "CODI": 0.001,
     }  # fmt: skip
     plan = flow.planned(chosen, found.shared, arms, rates, 2)
-    assert {row.stages["codi"].lr for row in plan["CODI"].values()} == {0.003}
+    assert {(row.stages["codi"].lr, row.stages["codi"].steps) for row in plan["CODI"].values()} == {(0.001, 4800)}
     assert list(plan["CODI"]) == [0, 1]
     scored = {"SFT, bare answers": 1, "pause tokens": 1, "CODI": 3}
     results = {
@@ -204,7 +208,7 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         "SFT, bare answers": 0.5,
         "pause tokens": 0.5,
     }
-    assert (codi.rate, codi.validated, codi.matters) == (0.003, {"0.001": 0.25, "0.003": 0.75}, None)
+    assert (codi.rate, codi.validated, codi.matters) == (0.001, {"0.0003": 0.25, "0.001": 0.75}, None)
     assert codi.trained[1].slots == 8.0
     assert flow.line(chosen.arms[0], chosen, plan, rates, results, DATASET, base).against == {}
 

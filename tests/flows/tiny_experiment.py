@@ -22,7 +22,7 @@ def tiny() -> Experiment:
         Arm("bare", "control", {"bare": stage(SftMethod(replaced_steps=None), 2, global_batch=8)}),
         Arm("Coconut", "latent", {"coconut": stage(CoconutMethod(), 2, global_batch=8)}),
     )
-    return Experiment("Tiny", config, arms, (1e-3, 2e-3), questions((1, 2), train=8, test=4, seed=1), seeds=1)
+    return Experiment("Tiny", config, arms, (1e-3, 2e-3), arms, questions((1, 2), train=8, test=4, seed=1), seeds=1)
 
 
 if __name__ == "__main__":

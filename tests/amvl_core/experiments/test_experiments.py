@@ -34,6 +34,20 @@ def test_arms_start_alike_train_as_long_and_are_possible(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_rates_are_tried_on_the_same_arms_with_fewer_steps(name: str) -> None:
+    found = experiment(name)
+    assert [arm._replace(stages={}) for arm in found.tried] == (
+        [arm._replace(stages={}) for arm in found.arms] if len(found.rates) > 1 else []
+    )
+    for tried, arm in zip(found.tried, found.arms, strict=False):
+        assert tried.stages.keys() == arm.stages.keys()
+        assert {sum(stage.steps or 0 for stage in each.stages.values()) for each in (tried, arm)} == {960, 4800}
+        assert {type(stage.method) for stage in tried.stages.values()} == {
+            type(stage.method) for stage in arm.stages.values()
+        }
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_roles_follow_from_the_methods(name: str) -> None:
     """Latent arms are those with latents; an arm writes as much as its last stage leaves of the steps."""
     found = experiment(name)
@@ -50,7 +64,7 @@ def test_the_image_is_behind_the_slots_in_all_steps_or_in_the_first_half() -> No
     arms, bare = {arm.label: arm for arm in found.arms}, [arm for arm in plain.arms if not arm.writes]
     assert len(arms) - 1 == 2 * len(bare) == 26
     assert found.arms[0] == plain.arms[0]
-    assert found._replace(title=plain.title, arms=plain.arms) == plain
+    assert found._replace(title=plain.title, arms=plain.arms, tried=plain.tried) == plain
     for arm in bare:
         whole, half = (arms[f"{arm.label}, {when}"] for when in ("bottleneck", "bottleneck then full"))
         assert (whole.role, half.role) == (arm.role, arm.role)
@@ -59,7 +73,7 @@ def test_the_image_is_behind_the_slots_in_all_steps_or_in_the_first_half() -> No
         assert all(stage.method.bottleneck for stage in stages)
         assert [unmasked(stage) for stage in stages] == list(arm.stages.values())
         masks = [stage.method.bottleneck for stage in half.stages.values() for _ in range(stage.steps or 0)]
-        assert masks == [True] * 960 + [False] * 960
+        assert masks == [True] * 2400 + [False] * 2400
         if len(arm.stages) > 1:
             assert [unmasked(stage) for stage in half.stages.values()] == list(arm.stages.values())
         else:
@@ -74,7 +88,7 @@ def test_schedules_of_a_stage_in_two_are_half_as_long() -> None:
     for stage in arm.stages.values():
         method = stage.method
         assert isinstance(method, AmvlMethod)
-        assert (method.gamma_start, method.beta_warmup, method.gamma_warmup, stage.steps) == (240, 480, 480, 960)
+        assert (method.gamma_start, method.beta_warmup, method.gamma_warmup, stage.steps) == (600, 1200, 1200, 2400)
 
 
 def unmasked(stage: StageConfig) -> StageConfig:
