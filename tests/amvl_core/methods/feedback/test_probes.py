@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import collate
@@ -129,30 +132,43 @@ class Naive:
         return processor.tokenizer.decode(written, skip_special_tokens=True)
 
 
+def masked_model(mask: str) -> tuple[Any, AMVLProcessor]:
+    model, processor = valr_model(eager_marker=3.0)
+    model.config.bottleneck = mask == "bottleneck"
+    return model, processor
+
+
+DONOR = sample_of("donor", "<image>Where is it?", "left", [picture(9)])
+
+
+@cache
+@torch.no_grad()
+def expected(mask: str) -> list[tuple[str, str, float, str]]:
+    """Variant, sample, log-likelihood and text of every answer, one sequence at a time."""
+    model, processor = masked_model(mask)
+    asked = items()
+    naive = [Naive(model, processor, item) for item in asked]
+    natural, other = torch.cat([one.inputs() for one in naive]), Naive(model, processor, DONOR).inputs()
+    return [
+        (variant.name, item.sample_id, one.log_likelihood(variant, row), one.text(processor, variant, row))
+        for variant in variants(natural, other, [item.sample_id for item in asked], seed=3)
+        for row, (item, one) in enumerate(zip(asked, naive, strict=True))
+    ]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("at_once", "mask"), [(1, "full"), (4, "full"), (100, "full"), (4, "bottleneck")])
 def test_every_variant_is_the_stock_model_on_the_changed_sequence(at_once: int, mask: str, monkeypatch) -> None:
     """In float64 no log-likelihood was further off than 2e-14 of 100."""
     monkeypatch.setattr("amvl_core.methods.feedback.probes.AT_ONCE", at_once)
-    model, processor = valr_model(eager_marker=3.0)
-    model.config.bottleneck = mask == "bottleneck"
-    prober = Prober(model, processor, METHOD)
-    asked = items()
-    donor = sample_of("donor", "<image>Where is it?", "left", [picture(9)])
-    answers = prober(asked, donor, TOKENS, seed=3)
-    naive = [Naive(model, processor, item) for item in asked]
-    natural, other = torch.cat([one.inputs() for one in naive]), Naive(model, processor, donor).inputs()
-    chosen = variants(natural, other, [item.sample_id for item in asked], seed=3)
-    assert [answer.variant for answer in answers] == [v.name for v in chosen for _ in asked]
-    found, texts = iter(answers), set()
-    for variant in chosen:
-        for row, (item, one) in enumerate(zip(asked, naive, strict=True)):
-            answer = next(found)
-            assert answer.sample_id == item.sample_id
-            assert answer.log_likelihood == pytest.approx(one.log_likelihood(variant, row), rel=0, abs=1e-12), variant
-            assert answer.raw_output == one.text(processor, variant, row), variant.name
-            texts.add((item.sample_id, answer.raw_output))
-    assert len(texts) > len(asked)  # else a generation that ignores the slots would pass
+    prober = Prober(*masked_model(mask), METHOD)
+    for answer, (variant, sample_id, log_likelihood, text) in zip(
+        prober(items(), DONOR, TOKENS, seed=3), expected(mask), strict=True
+    ):
+        assert (answer.variant, answer.sample_id, answer.raw_output) == (variant, sample_id, text)
+        assert answer.log_likelihood == pytest.approx(log_likelihood, rel=0, abs=1e-12), variant
+    texts = {(sample_id, text) for _, sample_id, _, text in expected(mask)}
+    assert len(texts) > len(items())  # else a generation that ignores the slots would pass
 
 
 @torch.no_grad()
