@@ -200,7 +200,7 @@ def latents_small() -> Experiment:
         "Where latents are needed, small",
         shared((1, 3), train=16000, test=600, steps=1500),
         tuple(arm for arm in _arms(960, most=3) if arm.label in shown),
-        rates=(5e-4,),
+        rates=(1e-3,),
         tried=(),
         validation={},
         seeds=1,

@@ -28,5 +28,5 @@ def coconut_demo() -> RunConfig:
         },
     )
     method = CoconutMethod(slots_per_step=None)
-    stage = list(base.stages.values())[-1].model_copy(update={"method": method, "steps": 320, "lr": 5e-4})
+    stage = list(base.stages.values())[-1].model_copy(update={"method": method, "steps": 320, "lr": 1e-3})
     return with_stages(base, curriculum("coconut", stage, most=2))
