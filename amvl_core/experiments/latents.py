@@ -168,7 +168,7 @@ def latents() -> Experiment:
     """Every method, and every control, that sees the image as usual."""
     return Experiment(
         "Where latents are needed",
-        shared((1, MOVES), train=16000, test=1600, steps=1500),
+        shared((1, MOVES), train=16000, test=1600, steps=3000),
         _arms(STEPS),
         rates=(3e-4, 1e-3),
         tried=_arms(TRIED),
