@@ -5,9 +5,7 @@ from typing import Any
 from amvl_core.contracts.ablations import PAPER_COLUMNS, Table
 from amvl_core.contracts.comparisons import AblationRecord, AblationRow, SeedScores
 from amvl_core.contracts.config import RunConfig
-from amvl_core.contracts.records import (
-    DatasetRecord,
-)
+from amvl_core.contracts.records import DatasetRecord
 from amvl_core.eval.faithfulness import effect, nats, points
 from amvl_core.eval.significance import p_text
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact

@@ -16,11 +16,7 @@ from typing import Any
 from scipy import stats
 
 from amvl_core.contracts.comparisons import SeedScores
-from amvl_core.contracts.records import (
-    SWAPPED,
-    UNCHANGED,
-    VariantScore,
-)
+from amvl_core.contracts.records import SWAPPED, UNCHANGED, VariantScore
 from amvl_core.eval.faithfulness import score_variants
 from amvl_core.eval.significance import Unit, compare, estimate, weighted_mean
 

@@ -29,7 +29,7 @@ MOVES = 8
 STEPS, TRIED = 4800, 960
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 EMBEDDINGS = LrScale(embeddings=0.2)
-"""Of the shared stage: tied embeddings that move as fast as all else learn no chain in 1,500 steps."""
+"""Of the shared stage: tied embeddings are inputs and outputs at once, and learn the chain later at the full rate."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
 UNUSED = 64

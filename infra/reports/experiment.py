@@ -12,9 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord
-from amvl_core.contracts.records import (
-    StepProbe,
-)
+from amvl_core.contracts.records import StepProbe
 from amvl_core.eval.experiment import mean_probes
 from amvl_core.eval.seeds import over_seeds
 from amvl_core.experiments.experiment import difficulty
