@@ -43,7 +43,7 @@ def accuracy_rows(record: ExperimentRecord) -> list[dict[str, str]]:
 
 
 def seed_rows(record: ExperimentRecord) -> list[dict[str, str]]:
-    """One line a training of a latent arm: accuracy by difficulty. What one seed learns another may not."""
+    """One line a training: accuracy by difficulty. What one seed learns another may not."""
     tasks = sorted(record.chance, key=difficulty)
     return [
         {
@@ -52,7 +52,6 @@ def seed_rows(record: ExperimentRecord) -> list[dict[str, str]]:
             **{str(difficulty(task)): f"{100 * one.accuracies[task]:.1f}" for task in tasks},
         }
         for arm in record.arms
-        if arm.role == "latent"
         for seed, one in arm.trained.items()
     ]
 
@@ -107,11 +106,11 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
         "interval of the seeds' means. `over items`: 95 % bootstrap over questions. `tokens`, `slots`: of a reply, "
         "on the average. `FLOPs`: of the arm's own training, the cheapest arm being 1.",
         markdown_table(accuracy_rows(record)),
+        "Each training: accuracy in per cent by the number of dependent steps.",
+        markdown_table(seed_rows(record)),
     ]
     if latents := latent_rows(record):
         parts += [
-            "Each training of a latent arm: accuracy in per cent by the number of dependent steps.",
-            markdown_table(seed_rows(record)),
             "What changed latents cost, in points, each seed with its 95 % interval; `posterior` has seen the answer. "
             "Latents matter where `swapped` and `constant` cost accuracy in every seed and the arm beats every "
             "control that writes as much.",
