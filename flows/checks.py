@@ -2,6 +2,7 @@
 
 import httpx
 
+from amvl_core.backbones.loading import base_processor
 from amvl_core.contracts import ablations, storage
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.encoders import BASE, TINY
@@ -13,7 +14,7 @@ from infra.mlflow_client import check_names, check_reachable
 
 
 def check_run(config: RunConfig) -> None:
-    """Storage, tracking, base model, encoders, benchmark files, controls, drawn latents.
+    """Storage, tracking, base model and a token of it, encoders, benchmark files, controls, drawn latents.
 
     Raises an AmvlError that names the field.
     """
@@ -21,6 +22,7 @@ def check_run(config: RunConfig) -> None:
     check_names(config)
     check_reachable(config)
     check_base(config.model.base)
+    check_tokens(config)
     check_encoders(config)
     check_benchmarks(config)
     ablations.controls(config)
@@ -32,6 +34,12 @@ def check_base(base: str) -> None:
     """The base model is `tiny`, a folder, or a model of the Hugging Face Hub that is cached or can be reached."""
     if base != "tiny":
         _check_model("model.base", base, "a folder or `tiny`")
+
+
+def check_tokens(config: RunConfig) -> None:
+    """The new tokens start from one token of the base model, where the run names it."""
+    if config.latent.token_init is not None:
+        base_processor(config.model).token_id(config.latent.token_init)
 
 
 def check_encoders(config: RunConfig) -> None:

@@ -16,7 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import ConfigError, DataError
 
 
 class AMVLProcessor(ProcessorMixin):
@@ -59,6 +59,15 @@ class AMVLProcessor(ProcessorMixin):
             parts.append(_over_time(patches, count, self.image_processor.temporal_patch_size) if count else patches)
             grids.append(np.array([len(parts[-1]) // int(own[0].prod()), *own[0][1:]]))
         return np.concatenate(parts), np.stack(grids)
+
+    def token_id(self, text: str) -> int:
+        """The number of the token that `text` is. Raises ConfigError where it is none, or several."""
+        numbers = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(numbers) != 1:
+            raise ConfigError(
+                f"latent.token_init is {text!r}, which is {len(numbers)} tokens of the base model; give the text of one"
+            )
+        return int(numbers[0])
 
     def repeated(self, text: str, features: Iterator[int]) -> str:
         """The text with the pad of each image and video as often as it has features.

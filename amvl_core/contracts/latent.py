@@ -18,6 +18,12 @@ class LatentConfig(Frozen):
     head_hidden: int = Field(1024, ge=1)
     separate_heads: bool = Field(False, description="a posterior head of its own; the paper shares one")
     slot_tokens: Literal["distinct", "shared"] = Field("distinct", description="a token per slot, or one for all")
+    token_init: str | None = Field(
+        None,
+        exclude_if=lambda text: text is None,
+        description="the token of the base model, as text, whose embedding the new tokens start from (Coconut's code: "
+        '"<<", which opens a calculation); null: the mean of all (App. E)',
+    )
     injector: Literal["linear", "mlp"] = "linear"
     logvar_min: float = -8.0
     logvar_max: float = 4.0

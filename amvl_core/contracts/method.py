@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.frozen import Frozen
@@ -65,6 +65,10 @@ class MethodConfig(Frozen):
     def slots(self, latent: LatentConfig) -> list[str]:
         """The tokens of a latent block in order; empty without a block."""
         return []
+
+    def for_training(self, sample: StoredSample) -> Self:
+        """The settings with which a sample is laid out to train, where a stage draws some for each sample."""
+        return self
 
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """The training sequence of a sample: prompt, then what the model is to write. No text is changed."""

@@ -28,6 +28,8 @@ MOVES = 8
 """The most dependent steps of a question. Every method has a slot for each of them."""
 STEPS, TRIED = 4800, 960
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
+MIX = 0.3
+"""The share of samples of other stages in each stage of a curriculum, as in Coconut's paper."""
 EMBEDDINGS = LrScale(embeddings=0.2)
 """Of the shared stage: tied embeddings are inputs and outputs at once, and learn the chain later at the full rate."""
 VALIDATION_SEED = 1
@@ -41,7 +43,7 @@ def shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> Ru
     base = PRESETS["demo"]()
     sft = base.stages["sft"].model_copy(update={"steps": steps, "lr_scale": EMBEDDINGS})
     base = validate(base.model_copy(update={"stages": {"steps": sft}}).model_dump(mode="json"))
-    latent = LatentConfig(num_slots=difficulty[1], dim=32, head_hidden=128).model_dump(mode="json")
+    latent = LatentConfig(num_slots=difficulty[1], dim=32, head_hidden=128, token_init=":").model_dump(mode="json")
     evaluation = {"controls": (), "analysis_items": 0, "faithfulness_items": min(test, 512)}
     return override(
         base,
@@ -107,15 +109,15 @@ def _monet(steps: int) -> Mapping[str, StageConfig]:
 def _arms(steps: int, most: int = MOVES) -> tuple[Arm, ...]:
     """Every arm, each of `steps` optimiser steps. In a curriculum `most` dependent steps leave the reply one by one."""
     replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps, stages=most)
-    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // most), steps, most)
+    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // most, stage_mix=MIX), steps, most)
     return (
         Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
         Arm("SFT, bare answers", "control", _once("bare", SftMethod(replaced_steps=None), steps)),
-        Arm("SFT, curriculum", "control", replaced("bare", method=SftMethod())),
+        Arm("SFT, curriculum", "control", replaced("bare", method=SftMethod(stage_mix=MIX))),
         Arm("markers only", "control", _once("markers", MarkersMethod(replaced_steps=None), steps)),
         Arm("pause tokens", "control", _once("pause", PauseMethod(replaced_steps=None), steps)),
-        Arm("pause tokens, curriculum", "control", replaced("pause", method=PauseMethod())),
-        Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=None))),
+        Arm("pause tokens, curriculum", "control", replaced("pause", method=PauseMethod(stage_mix=MIX))),
+        Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=1, stage_mix=MIX))),
         Arm("CODI", "latent", _once("codi", CodiMethod(), steps)),
         Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=most), steps)),
         Arm("VaLR, bare answers", "latent", _once("valr", _valr(replaced_steps=None), steps)),
@@ -187,7 +189,7 @@ def latents_bottleneck() -> Experiment:
 
 
 def latents_small() -> Experiment:
-    """A few arms with up to three steps, one seed and one learning rate: the whole in about 16 minutes on two cores."""
+    """A few arms with up to three steps, one seed and one learning rate: the whole in about 20 minutes on two cores."""
     shown = (
         "SFT, steps in words",
         "SFT, bare answers",
@@ -199,7 +201,7 @@ def latents_small() -> Experiment:
     return Experiment(
         "Where latents are needed, small",
         shared((1, 3), train=16000, test=600, steps=1500),
-        tuple(arm for arm in _arms(960, most=3) if arm.label in shown),
+        tuple(arm for arm in _arms(1440, most=3) if arm.label in shown),
         rates=(1e-3,),
         tried=(),
         validation={},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
@@ -13,9 +14,32 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import StageConfig
 
 
+class MixedStages(MethodConfig):
+    """The field of a method that a curriculum trains: a stage may hold samples of other stages."""
+
+    steps_field: ClassVar[str]
+    """The method's field that says how many first steps of a sample are gone."""
+    stage_mix: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda share: share == 0,
+        description="the share of samples that are trained on as in another stage: with as many first steps gone as is "
+        "drawn for the sample, from none to all of them (Coconut, Sec. 5.1: 0.3)",
+    )
+
+    def for_training(self, sample: StoredSample) -> Self:
+        """What is drawn hangs on the sample's name and the stage, so it is the same in every epoch."""
+        draw = random.Random(f"{sample.sample_id}/{getattr(self, self.steps_field)}")
+        if draw.random() >= self.stage_mix:
+            return self
+        return self.model_copy(update={self.steps_field: draw.randint(0, len(sample.steps))})
+
+
 class StepsReplaced(MethodConfig):
     """The field of a method whose reply may begin behind a sample's first steps."""
 
+    steps_field: ClassVar[str] = "replaced_steps"
     replaced_steps: int | None = Field(
         0, ge=0, description="so many of a sample's first steps leave its reply, with the images they show; null: all"
     )

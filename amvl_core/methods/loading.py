@@ -31,8 +31,12 @@ def load_model(folder: str, **kwargs: Any) -> Any:
     return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
 
 
-def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str] | None, **kwargs: Any) -> Any:
+def load_stock(
+    folder: str, processor: AMVLProcessor, slots: Sequence[str] | None, like: str | None = None, **kwargs: Any
+) -> Any:
     """A stock model. With `slots`, it and `processor` get the tokens of a block of these, or of no slot.
+
+    `like` as in `grow`.
 
     A CheckpointError names weights that do not fit.
     """
@@ -43,16 +47,16 @@ def load_stock(folder: str, processor: AMVLProcessor, slots: Sequence[str] | Non
         old_tokens = len(processor.tokenizer)
         add_latent_tokens(processor, slots)
         model.config.update(token_ids(processor, slots))
-        grow(model, old_tokens, len(processor.tokenizer))
+        grow(model, old_tokens, processor, like)
         model.generation_config.suppress_tokens = block_ids(model)
     return model
 
 
-def add_tokens(model: Any, processor: AMVLProcessor, tokens: Sequence[str]) -> None:
-    """Adds those of `tokens` that the processor does not have, with rows for them."""
+def add_tokens(model: Any, processor: AMVLProcessor, tokens: Sequence[str], like: str | None) -> None:
+    """Adds those of `tokens` that the processor does not have, with rows for them; `like` as in `grow`."""
     old_tokens = len(processor.tokenizer)
     processor.tokenizer.add_special_tokens({"extra_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
-    grow(model, old_tokens, len(processor.tokenizer))
+    grow(model, old_tokens, processor, like)
 
 
 def block_ids(model: Any) -> list[int]:
@@ -81,8 +85,12 @@ def check_weights(folder: str, report: dict[str, Any], new_parts: tuple[str, ...
         raise CheckpointError(f"the weights in {folder} do not fit the model: {found}")
 
 
-def grow(model: Any, old: int, new: int) -> None:
-    """Room for tokens `old` to `new`, each row at the mean of the first `old` rows: the same bits in every process."""
+def grow(model: Any, old: int, processor: AMVLProcessor, like: str | None) -> None:
+    """Rows for the tokens that the processor has beyond the first `old`: the same bits in every process.
+
+    Each is the row of the token `like`, or, with None, the mean of the first `old` rows.
+    """
+    new = len(processor.tokenizer)
     if new == old:
         return
     if new > model.get_input_embeddings().num_embeddings:
@@ -90,4 +98,5 @@ def grow(model: Any, old: int, new: int) -> None:
     with torch.no_grad():
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight = module.weight
-            weight[old:new] = exact_mean(weight[:old]).to(weight.dtype)
+            row = exact_mean(weight[:old]) if like is None else weight[processor.token_id(like)]
+            weight[old:new] = row.to(weight.dtype)

@@ -7,8 +7,9 @@ import pytest
 
 from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, RunConfig, override
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import paper
-from flows.checks import check_benchmarks, check_encoders
+from flows.checks import check_benchmarks, check_encoders, check_tokens
 from tests.amvl_core.eval.benchmarks import published
 
 
@@ -75,3 +76,13 @@ def test_an_encoder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: py
         check_encoders(aligned("some/encoder"))
     with pytest.raises(ConfigError, match=f"{where}.*model holds no features; give the folder with features.json"):
         check_encoders(aligned(f"features:{tmp_path}/model"))
+
+
+def test_a_text_that_is_not_one_token_of_the_base_model_is_refused() -> None:
+    for text, tokens in ((":", None), ("no token", r"[2-9]")):
+        run = override(PRESETS["demo"](), {"latent": {"token_init": text}})
+        if tokens is None:
+            check_tokens(run)
+        else:
+            with pytest.raises(ConfigError, match=f"latent.token_init is '{text}', which is {tokens} tokens"):
+                check_tokens(run)

@@ -486,7 +486,7 @@ def load_amvl(folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwa
 def _from_base(kind: Any, folder: str, base: Any, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
     """Adds the latent tokens to `processor` and the new parts to the base weights.
 
-    New embedding rows start at the mean of the old ones (App. E); no row is ever removed.
+    New embedding rows start as `latent.token_init` says; no row is ever removed.
     """
     old_tokens = len(processor.tokenizer)
     slots = slot_tokens(latent)
@@ -497,7 +497,7 @@ def _from_base(kind: Any, folder: str, base: Any, processor: AMVLProcessor, late
     with quiet():  # the library warns about the new parts; check_weights says whether anything else is missing
         model, report = kind.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
     check_weights(folder, report, AmvlMethod.own_parts)
-    grow(model, old_tokens, len(processor.tokenizer))
+    grow(model, old_tokens, processor, latent.token_init)
     model.injector.calibrate(exact_rms(model.get_input_embeddings().weight.detach()[:old_tokens]), latent.dim)
     model.generation_config.suppress_tokens = block_ids(model)
     return model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.methods.curriculum import MixedStages
 from amvl_core.methods.masks import LaterMaskedMethod
 from amvl_core.methods.reply_blocks import SLOT, PromptBlock
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class CoconutMethod(LaterMaskedMethod, PromptBlock):
+class CoconutMethod(LaterMaskedMethod, MixedStages, PromptBlock):
     """Chain of continuous thought: fed-back states in the place of the first steps. Next-token loss alone.
 
     A stage replaces `replaced_steps` of them; the curriculum is in `config.stages` (`methods/curriculum.py`).
@@ -25,21 +26,19 @@ class CoconutMethod(LaterMaskedMethod, PromptBlock):
     kind: Literal["coconut"] = "coconut"
     label = "Coconut"
     model_type = "coconut"
-    slots_per_step: int | None = Field(
-        2,
-        ge=1,
-        description="c, the slots that stand for a step (GSM8k: 2, ProsQA: 1); null: latent.num_slots in every stage",
-    )
+    slots_per_step: int = Field(2, ge=1, description="c, the slots that stand for a step (GSM8k: 2, ProsQA: 1)")
 
     def slots(self, latent: LatentConfig) -> list[str]:
-        """c slots for each step that is replaced; `latent.num_slots` for all steps together, or where there is no c."""
-        if self.replaced_steps is None or self.slots_per_step is None:
-            return [SLOT] * latent.num_slots
-        return [SLOT] * (self.slots_per_step * self.replaced_steps)
+        """c slots for each step that is replaced, and `latent.num_slots` for all steps together.
+
+        A sample that is drawn for another stage has no more than those either.
+        """
+        gone = self.replaced_steps
+        return [SLOT] * (latent.num_slots if gone is None else min(self.slots_per_step * gone, latent.num_slots))
 
     def problem(self, latent: LatentConfig, num_layers: int | None, zero_stage: int) -> str | None:
         """More slots than the last stage has, or a ZeRO stage that gathers the weights for every slot."""
-        if (found := len(self.slots(latent))) > latent.num_slots:
+        if (found := self.slots_per_step * (self.replaced_steps or 0)) > latent.num_slots:
             return (
                 f"{self.replaced_steps} steps of {self.slots_per_step} slots are {found} slots, but all steps together "
                 f"have latent.num_slots = {latent.num_slots}; raise it, or replace fewer steps"

@@ -23,8 +23,14 @@ class Coconut(FeedbackMethod):
 
     def __init__(self, model: Any, config: CoconutMethod) -> None:
         super().__init__(model, config)
-        if config.replaced_steps is not None and config.slots_per_step is not None:
+        if config.replaced_steps is not None:
             model.config.num_slots = config.slots_per_step * config.replaced_steps
+
+    def blocks(self, batch: Batch) -> list[list[range]]:
+        """One block of a sample; in a mixture of stages as long as its own stage's, or empty."""
+        if not self.config.stage_mix:
+            return super().blocks(batch)
+        return [[range(places[0], places[-1] + 1)] if places else [] for places in self.slot_places(batch)]
 
     def forward(self, batch: Batch, clock: Clock) -> StepOutput:
         """Next-token loss."""

@@ -8,15 +8,20 @@ from transformers import AutoConfig, Qwen2_5_VLConfig
 
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT
 
 
 def load_feedback(
-    kind: type[FeedbackForConditionalGeneration], folder: str, processor: AMVLProcessor, num_slots: int, **kwargs: Any
+    kind: type[FeedbackForConditionalGeneration],
+    folder: str,
+    processor: AMVLProcessor,
+    latent: LatentConfig,
+    **kwargs: Any,
 ) -> Any:
-    """A model of class `kind` from a folder of its own, or, with new tokens and `num_slots`, from a base model's.
+    """A model of class `kind` from a folder of its own, or, with new tokens and K slots, from a base model's.
 
     `processor` is the one that was loaded from the same folder; it gets the tokens. A CheckpointError names another
     model type, a tokenizer without the block's tokens, and weights that do not fit.
@@ -24,7 +29,7 @@ def load_feedback(
     config = AutoConfig.from_pretrained(folder)
     stock, own = Qwen2_5_VLConfig.model_type, kind.config_class.model_type
     if config.model_type == stock:
-        return _from_base(kind, folder, config, processor, num_slots, **kwargs)
+        return _from_base(kind, folder, config, processor, latent, **kwargs)
     if config.model_type != own:
         name = kind.__name__.removesuffix("ForConditionalGeneration")
         raise CheckpointError(f"{folder} holds a {config.model_type!r} model; {name} starts from {stock} or {own}")
@@ -44,22 +49,22 @@ def _from_base(
     folder: str,
     base: Any,
     processor: AMVLProcessor,
-    num_slots: int,
+    latent: LatentConfig,
     **kwargs: Any,
 ) -> Any:
-    """Adds the three tokens; their rows start at the mean of the old ones."""
+    """Adds the three tokens; their rows start as `latent.token_init` says."""
     tokenizer = processor.tokenizer
     old_tokens = len(tokenizer)
     tokens = [LATENT_START, SLOT, LATENT_END]
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     fields = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
     config = kind.config_class(
-        **fields, **token_ids(processor), num_slots=num_slots, line_end_token_ids=line_ends(tokenizer)
+        **fields, **token_ids(processor), num_slots=latent.num_slots, line_end_token_ids=line_ends(tokenizer)
     )
     with quiet():
         model, report = kind.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
     check_weights(folder, report, kind.new_parts)
-    grow(model, old_tokens, len(tokenizer))
+    grow(model, old_tokens, processor, latent.token_init)
     model.generation_config.suppress_tokens = block_ids(model)[1:]  # the entry marker is the model's to write
     return model
 

@@ -35,7 +35,7 @@ class FeedbackMethod(Method):
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """From a stock checkpoint, or from one of its own with any number of slots: no weight depends on it."""
-        model = load_feedback(cls.model_class, folder, processor, latent.num_slots, **kwargs)
+        model = load_feedback(cls.model_class, folder, processor, latent, **kwargs)
         model.config.num_slots = latent.num_slots
         return model
 
@@ -69,11 +69,29 @@ class FeedbackMethod(Method):
 
     def run(self, batch: Batch, wanted: Sequence[int], masked: bool = True, **how: Any) -> FedBack:
         """`run_fed_back` on a batch with its blocks; `masked`: under the model's mask."""
-        slots = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
+        slots = self.blocks(batch)
         embeds_ND, positions_3N = self.embed(batch), self.positions(batch)
         text, kinds = self.backbone.text(self.model), token_kinds(self.model, batch.input_ids_N) if masked else None
         feed = self.model.fed
         return run_fed_back(text, embeds_ND, positions_3N, batch.lengths, slots, wanted, feed=feed, kinds=kinds, **how)
+
+    def blocks(self, batch: Batch) -> list[list[range]]:
+        """Where each sample's blocks have their slots: as many in each as the model writes.
+
+        A DataError names the sample with a block of another length, or with one at its very end or beginning.
+        """
+        found, num_slots = [], self.model.config.num_slots
+        for name, places in zip(batch.sample_ids, self.slot_places(batch), strict=True):
+            blocks = [range(first, first + num_slots) for first in places[::num_slots]]
+            if places != [place for block in blocks for place in block]:
+                raise DataError(f"{name}: latent slots stand at tokens {places}, not in blocks of {num_slots}")
+            found.append(blocks)
+        return found
+
+    def slot_places(self, batch: Batch) -> list[list[int]]:
+        """The slots among each sample's own tokens."""
+        slot = self.model.config.slot_token_id
+        return [(ids_T == slot).nonzero()[:, 0].tolist() for ids_T in batch.input_ids_N.split(batch.lengths)]
 
 
 def slot_norm(inputs_TD: Tensor, batch: Batch, clock: Clock) -> Tensor:
@@ -88,18 +106,3 @@ def next_labels(batch: Batch) -> Tensor:
     labels_N = batch.labels_N.roll(-1)
     labels_N[torch.tensor(batch.lengths).cumsum(0) - 1] = IGNORED
     return labels_N
-
-
-def find_slots(batch: Batch, slot_token_id: int | None, num_slots: int) -> list[list[range]]:
-    """Where each sample's blocks have their slots.
-
-    A DataError names the sample with a block of another length, or with one at its very end or beginning.
-    """
-    found = []
-    for name, ids_N in zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), strict=True):
-        places = (ids_N == slot_token_id).nonzero()[:, 0].tolist()
-        blocks = [range(first, first + num_slots) for first in places[::num_slots]]
-        if places != [place for block in blocks for place in block]:
-            raise DataError(f"{name}: latent slots stand at tokens {places}, not in blocks of {num_slots}")
-        found.append(blocks)
-    return found

@@ -18,7 +18,7 @@ class Markers(Sft):
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """The stock model with both markers, from a base or from a checkpoint of its own."""
         model = load_stock(folder, processor, None, **kwargs)
-        add_tokens(model, processor, [LATENT_START, LATENT_END])
+        add_tokens(model, processor, [LATENT_START, LATENT_END], latent.token_init)
         model.config.update({"marker_token_ids": processor.tokenizer.convert_tokens_to_ids([LATENT_START, LATENT_END])})
         return model
 

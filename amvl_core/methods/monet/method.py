@@ -19,7 +19,7 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.feedback.method import FeedbackMethod, find_slots, next_labels, slot_norm
+from amvl_core.methods.feedback.method import FeedbackMethod, next_labels, slot_norm
 from amvl_core.methods.losses import finite_samples, widen
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.methods.monet.config import MonetMethod
@@ -103,8 +103,8 @@ class Monet(FeedbackMethod):
         if self.config.stage != 2:
             return []
         found = []
-        blocks = find_slots(batch, self.model.config.slot_token_id, self.model.config.num_slots)
-        for name, ids_T, own in zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), blocks, strict=True):
+        spans = zip(batch.sample_ids, batch.input_ids_N.split(batch.lengths), self.blocks(batch), strict=True)
+        for name, ids_T, own in spans:
             is_image = self.backbone.stands_for_features(self.model, ids_T).tolist()
             found.append([_image_before(name, is_image, block) for block in own])
         return found
@@ -145,9 +145,11 @@ def _observations_or_slots(method: Monet, batch: Batch, config: MonetMethod) -> 
         return [[] for _ in batch.lengths]
     if config.stage == 2:
         return batch.observed
-    blocks = find_slots(batch, method.model.config.slot_token_id, method.model.config.num_slots)
     starts = accumulate(batch.lengths, initial=0)
-    return [[start + place for block in own for place in block] for start, own in zip(starts, blocks, strict=False)]
+    return [
+        [start + place for block in own for place in block]
+        for start, own in zip(starts, method.blocks(batch), strict=False)
+    ]
 
 
 def _image_before(name: str, is_image: Sequence[bool], block: range) -> range:

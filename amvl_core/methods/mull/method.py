@@ -52,7 +52,7 @@ class Mull(Sft):
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """The stock model with rows for the block's tokens."""
-        return load_stock(folder, processor, slot_tokens(latent), **kwargs)
+        return load_stock(folder, processor, slot_tokens(latent), latent.token_init, **kwargs)
 
     def new_token_rows(self) -> list[int]:
         """The slots and both markers."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from amvl_core.methods.block import BlockMethod
-from amvl_core.methods.curriculum import StepsReplaced
+from amvl_core.methods.curriculum import MixedStages, StepsReplaced
 from amvl_core.methods.masks import MaskedMethod
 
 if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class PauseMethod(MaskedMethod, StepsReplaced, BlockMethod):
+class PauseMethod(MaskedMethod, MixedStages, StepsReplaced, BlockMethod):
     """Learned pause tokens: the latent block stays what its tokens' embeddings are; next-token loss alone.
 
     The control for latents: the same sequence and the same additional computation, nothing read, sampled or injected.

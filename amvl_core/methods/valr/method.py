@@ -46,7 +46,7 @@ class Valr(FeedbackMethod):
     @classmethod
     def load(cls, folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwargs: Any) -> Any:
         """From a stock checkpoint, or from one of its own; a CheckpointError names another number of slots."""
-        model = load_feedback(cls.model_class, folder, processor, latent.num_slots, **kwargs)
+        model = load_feedback(cls.model_class, folder, processor, latent, **kwargs)
         if (found := model.config.num_slots) != latent.num_slots:
             raise CheckpointError(f"{folder} has {found} latent slots, the run asks for {latent.num_slots}")
         return model

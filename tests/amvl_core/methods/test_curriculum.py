@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from amvl_core.contracts.ablations import table_of
@@ -43,8 +46,6 @@ def test_the_first_steps_leave_the_reply_with_their_images(gone: int | None, tex
 def test_every_sample_has_as_many_slots_as_its_stage() -> None:
     counts = [len(CoconutMethod(replaced_steps=n, slots_per_step=3).slots(LATENT)) for n in (1, 2, None)]
     assert counts == [3, 6, 6]
-    counts = [len(CoconutMethod(replaced_steps=n, slots_per_step=None).slots(LATENT)) for n in (1, 2, 99, None)]
-    assert counts == [LATENT.num_slots] * 4 == [6] * 4
     segments = CoconutMethod(replaced_steps=2).layout(SAMPLE, LATENT)
     assert segments[1].text == "<latent>" + "<latent_slot>" * 4 + "</latent>" and segments[1].kind == "latent"
 
@@ -77,3 +78,43 @@ def test_controls_keep_the_curriculum_or_its_steps() -> None:
     for label in ("no thoughts", "pause tokens as thoughts"):
         assert [stage.method.replaced_steps for stage in found[label].values()] == [0, 1, 2, None]
     assert [stage.steps for stage in found["no curriculum"].values()] == [1500, 600]
+
+
+def test_a_mixed_stage_draws_for_each_sample_how_many_of_its_steps_are_gone() -> None:
+    """Of 4,000 samples of three steps 30 % are drawn, evenly from 0 to 3: five deviations are 0.036 and 0.022."""
+    stage = CoconutMethod(replaced_steps=2, slots_per_step=1, stage_mix=0.3)
+    drawn = [stage.for_training(replace(SAMPLE, sample_id=f"sample-{n}")) for n in range(4000)]
+    assert drawn == [stage.for_training(replace(SAMPLE, sample_id=f"sample-{n}")) for n in range(4000)]
+    gone = Counter(method.replaced_steps for method in drawn)
+    assert {*gone} == {0, 1, 2, 3}
+    assert all(gone[n] / 4000 == pytest.approx(0.075, abs=0.022) for n in (0, 1, 3))
+    assert gone[2] / 4000 == pytest.approx(0.775, abs=0.036)
+    other = [
+        CoconutMethod(replaced_steps=None, slots_per_step=1, stage_mix=0.3).for_training(
+            replace(SAMPLE, sample_id=f"sample-{n}")
+        )
+        for n in range(4000)
+    ]
+    assert [method.replaced_steps for method in other] != [method.replaced_steps for method in drawn]
+    assert Counter(method.replaced_steps for method in other)[None] / 4000 == pytest.approx(0.7, abs=0.036)
+
+
+def test_a_drawn_sample_has_the_slots_and_the_reply_of_its_own_stage() -> None:
+    for drawn, slots, text in ((0, 0, "a <image>\nb\nc<image>\nred"), (1, 3, "b\nc<image>\nred"), (3, 6, "red")):
+        names = (f"sample-{number}" for number in range(1000))
+        stage = CoconutMethod(replaced_steps=2, slots_per_step=3, stage_mix=1.0)
+        name = next(n for n in names if stage.for_training(replace(SAMPLE, sample_id=n)).replaced_steps == drawn)
+        method, sample = stage.for_training(replace(SAMPLE, sample_id=name)), replace(SAMPLE, sample_id=name)
+        _, block, *rest = method.layout(sample, LATENT)
+        assert block.text == "<latent>" + "<latent_slot>" * slots + "</latent>"
+        assert "".join(segment.text for segment in rest) == text
+    hidden = {
+        AmvlMethod(hidden_steps="all", stage_mix=1.0).for_training(replace(SAMPLE, sample_id=str(n))).hidden_steps
+        for n in range(99)
+    }
+    assert hidden == {0, 1, 2, 3}
+
+
+def test_nothing_is_drawn_where_stages_are_not_mixed() -> None:
+    for method in (CoconutMethod(), SftMethod(), PauseMethod(), AmvlMethod()):
+        assert method.for_training(SAMPLE) is method and "stage_mix" not in method.model_dump()
