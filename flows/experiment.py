@@ -23,6 +23,7 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.eval.experiment import matters, trained_arm
 from amvl_core.eval.seeds import score_row
+from amvl_core.experiments import EXPERIMENTS
 from amvl_core.experiments import experiment as named
 from amvl_core.experiments.experiment import Arm, Experiment, at_rate
 from data_prep import intake
@@ -44,7 +45,7 @@ Rates = dict[str, dict[str, float]]
 
 @flow(name="amvl", flow_run_name="experiment {name}")
 def experiment(
-    name: Annotated[str, Field(description="latents, latents-bottleneck or latents-small")],
+    name: Annotated[str, Field(description=", ".join(EXPERIMENTS))],
     seeds: Annotated[int | None, Field(ge=1, description="trainings of each arm; left out: the experiment's")] = None,
     storage: str | None = None,
     seed: Seed | None = None,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.sources import DEPENDENT_TASKS
 from amvl_core.experiments.experiment import Experiment
 from amvl_core.experiments.latents import latents, latents_bottleneck, latents_small
+from amvl_core.experiments.written import written
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "latents": latents,
     "latents-bottleneck": latents_bottleneck,
     "latents-small": latents_small,
+    **{f"written-{task}": partial(written, task) for task in DEPENDENT_TASKS},
 }
 
 

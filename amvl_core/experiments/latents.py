@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from amvl_core.contracts.config import LrScale, RunConfig, StageConfig, override, validate
+from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.encoders import EncoderConfig
-from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
-from amvl_core.contracts.presets import PRESETS
-from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.experiments.experiment import Arm, Experiment
+from amvl_core.experiments.shared import questions, shared, stage
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.coconut.config import CoconutMethod
 from amvl_core.methods.codi.config import CodiMethod
@@ -30,43 +28,10 @@ STEPS, TRIED = 4800, 960
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 MIX = 0.3
 """The share of samples of other stages in each stage of a curriculum, as in Coconut's paper."""
-EMBEDDINGS = LrScale(embeddings=0.2)
-"""Of the shared stage: tied embeddings are inputs and outputs at once, and learn the chain later at the full rate."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
 UNUSED = 64
 """Training samples beside the validation questions: a dataset has some, and nothing is trained on these."""
-
-
-def shared(difficulty: tuple[int, int], train: int, test: int, steps: int) -> RunConfig:
-    """Fine-tuning with steps in words: what every arm starts from."""
-    base = PRESETS["demo"]()
-    sft = base.stages["sft"].model_copy(update={"steps": steps, "lr_scale": EMBEDDINGS})
-    base = validate(base.model_copy(update={"stages": {"steps": sft}}).model_dump(mode="json"))
-    latent = LatentConfig(num_slots=difficulty[1], dim=32, head_hidden=128, token_init=":").model_dump(mode="json")
-    evaluation = {"controls": (), "analysis_items": 0, "faithfulness_items": min(test, 512)}
-    return override(
-        base,
-        {
-            "data": questions(difficulty, train, test, seed=0),
-            "model": {"tiny": {"tie_word_embeddings": True}},
-            "latent": latent,
-            "evaluation": evaluation,
-            "cluster": {"num_workers": 1},
-        },
-    )
-
-
-def questions(difficulty: tuple[int, int], train: int, test: int, seed: int) -> dict[str, Any]:
-    """Fields of the data: chains of colours."""
-    source = MicroworldSource(tasks=("chain",), difficulty=difficulty, train=train, test=test, seed=seed)
-    return {"sources": [source.model_dump(mode="json")]}
-
-
-def stage(method: MethodConfig, steps: int, **fields: Any) -> StageConfig:
-    """The demo's fine-tuning with another method, without the vision encoder."""
-    of_demo = PRESETS["demo"]().stages["sft"]
-    return of_demo.model_copy(update={"method": method, "steps": steps, "trainable": "language", **fields})
 
 
 def _once(name: str, method: MethodConfig, steps: int) -> Mapping[str, StageConfig]:

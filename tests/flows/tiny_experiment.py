@@ -7,7 +7,7 @@ set_up()
 from amvl_core.contracts.config import override  # noqa: E402
 from amvl_core.experiments import EXPERIMENTS  # noqa: E402
 from amvl_core.experiments.experiment import Arm, Experiment  # noqa: E402
-from amvl_core.experiments.latents import questions, shared, stage  # noqa: E402
+from amvl_core.experiments.shared import questions, shared, stage  # noqa: E402
 from amvl_core.methods.coconut.config import CoconutMethod  # noqa: E402
 from amvl_core.methods.sft.config import SftMethod  # noqa: E402
 from flows.experiment import experiment  # noqa: E402
