@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from amvl_core.contracts.config import LrScale, RunConfig, StageConfig, override, validate
-from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.config import RunConfig, StageConfig, override, validate
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.sources import DependentTask, MicroworldSource
 
-EMBEDDINGS = LrScale(embeddings=0.2)
-"""Of the shared stage: tied embeddings are inputs and outputs at once, and learn the chain later at the full rate."""
-
 
 def shared(difficulty: tuple[int, int], train: int, test: int, steps: int, task: DependentTask = "chain") -> RunConfig:
-    """Fine-tuning with steps in words: what every arm starts from."""
-    base = PRESETS["demo"]()
-    sft = base.stages["sft"].model_copy(update={"steps": steps, "lr_scale": EMBEDDINGS})
-    base = validate(base.model_copy(update={"stages": {"steps": sft}}).model_dump(mode="json"))
-    latent = LatentConfig(num_slots=difficulty[1], dim=32, head_hidden=128, token_init=":").model_dump(mode="json")
-    evaluation = {"controls": (), "analysis_items": 0, "faithfulness_items": min(test, 512)}
+    """Fine-tuning with steps in words, as in `coconut-demo`: what every arm starts from."""
+    base = PRESETS["coconut-demo"]()
+    stages = {"steps": base.stages["steps"].model_copy(update={"steps": steps})}
     return override(
-        base,
+        validate(base.model_copy(update={"stages": stages}).model_dump(mode="json")),
         {
             "data": questions(difficulty, train, test, seed=0, task=task),
-            "model": {"tiny": {"tie_word_embeddings": True}},
-            "latent": latent,
-            "evaluation": evaluation,
+            "latent": {"num_slots": difficulty[1]},
+            "evaluation": {"controls": (), "analysis_items": 0, "faithfulness_items": min(test, 512)},
             "cluster": {"num_workers": 1},
         },
     )
@@ -42,6 +34,6 @@ def questions(
 
 
 def stage(method: MethodConfig, steps: int, **fields: Any) -> StageConfig:
-    """The demo's fine-tuning with another method, without the vision encoder."""
-    of_demo = PRESETS["demo"]().stages["sft"]
-    return of_demo.model_copy(update={"method": method, "steps": steps, "trainable": "language", **fields})
+    """The last stage of `coconut-demo` with another method: the vision encoder is not trained."""
+    last = list(PRESETS["coconut-demo"]().stages.values())[-1]
+    return last.model_copy(update={"method": method, "steps": steps, **fields})

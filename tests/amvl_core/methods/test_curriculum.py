@@ -66,7 +66,7 @@ def test_a_curriculum_replaces_one_step_more_in_each_stage_and_all_in_the_last()
 
 def test_settings_that_cannot_be_are_refused() -> None:
     config = PRESETS["coconut-demo"]()
-    with pytest.raises(ConfigError, match=r"coconut_2: 2 steps of 3 slots are 6 slots.*latent.num_slots = 4"):
+    with pytest.raises(ConfigError, match=r"coconut_2: 2 steps of 3 slots are 6 slots.*latent.num_slots = 3"):
         override(config, {"stages": {"coconut_2": {"method": {"slots_per_step": 3}}}})
     with pytest.raises(ConfigError, match="zero_stage 3 gathers all weights anew"):
         override(config, {"trainer": {"zero_stage": 3}})
@@ -77,7 +77,7 @@ def test_controls_keep_the_curriculum_or_its_steps() -> None:
     found = {row.label: row.change(config).stages for row in table_of(config, "controls").rows}
     for label in ("no thoughts", "pause tokens as thoughts"):
         assert [stage.method.replaced_steps for stage in found[label].values()] == [0, 1, 2, None]
-    assert [stage.steps for stage in found["no curriculum"].values()] == [1500, 600]
+    assert [stage.steps for stage in found["no curriculum"].values()] == [2000, 1440]
 
 
 def test_a_mixed_stage_draws_for_each_sample_how_many_of_its_steps_are_gone() -> None:
