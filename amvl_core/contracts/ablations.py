@@ -84,11 +84,15 @@ def with_stages(config: RunConfig, stages: Mapping[str, StageConfig]) -> RunConf
 def replaced(config: RunConfig, method: type[MethodConfig]) -> RunConfig:
     """The same run with `method` in the stages of the run's method, under names of their own.
 
-    Fields that both methods have stay; a learning rate for parts that `method` does not have goes.
+    Fields that both methods have stay, and so do steps that are gone; a learning rate for parts that `method` does not
+    have goes.
     """
     stages = {}
     for name, stage in method_stages(config).items():
         own = stage.method.model_dump(include={*method.model_fields} - {"kind"})
+        if stage.method.steps_field and method.steps_field:
+            gone = getattr(stage.method, stage.method.steps_field)
+            own[method.steps_field] = None if gone == "all" else gone
         scale = stage.lr_scale.model_copy(update={} if method.own_parts else {"latent": 1.0})
         changes = {"method": method.model_validate(own), "lr_scale": scale}
         stages[f"{method.model_fields['kind'].default}_{name}"] = stage.model_copy(update=changes)

@@ -426,9 +426,18 @@ class RunConfig(Frozen):
 
 
 def trained_by(config: Mapping[str, Any], stage: str) -> tuple[MethodConfig, LatentConfig]:
-    """The method and latent block of a stage, from a configuration as a checkpoint's record keeps it."""
-    method = TypeAdapter(Method).validate_python(config["stages"][stage]["method"])
-    return method, LatentConfig.model_validate(config["latent"])
+    """The method and latent block of a stage, from a configuration as a checkpoint's record keeps it.
+
+    Raises ConfigError where they have a setting that is not known, or not any more.
+    """
+    try:
+        method = TypeAdapter(Method).validate_python(config["stages"][stage]["method"])
+        return method, LatentConfig.model_validate(config["latent"])
+    except ValidationError as error:
+        raise ConfigError(
+            f"the checkpoint of stage {stage} was trained with settings that this version does not know; train it "
+            f"again: {error}"
+        ) from error
 
 
 def override(base: RunConfig, changes: dict[str, Any]) -> RunConfig:

@@ -54,6 +54,8 @@ class MethodConfig(Frozen):
     """Columns of a progress line -> the logged terms that stand in each."""
     schedules: ClassVar[tuple[str, ...]] = ()
     """Logged weights of its terms that change while it trains."""
+    steps_field: ClassVar[str | None] = None
+    """Its field that says how many first steps of a sample are gone: a number; None or "all" are all of them."""
     reserved: ClassVar[str | None] = None
     """A regular expression of its control tokens: a text that holds one would be read as structure."""
 
@@ -66,7 +68,7 @@ class MethodConfig(Frozen):
         """The tokens of a latent block in order; empty without a block."""
         return []
 
-    def for_training(self, sample: StoredSample) -> Self:
+    def for_training(self, sample: StoredSample, latent: LatentConfig) -> Self:
         """The settings with which a sample is laid out to train, where a stage draws some for each sample."""
         return self
 

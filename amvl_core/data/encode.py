@@ -296,7 +296,7 @@ def laid_out_to_train(
     `features` are those of all the sample's images by encoder, where they have been computed; an encoder that is not
     among them is shown the image.
     """
-    method = method.for_training(sample)
+    method = method.for_training(sample, latent)
     encoded = laid_out(encoder, method, latent, sample)
     if (segments := method.teacher(sample, latent)) is not None:
         encoded = replace(encoded, teacher=_encoded(encoder, sample, segments, method.shown_to_teacher(sample)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Segment, StoredSample, reply, shown_by_question
 
@@ -18,18 +19,17 @@ class MixedStages(MethodConfig):
     """The field of a method that a curriculum trains: a stage may hold samples of other stages."""
 
     steps_field: ClassVar[str]
-    """The method's field that says how many first steps of a sample are gone."""
     stage_mix: float = Field(
         0.0,
         ge=0,
         le=1,
         exclude_if=lambda share: share == 0,
-        description="the share of samples that are trained on as in another stage: with as many first steps gone as is "
-        "drawn for the sample, from none to all of them (Coconut, Sec. 5.1: 0.3)",
+        description="the share of samples for which it is drawn how many of their first steps are gone, from none to "
+        "all (Coconut, Sec. 5.1: 0.3)",
     )
 
-    def for_training(self, sample: StoredSample) -> Self:
-        """What is drawn hangs on the sample's name and the stage, so it is the same in every epoch."""
+    def for_training(self, sample: StoredSample, latent: LatentConfig) -> Self:
+        """The draw hangs on the sample's name and the stage, so it is the same in every epoch."""
         draw = random.Random(f"{sample.sample_id}/{getattr(self, self.steps_field)}")
         if draw.random() >= self.stage_mix:
             return self
@@ -39,7 +39,7 @@ class MixedStages(MethodConfig):
 class StepsReplaced(MethodConfig):
     """The field of a method whose reply may begin behind a sample's first steps."""
 
-    steps_field: ClassVar[str] = "replaced_steps"
+    steps_field = "replaced_steps"
     replaced_steps: int | None = Field(
         0, ge=0, description="so many of a sample's first steps leave its reply, with the images they show; null: all"
     )

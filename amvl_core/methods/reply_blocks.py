@@ -61,15 +61,19 @@ class PromptBlock(StepsReplaced, FeedbackBlocks):
         block = LATENT_START + "".join(self.slots(latent)) + LATENT_END
         return [Segment("prompt", sample.question), Segment("latent", block), *self.reply(sample)]
 
+    def most_slots(self, latent: LatentConfig) -> int:
+        """Those of the longest block that is trained on."""
+        return len(self.slots(latent))
+
     def added_tokens(self, latent: LatentConfig) -> int:
         """The slots and both markers."""
-        return len(self.slots(latent)) + 2
+        return self.most_slots(latent) + 2
 
     def cost(self, latent: LatentConfig) -> Cost:
         """Two packed rows and a pass for each slot."""
         from amvl_core.methods.feedback.cost import FeedbackCost
 
-        return FeedbackCost(1, len(self.slots(latent)))
+        return FeedbackCost(1, self.most_slots(latent))
 
     def problem(self, latent: LatentConfig, num_layers: int | None, zero_stage: int) -> str | None:
         """A ZeRO stage that gathers the weights for every slot."""

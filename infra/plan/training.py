@@ -28,7 +28,8 @@ def training_flops(config: RunConfig, stages: list[str], dataset: DatasetRecord,
     for name in stages:
         stage = config.stages[name]
         assert stage.steps is not None
-        reply = statistics.fmean(_reply_tokens(laid_out(encoder, stage.method, config.latent, one)) for one in samples)
+        laid = [laid_out(encoder, stage.method.for_training(one, config.latent), config.latent, one) for one in samples]
+        reply = statistics.fmean(map(_reply_tokens, laid))
         step = stage.method.cost(config.latent).step(round(prompt), round(reply))
         total += step.flops(shape, round(reply)) * stage.global_batch * stage.steps
     return total

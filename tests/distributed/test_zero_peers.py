@@ -42,7 +42,7 @@ def made(name: str) -> tuple[Method, Callable[[list[int]], Batch], Any]:
         given = test_monet.items()
         # Rank 1 has text alone first; the samples of the others have one block, two and three.
         return trained(monet), lambda some: test_monet.batch(monet, processor, [given[i] for i in some]), MONET_MICRO
-    coconut, processor = test_coconut.method(replaced_steps=1)
+    coconut, processor = test_coconut.method(replaced_steps=1, stage_mix=1.0)
     items = test_coconut.items()
     return trained(coconut), lambda some: test_coconut.batch(coconut, processor, [items[i] for i in some]), MICRO
 

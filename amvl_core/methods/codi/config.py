@@ -47,7 +47,7 @@ class CodiMethod(LaterMaskedMethod, PromptBlock):
         """The student's rows and the teacher's."""
         from amvl_core.methods.codi.cost import CodiCost
 
-        return CodiCost(1, len(self.slots(latent)))
+        return CodiCost(1, self.most_slots(latent))
 
     @classmethod
     def presets(cls) -> dict[str, Callable[[], RunConfig]]:

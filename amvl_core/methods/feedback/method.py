@@ -78,7 +78,7 @@ class FeedbackMethod(Method):
     def blocks(self, batch: Batch) -> list[list[range]]:
         """Where each sample's blocks have their slots: as many in each as the model writes.
 
-        A DataError names the sample with a block of another length, or with one at its very end or beginning.
+        A DataError names the sample with a block of another length.
         """
         found, num_slots = [], self.model.config.num_slots
         for name, places in zip(batch.sample_ids, self.slot_places(batch), strict=True):

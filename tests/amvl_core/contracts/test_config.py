@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, validate
+from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, trained_by, validate
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.config import AmvlMethod
@@ -179,6 +179,16 @@ def test_an_objective_without_terms_is_refused() -> None:
     nothing = {"ntp_weight": 0, "beta_max": 0, "gamma_max": 0}
     with pytest.raises(ConfigError, match="nothing is left to learn from"):
         override(demo(), {"stages": {"amvl": {"method": nothing}}})
+
+
+def test_a_record_with_settings_that_are_gone_is_refused() -> None:
+    config = PRESETS["demo"]().model_dump(mode="json")
+    assert trained_by(config, "amvl")[0].kind == "amvl"
+    config["stages"]["amvl"]["method"]["once"] = 1
+    with pytest.raises(
+        ConfigError, match="stage amvl was trained with settings that this version does not know; train it"
+    ):
+        trained_by(config, "amvl")
 
 
 def test_flatten_gives_every_field_by_its_path() -> None:

@@ -11,6 +11,7 @@ from amvl_core.contracts.ablations import table_of
 from amvl_core.contracts.config import StageConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.methods.amvl.config import AmvlMethod
@@ -78,20 +79,24 @@ def test_controls_keep_the_curriculum_or_its_steps() -> None:
     for label in ("no thoughts", "pause tokens as thoughts"):
         assert [stage.method.replaced_steps for stage in found[label].values()] == [0, 1, 2, None]
     assert [stage.steps for stage in found["no curriculum"].values()] == [2000, 1440]
+    mixed = {
+        label: [s.method.model_dump().get("stage_mix") for s in stages.values()] for label, stages in found.items()
+    }
+    assert mixed["no curriculum"] == [None, None] and mixed["no thoughts"] == [None, 0.3, 0.3, 0.3]
 
 
 def test_a_mixed_stage_draws_for_each_sample_how_many_of_its_steps_are_gone() -> None:
     """Of 4,000 samples of three steps 30 % are drawn, evenly from 0 to 3: five deviations are 0.036 and 0.022."""
     stage = CoconutMethod(replaced_steps=2, slots_per_step=1, stage_mix=0.3)
-    drawn = [stage.for_training(replace(SAMPLE, sample_id=f"sample-{n}")) for n in range(4000)]
-    assert drawn == [stage.for_training(replace(SAMPLE, sample_id=f"sample-{n}")) for n in range(4000)]
+    drawn = [stage.for_training(replace(SAMPLE, sample_id=f"sample-{n}"), LATENT) for n in range(4000)]
+    assert drawn == [stage.for_training(replace(SAMPLE, sample_id=f"sample-{n}"), LATENT) for n in range(4000)]
     gone = Counter(method.replaced_steps for method in drawn)
     assert {*gone} == {0, 1, 2, 3}
     assert all(gone[n] / 4000 == pytest.approx(0.075, abs=0.022) for n in (0, 1, 3))
     assert gone[2] / 4000 == pytest.approx(0.775, abs=0.036)
     other = [
         CoconutMethod(replaced_steps=None, slots_per_step=1, stage_mix=0.3).for_training(
-            replace(SAMPLE, sample_id=f"sample-{n}")
+            replace(SAMPLE, sample_id=f"sample-{n}"), LATENT
         )
         for n in range(4000)
     ]
@@ -99,22 +104,38 @@ def test_a_mixed_stage_draws_for_each_sample_how_many_of_its_steps_are_gone() ->
     assert Counter(method.replaced_steps for method in other)[None] / 4000 == pytest.approx(0.7, abs=0.036)
 
 
+def drawn(stage: MethodConfig) -> dict[object, MethodConfig]:
+    """The settings of a thousand samples of three steps, by the steps that are gone."""
+    assert stage.steps_field is not None
+    names = (f"sample-{number}" for number in range(1000))
+    found = [stage.for_training(replace(SAMPLE, sample_id=name), LATENT) for name in names]
+    return {getattr(method, stage.steps_field): method for method in found}
+
+
 def test_a_drawn_sample_has_the_slots_and_the_reply_of_its_own_stage() -> None:
-    for drawn, slots, text in ((0, 0, "a <image>\nb\nc<image>\nred"), (1, 3, "b\nc<image>\nred"), (3, 6, "red")):
-        names = (f"sample-{number}" for number in range(1000))
-        stage = CoconutMethod(replaced_steps=2, slots_per_step=3, stage_mix=1.0)
-        name = next(n for n in names if stage.for_training(replace(SAMPLE, sample_id=n)).replaced_steps == drawn)
-        method, sample = stage.for_training(replace(SAMPLE, sample_id=name)), replace(SAMPLE, sample_id=name)
-        _, block, *rest = method.layout(sample, LATENT)
-        assert block.text == "<latent>" + "<latent_slot>" * slots + "</latent>"
+    found = drawn(CoconutMethod(replaced_steps=1, slots_per_step=2, stage_mix=1.0))
+    assert {*found} == {0, 1, 2, 3}
+    for gone, text in ((0, "a <image>\nb\nc<image>\nred"), (1, "b\nc<image>\nred"), (3, "red")):
+        _, block, *rest = found[gone].layout(SAMPLE, LATENT)
+        assert block.text == "<latent>" + "<latent_slot>" * 2 * gone + "</latent>"
         assert "".join(segment.text for segment in rest) == text
-    hidden = {
-        AmvlMethod(hidden_steps="all", stage_mix=1.0).for_training(replace(SAMPLE, sample_id=str(n))).hidden_steps
-        for n in range(99)
-    }
-    assert hidden == {0, 1, 2, 3}
+    assert {*drawn(AmvlMethod(hidden_steps="all", stage_mix=1.0))} == {0, 1, 2, 3}
+
+
+def test_no_draw_has_more_slots_than_the_last_stage() -> None:
+    stage = CoconutMethod(replaced_steps=1, slots_per_step=3, stage_mix=1.0)
+    found = drawn(stage)
+    assert {*found} == {0, 1, 2, None}
+    assert max(len(method.slots(LATENT)) for method in found.values()) == LATENT.num_slots == 6
+    assert stage.added_tokens(LATENT) == 8 and stage.cost(LATENT).added == 8
+    assert stage.model_copy(update={"stage_mix": 0.0}).added_tokens(LATENT) == 5
+
+
+def test_under_the_mask_no_sample_is_drawn_without_a_slot() -> None:
+    stage = CoconutMethod(replaced_steps=1, slots_per_step=1, stage_mix=1.0, mask="bottleneck")
+    assert {*drawn(stage)} == {1, 2, 3}
 
 
 def test_nothing_is_drawn_where_stages_are_not_mixed() -> None:
     for method in (CoconutMethod(), SftMethod(), PauseMethod(), AmvlMethod()):
-        assert method.for_training(SAMPLE) is method and "stage_mix" not in method.model_dump()
+        assert method.for_training(SAMPLE, LATENT) is method and "stage_mix" not in method.model_dump()
