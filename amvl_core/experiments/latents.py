@@ -24,7 +24,7 @@ from amvl_core.methods.valr.config import ValrMethod
 
 MOVES = 8
 """The most dependent steps of a question. Every method has a slot for each of them."""
-STEPS, TRIED = 4800, 960
+STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 MIX = 0.3
 """The share of samples of other stages in each stage of a curriculum, as in Coconut's paper."""
@@ -41,11 +41,14 @@ def _once(name: str, method: MethodConfig, steps: int) -> Mapping[str, StageConf
 def _in_stages(
     name: str, field: str, everything: Any, method: MethodConfig, steps: int, stages: int
 ) -> Mapping[str, StageConfig]:
-    """`steps` in `stages`, in which `field` of the method is 1, 2, 3 and so on, and in the last one `everything`."""
-    found = (*range(1, stages), everything)
+    """`steps` in `stages`, in which `field` of the method is 1, 2, 3 and so on, and in the last one `everything`.
+
+    The last one is twice as long as the others: the paper of Coconut stays in it until the end, too.
+    """
+    each = steps // (stages + 1)
     return {
-        f"{name}_{number}": stage(method.model_copy(update={field: gone}), steps // stages)
-        for number, gone in enumerate(found, 1)
+        **{f"{name}_{gone}": stage(method.model_copy(update={field: gone}), each) for gone in range(1, stages)},
+        f"{name}_{stages}": stage(method.model_copy(update={field: everything}), 2 * each),
     }
 
 
@@ -74,7 +77,7 @@ def _monet(steps: int) -> Mapping[str, StageConfig]:
 def _arms(steps: int, most: int = MOVES) -> tuple[Arm, ...]:
     """Every arm, each of `steps` optimiser steps. In a curriculum `most` dependent steps leave the reply one by one."""
     replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps, stages=most)
-    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // most, stage_mix=MIX), steps, most)
+    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // (most + 1), stage_mix=MIX), steps, most)
     return (
         Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
         Arm("SFT, bare answers", "control", _once("bare", SftMethod(replaced_steps=None), steps)),
@@ -108,9 +111,9 @@ def _masked(stage: StageConfig) -> StageConfig:
 
 
 def _masked_at_first(stages: Mapping[str, StageConfig], halved: Mapping[str, StageConfig]) -> Mapping[str, StageConfig]:
-    """The same steps, the first half of them under the mask; `halved` has the same stages with half as many steps.
+    """The same steps, the first stages under the mask; `halved` has the same stages with half as many steps.
 
-    Of several stages it is the first half of them. A single stage is two of half its length.
+    Of several stages it is the first half of the stages. A single stage is two of half its length.
     """
     if len(stages) == 1:
         return {**{f"{name}_masked": _masked(stage) for name, stage in halved.items()}, **halved}
@@ -166,7 +169,7 @@ def latents_small() -> Experiment:
     return Experiment(
         "Where latents are needed, small",
         shared((1, 3), train=16000, test=600, steps=1500),
-        tuple(arm for arm in _arms(1440, most=3) if arm.label in shown),
+        tuple(arm for arm in _arms(1920, most=3) if arm.label in shown),
         rates=(1e-3,),
         tried=(),
         validation={},
