@@ -27,7 +27,7 @@ MOVES = 8
 STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 MIX = 0.3
-"""The share of samples of other stages in each stage of a curriculum, as in Coconut's paper."""
+"""The share of samples whose number of replaced steps is drawn, as in Coconut's paper."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
 UNUSED = 64
@@ -77,14 +77,19 @@ def _monet(steps: int) -> Mapping[str, StageConfig]:
 def _arms(steps: int, most: int = MOVES) -> tuple[Arm, ...]:
     """Every arm, each of `steps` optimiser steps. In a curriculum `most` dependent steps leave the reply one by one."""
     replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps, stages=most)
-    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // (most + 1), stage_mix=MIX), steps, most)
+    pause = PauseMethod(slots_per_step=1, stage_mix=MIX)
+    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // (most + 1)), steps, most)
     return (
         Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
         Arm("SFT, bare answers", "control", _once("bare", SftMethod(replaced_steps=None), steps)),
-        Arm("SFT, curriculum", "control", replaced("bare", method=SftMethod(stage_mix=MIX))),
+        Arm("SFT, curriculum", "control", replaced("bare", method=SftMethod())),
         Arm("markers only", "control", _once("markers", MarkersMethod(replaced_steps=None), steps)),
         Arm("pause tokens", "control", _once("pause", PauseMethod(replaced_steps=None), steps)),
-        Arm("pause tokens, curriculum", "control", replaced("pause", method=PauseMethod(stage_mix=MIX))),
+        Arm(
+            "pause tokens, curriculum",
+            "control",
+            replaced("pause", method=pause),
+        ),
         Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=1, stage_mix=MIX))),
         Arm("CODI", "latent", _once("codi", CodiMethod(), steps)),
         Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=most), steps)),

@@ -25,7 +25,7 @@ class BlockMethod(MethodConfig):
 
     def layout(self, sample: StoredSample, latent: LatentConfig) -> list[Segment]:
         """Prompt, block, steps, answer."""
-        block = Segment("latent", block_text(slot_tokens(latent)))
+        block = Segment("latent", block_text(self.slots(latent)))
         return [Segment("prompt", sample.question), block, *self.reply(sample)]
 
     def added_tokens(self, latent: LatentConfig) -> int:

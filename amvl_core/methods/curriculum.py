@@ -16,9 +16,19 @@ if TYPE_CHECKING:
 
 
 class MixedStages(MethodConfig):
-    """The field of a method that a curriculum trains: a stage may hold samples of other stages."""
+    """The fields of a method whose block has slots for each step that is gone.
+
+    The block says how many steps are gone, so a stage may hold samples of other stages. Without that, a model that
+    cannot tell the answer would write the steps of another stage.
+    """
 
     steps_field: ClassVar[str]
+    slots_per_step: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda slots: slots is None,
+        description="c, the slots that stand for a step; null: latent.num_slots in every stage",
+    )
     stage_mix: float = Field(
         0.0,
         ge=0,
@@ -28,12 +38,37 @@ class MixedStages(MethodConfig):
         "all (Coconut, Sec. 5.1: 0.3)",
     )
 
+    def block_length(self, latent: LatentConfig) -> int:
+        """c slots for each step that is gone; `latent.num_slots` for all steps together, or where there is no c."""
+        gone = getattr(self, self.steps_field)
+        return latent.num_slots if gone is None or self.slots_per_step is None else self.slots_per_step * gone
+
     def for_training(self, sample: StoredSample, latent: LatentConfig) -> Self:
-        """The draw hangs on the sample's name and the stage, so it is the same in every epoch."""
+        """The draw hangs on the sample's name and the stage, so it is the same in every epoch.
+
+        None has more slots than the last stage: where one would, all steps are gone, as in that stage. Under the
+        bottleneck mask a draw without a slot does not count, because such a sample would be blind.
+        """
         draw = random.Random(f"{sample.sample_id}/{getattr(self, self.steps_field)}")
         if draw.random() >= self.stage_mix:
             return self
-        return self.model_copy(update={self.steps_field: draw.randint(0, len(sample.steps))})
+        gone = draw.randint(0, len(sample.steps))
+        if gone == 0 and self.bottleneck:
+            return self
+        drawn = self.model_copy(update={self.steps_field: gone})
+        beyond = drawn.block_length(latent) > latent.num_slots
+        return drawn.model_copy(update={self.steps_field: None}) if beyond else drawn
+
+    def problem(self, latent: LatentConfig, num_layers: int | None, zero_stage: int) -> str | None:
+        """More slots than the last stage has, or a mixture whose stages look alike."""
+        if self.stage_mix and self.slots_per_step is None:
+            return "stage_mix needs slots_per_step: where all stages have one block, nothing says what is to be written"
+        if (found := self.block_length(latent)) > latent.num_slots:
+            return (
+                f"{getattr(self, self.steps_field)} steps of {self.slots_per_step} slots are {found} slots, but all "
+                f"steps together have latent.num_slots = {latent.num_slots}; raise it, or replace fewer steps"
+            )
+        return super().problem(latent, num_layers, zero_stage)
 
 
 class StepsReplaced(MethodConfig):

@@ -14,7 +14,6 @@ from amvl_core.contracts.sample import Segment, StoredSample
 from amvl_core.contracts.watch import OVER, Watch
 from amvl_core.methods.amvl.cost import AmvlCost
 from amvl_core.methods.block import BlockMethod
-from amvl_core.methods.curriculum import MixedStages
 from amvl_core.methods.masks import LaterMaskedMethod
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ LEAKING_KL = 0.5
 """Nats per latent dimension, where no forward KL holds the prior to the posterior: some ten times the paper's."""
 
 
-class AmvlMethod(LaterMaskedMethod, MixedStages, BlockMethod):
+class AmvlMethod(LaterMaskedMethod, BlockMethod):
     """Asymmetric mutual variational learning (Eq. 10): L = L_NTP + beta L_fwd + gamma L_rev.
 
     Tables 3 and 9 set weights, to 0 where a term is left out; Table 9's numbers multiply `ntp_weight`, `beta_max` and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from amvl_core.contracts.latent import LatentConfig
 from amvl_core.methods.block import BlockMethod
 from amvl_core.methods.curriculum import MixedStages, StepsReplaced
 from amvl_core.methods.masks import MaskedMethod
@@ -20,6 +21,10 @@ class PauseMethod(MaskedMethod, MixedStages, StepsReplaced, BlockMethod):
 
     kind: Literal["pause"] = "pause"
     label = "pause tokens"
+
+    def slots(self, latent: LatentConfig) -> list[str]:
+        """The first tokens of the block, as many as the stage has; the prompts of a trained model have all of them."""
+        return super().slots(latent)[: self.block_length(latent)]
 
     @classmethod
     def control(cls, config: RunConfig) -> tuple[str, RunConfig]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.methods.curriculum import MixedStages, StepsReplaced
+from amvl_core.methods.curriculum import StepsReplaced
 from amvl_core.methods.masks import MaskedMethod
 
 if TYPE_CHECKING:
     from amvl_core.contracts.config import RunConfig
 
 
-class SftMethod(MaskedMethod, MixedStages, StepsReplaced):
+class SftMethod(MaskedMethod, StepsReplaced):
     """Supervised fine-tuning of the base model, without latents."""
 
     kind: Literal["sft"] = "sft"

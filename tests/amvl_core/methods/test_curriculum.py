@@ -73,6 +73,12 @@ def test_settings_that_cannot_be_are_refused() -> None:
         override(config, {"trainer": {"zero_stage": 3}})
 
 
+def test_a_mixture_whose_stages_look_alike_is_refused() -> None:
+    stages = {"amvl": {"method": {"kind": "pause", "stage_mix": 0.3}}}
+    with pytest.raises(ConfigError, match="amvl: stage_mix needs slots_per_step"):
+        override(PRESETS["demo"](), {"stages": {**stages, "embedding_adaptation": {"method": {"kind": "pause"}}}})
+
+
 def test_controls_keep_the_curriculum_or_its_steps() -> None:
     config = PRESETS["coconut-demo"]()
     found = {row.label: row.change(config).stages for row in table_of(config, "controls").rows}
@@ -82,7 +88,8 @@ def test_controls_keep_the_curriculum_or_its_steps() -> None:
     mixed = {
         label: [s.method.model_dump().get("stage_mix") for s in stages.values()] for label, stages in found.items()
     }
-    assert mixed["no curriculum"] == [None, None] and mixed["no thoughts"] == [None, 0.3, 0.3, 0.3]
+    assert mixed["no curriculum"] == [None] * 2 and mixed["no thoughts"] == [None] * 4
+    assert mixed["pause tokens as thoughts"] == [None, 0.3, 0.3, 0.3]
 
 
 def test_a_mixed_stage_draws_for_each_sample_how_many_of_its_steps_are_gone() -> None:
@@ -119,7 +126,12 @@ def test_a_drawn_sample_has_the_slots_and_the_reply_of_its_own_stage() -> None:
         _, block, *rest = found[gone].layout(SAMPLE, LATENT)
         assert block.text == "<latent>" + "<latent_slot>" * 2 * gone + "</latent>"
         assert "".join(segment.text for segment in rest) == text
-    assert {*drawn(AmvlMethod(hidden_steps="all", stage_mix=1.0))} == {0, 1, 2, 3}
+    found = drawn(PauseMethod(replaced_steps=1, slots_per_step=2, stage_mix=1.0))
+    assert {*found} == {0, 1, 2, 3}
+    for gone, method in found.items():
+        assert isinstance(gone, int)
+        pads = "".join(f"<latent_pad_{slot}>" for slot in range(1, 2 * gone + 1))
+        assert method.layout(SAMPLE, LATENT)[1].text == f"<abs_token>{pads}</abs_token>"
 
 
 def test_no_draw_has_more_slots_than_the_last_stage() -> None:
@@ -137,5 +149,5 @@ def test_under_the_mask_no_sample_is_drawn_without_a_slot() -> None:
 
 
 def test_nothing_is_drawn_where_stages_are_not_mixed() -> None:
-    for method in (CoconutMethod(), SftMethod(), PauseMethod(), AmvlMethod()):
+    for method in (CoconutMethod(), PauseMethod(), SftMethod()):
         assert method.for_training(SAMPLE, LATENT) is method and "stage_mix" not in method.model_dump()
