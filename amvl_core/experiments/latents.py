@@ -85,11 +85,7 @@ def _arms(steps: int, most: int = MOVES) -> tuple[Arm, ...]:
         Arm("SFT, curriculum", "control", replaced("bare", method=SftMethod())),
         Arm("markers only", "control", _once("markers", MarkersMethod(replaced_steps=None), steps)),
         Arm("pause tokens", "control", _once("pause", PauseMethod(replaced_steps=None), steps)),
-        Arm(
-            "pause tokens, curriculum",
-            "control",
-            replaced("pause", method=pause),
-        ),
+        Arm("pause tokens, curriculum", "control", replaced("pause", method=pause)),
         Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=1, stage_mix=MIX))),
         Arm("CODI", "latent", _once("codi", CodiMethod(), steps)),
         Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=most), steps)),
