@@ -181,7 +181,7 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         assert {row.evaluation.faithfulness_items for by_seed in plan.values() for row in by_seed.values()} == {0}
         assert {seed for by_seed in plan.values() for seed in by_seed} == {flow.CHOOSING_SEED}
         lengths = {row.stages["codi"].steps for row in plan["CODI, lr 0.001"].values()}
-        assert lengths == {960}  # the rates are tried in fewer steps
+        assert lengths == {1080}  # the rates are tried in fewer steps
         return {
             label: {
                 flow.CHOOSING_SEED: told
