@@ -20,7 +20,6 @@ def shared(difficulty: tuple[int, int], train: int, test: int, steps: int, task:
             "data": questions(difficulty, train, test, seed=0, task=task),
             "latent": {"num_slots": difficulty[1]},
             "evaluation": {"controls": (), "analysis_items": 0, "faithfulness_items": min(test, 512)},
-            "cluster": {"num_workers": 1},
         },
     )
 

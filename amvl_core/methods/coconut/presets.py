@@ -16,13 +16,14 @@ def coconut_demo() -> RunConfig:
     step that leaves, with pause tokens in the same curriculum as the control.
 
     The tiny model has one table for inputs and outputs, as GPT-2 has. That table learns more slowly while the chain is
-    learned: at the full rate it is learned later, or not.
+    learned: at the full rate it is learned later, or not. When it is learned is chance, so the demo is one training of
+    the experiment `latents-small`: one worker, and its seed.
     """
     from amvl_core.contracts.presets import PRESETS
 
     demo = PRESETS["demo"]()
     fine_tuning = demo.stages["sft"]
-    steps = fine_tuning.model_copy(update={"steps": 2000, "lr_scale": LrScale(embeddings=0.2)})
+    steps = fine_tuning.model_copy(update={"steps": 1500, "lr_scale": LrScale(embeddings=0.2)})
     stage = fine_tuning.model_copy(
         update={
             "method": CoconutMethod(slots_per_step=1, stage_mix=0.3),
@@ -42,5 +43,6 @@ def coconut_demo() -> RunConfig:
             "model": {"tiny": {"tie_word_embeddings": True}},
             "latent": {"num_slots": MOVES, "token_init": ":"},
             "evaluation": {"controls": ["pause"]},
+            "cluster": {"num_workers": 1},
         },
     )

@@ -84,7 +84,7 @@ def test_controls_keep_the_curriculum_or_its_steps() -> None:
     found = {row.label: row.change(config).stages for row in table_of(config, "controls").rows}
     for label in ("no thoughts", "pause tokens as thoughts"):
         assert [stage.method.replaced_steps for stage in found[label].values()] == [0, 1, 2, None]
-    assert [stage.steps for stage in found["no curriculum"].values()] == [2000, 1920]
+    assert [stage.steps for stage in found["no curriculum"].values()] == [1500, 1920]
     mixed = {
         label: [s.method.model_dump().get("stage_mix") for s in stages.values()] for label, stages in found.items()
     }
