@@ -198,7 +198,7 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         "SFT, bare answers": 0.0003, "pause tokens": 0.0003, "CODI": 0.001,
     }  # fmt: skip
     plan = flow.planned(chosen, found.shared, arms, rates, 2)
-    assert {(row.stages["codi"].lr, row.stages["codi"].steps) for row in plan["CODI"].values()} == {(0.001, 4800)}
+    assert {(row.stages["codi"].lr, row.stages["codi"].steps) for row in plan["CODI"].values()} == {(0.001, 5400)}
     assert list(plan["CODI"]) == [0, 1]
     scored = {"SFT, bare answers": 1, "pause tokens": 1, "CODI": 3}
     results = {
