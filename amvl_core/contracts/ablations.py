@@ -92,7 +92,7 @@ def replaced(config: RunConfig, method: type[MethodConfig]) -> RunConfig:
         own = stage.method.model_dump(include={*method.model_fields} - {"kind"})
         if stage.method.steps_field and method.steps_field:
             gone = getattr(stage.method, stage.method.steps_field)
-            own[method.steps_field] = None if gone == "all" else gone
+            own[method.steps_field] = method.all_steps if gone == stage.method.all_steps else gone
         scale = stage.lr_scale.model_copy(update={} if method.own_parts else {"latent": 1.0})
         changes = {"method": method.model_validate(own), "lr_scale": scale}
         stages[f"{method.model_fields['kind'].default}_{name}"] = stage.model_copy(update=changes)

@@ -55,7 +55,8 @@ class MethodConfig(Frozen):
     schedules: ClassVar[tuple[str, ...]] = ()
     """Logged weights of its terms that change while it trains."""
     steps_field: ClassVar[str | None] = None
-    """Its field that says how many first steps of a sample are gone: a number; None or "all" are all of them."""
+    """Its field that says how many first steps of a sample are gone, where it has one: a number, or `all_steps`."""
+    all_steps: ClassVar[str | None] = None
     reserved: ClassVar[str | None] = None
     """A regular expression of its control tokens: a text that holds one would be read as structure."""
 

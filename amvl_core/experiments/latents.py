@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from amvl_core.contracts.config import StageConfig
@@ -14,6 +13,7 @@ from amvl_core.experiments.shared import questions, shared, stage
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.coconut.config import CoconutMethod
 from amvl_core.methods.codi.config import CodiMethod
+from amvl_core.methods.curriculum import curriculum
 from amvl_core.methods.lvr.config import LvrMethod
 from amvl_core.methods.markers.config import MarkersMethod
 from amvl_core.methods.monet.config import MonetMethod
@@ -27,7 +27,7 @@ MOVES = 8
 STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 MIX = 0.3
-"""The share of samples whose number of replaced steps is drawn, as in Coconut's paper."""
+"""The share of samples whose number of replaced steps is drawn."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
 UNUSED = 64
@@ -36,20 +36,6 @@ UNUSED = 64
 
 def _once(name: str, method: MethodConfig, steps: int) -> Mapping[str, StageConfig]:
     return {name: stage(method, steps)}
-
-
-def _in_stages(
-    name: str, field: str, everything: Any, method: MethodConfig, steps: int, stages: int
-) -> Mapping[str, StageConfig]:
-    """`steps` in `stages`, in which `field` of the method is 1, 2, 3 and so on, and in the last one `everything`.
-
-    The last one is twice as long as the others: the paper of Coconut stays in it until the end, too.
-    """
-    each = steps // (stages + 1)
-    return {
-        **{f"{name}_{gone}": stage(method.model_copy(update={field: gone}), each) for gone in range(1, stages)},
-        f"{name}_{stages}": stage(method.model_copy(update={field: everything}), 2 * each),
-    }
 
 
 def _amvl(steps: int, **fields: Any) -> AmvlMethod:
@@ -76,17 +62,20 @@ def _monet(steps: int) -> Mapping[str, StageConfig]:
 
 def _arms(steps: int, most: int = MOVES) -> tuple[Arm, ...]:
     """Every arm, each of `steps` optimiser steps. In a curriculum `most` dependent steps leave the reply one by one."""
-    replaced = partial(_in_stages, field="replaced_steps", everything=None, steps=steps, stages=most)
+
+    def in_stages(name: str, method: MethodConfig) -> Mapping[str, StageConfig]:
+        return curriculum(name, stage(method, steps // (most + 1)), most)
+
+    hidden = _amvl(steps // (most + 1))
     pause = PauseMethod(slots_per_step=1, stage_mix=MIX)
-    hidden = _in_stages("amvl", "hidden_steps", "all", _amvl(steps // (most + 1)), steps, most)
     return (
         Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
         Arm("SFT, bare answers", "control", _once("bare", SftMethod(replaced_steps=None), steps)),
-        Arm("SFT, curriculum", "control", replaced("bare", method=SftMethod())),
+        Arm("SFT, curriculum", "control", in_stages("bare", SftMethod())),
         Arm("markers only", "control", _once("markers", MarkersMethod(replaced_steps=None), steps)),
         Arm("pause tokens", "control", _once("pause", PauseMethod(replaced_steps=None), steps)),
-        Arm("pause tokens, curriculum", "control", replaced("pause", method=pause)),
-        Arm("Coconut", "latent", replaced("coconut", method=CoconutMethod(slots_per_step=1, stage_mix=MIX))),
+        Arm("pause tokens, curriculum", "control", in_stages("pause", pause)),
+        Arm("Coconut", "latent", in_stages("coconut", CoconutMethod(slots_per_step=1, stage_mix=MIX))),
         Arm("CODI", "latent", _once("codi", CodiMethod(), steps)),
         Arm("LVR", "latent", _once("lvr", LvrMethod(max_slots=16, latent_steps=most), steps)),
         Arm("VaLR, bare answers", "latent", _once("valr", _valr(replaced_steps=None), steps)),
@@ -97,7 +86,7 @@ def _arms(steps: int, most: int = MOVES) -> tuple[Arm, ...]:
         ),
         Arm("Mull-Tokens", "latent", _mull(steps)),
         Arm("AMVL, hidden steps", "latent", _once("amvl", _amvl(steps, hidden_steps="all"), steps)),
-        Arm("AMVL, hidden steps, curriculum", "latent", hidden),
+        Arm("AMVL, hidden steps, curriculum", "latent", in_stages("amvl", hidden)),
         Arm("markers only, steps in words", "control", _once("markers", MarkersMethod(), steps), writes=True),
         Arm("pause tokens, steps in words", "control", _once("pause", PauseMethod(), steps), writes=True),
         Arm("VaLR", "latent", _once("valr", _valr(), steps), writes=True),

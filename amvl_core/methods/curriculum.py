@@ -35,7 +35,7 @@ class MixedStages(MethodConfig):
         le=1,
         exclude_if=lambda share: share == 0,
         description="the share of samples for which it is drawn how many of their first steps are gone, from none to "
-        "all (Coconut, Sec. 5.1: 0.3)",
+        "all (`uniform_prob` in Coconut's code)",
     )
 
     def block_length(self, latent: LatentConfig) -> int:
@@ -98,17 +98,19 @@ class StepsReplaced(MethodConfig):
         return len(sample.steps) if self.replaced_steps is None else self.replaced_steps
 
 
-def curriculum(name: str, stage: StageConfig, most: int) -> dict[str, StageConfig]:
-    """Stages `name`_1 to `name`_`most`, which replace so many first steps, then `name`, which replaces all.
+def curriculum(name: str, stage: StageConfig, stages: int) -> dict[str, StageConfig]:
+    """Stages `name`_1 to `name`_`stages`: one more of the first steps is gone in each, and all are in the last.
 
-    All else in them is as in `stage`.
-    Raises ValueError where the method of `stage` replaces no steps.
+    The last one is twice as long as the others: Coconut's code stays in it until the end. All else is as in `stage`.
+    Raises ValueError where its method lets no steps go.
     """
-    if not isinstance(stage.method, StepsReplaced):
-        raise ValueError(f"{stage.method.kind} replaces no steps, so it has no curriculum over them")
+    method, field = stage.method, stage.method.steps_field
+    if field is None:
+        raise ValueError(f"{method.kind} lets no steps go, so it has no curriculum over them")
+    longer = {unit: 2 * length for unit in ("steps", "epochs") if (length := getattr(stage, unit)) is not None}
     return {
-        name if steps is None else f"{name}_{steps}": stage.model_copy(
-            update={"method": stage.method.model_copy(update={"replaced_steps": steps})}
+        f"{name}_{number}": stage.model_copy(
+            update={"method": method.model_copy(update={field: gone}), **(longer if number == stages else {})}
         )
-        for steps in (*range(1, most + 1), None)
+        for number, gone in enumerate((*range(1, stages), method.all_steps), 1)
     }

@@ -72,7 +72,7 @@ def test_loss_and_every_gradient_equal_the_stock_model_token_by_token(
 
 
 def test_a_mixed_batch_has_blocks_of_every_length_and_equals_the_stock_model() -> None:
-    """Float64. Worst seen: 0 in the loss, 1e-16 in gradients."""
+    """Float64. Worst seen: 0 in the loss, 5e-16 in gradients."""
     ours, processor = method(replaced_steps=1, slots_per_step=2, stage_mix=1.0)
     samples = [replace(item, sample_id=f"{item.sample_id}, {n}") for item in items() for n in range(4)]
     mixed = batch(ours, processor, samples)

@@ -39,7 +39,7 @@ class AmvlMethod(LaterMaskedMethod, BlockMethod):
     has_latents = True
     draws_latents = True
     model_type = "amvl"
-    steps_field = "hidden_steps"
+    steps_field, all_steps = "hidden_steps", "all"
     own_parts = ("prior_head.", "posterior_head.", "injector.")
     columns: ClassVar = {**BlockMethod.columns, "kl": ("kl_forward", "kl_reverse")}
     schedules = ("beta", "gamma")

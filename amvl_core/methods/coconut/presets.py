@@ -32,8 +32,7 @@ def coconut_demo() -> RunConfig:
             "lr": 1e-3,
         }
     )
-    stages = {"steps": steps, **curriculum("coconut", stage, most=MOVES - 1)}
-    stages["coconut"] = stages["coconut"].model_copy(update={"steps": 2 * 480})
+    stages = {"steps": steps, **curriculum("coconut", stage, MOVES)}
     config = validate(demo.model_copy(update={"stages": stages}).model_dump(mode="json"))
     source = MicroworldSource(tasks=("chain",), difficulty=(1, MOVES), train=16000, test=600)
     return override(

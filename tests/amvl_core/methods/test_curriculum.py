@@ -17,6 +17,7 @@ from amvl_core.contracts.sample import StoredSample
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.coconut.config import CoconutMethod
 from amvl_core.methods.curriculum import curriculum
+from amvl_core.methods.monet.config import MonetMethod
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
 
@@ -54,15 +55,13 @@ def test_every_sample_has_as_many_slots_as_its_stage() -> None:
 def test_a_curriculum_replaces_one_step_more_in_each_stage_and_all_in_the_last() -> None:
     stage = StageConfig(method=CoconutMethod(), steps=5)
     found = curriculum("c", stage, 3)
-    assert {name: one.method.replaced_steps for name, one in found.items()} == {
-        "c_1": 1,
-        "c_2": 2,
-        "c_3": 3,
-        "c": None,
-    }
-    assert all(one.steps == 5 for one in found.values())
-    with pytest.raises(ValueError, match="amvl replaces no steps"):
-        curriculum("c", StageConfig(method=AmvlMethod(), steps=5), 3)
+    assert [(name, one.method.replaced_steps, one.steps) for name, one in found.items()] == [
+        ("c_1", 1, 5), ("c_2", 2, 5), ("c_3", None, 10),
+    ]  # fmt: skip
+    hidden = curriculum("a", StageConfig(method=AmvlMethod(), epochs=0.5), 2)
+    assert [(one.method.hidden_steps, one.epochs) for one in hidden.values()] == [(1, 0.5), ("all", 1.0)]
+    with pytest.raises(ValueError, match="monet lets no steps go"):
+        curriculum("c", StageConfig(method=MonetMethod(), steps=5), 3)
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
