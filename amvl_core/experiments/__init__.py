@@ -8,12 +8,13 @@ from functools import partial
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.sources import DEPENDENT_TASKS
 from amvl_core.experiments.experiment import Experiment
-from amvl_core.experiments.latents import latents, latents_bottleneck, latents_small
+from amvl_core.experiments.latents import latents, latents_bottleneck, latents_medium, latents_small
 from amvl_core.experiments.written import written
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "latents": latents,
     "latents-bottleneck": latents_bottleneck,
+    "latents-medium": latents_medium,
     "latents-small": latents_small,
     **{f"written-{task}": partial(written, task) for task in DEPENDENT_TASKS},
 }

@@ -146,8 +146,20 @@ def latents_bottleneck() -> Experiment:
     )
 
 
+def _up_to_three(title: str, arms: tuple[Arm, ...]) -> Experiment:
+    """Questions of one to three moves, one learning rate, one seed."""
+    return Experiment(
+        title, shared((1, 3), train=16000, test=600, steps=1500), arms, rates=(1e-3,), tried=(), validation={}, seeds=1
+    )
+
+
+def latents_medium() -> Experiment:
+    """Every arm of `latents`, with up to three steps."""
+    return _up_to_three("Where latents are needed, medium", _arms(1920, most=3))
+
+
 def latents_small() -> Experiment:
-    """A few arms with up to three steps, one seed and one learning rate: the whole in about 20 minutes on two cores."""
+    """A few arms of `latents-medium`: the whole in about 20 minutes on two cores."""
     shown = (
         "SFT, steps in words",
         "SFT, bare answers",
@@ -156,12 +168,5 @@ def latents_small() -> Experiment:
         "Coconut",
         "AMVL, hidden steps, curriculum",
     )
-    return Experiment(
-        "Where latents are needed, small",
-        shared((1, 3), train=16000, test=600, steps=1500),
-        tuple(arm for arm in _arms(1920, most=3) if arm.label in shown),
-        rates=(1e-3,),
-        tried=(),
-        validation={},
-        seeds=1,
-    )
+    arms = tuple(arm for arm in latents_medium().arms if arm.label in shown)
+    return _up_to_three("Where latents are needed, small", arms)

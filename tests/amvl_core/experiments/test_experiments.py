@@ -105,6 +105,14 @@ def test_validation_questions_are_others() -> None:
     assert asked.seed != used.seed
 
 
+def test_medium_and_small_share_their_trainings() -> None:
+    medium, small = experiment("latents-medium"), experiment("latents-small")
+    assert [arm.label for arm in medium.arms] == [arm.label for arm in experiment("latents").arms]
+    assert small._replace(title=medium.title, arms=medium.arms) == medium
+    assert 0 < len(small.arms) < len(medium.arms)
+    assert all(arm in medium.arms for arm in small.arms)
+
+
 def test_a_rate_is_that_of_an_arms_own_stages() -> None:
     found = experiment("latents")
     run = next(arm for arm in found.arms if arm.label == "Coconut").of(found.shared)
@@ -117,7 +125,5 @@ def test_a_rate_is_that_of_an_arms_own_stages() -> None:
 
 def test_a_task_says_its_steps_and_a_wrong_name_is_refused() -> None:
     assert difficulty("microworld/chain_12") == 12
-    with pytest.raises(
-        ConfigError, match="no experiment 'lattents'; choose one of latents, latents-bottleneck, latents-small"
-    ):
+    with pytest.raises(ConfigError, match="no experiment 'lattents'; choose one of latents, latents-bottleneck, "):
         experiment("lattents")
