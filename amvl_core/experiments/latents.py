@@ -159,13 +159,15 @@ def latents_medium() -> Experiment:
 
 
 def latents_small() -> Experiment:
-    """A few arms of `latents-medium`: the whole in about 20 minutes on two cores."""
+    """A few arms of `latents-medium`: the whole in about half an hour on two cores."""
     shown = (
         "SFT, steps in words",
         "SFT, bare answers",
         "SFT, curriculum",
         "pause tokens, curriculum",
         "Coconut",
+        "VaLR, bare answers",
+        "VaLR, bare answers, no alignment",
         "AMVL, hidden steps, curriculum",
     )
     arms = tuple(arm for arm in latents_medium().arms if arm.label in shown)
