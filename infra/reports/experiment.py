@@ -21,6 +21,8 @@ from amvl_core.pages.charts import BASELINE, INK, style
 MARKS = "osD^vPX*<>"
 PANELS = 4
 """Heat maps beside each other."""
+CELL, MARGIN = 0.34, 0.9
+"""Inches of a heat map's column, and of the names of its rows beside it."""
 TITLE_DENSITY = 10
 """Letters of a heat map's title in an inch."""
 DARK = 55
@@ -76,14 +78,15 @@ def slots_chart(record: ExperimentRecord) -> Figure | None:
     rows = -(-len(arms) // columns)
     tallest = max(len(probes[0].slots) for probes in arms.values()) + 2
     widest = max(len(probes) for probes in arms.values())
-    width = 0.9 + 0.34 * widest
+    width = MARGIN + CELL * widest
     size = (0.6 + columns * width, 1.2 + rows * (0.8 + 0.24 * tallest))
     figure = Figure(figsize=size, layout="constrained")
     panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for (label, probes), axis in zip(arms.items(), panels, strict=False):
         _heat_map(axis, probes)
         shown = textwrap.fill(label, int(TITLE_DENSITY * width))
-        axis.set_title(shown, loc="left", fontsize=9, fontweight="bold", color=INK)
+        # It begins above the names of the rows: from the cells on it would leave the picture.
+        axis.set_title(shown, loc="left", x=-0.55 * MARGIN / (CELL * widest), fontsize=9, fontweight="bold", color=INK)
     for axis in panels[len(arms) :]:
         axis.set_visible(False)
     seeds = max(len(arm.trained) for arm in record.arms)
