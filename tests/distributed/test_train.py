@@ -107,19 +107,23 @@ def test_evaluation_stores_predictions_and_scores_them(chain, tmp_path) -> None:
 
 
 def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain, tmp_path) -> None:
-    """The next stage has new workers, and gives what it gave by workers that had two stages behind them."""
+    """One is killed, and then its storage fails for a while, which is an ordinary failure.
+
+    The next stage has new workers, and gives what it gave by workers that had two stages behind them.
+    """
     _, data, records, _ = chain
-    again = configuration(str(tmp_path), trainer={"max_failures": 1})
-    group, flag = WorkerGroup(again), tmp_path / "killed"
-    record, events = run_with_kill(group, again, data, flag)
-    killed = group._run
-    assert flag.exists()
+    again = configuration(str(tmp_path), trainer={"max_failures": 2})
+    group = WorkerGroup(again)
+    record, events = run_with_faults(group, again, data, tmp_path, ["kill", "refuse"])
+    failed = group._run
+    assert faults_of(tmp_path) == ["0-kill", "1-refuse"]
     # The checkpoint of step 2 brings what was logged until then; step 3 is done again, and is the same.
-    assert [event.done for event in events] == [1, 2, 3, 1, 2, 3, 4]
-    assert [event.metrics["loss"] for event in events[:3]] == [event.metrics["loss"] for event in events[3:6]]
+    assert [event.done for event in events] == [1, 2, 3, 1, 2, 3, 1, 2, 3, 4]
+    losses = [event.metrics["loss"] for event in events]
+    assert losses[:3] == losses[3:6] == losses[6:9]
     same(record, records["sft"])
     record, _ = run(group, again, data, "amvl", records["embedding_adaptation"])
-    assert group._run is not killed
+    assert group._run is not failed
     same(record, records["amvl"])
     group.close()
 
@@ -130,25 +134,33 @@ def same(one: CheckpointRecord, other: CheckpointRecord) -> None:
         assert torch.equal(value, weights(other)[name]), name
 
 
-def run_with_kill(group, config, data, flag):
-    """Trains while one worker kills itself, once, as it reads its last batch."""
+def faults_of(folder: Path) -> list[str]:
+    return sorted(file.name.removeprefix("fault-") for file in folder.glob("fault-*"))
+
+
+def run_with_faults(group, config, data, root: Path, faults: list[str]):
+    """Trains while one worker meets the next of `faults` each time that it reads its last batch, until all were met."""
     import infra.ray_train as ray_train
 
     original = ray_train._worker
-    path = str(flag)
+    folder = str(root)
 
     def worker(settings):
         import os
         import pathlib
 
+        from amvl_core.contracts.errors import StorageError
         from amvl_core.data import loader
 
         read = loader.StepDataset.__getitem__
 
         def getitem(self, step):
-            if step == 3 and self.rank == 1 and not pathlib.Path(path).exists():
-                pathlib.Path(path).touch()
-                os.kill(os.getpid(), 9)
+            met = len(list(pathlib.Path(folder).glob("fault-*")))
+            if step == 3 and self.rank == 1 and met < len(faults):
+                pathlib.Path(folder, f"fault-{met}-{faults[met]}").touch()
+                if faults[met] == "kill":
+                    os.kill(os.getpid(), 9)
+                raise StorageError("cannot read the samples: 503")
             return read(self, step)
 
         loader.StepDataset.__getitem__ = getitem
@@ -161,53 +173,12 @@ def run_with_kill(group, config, data, flag):
         ray_train._worker = original
 
 
-def run_with_refusals(group, config, data, root: Path, times: int):
-    """Trains while the storage refuses one worker its samples, the first `times` times that it asks for the third."""
-    import infra.ray_train as ray_train
-
-    original = ray_train._worker
-    folder = str(root)
-
-    def worker(settings):
-        import pathlib
-
-        from amvl_core.contracts.errors import StorageError
-        from amvl_core.data import loader
-
-        read = loader.StepDataset.__getitem__
-
-        def getitem(self, step):
-            tries = len(list(pathlib.Path(folder).glob("refused-*")))
-            if step == 2 and self.rank == 1 and tries < times:
-                pathlib.Path(folder, f"refused-{tries}").touch()
-                raise StorageError("cannot read the samples: 503")
-            return read(self, step)
-
-        loader.StepDataset.__getitem__ = getitem
-        original(settings)
-
-    ray_train._worker = worker
-    try:
-        return run(group, config, data, "sft", None)[0]
-    finally:
-        ray_train._worker = original
-
-
-def test_a_passing_fault_of_the_storage_is_an_ordinary_failure(chain, tmp_path) -> None:
-    _, data, _, _ = chain
-    config = configuration(str(tmp_path), trainer={"max_failures": 1})
-    group = WorkerGroup(config)
-    assert run_with_refusals(group, config, data, tmp_path, times=1).step == 4
-    group.close()
-    assert (tmp_path / "refused-0").exists() and not (tmp_path / "refused-1").exists()
-
-
 def test_a_lasting_fault_of_the_storage_is_told_when_the_failures_run_out(chain, tmp_path) -> None:
     _, data, _, _ = chain
     config = configuration(str(tmp_path), trainer={"max_failures": 1})
     with pytest.raises(StorageError, match=r"once too often .*the last time on the storage: cannot read the samples"):
-        run_with_refusals(WorkerGroup(config), config, data, tmp_path, times=9)
-    assert (tmp_path / "refused-1").exists() and not (tmp_path / "refused-2").exists()
+        run_with_faults(WorkerGroup(config), config, data, tmp_path, ["refuse"] * 9)
+    assert faults_of(tmp_path) == ["0-refuse", "1-refuse"]
 
 
 def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> None:
