@@ -10,8 +10,6 @@ from amvl_core.methods.sft.config import SftMethod
 
 STEPS = 800
 """Optimiser steps of each arm behind the shared ones."""
-
-
 UNTIED = {
     "model": {"tiny": {"tie_word_embeddings": False}},
     "stages": {"steps": {"lr_scale": {"embeddings": 1.0}}},

@@ -21,7 +21,7 @@ from amvl_core.train.watch import Refusal
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# Its autotuner, which nothing here uses, takes MLflow where it is installed: a fifth of what a worker imports.
+# DeepSpeed's autotuner, which nothing here uses, imports MLflow where it is installed. No worker needs it.
 if "mlflow" not in sys.modules:
     sys.modules["mlflow"] = None  # type: ignore[assignment]
 

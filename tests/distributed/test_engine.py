@@ -6,6 +6,8 @@ exported folder, to the weights that DeepSpeed holds.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -250,3 +252,11 @@ def test_plain_transformers_loads_what_a_stage_leaves(found, folder: Path, case:
     assert ("lm_head.weight" in expected) == (case != "tied")
     with safe_open(folder / case / "model.safetensors", "pt") as file:
         assert ("lm_head.weight" in file.keys()) == (case != "tied")  # noqa: SIM118
+
+
+def test_a_worker_loads_no_mlflow_and_can() -> None:
+    code = (
+        "import sys, importlib.util, amvl_core.train.engine\n"
+        "assert 'mlflow' not in sys.modules and importlib.util.find_spec('mlflow')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
