@@ -176,15 +176,15 @@ class Encoder:
                 cells = cells_within(fill, sizes[fill.image], grids_of_tokens(grids, self.processor)[shown])
                 fills += [firsts[shown] + cell for cell in cells]
                 text *= len(cells)
-            tokens = self.processor.tokenizer(self.processor.repeated(text, features))["input_ids"]
+            tokens = self._tokens(self.processor.repeated(text, features))
             observed += range(len(ids), len(ids) + len(tokens)) if segment.observation else ()
             ids += tokens
             if segment.kind == "latent":
-                words.append(tuple(self.processor.tokenizer(segment.words or "")["input_ids"]))
+                words.append(tuple(self._tokens(segment.words or "")))
             hidden += len(tokens) if segment.kind == "hidden" else 0
             labels += tokens if segment.kind in ("step", "answer") else [IGNORED] * len(tokens)
         ids_T, labels_T = np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
-        shown_T = np.isin(ids_T, [self.processor.image_token_id, self.processor.video_token_id])
+        shown_T = (ids_T == self.processor.image_token_id) | (ids_T == self.processor.video_token_id)
         labels_T[shown_T] = IGNORED
         filled_with = tuple(shown_T.nonzero()[0][fills].tolist()) if fills else ()
         return Encoded(
@@ -199,6 +199,11 @@ class Encoder:
             observed=tuple(observed),
             words=tuple(words),
         )
+
+    def _tokens(self, text: str) -> list[int]:
+        """As the tokenizer's own call, which takes several times as long for a text of a few words."""
+        ids: list[int] = self.processor.tokenizer.backend_tokenizer.encode(text).ids
+        return ids
 
     def _text(self, segment: Segment, last: bool) -> str:
         if segment.kind == "prompt":

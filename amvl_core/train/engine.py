@@ -143,7 +143,7 @@ class Engine:
         if trainer.gradient_checkpointing:
             method.model.activation_checkpointing_enable()
         groups = parameter_groups(method, stage)
-        options: dict[str, Any] = {"lr": stage.lr, "betas": (0.9, stage.beta2), "fused": torch.cuda.is_available()}
+        options: dict[str, Any] = {"lr": stage.lr, "betas": (0.9, stage.beta2), "fused": True}
         optimizer = (
             PlainAdamW(groups, stage.clip, **options) if _plain(trainer) else torch.optim.AdamW(groups, **options)
         )

@@ -115,11 +115,10 @@ def _pairs(engine: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _adam_state(optimizer: Any, master: Tensor) -> dict[str, Tensor]:
-    """AdamW's state of one tensor as torch would create it at its first step."""
+    """AdamW's state of one tensor as torch would create it at its first fused step."""
     state: dict[str, Tensor] = optimizer.state[master]
     if not state:
-        on_device = optimizer.defaults["fused"]
-        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if on_device else "cpu")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
         for kind in MOMENTS:
             state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format)
     return state
