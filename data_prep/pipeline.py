@@ -30,6 +30,7 @@ from data_prep import contamination, duplicates, listing, report
 from data_prep.content_identity import content_identity
 from data_prep.duplicate_keys import KeyFile, key_name, sample_id
 from data_prep.duplicates import Match, Repeat
+from data_prep.microworld.dependent import REVISIONS
 from data_prep.shards import SCHEMA_VERSION, copy_without, shard_name
 from data_prep.shards import check as check_shard
 from data_prep.sources import source_name
@@ -101,6 +102,8 @@ def _source_identity(source: Source) -> dict[str, Any]:
     fields = source.model_dump(mode="json")
     if isinstance(source, MicroworldSource) and not set(source.tasks) & set(DEPENDENT_TASKS):
         del fields["difficulty"]  # nothing depends on it
+    if isinstance(source, MicroworldSource) and (revised := {t: REVISIONS[t] for t in source.tasks if t in REVISIONS}):
+        fields["revisions"] = revised
     uri = fields.pop("uri", None)
     return fields if uri is None else {**fields, "content": content_identity(uri)}
 

@@ -72,7 +72,7 @@ def connect(config: ClusterConfig) -> None:
         try:
             ray.init(
                 address="local",
-                num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                num_cpus=cores(),
                 object_store_memory=_object_store_bytes(),
                 include_dashboard=False,
                 log_to_driver=False,
@@ -95,6 +95,11 @@ def connect(config: ClusterConfig) -> None:
             "(`ray up ray_cluster.yaml`), or unset RAY_ADDRESS and leave cluster.address at auto to run on this machine"
         ) from error
     _take_sigterm()
+
+
+def cores() -> int:
+    """How many cores this process may use: `taskset` and containers leave it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _take_sigterm() -> None:

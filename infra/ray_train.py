@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import time
 import uuid
@@ -30,7 +29,7 @@ from amvl_core.contracts.errors import AmvlError, ClusterError, StorageError
 from amvl_core.contracts.progress import ProgressFn
 from amvl_core.contracts.records import BASE, CheckpointRecord, DatasetRecord, FeaturesRecord, load_record
 from amvl_core.train.preemption import Sigterm
-from infra.cluster import Workers, resources, room
+from infra.cluster import Workers, cores, resources, room
 from infra.mailbox import Job, Mailbox, News
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     mailbox = settings["mailbox"]
     processes = ray.train.get_context().get_local_world_size() * settings["jobs"]
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    torch.set_num_threads(max(1, cores() // processes))
     hf_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if dist.get_rank() == 0:

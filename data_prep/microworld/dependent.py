@@ -1,11 +1,12 @@
-"""The tasks of dependent steps: chain, path, turn, tally. Step i needs the result of step i - 1.
+"""Tasks of dependent steps: chain, path, turn, tally. Step i needs the result of step i - 1.
 
-The number of steps (1 to 8) is the difficulty, and the question names it. A written step gives its number and its
-result: `Three: blue.` Every cell is 16 x 16 pixels, one visual token of the tiny model, and all 16 cells are drawn
+The number of steps (1 to 8) is the difficulty, and the question names it. A written step gives its number, what it
+looks at, and its result: `Three: red 4, 0 up.` In `chain` it looks at the result of the step before, which stands there
+already: `Three: blue.` Every cell is 16 x 16 pixels, one visual token of the tiny model, and all 16 cells are drawn
 whatever the difficulty.
 
 Chance, the accuracy of the best guess from the question alone, at every difficulty:
-chain 1/12, path 1/8, turn 1/7 (of 8 colours, never the one that it starts with), tally 1/5. What a look at the image
+chain 1/12, path 1/8, turn 1/8, tally 1/5. What a look at the image
 rules out without taking steps is in docs/microworld.md.
 """
 
@@ -80,12 +81,16 @@ def turned(form: Form, turn: str) -> Form:
     return frozenset(TURNS[turn](row, column) for row, column in form)
 
 
-def _forms() -> tuple[Form, ...]:
+def _forms() -> dict[Form, str]:
     quarters = list(accumulate(["right"] * 3, turned, initial=PIECE))
-    return (*quarters, *(turned(form, "flip") for form in quarters))
+    names = {form: f"A {foot}" for form, foot in zip(quarters, ("right", "down", "left", "up"), strict=True)}
+    flipped = ("left", "down", "right", "up")
+    return names | {turned(form, "flip"): f"B {foot}" for form, foot in zip(quarters, flipped, strict=True)}
 
 
-FORMS = _forms()
+FORM_NAMES = _forms()
+"""The name of each form: A, or B where it is flipped, and where its foot points."""
+FORMS = tuple(FORM_NAMES)
 
 
 def chain(rng: Random, answer: str, moves: int) -> Scene:
@@ -115,55 +120,48 @@ def chain(rng: Random, answer: str, moves: int) -> Scene:
 def path(rng: Random, answer: str, moves: int) -> Scene:
     """Which colour a ball reaches in a corridor that leads through all 16 cells, beginning at one of its ends.
 
-    Of the 8 cells that an odd number of moves reaches each has another colour; so do the 7 of an even number.
+    Of the cells that an odd number of moves reaches, each has another colour, if that number is odd; else so do those
+    of an even number. So counting colours does not help. The others have any colours: where every image had the same
+    ones, what is seen of the whole image would say nothing of any cell, and colours were not learned.
     """
     trail = rng.choice(_trails())
-    names = [""] * len(CELLS)
-    for parity in (0, 1):
-        at = [move for move in CELLS if move % 2 == parity]
-        colours = rng.sample(EIGHT_COLOURS, len(EIGHT_COLOURS))
-        if parity == moves % 2:
-            # The answer takes the place of whatever colour was drawn for its cell.
-            here, there = at.index(moves), colours.index(answer)
-            colours[here], colours[there] = colours[there], colours[here]
-        for move, name in zip(at, colours, strict=True):
-            names[move] = name
+    names = rng.choices(EIGHT_COLOURS, k=len(CELLS))
+    reached = [move for move in CELLS if move % 2 == moves % 2]
+    others = rng.sample([name for name in EIGHT_COLOURS if name != answer], len(EIGHT_COLOURS) - 1)
+    others.insert(reached.index(moves), answer)
+    for move, name in zip(reached, others, strict=True):
+        names[move] = name
     return _scene(
         ("path", *trail, *names[1:]),
         partial(_corridor, trail, names),
         f"Start at the ball and move {NUMBERS[moves - 1]}.",
-        names[1 : moves + 1],
+        [
+            f"{STEP_NAMES[b - a]} {_name(b)}, {name}"
+            for (a, b), name in zip(pairwise(trail[: moves + 1]), names[1:], strict=False)
+        ],
         answer,
         trail[1 : moves + 1],
     )
 
 
 def turn(rng: Random, answer: str, moves: int) -> Scene:
-    """Which of 8 coloured forms a piece has after the first turns of a list; the question names its form before.
+    """Which of its 8 forms a piece has after the first turns of a list. It never ends as it began.
 
-    Rows 1 and 2 show every form once; rows 3 and 4 are the list. The piece never ends as it began.
+    The first cell shows the piece before, the others are the list.
     """
-    colours = dict(zip(rng.sample(FORMS, len(FORMS)), EIGHT_COLOURS, strict=True))
-    forms = {colour: form for form, colour in colours.items()}
-    start = rng.choice([colour for colour in EIGHT_COLOURS if colour != answer])
     while True:
-        turns = rng.choices(tuple(TURNS), k=len(NUMBERS))
-        way = list(accumulate(turns[:moves], turned, initial=forms[start]))
-        if way[-1] != forms[start]:
+        turns = rng.choices(tuple(TURNS), k=len(CELLS) - 1)
+        way = list(accumulate(turns[:moves], turned, initial=rng.choice(FORMS)))
+        if FORM_NAMES[way[-1]] == answer and way[-1] != way[0]:
             break
-    # The colours of the answer's form and of the form that is reached change places.
-    reached = colours[way[-1]]
-    colours[forms[answer]], colours[way[-1]] = reached, answer
-    places = rng.sample(FORMS, len(FORMS))
-    tiles = {cell: _piece(form, colours[form]) for cell, form in enumerate(places)}
-    tiles |= {len(FORMS) + number: _glyph(name) for number, name in enumerate(turns)}
+    tiles = {0: _piece(way[0])} | {number: _glyph(name) for number, name in enumerate(turns, 1)}
     return _scene(
-        ("turn", *((sorted(form), colours[form]) for form in places), *turns),
+        ("turn", sorted(way[0]), *turns),
         partial(_on_paper, tiles, rng.randrange(len(PAPERS))),
-        f"Start at {start} and do {NUMBERS[moves - 1]}.",
-        [colours[form] for form in way[1:]],
+        f"Start at the piece and do {NUMBERS[moves - 1]}.",
+        [f"{name}, {FORM_NAMES[form]}" for name, form in zip(turns, way[1:], strict=False)],
         answer,
-        [len(FORMS) + number for number in range(moves)],
+        list(range(1, moves + 1)),
     )
 
 
@@ -179,21 +177,29 @@ def tally(rng: Random, answer: str, moves: int) -> Scene:
     before = sum(sign * number for sign, number in zip(signs, dots[: moves - 1], strict=False))
     dots[moves - 1] = signs[moves - 1] * (int(answer) - before) % MODULUS
     counts = accumulate(sign * number for sign, number in zip(signs, dots[:moves], strict=False))
-    tiles = {cell: _card(dots[cell], "red" if red[cell] else "blue") for cell in CELLS}
+    cards = [("red" if turns else "blue", number) for turns, number in zip(red, dots, strict=True)]
+    ways = ["up" if sign > 0 else "down" for sign in signs[1:]]
+    tiles = {cell: _card(*card) for cell, card in enumerate(cards)}
     return _scene(
         ("tally", *zip(dots, red, strict=True)),
         partial(_on_paper, tiles, rng.randrange(len(PAPERS))),
         f"Count {NUMBERS[moves - 1]} items from 0 to {MODULUS - 1} and turn at red.",
-        [f"{count % MODULUS} {'up' if sign > 0 else 'down'}" for count, sign in zip(counts, signs[1:], strict=False)],
+        [
+            f"{colour} {number}, {count % MODULUS} {way}"
+            for (colour, number), count, way in zip(cards, counts, ways, strict=False)
+        ],
         answer,
         list(range(moves)),
     )
 
 
+REVISIONS: dict[MicroworldTask, int] = {"path": 1, "turn": 1, "tally": 1}
+"""Counted up when a task's samples change: what was prepared before is not taken for them."""
+
 DEPENDENT: dict[MicroworldTask, tuple[tuple[str, ...], Callable[[Random, str, int], Scene]]] = {
     "chain": (CHAIN_COLOURS, chain),
     "path": (EIGHT_COLOURS, path),
-    "turn": (EIGHT_COLOURS, turn),
+    "turn": (tuple(FORM_NAMES.values()), turn),
     "tally": (tuple(map(str, range(MODULUS))), tally),
 }
 """Of each task the answers, equally frequent, and how a scene with an answer and a number of steps is drawn."""
@@ -203,16 +209,16 @@ def _scene(
     layout: tuple[object, ...],
     render: Callable[[], Image.Image],
     question: str,
-    results: Sequence[str],
+    steps: Sequence[str],
     answer: str,
     cells: Sequence[int],
 ) -> Scene:
-    """A scene whose step i names result i and looks at cell i of `cells`."""
+    """A scene whose step i says `steps[i]` and looks at cell i of `cells`."""
     return Scene(
         layout,
         render,
         question,
-        tuple(f"{number.capitalize()}: {result}." for number, result in zip(NUMBERS, results, strict=False)),
+        tuple(f"{number.capitalize()}: {step}." for number, step in zip(NUMBERS, steps, strict=False)),
         answer,
         tuple(_region(f"step {number}", cell) for number, cell in enumerate(cells, 1)),
     )
@@ -232,6 +238,10 @@ def _trails() -> list[list[int]]:
     return trails
 
 
+def _name(cell: int) -> str:
+    return f"{'ABCD'[cell // SIDE]}{cell % SIDE + 1}"
+
+
 def _neighbours(cell: int) -> list[int]:
     near = [cell + step for step in STEP_NAMES]
     return [
@@ -249,17 +259,14 @@ def _on_paper(tiles: dict[int, Image.Image], paper: int) -> Image.Image:
 
 
 def _corridor(trail: Sequence[int], names: Sequence[str]) -> Image.Image:
-    """The maze that is open along `trail` only, the ball in its first cell, a colour in each other."""
+    """A maze that is open along `trail` only: a ball in its first cell, the floor of each other coloured."""
     sides = {1: draw.EAST, -1: draw.WEST, SIDE: draw.SOUTH, -SIDE: draw.NORTH}
-    openings = [0] * len(CELLS)
+    walls = [sum(sides.values())] * len(CELLS)
     for a, b in pairwise(trail):
-        openings[a] |= sides[b - a]
-        openings[b] |= sides[a - b]
-    image = draw.maze(openings, trail[0], {})
-    for cell, name in zip(trail[1:], names[1:], strict=True):
-        x, y = cell % SIDE * CELL, cell // SIDE * CELL
-        image.paste(COLOURS[name], (x + 4, y + 4, x + 12, y + 12))
-    return image
+        walls[a] -= sides[b - a]
+        walls[b] -= sides[a - b]
+    tiles = {cell: _floor(name, walls[cell]) for cell, name in zip(trail, ["", *names[1:]], strict=True)}
+    return _on_paper(tiles, 0)
 
 
 def _drawn(paint: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
@@ -284,10 +291,32 @@ def _halves(upper: str, lower: str) -> Image.Image:
 
 
 @cache
-def _piece(form: Form, colour: str) -> Image.Image:
+def _floor(colour: str, walls: int) -> Image.Image:
+    """A cell of a corridor; without a colour the ball lies in it."""
+    places = {
+        draw.NORTH: (-1, -1, 16.9, 1.4),
+        draw.SOUTH: (-1, 14.5, 16.9, 16.9),
+        draw.WEST: (-1, -1, 1.4, 16.9),
+        draw.EAST: (14.5, -1, 16.9, 16.9),
+    }
+
+    def paint(pen: ImageDraw.ImageDraw) -> None:
+        pen.rectangle(_scaled(0, 0, 15.9, 15.9), fill=COLOURS[colour] if colour else draw.FLOOR)
+        if not colour:
+            pen.ellipse(_scaled(4, 4, 12, 12), fill=COLOURS["yellow"], outline=INK, width=OVERSAMPLE // 2)
+        for side, place in places.items():
+            if walls & side:
+                pen.rectangle(_scaled(*place), fill=draw.WALL)
+
+    return _drawn(paint)
+
+
+@cache
+def _piece(form: Form) -> Image.Image:
     def paint(pen: ImageDraw.ImageDraw) -> None:
         for row, column in form:
-            pen.rectangle(_scaled(2 + 4 * column, 2 + 4 * row, 5.9 + 4 * column, 5.9 + 4 * row), fill=COLOURS[colour])
+            at = _scaled(2 + 4 * column, 2 + 4 * row, 5.9 + 4 * column, 5.9 + 4 * row)
+            pen.rectangle(at, fill=COLOURS["blue"])
 
     return _drawn(paint)
 
@@ -302,7 +331,7 @@ def _glyph(turn: str) -> Image.Image:
 
 
 @cache
-def _card(dots: int, colour: str) -> Image.Image:
+def _card(colour: str, dots: int) -> Image.Image:
     def paint(pen: ImageDraw.ImageDraw) -> None:
         pen.rounded_rectangle(_scaled(1, 1, 14.9, 14.9), 2 * OVERSAMPLE, fill=COLOURS[colour])
         for x, y in _DOTS[dots]:

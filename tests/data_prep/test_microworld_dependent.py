@@ -5,6 +5,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -37,7 +38,19 @@ COLOURS = {
     "white": (255, 255, 255),
     "gray": (140, 144, 152),
 }
+WAYS = {(0, 1): "right", (0, -1): "left", (1, 0): "down", (-1, 0): "up"}
 Pixels = NDArray[np.int16]
+
+
+class Step(NamedTuple):
+    """What a step looks at, which is not always said, and what it leads to."""
+
+    seen: str
+    result: str
+
+
+Maps = dict[str, Step]
+"""What one step makes of each result that the step before may have had."""
 
 
 def drawn(task: DependentTask, n: int, split: Split = "train", **fields: object) -> list[Conversation]:
@@ -69,13 +82,9 @@ def moves(sample: Conversation) -> int:
     return number + 1
 
 
-def start(sample: Conversation) -> str:
-    return sample.question.removeprefix(f"{IMAGE_PLACEHOLDER}Start at ").split()[0]
-
-
-def chain_maps(sample: Conversation) -> list[dict[Hashable, Hashable]]:
-    following: dict[Hashable, Hashable] = {
-        colour(cell, 8, 4): colour(cell, 8, 12) for cell in cells(sample) if cell[8, 0].mean() < 210
+def chain_maps(sample: Conversation) -> list[Maps]:
+    following: Maps = {
+        colour(cell, 8, 4): Step("", colour(cell, 8, 12)) for cell in cells(sample) if cell[8, 0].mean() < 210
     }
     return [following] * moves(sample)
 
@@ -88,21 +97,29 @@ FORM_TURNS: dict[str, Callable[[NDArray[np.bool_]], NDArray[np.bool_]]] = {
 }
 
 
-def turn_maps(sample: Conversation) -> list[dict[Hashable, Hashable]]:
-    grids, names = [], []
-    for cell in cells(sample)[:8]:
-        grids.append(np.array([[np.ptp(cell[4 + 4 * r, 4 + 4 * c]) > 60 for c in range(3)] for r in range(3)]))
-        at = np.argwhere(grids[-1])[0] * 4 + 4
-        names.append(colour(cell, int(at[1]), int(at[0])))
-    by_form = {grid.tobytes(): name for grid, name in zip(grids, names, strict=True)}
-    maps: list[dict[Hashable, Hashable]] = []
-    for cell in cells(sample)[8 : 8 + moves(sample)]:
+def form_name(grid: NDArray[np.bool_]) -> str:
+    """Where the foot points, and on which side it is for one who walks down the bar to it: A on the left."""
+    squares = [complex(column, row) for row, column in np.argwhere(grid)]
+    near = {square: [other for other in squares if abs(other - square) == 1] for square in squares}
+    (corner,) = [square for square, found in near.items() if len(found) == 2 and sum(found) != 2 * square]
+    (middle,) = [square for square in near[corner] if len(near[square]) == 2]
+    (foot,) = [square for square in near[corner] if square != middle]
+    points = foot - corner
+    return f"{'A' if points / (corner - middle) == -1j else 'B'} {WAYS[int(points.imag), int(points.real)]}"
+
+
+def piece(sample: Conversation) -> NDArray[np.bool_]:
+    """The squares of the first cell that are filled."""
+    return np.array([[np.ptp(cells(sample)[0][4 + 4 * r, 4 + 4 * c]) > 60 for c in range(3)] for r in range(3)])
+
+
+def turn_maps(sample: Conversation) -> list[Maps]:
+    forms = [np.rot90(form, quarters) for form in (piece(sample), np.fliplr(piece(sample))) for quarters in range(4)]
+    maps: list[Maps] = []
+    for cell in cells(sample)[1 : 1 + moves(sample)]:
         left, right = dark(cell, 5, 5), dark(cell, 11, 5)
         glyph = "flip" if not dark(cell, 8, 8) else "half" if left and right else "right" if left else "left"
-        turned = FORM_TURNS[glyph]
-        maps.append(
-            {name: by_form[np.ascontiguousarray(turned(g)).tobytes()] for g, name in zip(grids, names, strict=True)}
-        )
+        maps.append({form_name(form): Step(glyph, form_name(FORM_TURNS[glyph](form))) for form in forms})
     return maps
 
 
@@ -120,60 +137,72 @@ def dots(cell: Pixels) -> int:
     return islands
 
 
-def tally_maps(sample: Conversation) -> list[dict[Hashable, Hashable]]:
-    maps: list[dict[Hashable, Hashable]] = []
+def tally_maps(sample: Conversation) -> list[Maps]:
+    maps: list[Maps] = []
     for cell in cells(sample)[: moves(sample)]:
-        number, turns = dots(cell), colour(cell, 8, 2) == "red"
+        number, card = dots(cell), colour(cell, 8, 2)
         maps.append(
             {
-                f"{count} {way}": f"{(count + (number if way == 'up' else -number)) % 5} {after}"
+                f"{count} {way}": Step(
+                    f"{card} {number}", f"{(count + (number if way == 'up' else -number)) % 5} {after}"
+                )
                 for count in range(5)
                 for way, other in (("up", "down"), ("down", "up"))
-                for after in [other if turns else way]
+                for after in [other if card == "red" else way]
             }
         )
     return maps
 
 
-MAPS: dict[DependentTask, Callable[[Conversation], list[dict[Hashable, Hashable]]]] = {
+MAPS: dict[DependentTask, Callable[[Conversation], list[Maps]]] = {
     "chain": chain_maps,
     "turn": turn_maps,
     "tally": tally_maps,
 }
+STARTS: dict[DependentTask, Callable[[Conversation], str]] = {
+    "chain": lambda sample: sample.question.removeprefix(f"{IMAGE_PLACEHOLDER}Start at ").split()[0],
+    "turn": lambda sample: form_name(piece(sample)),
+    "tally": lambda sample: "0 up",
+}
 
 
-def walked(sample: Conversation) -> Iterator[str]:
-    """The colours that the ball comes by, over floor that is open."""
+def walked(sample: Conversation) -> Iterator[Step]:
+    """Where the ball comes by, over floor that is open."""
     image, grid = pixels(sample), cells(sample)
-    # The corner of a coloured square is coloured; the ball's is floor.
+    # The corner of a floor is coloured, but for the ball's.
     (here,) = [i for i, cell in enumerate(grid) if cell[4, 4].min() > 200]
     came = None
     for _ in range(moves(sample)):
         row, column = divmod(here, SIDE)
-        ways = [
-            (row + a) * SIDE + column + b
-            for a, b in ((0, 1), (0, -1), (1, 0), (-1, 0))
+        ways = {
+            (row + a) * SIDE + column + b: name
+            for (a, b), name in WAYS.items()
             if 0 <= row + a < SIDE and 0 <= column + b < SIDE
-            if image[row * CELL + 8 + 8 * a, column * CELL + 8 + 8 * b].min() > 200
-        ]
+            if image[row * CELL + 8 + 8 * a, column * CELL + 8 + 8 * b].max() > 110  # no wall
+        }
         (ahead,) = [cell for cell in ways if cell != came]
         came, here = here, ahead
-        yield colour(grid[here], 8, 8)
+        yield Step(f"{ways[here]} {chr(ord('A') + here // SIDE)}{here % SIDE + 1}", colour(grid[here], 8, 8))
+
+
+def stepped(sample: Conversation) -> Iterator[Step]:
+    """By the maps of each step, from what the question or the rule begins with."""
+    task = sample.task.split("_")[0]
+    state = STARTS[task](sample)
+    for following in MAPS[task](sample):
+        yield (step := following[state])
+        state = step.result
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("task", DEPENDENT_TASKS)
 def test_a_reader_of_the_pixels_comes_by_every_step_to_the_answer(task: DependentTask, split: Split) -> None:
     for sample in drawn(task, 160, split):
-        if task == "path":
-            results = list(walked(sample))
-        else:
-            state: Hashable = "0 up" if task == "tally" else start(sample)
-            results = [str(state := following[state]) for following in MAPS[task](sample)]
-        assert sample.steps == tuple(f"{NUMBERS[i].capitalize()}: {result}." for i, result in enumerate(results)), (
-            sample
-        )
-        assert results[-1].split()[0] == sample.answer, sample
+        steps = list(walked(sample) if task == "path" else stepped(sample))
+        said = [", ".join(filter(None, step)) for step in steps]
+        assert sample.steps == tuple(f"{NUMBERS[i].capitalize()}: {text}." for i, text in enumerate(said)), sample
+        result = steps[-1].result
+        assert (result.split()[0] if task == "tally" else result) == sample.answer, sample
         assert len(sample.regions) == moves(sample) == int(sample.task.removeprefix(f"{task}_")), sample
 
 
@@ -182,7 +211,7 @@ def test_every_step_needs_the_one_before(task: DependentTask) -> None:
     # What a step does is a permutation: without the result before it, every result is as likely as any other.
     for sample in drawn(task, 80):
         for following in MAPS[task](sample):
-            assert sorted(map(str, following)) == sorted(map(str, following.values())), sample
+            assert sorted(following) == sorted(step.result for step in following.values()), sample
             assert len(following) == {"chain": 12, "turn": 8, "tally": 10}[task], sample
 
 
@@ -245,6 +274,11 @@ def test_the_demo_has_the_samples_and_the_fingerprint_it_had_before_these_tasks(
     assert digest.hexdigest() == "82fc22c161e086b923ecb619908cd2a94a25e27c999700b43b9dd30b438c9e10"
     assert "difficulty" not in pipeline._source_identity(MicroworldSource())
     assert pipeline._source_identity(MicroworldSource(tasks=("maze", "chain")))["difficulty"] == [1, 8]
+
+
+def test_samples_that_changed_are_prepared_again() -> None:
+    assert pipeline._source_identity(MicroworldSource(tasks=("chain", "turn")))["revisions"] == {"turn": 1}
+    assert "revisions" not in pipeline._source_identity(MicroworldSource(tasks=("chain",)))
 
 
 @pytest.mark.parametrize("difficulty", [(0, 8), (1, 9), (5, 4)])
