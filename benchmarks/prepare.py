@@ -78,7 +78,7 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if chosen.rows:
         # Once, as Ray starts its workers with it:
-        _prepare(_photos(str(_few(folder)), FEW_SHARD_ROWS), str(folder / "warm" / "out"))
+        _prepare(_photos(str(_few(folder, chosen.rows)), FEW_SHARD_ROWS), str(folder / "warm" / "out"))
         found = _throughput(folder / "photographs", pictures.photographs, chosen.rows, chosen.rounds)
         found["mixture"] = _throughput(folder / "mixture", pictures.mixture, chosen.rows, chosen.rounds)
     found["peak_mib"] = {rows: peak for rows, (peak, _) in memory.items()}
@@ -225,7 +225,7 @@ def _lines(source: Path) -> list[dict[str, Any]]:
 
 def _scaling(folder: Path, rows: int, rounds: int, cores: Sequence[int]) -> dict[str, float]:
     """Rows per second of photographs on so many cores, the median of the rounds; each in processes of its own."""
-    source, few = pictures.photographs(folder / "source", rows), _few(folder)
+    source, few = pictures.photographs(folder / "source", rows), _few(folder, rows)
     speed: dict[int, list[float]] = {count: [] for count in cores}
     for number in range(rounds):
         for count in cores:
@@ -324,8 +324,8 @@ def _digests(root: Path) -> dict[str, str]:
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def _few(folder: Path) -> Path:
-    return pictures.photographs(folder / "few", 2 * FEW_SHARD_ROWS * _cores())
+def _few(folder: Path, rows: int) -> Path:
+    return pictures.photographs(folder / "few", min(rows, 2 * FEW_SHARD_ROWS * _cores()))
 
 
 def _cores() -> int:

@@ -2,7 +2,7 @@
 
 Stages of a few steps on real Ray Train, two workers, the smallest model. `kept`: the workers of the stage before go on.
 `anew`: they end, and others start, as for the first stage of a run. Both take turns, so that other work on the machine
-meets both. CPU seconds are those of all processes that this one started. The last line is one JSON object of medians:
+meets both; with more than one round a start that does not count comes first. CPU seconds are those of all processes that this one started. The last line is one JSON object of medians:
 `{"kept_s", "anew_s", "kept_cpu_s", "anew_cpu_s", "ratio", "rounds", "cpus"}`.
 """
 
@@ -36,14 +36,14 @@ def main() -> None:
 
 
 def measure(root: str, rounds: int) -> dict[str, float]:
-    """Rounds of one stage with kept workers and one with new ones."""
+    """Rounds of one stage with new workers and one with kept ones."""
     from infra import cluster
     from infra.ray_train import WorkerGroup
 
     config = configuration(root, stages={"sft": {"steps": 5}}, cluster={"num_workers": 2})
     data = dataset(f"{root}/data")
-    seconds: dict[str, list[float]] = {"kept": [], "anew": []}
-    cpu: dict[str, list[float]] = {"kept": [], "anew": []}
+    seconds: dict[str, list[float]] = {"anew": [], "kept": []}
+    cpu: dict[str, list[float]] = {"anew": [], "kept": []}
     cluster.connect(config.cluster)
     group, used = WorkerGroup(config), CpuSeconds()
 
@@ -58,7 +58,8 @@ def measure(root: str, rounds: int) -> dict[str, float]:
         return found[0]
 
     try:
-        first_step("warm-up")
+        if rounds > 1:
+            first_step("warm-up")
         for number in range(rounds):
             for way in seconds:
                 ended, before = time.monotonic(), used.total()
