@@ -16,6 +16,7 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "latents-bottleneck": latents_bottleneck,
     "latents-medium": latents_medium,
     "latents-small": latents_small,
+    **{f"latents-small-{task}": partial(latents_small, task) for task in DEPENDENT_TASKS if task != "chain"},
     **{f"written-{task}": partial(written, task) for task in DEPENDENT_TASKS},
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.method import MethodConfig
+from amvl_core.contracts.sources import DependentTask
 from amvl_core.experiments.experiment import Arm, Experiment
 from amvl_core.experiments.shared import questions, shared, stage
 from amvl_core.methods.amvl.config import AmvlMethod
@@ -146,11 +147,10 @@ def latents_bottleneck() -> Experiment:
     )
 
 
-def _up_to_three(title: str, arms: tuple[Arm, ...]) -> Experiment:
-    """Questions of one to three moves, one learning rate, one seed."""
-    return Experiment(
-        title, shared((1, 3), train=16000, test=600, steps=1500), arms, rates=(1e-3,), tried=(), validation={}, seeds=1
-    )
+def _up_to_three(title: str, arms: tuple[Arm, ...], task: DependentTask = "chain") -> Experiment:
+    """Questions of one to three dependent steps, one learning rate, one seed."""
+    config = shared((1, 3), train=16000, test=600, steps=1500, task=task)
+    return Experiment(title, config, arms, rates=(1e-3,), tried=(), validation={}, seeds=1)
 
 
 def latents_medium() -> Experiment:
@@ -158,8 +158,8 @@ def latents_medium() -> Experiment:
     return _up_to_three("Where latents are needed, medium", _arms(1920, most=3))
 
 
-def latents_small() -> Experiment:
-    """A few arms of `latents-medium`: the whole in about half an hour on two cores."""
+def latents_small(task: DependentTask = "chain") -> Experiment:
+    """A few arms of `latents-medium`, on any task: the whole in about half an hour on two cores."""
     shown = (
         "SFT, steps in words",
         "SFT, bare answers",
@@ -171,4 +171,4 @@ def latents_small() -> Experiment:
         "AMVL, hidden steps, curriculum",
     )
     arms = tuple(arm for arm in latents_medium().arms if arm.label in shown)
-    return _up_to_three("Where latents are needed, small", arms)
+    return _up_to_three(f"Where latents are needed, small: {task}", arms, task)
