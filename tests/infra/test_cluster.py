@@ -30,6 +30,11 @@ def test_connecting_twice_is_one_connection(ray_cluster: None) -> None:
     assert ray.get_runtime_context().get_job_id() == before
 
 
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 7, 8})
+    assert cluster.cores() == 3
+
+
 def test_too_few_cpus_says_both_numbers(ray_cluster: None) -> None:
     with pytest.raises(ClusterError, match=r"needs 9999 workers .* the cluster has \d+ CPUs; set cluster.num_workers"):
         cluster.resources(ClusterConfig(num_workers=9999, device="cpu"))

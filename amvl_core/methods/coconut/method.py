@@ -36,7 +36,7 @@ class Coconut(FeedbackMethod):
         """Next-token loss."""
         fed, losses_R = self.fed_back(batch, self.config.gradient_hops)
         loss, parts_R = losses_R.sum() / clock.num_tokens, losses_R.detach()
-        terms = {"loss": loss.detach(), "ntp": loss.detach(), "slot_norm": slot_norm(fed.inputs_TD, batch, clock)}
+        terms = {"loss": loss.detach(), "ntp": loss.detach(), "slot_norm": slot_norm(fed.inputs_TD)}
         return StepOutput(loss, terms, lambda: finite_samples(batch, parts_R))
 
     def reference(self, batch: Batch, clock: Clock) -> Tensor:

@@ -44,7 +44,7 @@ class Codi(FeedbackMethod):
         loss = ntp + words + self.config.distil_weight * distil
         terms = {"loss": loss, "ntp": ntp, "teacher_ntp": words, "distil": distil}
         found = {name: value.detach() for name, value in terms.items()}
-        found["slot_norm"] = slot_norm(student.inputs_TD, batch, clock)
+        found["slot_norm"] = slot_norm(student.inputs_TD)
         fine_R, fine_B = losses_R.detach(), (words_B + distil_B).detach().isfinite()
 
         def finite() -> list[bool]:

@@ -58,6 +58,12 @@ class FeedbackMethod(Method):
         config = self.model.config
         return [token for token in (config.block_start_token_id, config.block_end_token_id) if token is not None]
 
+    def scalars(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """With the mean of the slots' norms; a step without a slot has none."""
+        rest = dict(terms)
+        norm, slots = rest.pop("slot_norm", torch.zeros(2)).tolist()
+        return super().scalars(rest) | ({"slot_norm": norm / slots} if slots else {})
+
     def fed_back(
         self, batch: Batch, hops: int | None, taps: Sequence[int] = (), tapped: Sequence[int] | None = None, **how: Any
     ) -> tuple[FedBack, Tensor]:
@@ -94,11 +100,10 @@ class FeedbackMethod(Method):
         return [(ids_T == slot).nonzero()[:, 0].tolist() for ids_T in batch.input_ids_N.split(batch.lengths)]
 
 
-def slot_norm(inputs_TD: Tensor, batch: Batch, clock: Clock) -> Tensor:
-    """The mean norm of what a batch's slots are given, as its share of the global batch's mean over samples."""
-    with torch.no_grad():
-        norms = inputs_TD.norm(dim=-1).sum() / max(1, len(inputs_TD))
-        return norms * len(batch.lengths) / clock.num_samples
+def slot_norm(inputs_TD: Tensor) -> Tensor:
+    """Of the norms of what a batch's slots are given: the sum, and how many there are, [2]."""
+    norms_T = inputs_TD.detach().norm(dim=-1)
+    return torch.stack([norms_T.sum(), norms_T.new_tensor(len(norms_T))])
 
 
 def next_labels(batch: Batch) -> Tensor:

@@ -77,7 +77,7 @@ class Monet(FeedbackMethod):
             loss = ntp + weight * terms["align"]
             direct = ntp + weight * terms["align"].detach() if stage == 2 else loss
         if stage > 1:
-            terms["slot_norm"] = slot_norm(fed.inputs_TD, batch, clock)
+            terms["slot_norm"] = slot_norm(fed.inputs_TD)
         terms["observed"] = losses_R.new_tensor(sum(map(bool, batch.observed)) / clock.num_samples)
         found = {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
         fine_R, fine_T = losses_R.detach(), errors_T.detach()

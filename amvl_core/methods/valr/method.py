@@ -88,7 +88,7 @@ class Valr(FeedbackMethod):
             loss = ntp + self.config.align_weight * terms["align"]
             if len(means_M) > 1:
                 terms |= {f"align_{name}": mean for name, mean in zip(self.projectors, means_M, strict=True)}
-        terms |= {"slot_norm": slot_norm(fed.inputs_TD, batch, clock), "loss": loss}
+        terms |= {"slot_norm": slot_norm(fed.inputs_TD), "loss": loss}
         found = {name: value.detach() for name, value in terms.items()}
         return StepOutput(loss, found, partial(_finite, batch, losses_R.detach(), aligned_BM.detach()))
 
