@@ -2,7 +2,8 @@
 
 Stages of a few steps on real Ray Train, two workers, the smallest model. `kept`: the workers of the stage before go on.
 `anew`: they end, and others start, as for the first stage of a run. Both take turns, so that other work on the machine
-meets both; with more than one round a start that does not count comes first. CPU seconds are those of all processes that this one started. The last line is one JSON object of medians:
+meets both; with more than one round a start that does not count comes first. CPU seconds are those of all processes
+that this one started. The last line is one JSON object of medians:
 `{"kept_s", "anew_s", "kept_cpu_s", "anew_cpu_s", "ratio", "rounds", "cpus"}`.
 """
 

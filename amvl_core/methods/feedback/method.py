@@ -20,7 +20,7 @@ from amvl_core.data.encode import IGNORED
 from amvl_core.methods.feedback.loading import load_feedback
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.losses import token_losses
-from amvl_core.methods.method import Clock, Method
+from amvl_core.methods.method import Method
 from amvl_core.methods.probing import Prober
 from amvl_core.rows.bottleneck import token_kinds
 from amvl_core.rows.feedback import FedBack, run_fed_back
