@@ -24,7 +24,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import random
 import statistics
 import subprocess
@@ -329,7 +328,9 @@ def _few(folder: Path, rows: int) -> Path:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from infra.cluster import cores  # not above: the floor's processes import this file, and need no Ray
+
+    return cores()
 
 
 if __name__ == "__main__":

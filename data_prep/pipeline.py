@@ -100,10 +100,11 @@ def _source_fingerprints(config: RunConfig) -> list[str]:
 
 def _source_identity(source: Source) -> dict[str, Any]:
     fields = source.model_dump(mode="json")
-    if isinstance(source, MicroworldSource) and not set(source.tasks) & set(DEPENDENT_TASKS):
-        del fields["difficulty"]  # nothing depends on it
-    if isinstance(source, MicroworldSource) and (revised := {t: REVISIONS[t] for t in source.tasks if t in REVISIONS}):
-        fields["revisions"] = revised
+    if isinstance(source, MicroworldSource):
+        if not set(source.tasks) & set(DEPENDENT_TASKS):
+            del fields["difficulty"]  # nothing depends on it
+        if revised := {task: REVISIONS[task] for task in source.tasks if task in REVISIONS}:
+            fields["revisions"] = revised
     uri = fields.pop("uri", None)
     return fields if uri is None else {**fields, "content": content_identity(uri)}
 

@@ -6,8 +6,8 @@ already: `Three: blue.` Every cell is 16 x 16 pixels, one visual token of the ti
 whatever the difficulty.
 
 Chance, the accuracy of the best guess from the question alone, at every difficulty:
-chain 1/12, path 1/8, turn 1/8, tally 1/5. What a look at the image
-rules out without taking steps is in docs/microworld.md.
+chain 1/12, path 1/8, turn 1/8, tally 1/5. What a look at the image rules out without taking steps is in
+docs/microworld.md.
 """
 
 from __future__ import annotations

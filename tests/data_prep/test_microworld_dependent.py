@@ -23,6 +23,7 @@ from tests.data_prep.sources.reading import converted
 
 CELL, SIDE = 16, 4
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+# From two steps on, whatever one cell shows: the first of `turn` has the form with which it does not end.
 CHANCE: dict[DependentTask, float] = {"chain": 1 / 12, "path": 1 / 8, "turn": 1 / 7, "tally": 1 / 5}
 COLOURS = {
     "red": (224, 49, 58),

@@ -80,6 +80,17 @@ def test_a_mixed_batch_has_blocks_of_every_length_and_equals_the_stock_model() -
     held_to_reference(trained(ours), mixed, checkpointing=False)
 
 
+def test_the_norm_of_slots_is_their_mean_over_a_step() -> None:
+    """A micro-batch without a slot does not count, and a step without one has no norm."""
+    ours, processor = method(slots_per_step=1, replaced_steps=1)
+    parts = [ours(batch(ours, processor, [item]), CLOCK).terms["slot_norm"] for item in items()]
+    total, number = sum(parts[1:], parts[0]).tolist()
+    empty = torch.zeros(2)
+    logged = ours.scalars({"loss": torch.ones(()), "slot_norm": sum(parts, empty)})
+    assert logged == {"loss": 1.0, "slot_norm": pytest.approx(total / number)} and number == len(items())
+    assert ours.scalars({"loss": torch.ones(()), "slot_norm": empty}) == {"loss": 1.0}
+
+
 def test_gradient_hops_change_the_gradient_and_not_the_loss() -> None:
     ours, processor = method()
     data = batch(trained(ours), processor)

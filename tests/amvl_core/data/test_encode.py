@@ -55,6 +55,13 @@ def test_text_out_is_text_in_with_one_block_and_labels_only_behind_it(processor,
     assert question in processor.tokenizer.decode(ids[:start])
 
 
+@settings(max_examples=40, deadline=None)
+@given(words=text)
+def test_tokens_are_those_of_the_tokenizers_own_call(processor, words) -> None:
+    for written in (words, "", f"{processor.image_text}{words}<|im_end|>\n"):
+        assert Encoder(processor)._tokens(written) == processor.tokenizer(written)["input_ids"]
+
+
 def test_the_training_prompt_is_the_generation_prompt(processor) -> None:
     from amvl_core.data.encode import chat
 
