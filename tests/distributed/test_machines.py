@@ -36,6 +36,7 @@ def machines(monkeypatch) -> Iterator[Any]:
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         "RAY_health_check_period_ms": "1000",

@@ -90,6 +90,7 @@ try:
 except ClusterError as error:
     print(error)
 else:
+    assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except KeyboardInterrupt:
