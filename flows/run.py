@@ -31,13 +31,16 @@ def run_here(preset: str, data: list[str], params: list[str]) -> int:
     """Runs the flow in this process and prints its outcome; raises AmvlError."""
     changes = parse(params, data)
     resolve(preset, **changes)  # a typo is refused before anything is started
-    served = prefect_api()
-    from flows.full_pipeline import full_pipeline
+    api = prefect_api()
+    if api.own:
+        print("starting Prefect ...", file=sys.stderr, flush=True)
+    from flows.full_pipeline import full_pipeline  # takes about as long as the server does
     from flows.outbox import told
 
+    api.wait()
     quiet()
     outcome = told(full_pipeline, preset, **changes)
-    show(Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH), outcome, served)
+    show(Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH), outcome, served=api.own is None)
     return 0
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from amvl_core.contracts.errors import AmvlError
@@ -112,29 +113,39 @@ def mlflow_server() -> Child:
     )
 
 
-def prefect_api() -> bool:
+@dataclass(frozen=True)
+class PrefectApi:
+    """The server that PREFECT_API_URL names; `own` is that of this process alone, which ends with it."""
+
+    own: Child | None = None
+
+    def wait(self) -> None:
+        """Returns when it answers; raises ServerError as `Child.wait_healthy`."""
+        if self.own is not None:
+            self.own.wait_healthy(f"{os.environ['PREFECT_API_URL']}/health")
+
+
+def prefect_api() -> PrefectApi:
     """Points PREFECT_API_URL at this folder's `make serve`, else at a server of its own until this process ends.
 
-    A server that PREFECT_API_URL names already goes before both.
+    A server that PREFECT_API_URL names already goes before both; ServerError if it does not answer.
 
-    Its own has a port that nobody else asks, so that no other run takes it for a lasting one. Returns whether one ran.
-    Call it before Prefect is imported: the own server is then stopped after Prefect has sent its last log lines and
-    events, because exit handlers run in reverse order.
+    Its own has a port that nobody else asks, so that no other run takes it for a lasting one. It starts meanwhile:
+    import what takes as long, and then `wait`. Call this before Prefect is imported: the own server is then stopped
+    after Prefect has sent its last log lines and events, because exit handlers run in reverse order.
     """
     named = os.environ.get("PREFECT_API_URL")
     api = named or (f"{found[0]}/api" if (found := serving()) else None)
     if api and healthy(f"{api}/health"):
         os.environ["PREFECT_API_URL"] = api
-        return True
+        return PrefectApi()
     if named:
         raise ServerError(f"no Prefect server answers at PREFECT_API_URL ({named}): start it, or unset the variable")
     port = any_port()
-    api = f"http://{HOST}:{port}/api"
+    os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"
     server = prefect_server(port)
     atexit.register(server.stop)
-    server.wait_healthy(f"{api}/health")
-    os.environ["PREFECT_API_URL"] = api
-    return False
+    return PrefectApi(server)
 
 
 def serve() -> int:

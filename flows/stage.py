@@ -69,7 +69,8 @@ def working(config: RunConfig, tracker: Tracker, name: str) -> Iterator[Reporter
     cluster.connect(config.cluster)
     workers = cluster.resources(config.cluster)
     log = get_run_logger()
-    log.info("%s: starts, %d workers on %s", name, workers.num_workers, workers.device)
+    many = workers.num_workers
+    log.info("%s: starts, %d worker%s on %s", name, many, "s" * (many > 1), workers.device)
     started = time.monotonic()
     yield Reporter(tracker, log, progress_page(name))
     log.info("%s: done in %.0f s", name, time.monotonic() - started)

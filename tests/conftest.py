@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 # Before torch is loaded, and for every process that a test starts: where several processes have a thread for each core,
@@ -27,6 +28,9 @@ LONGEST = (
 )
 """They come first: of two workers, none is left with minutes of tests while the other has nothing to do."""
 
+NEEDS_RAY = pytest.StashKey[set[Path]]()
+"""The files of which some test needs it."""
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
@@ -37,10 +41,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Otherwise the order is that of the folders."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files come first, then those that need Ray; otherwise the order is that of the folders."""
+    needs_ray = config.stash[NEEDS_RAY] = {
+        item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())
+    }
     rank = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+    items.sort(key=lambda item: (rank.get(item.nodeid.partition("::")[0], len(rank)), item.path not in needs_ray))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """After the last test that needs Ray it ends: its processes take a tenth of two cores where nobody uses them."""
+    yield
+    needs_ray = item.config.stash[NEEDS_RAY]
+    if item.path in needs_ray and (nextitem is None or nextitem.path not in needs_ray):
+        import ray
+
+        ray.shutdown()
 
 
 @pytest.hookimpl(wrapper=True)

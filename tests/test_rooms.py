@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from amvl_core.contracts.method import METHODS
+from amvl_core.contracts.method import METHODS, configurations
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("amvl_core", "data_prep", "flows", "infra", "benchmarks")
@@ -18,6 +19,16 @@ FILES = [
     for path in sorted((ROOT / room).rglob("*.py"))
     if not path.is_relative_to(ROOT / "amvl_core" / "methods")
 ]
+
+
+def test_the_import_contracts_name_every_method() -> None:
+    """They cannot take all packages of a folder in which other modules stand."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    apart = next(c["forbidden_modules"] for c in contracts if c["name"].startswith("a method is reached"))
+    independent = next(c["modules"] for c in contracts if c["name"].startswith("latent methods share"))
+    latent = [name for name, method in configurations().items() if method.model_validate({}).has_latents]
+    assert sorted(apart) == sorted(f"amvl_core.methods.{name}" for name in METHODS)
+    assert sorted(independent) == sorted(f"amvl_core.methods.{name}" for name in latent)
 
 
 def named(tree: ast.AST) -> Iterator[int]:

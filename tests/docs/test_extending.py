@@ -113,7 +113,7 @@ def run(tree: Path, code: str, *arguments: str) -> str:
 
 def test_the_method_trains(apply: Callable[[str], Path]) -> None:
     tree = apply("A method")
-    found, plain = (json.loads(run(tree, TRAIN, kind, "{}")) for kind in ("markers", "sft"))
+    found, plain = (json.loads(run(tree, TRAIN, kind, "{}")) for kind in ("brackets", "sft"))
     assert found["tokens"] == plain["tokens"] + 2 * 2  # two markers in each of two samples
     assert len(found["rows"]) == 2 and min(found["rows"]) > 0
 

@@ -1,4 +1,4 @@
-"""The pages as a reader's editor and browser take them: no long line, no link that leads nowhere."""
+"""The pages as a reader's editor and browser take them: no long line, no link and no path that lead nowhere."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PATH = re.compile(r"`((?:amvl_core|benchmarks|data_prep|docs|flows|infra|tests)/[a-z0-9_/.-]+)[`:]")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -25,3 +26,5 @@ def test_a_page(page: Path) -> None:
         other = (page.parent / target) if target else page
         assert other.exists(), f"{target} is not there"
         assert not anchor or anchor in anchors(other), f"{target} has no heading #{anchor}"
+    for named in PATH.findall(text):
+        assert (ROOT / named).exists(), f"{named} is not there"

@@ -32,6 +32,7 @@ SMALL = [
     "--param=cluster.num_workers=1",
     "--param=trainer.log_every=1",
     "--param=evaluation.sampled_items=2",
+    "--param=evaluation.max_new_tokens=48",
     *(
         f'--param=stages.{stage}={{"steps": 2, "global_batch": 8, "micro_tokens": 512}}'
         for stage in ("sft", "embedding_adaptation", "amvl")
@@ -263,7 +264,7 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}], "accept_losses": True},
         "cluster": {"num_workers": 1},
         "trainer": {"log_every": 1},
-        "evaluation": {"benchmarks": checkout.benchmarks, "sampled_items": 2},
+        "evaluation": {"benchmarks": checkout.benchmarks, "sampled_items": 2, "max_new_tokens": 48},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
     }
     parameters = [f"--param={name}={json.dumps(value)}" for name, value in given.items()]
@@ -323,7 +324,10 @@ def test_an_ablation_table_takes_up_what_is_there_and_goes_on_after_a_failure(
         "data": {"sources": [{"kind": "microworld", "train": 64, "test": 16}], "accept_losses": True},
         "cluster": {"num_workers": 1},
         "stages": dict.fromkeys(("sft", "embedding_adaptation", "amvl"), stage),
-        "evaluation": {"benchmarks": checkout.benchmarks},  # training samples are compared with them
+        "evaluation": {
+            "benchmarks": checkout.benchmarks,
+            "max_new_tokens": 48,
+        },  # training samples are compared with them
     }
     chosen = {"table": 11, "seeds": 1, "preset": "demo", **given}
     command = ["prefect", "deployment", "run", "amvl/ablations", "--watch"]

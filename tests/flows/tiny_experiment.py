@@ -27,6 +27,6 @@ def tiny() -> Experiment:
 
 if __name__ == "__main__":
     EXPERIMENTS["tiny"] = tiny
-    prefect_api()
+    prefect_api().wait()
     for _ in range(2):
         experiment("tiny")

@@ -41,7 +41,7 @@ def samples(draw: st.DrawFn) -> StoredSample:
 def test_text_out_is_text_in(sample: StoredSample, latent: LatentConfig, method: MethodConfig) -> None:
     segments = method.layout(sample, latent)
     steps = () if getattr(method, "replaced_steps", 0) is None else sample.steps
-    block = ["latent"] if method.slots(latent) else []
+    block = ["latent"] if method.added_tokens(latent) else []
     assert [segment.kind for segment in segments] == ["prompt", *block, *["step"] * len(steps), "answer"]
     wanted = [sample.question, *(step + STEP_END for step in steps), sample.answer]
     assert [segment.text for segment in segments if segment.kind != "latent"] == wanted
@@ -91,7 +91,7 @@ def test_a_sequence_has_one_block_in_order_no_label_on_it_and_as_many_tokens_as_
     assert len(encoded.input_ids) - len(plain.input_ids) == method.added_tokens(latent)
     convert = processor.tokenizer.convert_tokens_to_ids
     slots = convert(method.slots(latent))
-    block = [convert(BLOCK_START), *slots, convert(BLOCK_END)] if slots else []
+    block = [convert(BLOCK_START), *slots, convert(BLOCK_END)] if method.added_tokens(latent) else []
     ids, labels = encoded.input_ids.tolist(), encoded.labels.tolist()
     places = [i for i, token in enumerate(ids) if token in {convert(BLOCK_START), *slots, convert(BLOCK_END)}]
     assert [ids[i] for i in places] == block
