@@ -12,6 +12,7 @@ from pydantic import Field
 from amvl_core.contracts.ablations import with_seed
 from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord
 from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import NonFiniteError
 from amvl_core.contracts.fingerprints import experiment_fingerprint
 from amvl_core.contracts.frozen import Seed
 from amvl_core.contracts.records import (
@@ -109,7 +110,8 @@ def chosen_rates(
 ) -> tuple[Rates, str | None]:
     """What each arm scores on the validation questions at each learning rate, trained once with a seed of its own.
 
-    With one rate there is nothing to choose, and no score. The second value names the validation questions.
+    With one rate there is nothing to choose, and no score. The second value names the validation questions. A rate at
+    which the gradient was not finite has no score. AblationError where a training failed otherwise: it may do better.
     """
     if len(chosen.rates) == 1:
         return {arm.label: {} for arm in chosen.arms}, None
@@ -121,6 +123,12 @@ def chosen_rates(
             tried = chosen.validated_on(at_rate(arm.of(config), config.stages, rate))
             plan[f"{arm.label}, lr {rate:g}"] = {seed: with_seed(tried, seed)}
     found = run_rows(config, plan, dataset, [validation], shared, tracker, features)
+    failed = [f"{label} ({told})" for label, one in found.items() for told in one.values() if isinstance(told, str)]
+    if failed := [reason for reason in failed if f"({NonFiniteError.__name__}: " not in reason]:
+        raise AblationError(
+            f"{len(failed)} trainings that choose a learning rate failed: {'; '.join(failed)}. The others are "
+            "finished, so a second run trains only these"
+        )
     rates: Rates = {}
     for label in (arm.label for arm in chosen.arms):
         tried_rates = {f"{rate:g}": finished(found, f"{label}, lr {rate:g}") for rate in chosen.rates}
@@ -143,9 +151,12 @@ def planned(chosen: Experiment, config: RunConfig, arms: dict[str, RunConfig], r
 
 
 def chance(found: Found) -> dict[str, float]:
-    """What the commonest answer scores, by task."""
-    first = next(result for by_seed in found.values() for result in by_seed.values() if isinstance(result, Result))
-    return {score.task: score.majority for score in first.evaluations[0].scores}
+    """What the commonest answer scores, by task. Raises AblationError where every training failed."""
+    told = {f"{label}, seed {seed}": one for label, by_seed in found.items() for seed, one in by_seed.items()}
+    results = [one for one in told.values() if isinstance(one, Result)]
+    if not results:
+        raise AblationError(f"every training failed: {'; '.join(f'{name} ({why})' for name, why in told.items())}")
+    return {score.task: score.majority for score in results[0].evaluations[0].scores}
 
 
 def line(

@@ -36,5 +36,9 @@ class ClusterError(AmvlError):
     """The machines cannot run what the configuration asks for."""
 
 
+class NonFiniteError(AmvlError):
+    """A gradient that is not finite; the message names the step and the samples."""
+
+
 class CheckpointError(AmvlError):
     """A checkpoint whose weights do not match the model that is to be built from it."""

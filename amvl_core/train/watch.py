@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from amvl_core.contracts.config import StageConfig
-from amvl_core.contracts.errors import AmvlError
+from amvl_core.contracts.errors import AmvlError, NonFiniteError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.progress import Advice
 from amvl_core.contracts.watch import OVER, Watch
@@ -81,4 +81,4 @@ class Skips:
         else:
             then = "the step was skipped (trainer.on_nonfinite)"
         text = f"step {done}: {refusal}; {then}"
-        return [Advice("nonfinite", text, refusal.samples)], AmvlError(text) if stops else None
+        return [Advice("nonfinite", text, refusal.samples)], NonFiniteError(text) if stops else None

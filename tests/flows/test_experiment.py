@@ -145,7 +145,7 @@ def test_of_equal_rates_the_smaller_is_taken() -> None:
 
 def answered(folder: Path, name: str, right: int) -> EvalRecord:
     """Four questions, of which the first `right` are answered rightly."""
-    (folder / name).mkdir()
+    (folder / name).mkdir(exist_ok=True)
     rows = [
         {"sample_id": f"s{i}", "task": "chain_1", "part": "", "group": "", "score": float(i < right), "tokens": 2,
          "latent_steps": 8}
@@ -170,7 +170,7 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
     arms = {arm.label: arm.of(found.shared) for arm in chosen.arms}
     right = {
         "SFT, bare answers, lr 0.0003": 2, "SFT, bare answers, lr 0.001": 1, "pause tokens, lr 0.0003": 1,
-        "pause tokens, lr 0.001": "ClusterError: died", "CODI, lr 0.0003": 1, "CODI, lr 0.001": 3,
+        "pause tokens, lr 0.001": "NonFiniteError: step 3", "CODI, lr 0.0003": 1, "CODI, lr 0.001": 3,
     }  # fmt: skip
     monkeypatch.setattr(tasks, "prepare", lambda config, tracker: DATASET.model_copy(update={"fingerprint": "valid"}))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger())
@@ -197,6 +197,11 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
     assert {label: best(chosen, tried) for label, tried in rates.items()} == {
         "SFT, bare answers": 0.0003, "pause tokens": 0.0003, "CODI": 0.001,
     }  # fmt: skip
+    right["CODI, lr 0.001"] = "ClusterError: died"
+    with pytest.raises(
+        AblationError, match=r"1 trainings .* failed: CODI, lr 0\.001 \(ClusterError: died\)\. The others"
+    ):
+        flow.chosen_rates(chosen, found.shared, DATASET, {"steps": base}, Any, [])
     plan = flow.planned(chosen, found.shared, arms, rates, 2)
     assert {(row.stages["codi"].lr, row.stages["codi"].steps) for row in plan["CODI"].values()} == {(0.001, 5400)}
     assert list(plan["CODI"]) == [0, 1]
@@ -206,6 +211,8 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         for label, number in scored.items()
     }
     assert flow.chance(results) == {"chain_1": 0.25}
+    with pytest.raises(AblationError, match=r"every training failed: CODI, seed 0 \(ClusterError: died\)"):
+        flow.chance({"CODI": {0: "ClusterError: died"}})
     codi = flow.line(chosen.arms[-1], chosen, plan, rates, results, DATASET, base)
     assert {label: one.difference for label, one in codi.against.items()} == {
         "SFT, bare answers": 0.5,
