@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from amvl_core.contracts import records, storage
 from amvl_core.contracts.config import BenchmarkSource
+from amvl_core.contracts.content_identity import content_identity
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import Record
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question
-from data_prep.content_identity import content_identity
 from data_prep.duplicate_keys import KeyFile, Keys, count_images, key_name, write_pictures
 from data_prep.images import PixelBudget, StoredImage, standardise
 from data_prep.streaming import stream

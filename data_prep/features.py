@@ -18,6 +18,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from amvl_core.contracts import records, storage
+from amvl_core.contracts.content_identity import content_identity
 from amvl_core.contracts.encoders import BASE, STORED, EncoderConfig
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.frozen import Frozen
@@ -27,7 +28,6 @@ from amvl_core.contracts.records import DatasetRecord, FeaturesRecord, Shard
 from amvl_core.data.features import SCHEMA, STORED_DTYPE, image_digest
 from amvl_core.data.pixels import PictureError, square
 from amvl_core.data.stored_features import ADVICE, StoredFeatures, named
-from data_prep.content_identity import content_identity
 from data_prep.shards import parquet_writer, sha256
 from data_prep.streaming import Actors, stream
 

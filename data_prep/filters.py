@@ -16,6 +16,7 @@ from amvl_core.contracts.sample import (
 )
 from amvl_core.data.pixels import DECOMPRESSION_BOMB as DECOMPRESSION_BOMB
 from amvl_core.data.pixels import UNREADABLE_IMAGE as UNREADABLE_IMAGE
+from amvl_core.eval.score import folded
 
 MALFORMED_ROW = "malformed_row"
 TEST_OVERLAP = "test_overlap"
@@ -47,19 +48,24 @@ class Drop:
 
 def check_text(conversation: Conversation, config: DataConfig) -> Drop | None:
     """The text of a sample: question, answer, steps (where they are a target) and image placeholders."""
-    if not PLACEHOLDER.sub("", conversation.question).strip():
+    if not _visible(PLACEHOLDER.sub("", conversation.question)):
         return Drop(NO_QUESTION, "the question has no text")
-    if not conversation.answer.strip():
+    if not _visible(conversation.answer):
         return Drop(NO_ANSWER, "the answer is empty")
     steps = conversation.steps if config.target == "steps_and_answer" else ()
     for number, step in enumerate(steps, 1):
-        if not step.strip():
+        if not _visible(step):
             return Drop(INCOMPLETE_REASONING, f"step {number} of {len(steps)} is empty")
     named = [("question", conversation.question), *((f"step {number}", step) for number, step in enumerate(steps, 1))]
     for name, text in [*named, ("answer", conversation.answer)]:
         if found := control_token(text):
             return Drop(RESERVED_TEXT, f"the {name} contains {found!r}, which the model reads as a control token")
     return _check_placeholders(conversation, steps)
+
+
+def _visible(text: str) -> bool:
+    """Whether a text has a character that can be seen: no answer is as one without."""
+    return bool((text if text.isascii() else folded(text)).strip())
 
 
 def _check_placeholders(conversation: Conversation, steps: tuple[str, ...]) -> Drop | None:

@@ -9,25 +9,23 @@ linked.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from amvl_core.contracts import records, storage
-from amvl_core.contracts.config import BenchmarkSource, ModelConfig, RunConfig
+from amvl_core.contracts.config import BenchmarkSource, RunConfig
+from amvl_core.contracts.content_identity import content_identity, tokenizer_identity
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
 from amvl_core.contracts.sample import Split
 from amvl_core.contracts.sources import DEPENDENT_TASKS, MicroworldSource, Source
 from data_prep import contamination, duplicates, listing, report
-from data_prep.content_identity import content_identity
 from data_prep.duplicate_keys import KeyFile, key_name, sample_id
 from data_prep.duplicates import Match, Repeat
 from data_prep.microworld.dependent import REVISIONS
@@ -84,7 +82,7 @@ def _compared(config: RunConfig) -> tuple[BenchmarkSource, ...]:
 def _source_fingerprints(config: RunConfig) -> list[str]:
     """What each source gives by itself: its content and settings, and what is done with each of its rows."""
     data = config.data.model_dump(mode="json", exclude=_NOT_OF_A_SOURCE)
-    model = _tokenizer_identity(config.model)
+    model = tokenizer_identity(config.model)
     return [
         records.fingerprint(
             "source",
@@ -107,16 +105,6 @@ def _source_identity(source: Source) -> dict[str, Any]:
             fields["revisions"] = revised
     uri = fields.pop("uri", None)
     return fields if uri is None else {**fields, "content": content_identity(uri)}
-
-
-def _tokenizer_identity(model: ModelConfig) -> dict[str, Any]:
-    """What token counts depend on: the tokenizer and the patch size, not the weights."""
-    if model.base == "tiny":
-        return {"base": "tiny", "patch_size": model.tiny.patch_size}
-    folder = Path(model.base)
-    files = [folder / name for name in ("tokenizer.json", "preprocessor_config.json")]
-    present = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
-    return {"files": present} if present else {"base": model.base}
 
 
 def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetRecord:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from amvl_core.contracts import records, storage
 from amvl_core.contracts.config import BenchmarkSource, RunConfig
+from amvl_core.contracts.content_identity import content_identity, tokenizer_identity
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.method import control_token
 from amvl_core.contracts.progress import Progress, ProgressFn
@@ -22,14 +23,13 @@ from amvl_core.data.pixels import upright_size
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion
 from amvl_core.eval.benchmarks.prepared import stored
-from data_prep.content_identity import content_identity
 from data_prep.filters import EXTREME_ASPECT, RESERVED_TEXT
 from data_prep.shards import SCHEMA_VERSION, ShardRow, ShardWriter, sha256, shard_name
 
 Size = tuple[int, int]
 
 STAGE = "benchmark"
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 """Raised whenever the same files give other questions than before."""
 
 
@@ -41,7 +41,7 @@ def fingerprint(config: RunConfig, source: BenchmarkSource) -> str:
         schema=SCHEMA_VERSION,
         name=source.name,
         content=content_identity(source.uri),
-        base=config.model.base,
+        model=tokenizer_identity(config.model),
         pixels=[config.data.min_pixels, config.evaluation.max_pixels],
         video=config.evaluation.video,
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -10,10 +11,19 @@ from amvl_core.contracts import storage
 from amvl_core.contracts.loopback import past_proxies
 from amvl_core.contracts.storage import LOCAL_STORAGE
 
+
+def _port(name: str, default: int) -> int:
+    """What the environment says, read when a command starts; one line ends it where that is no port."""
+    given = os.environ.get(name) or str(default)
+    if not given.isdecimal() or not 0 < int(given) < 2**16:
+        sys.exit(f"{name} is {given!r}; set it to a port from 1 to 65535, or leave it out for {default}")
+    return int(given)
+
+
 STATE = Path(".amvl")
 HOST = "127.0.0.1"
-PREFECT_PORT = int(os.environ.get("PREFECT_PORT") or 4200)
-MLFLOW_PORT = int(os.environ.get("MLFLOW_PORT") or 5000)
+PREFECT_PORT = _port("PREFECT_PORT", 4200)
+MLFLOW_PORT = _port("MLFLOW_PORT", 5000)
 PREFECT_URL = f"http://{HOST}:{PREFECT_PORT}"
 MLFLOW_URL = f"http://{HOST}:{MLFLOW_PORT}"
 SERVING = STATE / "serving.json"

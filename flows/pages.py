@@ -23,7 +23,7 @@ from flows.environment import MLFLOW_URL, serving
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
 from flows.stage import finished_or, place
 from infra import registry
-from infra.mlflow_client import AS_TRAINING, tracking_uri
+from infra.mlflow_client import AS_TRAINING, address
 from infra.reports.run_result import RunResult
 from infra.tracking import Tracker
 
@@ -152,7 +152,7 @@ def mlflow_pages(config: RunConfig, run_id: str, model: ModelRecord) -> dict[str
 
 def mlflow_server(config: RunConfig) -> str:
     """The tracking server, or the one that `make serve` has opened, or opens, on the same database."""
-    if (uri := tracking_uri(config)).startswith("http"):
+    if (uri := address(config)).startswith("http"):
         return uri.rstrip("/")
     return found[1] if (found := serving()) else MLFLOW_URL
 

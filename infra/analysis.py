@@ -34,7 +34,7 @@ from amvl_core.eval.analysis import analysis_of, read_tables
 from amvl_core.eval.questions import Questions
 from infra import cluster, ray_eval
 from infra.actors import Actors
-from infra.mlflow_client import client, experiment, tracking_uri
+from infra.mlflow_client import address, client, experiment
 from infra.reports import figures, page
 from infra.tracking import run_name
 
@@ -210,7 +210,7 @@ def log(config: RunConfig, name: str, figure: Figure, columns: Columns, tags: Ma
     mlflow_client.log_text(run.info.run_id, frame.to_csv(index=False), f"tables/{name}.csv")
     mlflow_client.set_terminated(run.info.run_id)
     print(frame.head(40).to_string(index=False))
-    print(f"run {run.info.run_id} of {tracking_uri(config)}: figures/{name}.png, tables/{name}.csv")
+    print(f"run {run.info.run_id} of {address(config)}: figures/{name}.png, tables/{name}.csv")
     return str(run.info.run_id)
 
 

@@ -46,6 +46,11 @@ def tracking_uri(config: RunConfig) -> str:
     return f"sqlite:///{storage.local_path(config.storage)}/mlflow.db"
 
 
+def address(config: RunConfig) -> str:
+    """`tracking_uri` without user and password, as it is shown and recorded."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", tracking_uri(config))
+
+
 def check_reachable(config: RunConfig) -> None:
     """Asks a tracking server for its health; an SQLite file needs only the storage root. Raises ConfigError."""
     uri = tracking_uri(config)
@@ -58,8 +63,8 @@ def check_reachable(config: RunConfig) -> None:
         return  # it answers: a server behind a login or under another path
     except OSError as error:
         raise ConfigError(
-            f"no MLflow server answers at {uri} ({error}): start it, or point tracking.uri or MLFLOW_TRACKING_URI at "
-            "one that runs"
+            f"no MLflow server answers at {address(config)} ({error}): start it, or point tracking.uri or "
+            "MLFLOW_TRACKING_URI at one that runs"
         ) from error
 
 

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from amvl_core.contracts.method import control_token
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from amvl_core.data.encode import MAX_ASPECT
 from amvl_core.data.pixels import PictureError, decode, from_base64
 
@@ -90,6 +90,8 @@ def check_question(question: Any, row: int) -> str:
         raise _refused(f"row {row}: question must be a text that is not empty")
     if (places := question.count(IMAGE_PLACEHOLDER)) > 1:
         raise _refused(f"row {row}: question has {places} {IMAGE_PLACEHOLDER} for one image")
+    if VIDEO_PLACEHOLDER in question:
+        raise _refused(f"row {row}: question contains {VIDEO_PLACEHOLDER}, and there is no video")
     if token := control_token(question):
         raise _refused(f"row {row}: question contains {token!r}, which the model reads as a control token")
     return question

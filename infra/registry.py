@@ -26,7 +26,7 @@ from amvl_core.contracts.records import (
 from amvl_core.contracts.records import fingerprint as canonical_fingerprint
 from amvl_core.eval.pairing import compare_evaluations
 from amvl_core.eval.significance import Comparison, p_text
-from infra.mlflow_client import AS_TRAINING, client, metric_name, tracking_uri
+from infra.mlflow_client import AS_TRAINING, address, client, metric_name
 from infra.provenance import UNKNOWN, installed, provenance
 
 VERSION = 3
@@ -121,7 +121,7 @@ def _found(config: RunConfig, find: Callable[[Any], Any]) -> Any:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise StorageError(f"the model registry at {tracking_uri(config)} does not answer: {error}") from error
+        raise StorageError(f"the model registry at {address(config)} does not answer: {error}") from error
 
 
 def _checkpoint(uri: str, fingerprint: str) -> CheckpointRecord | None:
@@ -232,7 +232,7 @@ def register(
         mlflow_client.set_registered_model_tag(name, BEST, str(decision.best or version))
     except (MlflowException, OSError) as error:
         raise StorageError(
-            f"the model registry at {tracking_uri(config)} did not take {name}: {error}; the checkpoint at "
+            f"the model registry at {address(config)} did not take {name}: {error}; the checkpoint at "
             f"{checkpoint.uri} is complete, so a second run only registers it"
         ) from error
     record = ModelRecord(
@@ -243,7 +243,7 @@ def register(
         alias=decision.alias,
         reason=decision.reason,
         run_id=run_id,
-        tracking_uri=tracking_uri(config),
+        tracking_uri=address(config),
     )
     save_record(record)
     return record

@@ -32,7 +32,7 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.contracts.sources import ChatJsonlSource, LlavaJsonSource, MicroworldSource, Source
 from amvl_core.eval.significance import Comparison
-from infra.mlflow_client import client, experiment, metric_name, tracking_uri
+from infra.mlflow_client import address, client, experiment, metric_name
 from infra.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Tracker:
                 tags["mlflow.runName"] = run_name(self.config, self.label)
             self.run_id = str(self._client.create_run(experiment_id, tags=tags).info.run_id)
         except MlflowException as error:
-            raise ConfigError(f"MLflow at {tracking_uri(self.config)} refused a new run: {error}") from error
+            raise ConfigError(f"MLflow at {address(self.config)} refused a new run: {error}") from error
         self._log_config()
         self._thread = threading.Thread(target=self._send_all, name="amvl-tracking", daemon=True)
         self._thread.start()
@@ -294,7 +294,7 @@ class Tracker:
             log.warning(
                 "MLflow at %s did not take %d metrics and %d other entries of run %s (%s); the stages' own records "
                 "below %s are complete",
-                tracking_uri(self.config),
+                address(self.config),
                 len(self._metrics),
                 len(self._calls),
                 self.run_id,
@@ -352,14 +352,14 @@ class Tracker:
             if what not in self._failing:
                 log.warning(
                     "MLflow at %s does not take %s; the run goes on, entries are kept: %s",
-                    tracking_uri(self.config),
+                    address(self.config),
                     what,
                     error,
                 )
             self._failing.add(what)
             return False
         if what in self._failing:
-            log.warning("MLflow at %s takes %s again", tracking_uri(self.config), what)
+            log.warning("MLflow at %s takes %s again", address(self.config), what)
         self._failing.discard(what)
         return True
 

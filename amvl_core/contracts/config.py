@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ConfigError
@@ -323,6 +323,16 @@ class TrackingConfig(Frozen):
         description="points of accuracy: a new version takes the alias where the whole 95 % interval of its difference "
         "to the one that holds it lies above minus this",
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        if uri and re.search(r"://[^/?#]*:[^/?#]*@", uri):
+            raise ValueError(
+                "it holds a password, and a configuration is kept with every checkpoint and shown on MLflow's page; "
+                "leave it out and set MLFLOW_TRACKING_URI, for a server also MLFLOW_TRACKING_USERNAME and _PASSWORD"
+            )
+        return uri
 
     @model_validator(mode="after")
     def _gated(self) -> TrackingConfig:

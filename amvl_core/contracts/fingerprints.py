@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.content_identity import content_identity
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
@@ -177,5 +180,14 @@ def _heldout(config: RunConfig) -> dict[str, int]:
 
 
 def _model(config: RunConfig) -> dict[str, Any]:
-    fields = config.model.model_dump(mode="json")
-    return fields if config.model.base == "tiny" else {"base": fields["base"]}
+    """The base model: the tiny one's fields, the content of a folder, or a Hub id."""
+    base = config.model.base
+    if base == "tiny":
+        return config.model.model_dump(mode="json")
+    return {"content": _content(base)} if Path(base).is_dir() else {"base": base}
+
+
+@cache
+def _content(folder: str) -> dict[str, Any]:
+    """Read once by a process: at 7B it is 15 GB."""
+    return content_identity(folder)

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.visible import hidden, local_files
 from data_prep.sources.archive_members import (
     DAMAGED,
     Archive,
@@ -34,7 +35,6 @@ from data_prep.sources.archive_members import (
     member_name,
 )
 from data_prep.sources.table import Table
-from data_prep.sources.visible import hidden, local_files
 from data_prep.sources.zip_and_tar import SPOOL_BYTES, IndexedTar, Tar, Zip
 
 _PIECE = re.compile(r"(?P<stem>.*[._-](?:part[._-]?)?)(?P<number>\d{2,3}|[a-z]{2})")

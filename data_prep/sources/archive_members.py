@@ -20,8 +20,8 @@ from pathlib import PurePosixPath
 from typing import IO, Any, TypeVar
 
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.visible import hidden
 from data_prep.sources.table import Table
-from data_prep.sources.visible import hidden
 
 T = TypeVar("T")
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from amvl_core.contracts.errors import shortened
+from amvl_core.contracts.visible import hidden
 from data_prep.filters import MISSING_IMAGE
 from data_prep.sources.archive_members import Archive, DeadLinkError, resolve
 from data_prep.sources.raw_row import Rejected
-from data_prep.sources.visible import hidden
 
 COMPARED = 200
 """Names that a path is compared with to find the nearest."""

@@ -23,7 +23,10 @@ def test_a_good_sample_passes() -> None:
     ("change", "reason"),
     [
         ({"question": "<image> \n"}, filters.NO_QUESTION),
+        ({"question": "<image>\u200b\u202e"}, filters.NO_QUESTION),
         ({"answer": " \n"}, filters.NO_ANSWER),
+        ({"answer": "\u200b\xad"}, filters.NO_ANSWER),
+        ({"steps": ("See <image>.", "\ufeff ")}, filters.INCOMPLETE_REASONING),
         ({"steps": ("See <image>.", " ")}, filters.INCOMPLETE_REASONING),
         ({"images": (b"a",)}, filters.PLACEHOLDER_MISMATCH),
         ({"images": (b"a", b"b", b"c")}, filters.PLACEHOLDER_MISMATCH),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -74,3 +75,10 @@ def test_a_child_ends_with_its_owner_however_that_ends(folder: Path, sign: int) 
     owner.send_signal(sign)
     owner.wait(timeout=10)
     assert within(10, lambda: port_free(port))
+
+
+@pytest.mark.parametrize(("name", "given"), [("PREFECT_PORT", "abc"), ("MLFLOW_PORT", "-1"), ("MLFLOW_PORT", "65536")])
+def test_a_port_that_is_none_is_one_line(name: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, given)
+    with pytest.raises(SystemExit, match=f"{name} is '{given}'; set it to a port from 1 to 65535"):
+        runpy.run_path(str(Path(__file__).parents[2] / "flows" / "environment.py"))

@@ -154,6 +154,7 @@ def test_the_alias_loads_and_answers(tracked: RunConfig, registered: ModelRecord
         ({"image": ["%%%"], "question": ["a"]}, "row 0: image is text that is not base64"),
         ({"image": [picture()], "question": [" "]}, "row 0: question must be a text"),
         ({"image": [picture()], "question": ["<image> or <image>"]}, "row 0: question has 2 <image>"),
+        ({"image": [picture()], "question": ["a <video>"]}, "row 0: question contains <video>, and there is no video"),
         ({"image": [picture()], "question": ["a <|image_pad|>"]}, "row 0: question contains '<.image_pad.>', which"),
         ({"image": [picture()] * 2, "question": ["a", "<latent_pad_1>"]}, "row 1: question contains '<latent_pad_1>'"),
         ({"image": [picture()]}, "question"),

@@ -35,6 +35,7 @@ from infra.mlflow_client import (
     AS_TRAINING,
     KIND,
     TRAINING,
+    address,
     check_names,
     check_reachable,
     client,
@@ -60,6 +61,16 @@ def test_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert tracking_uri(paper()) == "http://127.0.0.1:5000"
     named = local.model_copy(update={"tracking": TrackingConfig(uri="http://mlflow.example")})
     assert tracking_uri(named) == "http://mlflow.example"
+
+
+@pytest.mark.parametrize("rest", ["@db:5432/mlflow?ssl=1", "@127.0.0.1:1"])
+def test_a_password_is_used_and_neither_shown_nor_recorded(rest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"http://mlflow:hunter2{rest}")
+    assert tracking_uri(paper()) == uri
+    assert address(paper()) == f"http://{rest[1:]}"
+    with pytest.raises(ConfigError) as caught:
+        check_reachable(paper())
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_server_that_is_down_is_refused_before_anything_is_computed(unused_port: int) -> None:

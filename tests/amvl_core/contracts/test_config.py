@@ -74,6 +74,7 @@ def test_a_preset_survives_json(name: str) -> None:
             "evaluation.max_pixels (4096) must be at least data.min_pixels (4097), which images of benchmarks",
         ),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
+        ({"tracking": {"uri": "postgresql://u:hunter2@db/m"}}, "tracking.uri: Value error, it holds a password"),
         (
             {"trainer": {"offload": "optimizer", "zero_stage": 0}},
             "trainer: Value error, offload = optimizer needs",
@@ -89,6 +90,7 @@ def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(demo(), changes)
     assert path in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 SEEDS = ("seed", "data.seed", "data.sources.0.seed", "model.tiny.seed", "evaluation.seed")

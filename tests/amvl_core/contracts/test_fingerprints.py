@@ -1,6 +1,7 @@
 """What names a result, and what does not."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.fingerprints import (
@@ -56,3 +57,14 @@ def test_which_samples_are_held_out_names_a_stage_and_when_does_not(dataset: Dat
 
     assert name() == name(every=7) == name(samples=64) != name(samples=32)
     assert len({name(samples=samples) for samples in (0, 32, 64)}) == 3
+
+
+def test_a_base_in_a_folder_is_named_by_its_content_and_not_by_its_place(
+    dataset: DatasetRecord, tmp_path: Path
+) -> None:
+    def name(folder: str, weights: bytes) -> str:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(weights)
+        return train_fingerprint(override(demo(), {"model": {"base": str(tmp_path / folder)}}), "sft", dataset, None)
+
+    assert name("here", b"old") == name("there", b"old") != name("new", b"new")

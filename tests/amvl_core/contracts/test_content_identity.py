@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amvl_core.contracts import storage
-from data_prep.content_identity import content_identity
+from amvl_core.contracts.content_identity import content_identity
 from tests.data_prep.archives import Files, as_folder, as_zip
 
 FILES: Files = {"a/x": b"1", "a/y": b"22", "b/deep/z": b"333"}

@@ -1,4 +1,4 @@
-"""What an archive is, by content: the part of a dataset's fingerprint that does not depend on where it lies."""
+"""What data and base models are, by content: the part of a fingerprint that does not depend on where they lie."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.config import ModelConfig
 from amvl_core.contracts.errors import DataError
-from data_prep.sources.visible import hidden, local_files
+from amvl_core.contracts.visible import hidden, local_files
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _AT_ONCE = 4096
@@ -32,6 +34,16 @@ def content_identity(uri: str) -> dict[str, Any]:
     """
     with storage.reaching(uri, "read"):
         return _identity(uri)
+
+
+def tokenizer_identity(model: ModelConfig) -> dict[str, Any]:
+    """What token counts depend on: the tokenizer and the patch size, not the weights."""
+    if model.base == "tiny":
+        return {"base": "tiny", "patch_size": model.tiny.patch_size}
+    folder = Path(model.base)
+    files = [folder / name for name in ("tokenizer.json", "preprocessor_config.json")]
+    present = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return {"files": present} if present else {"base": model.base}
 
 
 def _identity(uri: str) -> dict[str, Any]:
