@@ -18,6 +18,8 @@ from amvl_core.eval.extract import Extraction, Extractor, unwrapped
 from amvl_core.eval.score import is_correct
 from amvl_core.eval.significance import Unit
 
+MALFORMED_ROW = "malformed_row"
+
 OURS, EXACT = "unwrapped", "exact match"
 """Our own readings: of the final answer, and of the last lines."""
 
@@ -71,7 +73,8 @@ class BadRowError(Exception):
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+        self.reason = reason
+        self.detail = detail.encode(errors="backslashreplace").decode()  # no record takes half of a surrogate pair
 
 
 class Outcome(NamedTuple):
@@ -130,25 +133,29 @@ def convert(
 ) -> Iterator[Question | SkippedQuestion]:
     """Each (place, file, row) as `to_question(file, row)`, or as a drop, named by its place, where that is no question.
 
-    A bad row is one that lacks a field, has one of another type or an unreadable image, or repeats an item.
+    A bad row is one that lacks a field or its images, has a field of another type or an unreadable image, or repeats an
+    item.
     """
     seen: set[str] = set()
     for place, file, row in rows:
         try:
             question = to_question(file, row)
+            _check_texts(question)
             if question.item_id in seen:
                 raise BadRowError("duplicate_id", question.item_id)
             if question.options and question.answer not in question.options:
                 raise BadRowError("answer_not_among_options", f"{question.answer!r} of {sorted(question.options)}")
             if not question.answer:
                 raise BadRowError("missing_answer")
+            if not question.images:
+                raise BadRowError("missing_image")
             for data in question.images:
                 _check_image(data)
         except BadRowError as bad:
             yield SkippedQuestion(place, bad.reason, bad.detail)
             continue
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            yield SkippedQuestion(place, "malformed_row", f"{type(error).__name__}: {error}")
+            yield SkippedQuestion(place, MALFORMED_ROW, f"{type(error).__name__}: {error}")
             continue
         seen.add(question.item_id)
         yield question
@@ -216,6 +223,17 @@ def whole_groups(size: int) -> Metric:
         return [Unit(name, all(right)) for name, right in groups.items() if len(right) == size]
 
     return metric
+
+
+def _check_texts(question: Question) -> None:
+    """Raises BadRowError for a field that is no text, or one that holds half of a surrogate pair: nothing stores it."""
+    for name, text in {**question.row(""), "asked": question.asked}.items():
+        if not isinstance(text, str):
+            raise BadRowError(MALFORMED_ROW, f"{name} is no text: {text!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRowError(MALFORMED_ROW, f"{name} is no text: {error}") from error
 
 
 def _check_image(data: bytes) -> None:

@@ -95,10 +95,14 @@ def image(value: Any) -> bytes:
 
 
 def images(cell: Any) -> tuple[bytes, ...]:
-    """The images of a TSV cell: one, or several in a list written as text."""
-    if isinstance(cell, str) and cell.startswith("["):
-        return tuple(image(value) for value in ast.literal_eval(cell))
-    return (image(cell),)
+    """The images of a TSV cell: one, or several in a list written as text. Raises BadRowError where one is none."""
+    if not (isinstance(cell, str) and cell.startswith("[")):
+        return (image(cell),)
+    try:
+        values = ast.literal_eval(cell)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise BadRowError(UNREADABLE_IMAGE, f"no list of images: {type(error).__name__}: {error}") from error
+    return tuple(image(value) for value in values)
 
 
 def resolved(uri: str) -> Iterator[dict[str, Any]]:
@@ -114,11 +118,13 @@ def resolved(uri: str) -> Iterator[dict[str, Any]]:
 
 
 def beside(uri: str, name: str, missing: str = "missing_image") -> bytes:
-    """The file `name`, relative to the folder of the file at `uri`. Raises BadRowError where it is not there."""
-    where = storage.join(posixpath.dirname(uri), name)
-    if not storage.exists(where):
-        raise BadRowError(missing, name)
-    return storage.read_bytes(where)
+    """The file `name`, relative to the folder of the file at `uri`. Raises BadRowError where no file is there."""
+    fs, folder = storage.filesystem(posixpath.dirname(uri))
+    where = storage.join(folder, name)
+    with storage.reaching(where, "read"):
+        if not fs.exists(where) or fs.info(where)["type"] != "file":
+            raise BadRowError(missing, name)
+        return bytes(fs.cat_file(where))
 
 
 def _names_a_row(row: dict[str, Any]) -> bool:
@@ -129,6 +135,6 @@ def _names_a_row(row: dict[str, Any]) -> bool:
 def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}  # without a single field: dropped as malformed
     return row if isinstance(row, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -233,6 +234,18 @@ def test_prompts_of_microworld() -> None:
     ("changes", "reason"),
     [
         ({"image": "direct_attributes/none.png"}, "missing_image"),
+        ({"image": ""}, "missing_image"),
+        ({"image": "."}, "missing_image"),
+        ({"image": "direct_attributes"}, "missing_image"),
+        ({"image": "\ud800.png"}, "missing_image"),
+        ({"image": "a::b.png"}, "missing_image"),
+        ({"image": "\0"}, "missing_image"),
+        ({"image": 300 * "a"}, "missing_image"),
+        ({"category": ["a"]}, "malformed_row"),
+        ({"category": 3}, "malformed_row"),
+        ({"category": "\ud800"}, "malformed_row"),
+        ({"question_id": "\ud800"}, "malformed_row"),
+        ({"text": published.VSTAR_TEXT + "\ud800"}, "malformed_row"),
         ({"label": "E"}, "answer_not_among_options"),
         ({"label": None}, "answer_not_among_options"),
         ({"text": None}, "malformed_row"),
@@ -244,6 +257,38 @@ def test_a_bad_row_is_a_drop(tmp_path: Path, changes: dict[str, object], reason:
     # The row that repeats an item is the one that comes later.
     row = 1 if reason == "duplicate_id" else 0
     assert drops("vstar", tmp_path) == [(f"test_questions.jsonl/{row}", reason)]
+
+
+def test_what_is_said_of_a_bad_row_names_its_field_and_can_be_stored(tmp_path: Path) -> None:
+    published.vstar(tmp_path, category=["a"], image="direct_attributes/sa_1.png")
+    rows = [json.loads(line) for line in (tmp_path / "test_questions.jsonl").read_text().splitlines()]
+    rows[1] |= {"image": "\ud800.png"}
+    (tmp_path / "test_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    details = [item.detail for item in BENCHMARKS["vstar"].read(str(tmp_path)) if isinstance(item, SkippedQuestion)]
+    assert details == ["task is no text: ['a']", "\\ud800.png"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (f"[{published.base64_picture()}]", "unreadable_image"),
+        ("[" * 300, "unreadable_image"),
+        ("[" + "-" * 100_000 + "1]", "unreadable_image"),
+        ("[]" + " " * 100, "missing_image"),
+        ("[None, '" + "A" * 100 + "']", "missing_image"),
+    ],
+    ids=["unquoted", "open", "deep", "empty", "null"],
+)
+def test_an_image_cell_that_is_no_list_of_images_is_a_drop(tmp_path: Path, cell: str, reason: str) -> None:
+    rows = published.hrbench_rows()
+    rows[1]["image"] = cell
+    published.tsv(tmp_path / "hr_bench_4k.tsv", rows)
+    assert drops("hrbench_4k", tmp_path) == [("hr_bench_4k.tsv/1", reason)]
+
+
+def test_a_question_without_an_image_is_a_drop(tmp_path: Path) -> None:
+    published.blink(tmp_path, image_1=None, image_2=None, image_3=None)
+    assert [reason for _, reason in drops("blink", tmp_path)] == ["missing_image"]
 
 
 @pytest.mark.parametrize("kept", [20, 4000])
@@ -265,8 +310,8 @@ def test_options_that_are_numbers_null_or_nan() -> None:
 def test_a_line_that_is_no_json_is_a_drop(tmp_path: Path) -> None:
     published.vstar(tmp_path)
     with (tmp_path / "test_questions.jsonl").open("a") as file:
-        file.write('{"image": \n[1]\n')
-    assert [place for place, _ in drops("vstar", tmp_path)] == ["test_questions.jsonl/2", "test_questions.jsonl/3"]
+        file.write('{"image": \n[1]\n' + "[" * 100_000 + "\n" + '{"image": ' + "9" * 5000 + "}\n")
+    assert [place for place, _ in drops("vstar", tmp_path)] == [f"test_questions.jsonl/{row}" for row in range(2, 6)]
 
 
 def test_a_folder_without_the_files_says_which_are_missing(tmp_path: Path) -> None:
