@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
 from PIL import Image
 
 UNREADABLE_VIDEO = "unreadable_video"
 TOO_FEW_FRAMES = "too_few_frames"
 JPEG_QUALITY = 95
 """Of a stored frame, with full colour resolution."""
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,ogg,flv,asf,gif,mxf,ivf,nut"
+"""By FFmpeg's names. All of them hold their frames; a playlist would name other files of this machine or network."""
 
 
 class VideoError(Exception):
@@ -52,9 +55,18 @@ def uniform(data: bytes, count: int) -> Clip:
     return Clip(tuple(_jpeg(image) for image in images), rate * count / decoded)
 
 
+def _opened(data: bytes) -> InputContainer:
+    """The video, from nothing but its own bytes. Raises VideoError for a container that is none of `CONTAINERS`."""
+    try:
+        return av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"})
+    except av.ArgumentError as error:
+        detail = f"it is damaged, or no container of {CONTAINERS.replace(',', ', ')}; convert it to mp4"
+        raise VideoError(UNREADABLE_VIDEO, detail) from error
+
+
 def _announced(data: bytes) -> tuple[int, float]:
     """How many pictures the file says it has, and how many a second."""
-    with av.open(io.BytesIO(data), "r") as container:
+    with _opened(data) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate
         if not rate:
@@ -74,7 +86,7 @@ def _decoded(data: bytes, total: int, count: int) -> tuple[Sequence[Image.Image]
         raise VideoError(TOO_FEW_FRAMES, f"{total} frames, {count} are asked for")
     wanted = set(uniform_indices(total, count))
     images, number = [], 0
-    with av.open(io.BytesIO(data), "r") as container:
+    with _opened(data) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream), start=1):

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,6 +63,33 @@ def test_a_file_that_is_no_video_or_cut_off_says_so(data: bytes, detail: str) ->
     with pytest.raises(VideoError, match=detail) as caught:
         uniform(data, 4)
     assert caught.value.reason == "unreadable_video"
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "ffconcat version 1.0\nfile local.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nlocal.mp4\n#EXT-X-ENDLIST\n",
+    ],
+)
+def test_a_playlist_reads_no_other_file(playlist: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "local.mp4").write_bytes(mp4(20))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VideoError, match=r"no container of mov, mp4, .*; convert it to mp4|Invalid data") as caught:
+        uniform(playlist.encode(), 4)
+    assert caught.value.reason == "unreadable_video"
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "mpegts", "flv", "asf", "nut"])
+def test_other_containers_are_read(container: str) -> None:
+    source, buffer = av.open(io.BytesIO(mp4(20))), io.BytesIO()
+    with source, av.open(buffer, "w", format=container) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    assert [number_of(frame) for frame in uniform(buffer.getvalue(), 4).frames] == uniform_indices(20, 4)
 
 
 def test_frames_that_are_damaged_are_refused() -> None:
