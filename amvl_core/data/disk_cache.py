@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 
 import pyarrow as pa
 
@@ -17,14 +19,18 @@ class DiskCache:
     """Tables by name in a folder of at most about `limit` bytes. When it is full, the oldest tables are removed.
 
     Any number of processes use it at once. One of them reads a table while the others wait. A process that has mapped a
-    file can read it after it was removed.
+    file can read it after it was removed. Nothing is kept in a folder that another user may write to: the name is no
+    secret, and whoever makes it first could plant tables there.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self.foreign = False
 
     def get(self, name: str, read: Callable[[], pa.Table]) -> pa.Table:
         """The table `name`, a hexadecimal digest of all that it depends on. `read` makes it if it is not there."""
+        if not self._is_own():
+            return read()
         file = self.folder / f"{name}.arrow"
         with self._alone(name):
             try:
@@ -39,13 +45,31 @@ class DiskCache:
     def _alone(self, name: str) -> Iterator[None]:
         """Holds one of 256 locks. A lock ends with the process that holds it."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = open(self.folder / f"{name[:2]}.lock", "w")  # noqa: SIM115
+            file = os.open(self.folder / f"{name[:2]}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise self._refused(error) from error
-        with lock:
+        with os.fdopen(file) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _is_own(self) -> bool:
+        """Makes the folder. Whether it is this user's alone; where it is not, a warning says so once."""
+        if self.foreign:
+            return False
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.folder.lstat()
+        except OSError as error:
+            raise self._refused(error) from error
+        self.foreign = not (S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+        if self.foreign:
+            warnings.warn(
+                f"{self.folder} is a link, another user's, or may be written to by others, so no row group is kept "
+                "there and each process reads its own; remove it, or set TMPDIR to a folder of your own",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return not self.foreign
 
     def _store(self, file: Path, table: pa.Table) -> None:
         temporary = file.with_suffix(f".{os.getpid()}")

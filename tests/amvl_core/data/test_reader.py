@@ -1,5 +1,6 @@
 import hashlib
 import multiprocessing
+import os
 import tempfile
 import time
 from dataclasses import replace
@@ -166,3 +167,29 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot keep row groups in .*file: .*set TMPDIR"):
         DiskCache(tmp_path / "file", 10).get("a" * 64, lambda: pa.table({"a": [1]}))
+
+
+@pytest.mark.parametrize("kind", ["link", "another user's", "of a group", "of all"])
+def test_nothing_is_kept_where_others_may_write(kind: str, tmp_path, monkeypatch) -> None:
+    folder, planted = tmp_path / "cache", tmp_path / "planted"
+    DiskCache(planted, 10**9).get("a" * 64, lambda: pa.table({"a": ["planted"]}))
+    if kind == "link":
+        folder.symlink_to(planted)
+    else:
+        planted.rename(folder)
+        folder.chmod({"of a group": 0o770, "of all": 0o1777}.get(kind, 0o700))
+    if kind == "another user's":
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    cache = DiskCache(folder, 10**9)
+    with pytest.warns(RuntimeWarning, match="cache is a link, .*remove it, or set TMPDIR") as said:
+        tables = [cache.get("a" * 64, lambda: pa.table({"a": ["read"]})) for _ in range(2)]
+    assert [table.column("a").to_pylist() for table in tables] == [["read"]] * 2
+    assert len(said) == 1
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "aa.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError, match="cannot keep row groups in"):
+        DiskCache(tmp_path, 10**9).get("a" * 64, lambda: pa.table({"a": [1]}))
+    assert (tmp_path / "precious").read_text() == "precious"
