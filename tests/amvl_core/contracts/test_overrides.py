@@ -69,6 +69,12 @@ def test_what_would_lose_an_earlier_one_is_refused(params: list[str], message: s
         ("seed", "write FIELD=VALUE"),
         ("data..max_tokens=5", "write FIELD=VALUE"),
         ("data.=5", "write FIELD=VALUE"),
+        ("seed=" + "9" * 5000, "^--param seed: an integer of more than 4,300 digits; give a smaller one$"),
+        ('data={"seed": ' + "9" * 5000 + "}", "^--param data: an integer of more than 4,300 digits"),
+        (
+            "data.seed=" + "[" * 100_000,
+            "^--param data.seed: it is nested too deeply for any field; give a plain value$",
+        ),
         ("sede=3", "sede: no such field; the fields are storage, seed"),
     ],
 )
