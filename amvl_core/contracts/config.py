@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ConfigError
-from amvl_core.contracts.frozen import Frozen, Seed
+from amvl_core.contracts.frozen import Seed, Settings
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.method import MethodConfig, configurations
 from amvl_core.contracts.sources import CogcomSource, RefocusSource, Source, VisualCotSource, ZebraCotSource
@@ -23,7 +23,7 @@ ShownAs = Literal["video", "images"]
 SHOWN_AS = "the frames of a video are shown as a video, two in a patch and with their times, or as so many images"
 
 
-class DataConfig(Frozen):
+class DataConfig(Settings):
     """What is prepared (Appendix E)."""
 
     sources: tuple[Source, ...] = (
@@ -66,19 +66,22 @@ class DataConfig(Frozen):
         return self
 
 
-class TinyConfig(Frozen):
+Size = Annotated[int, Field(ge=1)]
+
+
+class TinyConfig(Settings):
     """Size of the model that is built offline where `model.base` is `tiny`."""
 
-    hidden_size: int = 128
-    num_layers: int = 3
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    intermediate_size: int = 256
-    vision_hidden_size: int = 64
-    vision_layers: int = 2
-    vision_heads: int = 4
-    vision_intermediate_size: int = 192
-    patch_size: int = 8
+    hidden_size: Size = 128
+    num_layers: Size = 3
+    num_heads: Size = 4
+    num_kv_heads: Size = 2
+    intermediate_size: Size = 256
+    vision_hidden_size: Size = 64
+    vision_layers: Size = 2
+    vision_heads: Size = 4
+    vision_intermediate_size: Size = 192
+    patch_size: Size = 8
     tie_word_embeddings: bool = Field(
         False,
         description="the output layer is the token embeddings, as in Qwen2.5-VL 3B; 7B and 72B have two matrices",
@@ -86,8 +89,22 @@ class TinyConfig(Frozen):
     )
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _divisible(self) -> TinyConfig:
+        for whole, parts, times in (
+            ("hidden_size", "num_heads", 2),  # a head's rotary positions are of pairs
+            ("num_heads", "num_kv_heads", 1),
+            ("vision_hidden_size", "vision_heads", 4),  # pairs for rows, and as many for columns
+        ):
+            size, divisor = getattr(self, whole), times * getattr(self, parts)
+            if size % divisor:
+                raise ValueError(
+                    f"{whole} ({size}) must be a multiple of {f'{times} x ' if times > 1 else ''}{parts} ({divisor})"
+                )
+        return self
 
-class ModelConfig(Frozen):
+
+class ModelConfig(Settings):
     """The base model. Both ways lead through the same `from_pretrained`."""
 
     base: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="a Hub id, a folder, or `tiny`")
@@ -100,7 +117,7 @@ else:
     Method = Annotated[Union[tuple(configurations().values())], Field(discriminator="kind")]  # noqa: UP007
 
 
-class LrScale(Frozen):
+class LrScale(Settings):
     """Factors on a stage's learning rate, for parts of the model that want one of their own."""
 
     latent: float = Field(1.0, gt=0, description="of the method's own parts (AMVL's heads and injector)")
@@ -108,7 +125,7 @@ class LrScale(Frozen):
     vision: float = Field(1.0, gt=0, description="of the vision encoder")
 
 
-class StageConfig(Frozen):
+class StageConfig(Settings):
     """One training stage; it starts from the checkpoint of the stage before it (`RunConfig.parents`)."""
 
     method: Method
@@ -151,7 +168,7 @@ class StageConfig(Frozen):
         return self
 
 
-class TrainerConfig(Frozen):
+class TrainerConfig(Settings):
     """How a stage runs; the DeepSpeed configuration is derived from it (`amvl_core/train/engine.py`)."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -185,7 +202,7 @@ MIN_HELDOUT = 16
 """Fewer samples say too little of the loss."""
 
 
-class HeldoutConfig(Frozen):
+class HeldoutConfig(Settings):
     """Samples of the training split that no stage trains on; their loss is followed while a stage trains."""
 
     samples: int = Field(
@@ -207,7 +224,7 @@ class HeldoutConfig(Frozen):
         return self
 
 
-class ClusterConfig(Frozen):
+class ClusterConfig(Settings):
     """The machines: one worker per GPU, or CPU workers where there is none."""
 
     address: str = Field("auto", description="RAY_ADDRESS if set, else a Ray of its own; or an address")
@@ -238,14 +255,14 @@ BenchmarkName = Literal[
 ]
 
 
-class BenchmarkSource(Frozen):
+class BenchmarkSource(Settings):
     """A published benchmark and where its files are (`amvl_core/eval/benchmarks/`)."""
 
     name: BenchmarkName
     uri: str = Field(description="the folder or file that its reader takes (docs/evaluation.md)")
 
 
-class EvaluationConfig(Frozen):
+class EvaluationConfig(Settings):
     """Greedy generation on the test split and on published benchmarks, prior latents only (App. I)."""
 
     benchmarks: tuple[BenchmarkSource, ...] = Field((), description="published benchmarks to evaluate beside it")
@@ -309,7 +326,7 @@ CHALLENGER = "challenger"
 """The alias of a registered version that did not pass the gate (`infra/registry.py`)."""
 
 
-class TrackingConfig(Frozen):
+class TrackingConfig(Settings):
     """Where MLflow writes. Without `uri`: MLFLOW_TRACKING_URI, else SQLite below a local storage root."""
 
     uri: str | None = None
@@ -354,7 +371,7 @@ class Parents(NamedTuple):
     """Whose model is its frozen teacher; None: it has none."""
 
 
-class RunConfig(Frozen):
+class RunConfig(Settings):
     """Everything that a run is. Every default is the paper's; the preset `paper` adds its stages."""
 
     storage: str = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pydantic import Field, field_validator
 
-from amvl_core.contracts.frozen import Frozen
+from amvl_core.contracts.frozen import Settings
 
 BASE = "base"
 """The source of the base model's own vision encoder."""
@@ -17,7 +17,7 @@ STORED = "features:"
 """Begins the source of features that were computed elsewhere; the folder follows."""
 
 
-class EncoderConfig(Frozen):
+class EncoderConfig(Settings):
     """Where an encoder comes from, and the size of what it is shown."""
 
     name: str = Field(description="what tables and logged terms call it")

@@ -14,3 +14,9 @@ class Frozen(BaseModel):
     """Cannot be changed after it is made, and refuses unknown fields: a typo is an error that names the field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(Frozen):
+    """Every configuration: no number in it is infinite or NaN, for neither has a stable form to be fingerprinted by."""
+
+    model_config = ConfigDict(allow_inf_nan=False)

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from amvl_core.contracts.frozen import Frozen
+from amvl_core.contracts.frozen import Settings
 
 
-class LatentConfig(Frozen):
+class LatentConfig(Settings):
     """Latent block and variational parts (Eq. 5 to 9, Tables 4 and 8)."""
 
     num_slots: int = Field(8, ge=1, description="k")

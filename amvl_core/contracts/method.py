@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from amvl_core.contracts.encoders import EncoderConfig
-from amvl_core.contracts.frozen import Frozen
+from amvl_core.contracts.frozen import Settings
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment, Shown, StoredSample, reply
 from amvl_core.contracts.watch import Watch
@@ -33,7 +33,7 @@ Published: TypeAlias = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Scores in per cent: benchmark -> its metric -> model -> score."""
 
 
-class MethodConfig(Frozen):
+class MethodConfig(Settings):
     """The defaults of everything that a method may say: those of plain fine-tuning."""
 
     kind: str

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from amvl_core.contracts.frozen import Frozen, Seed
+from amvl_core.contracts.frozen import Seed, Settings
 
 _ShortTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
 DependentTask = Literal["chain", "path", "turn", "tally"]
@@ -18,7 +18,7 @@ DEPENDENT_TASKS: tuple[DependentTask, ...] = get_args(DependentTask)
 MAX_DIFFICULTY = 8
 
 
-class MicroworldSource(Frozen):
+class MicroworldSource(Settings):
     """Generated images with questions, steps, regions and answers (`data_prep/microworld/`)."""
 
     kind: Literal["microworld"] = "microworld"
@@ -41,7 +41,7 @@ class MicroworldSource(Frozen):
         return difficulty
 
 
-class ArchiveSource(Frozen):
+class ArchiveSource(Settings):
     """Fields of every source that is read from an archive or a folder."""
 
     name: str = Field(description="what sample ids begin with, and what reports and score tables call this source")

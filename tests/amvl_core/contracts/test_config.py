@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, trained_by, validate
+from amvl_core.contracts.config import RunConfig, StageConfig, TinyConfig, flatten, override, trained_by, validate
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.config import AmvlMethod
@@ -33,6 +33,9 @@ def test_a_preset_survives_json(name: str) -> None:
     config = PRESETS[name]()
     assert validate(config.model_dump(mode="json")) == config
     assert list(validate(config.model_dump(mode="json")).stages) == list(config.stages)
+
+
+TINY_SIZES = [name for name, field in TinyConfig.model_fields.items() if field.annotation is int and name != "seed"]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,32 @@ def test_a_preset_survives_json(name: str) -> None:
         ),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
         ({"tracking": {"uri": "postgresql://u:hunter2@db/m"}}, "tracking.uri: Value error, it holds a password"),
+        *(
+            ({"model": {"tiny": {name: size}}}, f"model.tiny.{name}: Input should be greater than or equal to 1")
+            for name in TINY_SIZES
+            for size in (0, -8)
+        ),
+        (
+            {"model": {"tiny": {"num_heads": 3, "num_kv_heads": 3}}},
+            "model.tiny: Value error, hidden_size (128) must be a multiple of 2 x num_heads (6)",
+        ),
+        (
+            {"model": {"tiny": {"num_kv_heads": 3}}},
+            "model.tiny: Value error, num_heads (4) must be a multiple of num_kv_heads (3)",
+        ),
+        (
+            {"model": {"tiny": {"vision_hidden_size": 24}}},
+            "model.tiny: Value error, vision_hidden_size (24) must be a multiple of 4 x vision_heads (16)",
+        ),
+        *(
+            ({"stages": {"amvl": {name: number}}}, f"stages.amvl.{name}: Input should be a finite number")
+            for name in ("lr", "clip", "weight_decay", "epochs")
+            for number in (float("inf"), float("nan"))
+        ),
+        ({"stages": {"amvl": {"lr_scale": {"vision": float("inf")}}}}, "lr_scale.vision: Input should be a finite"),
+        ({"stages": {"amvl": {"method": {"beta_max": float("inf")}}}}, "method.beta_max: Input should be a finite"),
+        ({"evaluation": {"tau": float("inf")}}, "evaluation.tau: Input should be a finite number"),
+        ({"latent": {"logvar_max": float("inf")}}, "latent.logvar_max: Input should be a finite number"),
         (
             {"trainer": {"offload": "optimizer", "zero_stage": 0}},
             "trainer: Value error, offload = optimizer needs",
