@@ -1,4 +1,4 @@
-"""Numeric answers: how the official scorer and both harnesses read a number, and VSI-Bench's relative accuracy."""
+"""Numeric answers: how both harnesses read a number, and VSI-Bench's relative accuracy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,6 @@ _STANDALONE = re.compile(r"(?<![\w.^])-?(?:\d+\.?\d*|\.\d+)")
 _UP_TO_TWENTY = [*_ONES, "twenty"]
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_UP_TO_TWENTY)})\b", re.IGNORECASE)
 _TAGGED = re.compile(rf"<\s*answer\b[^>]*>\s*({_SCIENTIFIC.pattern})(?:[^\d<][^<]*)?<\s*/\s*answer\s*>", re.IGNORECASE)
-
-
-def official(text: str) -> float | None:
-    """VSI-Bench's own reading: the text up to the first blank, without full stops at its end, as a number."""
-    try:
-        return float(text.split(" ")[0].rstrip(".").strip())
-    except ValueError:
-        return None
 
 
 def lmms_eval(text: str) -> float | None:

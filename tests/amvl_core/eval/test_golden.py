@@ -34,7 +34,6 @@ WITH_TEXTS: dict[str, Extractor] = {
     "lmms_visualpuzzles_opts": lmms_eval.visual_puzzles,
 }
 NUMBERS: dict[str, Callable[[str], float | None]] = {
-    "official_to_float_first_token": numerals.official,
     "lmms_extract_number": numerals.lmms_eval,
     "vlmeval_can_match_na": numerals.vlmevalkit,
 }
