@@ -10,7 +10,6 @@ all gradients vanish:
 
     alpha = 1 / (1 + k gamma / sigma^2)  with k = tau^2 s^2 / (s^2 + b^2)        (Prop. C.4; alpha = 1 at gamma = 0)
     m = 1, c = alpha b: the prior's mean is that of the posterior over y          (Prop. C.1, Eq. 33)
-    excess KL of that over the prior without leakage: 1/2 (alpha b)^2 / sigma^2   (Eq. 34)
 
 Leakage falls as gamma rises, and faster for a sharp posterior, that is a small sigma (Cor. 1, 2).
 """
@@ -41,13 +40,12 @@ class Leakage:
     """Where the objective settles at one gamma.
 
     `alpha` is the posterior's leakage, `contamination` the prior's: how far its mean is from the one that knows x
-    alone. `excess_kl` is what that costs, in nats.
+    alone.
     """
 
     gamma: float
     alpha: float
     contamination: float
-    excess_kl: float
 
 
 def closed_form(problem: Problem, gamma: float) -> Leakage:
@@ -55,7 +53,7 @@ def closed_form(problem: Problem, gamma: float) -> Leakage:
     second_moment = problem.scatter**2 + problem.bias**2
     k = problem.tau**2 * problem.scatter**2 / second_moment
     alpha = 1 / (1 + k * gamma / problem.sigma**2)
-    return _leakage(problem, gamma, alpha, alpha * problem.bias)
+    return Leakage(gamma, alpha, alpha * problem.bias)
 
 
 def optimised(
@@ -84,11 +82,7 @@ def optimised(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return _leakage(problem, gamma, alpha.item(), offset.item())
-
-
-def _leakage(problem: Problem, gamma: float, alpha: float, contamination: float) -> Leakage:
-    return Leakage(gamma, alpha, contamination, 0.5 * contamination**2 / problem.sigma**2)
+    return Leakage(gamma, alpha.item(), offset.item())
 
 
 def _exact(value_2N: Tensor) -> Tensor:
