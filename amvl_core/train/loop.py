@@ -105,7 +105,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
 
     log = StepLog(job.stage, total, start, send if rank == 0 else _silent, watches(stage, config.latent), columns)
     if config.heldout.samples and not len(sizes.heldout):
-        log.warn(start, [Advice("heldout", _too_few(config, len(reader)))])
+        log.warn(start, [Advice("heldout", _too_few(len(reader)))])
     skips = Skips(config.trainer.on_nonfinite)
     evaluated = {*range(every, total, every), total} if len(sizes.heldout) else set()
     items = [item for step in range(start, total) for item in ((step, HELDOUT) if step + 1 in evaluated else (step,))]
@@ -271,7 +271,7 @@ def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor], device: torch.dev
         sums[name] = sums.get(name, 0.0) + value.to(device, torch.float64)
 
 
-def _too_few(config: RunConfig, rows: int) -> str:
+def _too_few(rows: int) -> str:
     return (
         f"no held-out loss: a tenth of the {rows:,} training samples is fewer than {MIN_HELDOUT}, so all are trained "
         "on; set heldout.samples=0, or prepare more data"

@@ -24,7 +24,7 @@ from amvl_core.methods.draws import keyed_generator
 from amvl_core.methods.loading import block_ids
 from amvl_core.methods.losses import token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
-from amvl_core.methods.probing import Prober
+from amvl_core.methods.probing import AnalysingProber
 from amvl_core.rows.cut import Cut
 
 
@@ -49,7 +49,7 @@ class Amvl(Method):
         return {"tau": tau, "latent_noise": torch.stack(noise)}
 
     @staticmethod
-    def prober(model: AMVLForConditionalGeneration, processor: Any, method: AmvlMethod) -> Prober:
+    def prober(model: AMVLForConditionalGeneration, processor: Any, method: AmvlMethod) -> AnalysingProber:
         """Its model under every change of its latents."""
         from amvl_core.methods.amvl import probes
 
