@@ -43,6 +43,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise StorageError(f"cannot use {uri!r} as storage: {error}") from error
+    if uri.startswith("s3://") and not path.strip("/"):
+        raise StorageError(f"cannot use {uri!r} as storage: it names no bucket; write s3://bucket/folder")
     return fs, path
 
 

@@ -48,9 +48,13 @@ def open_archive(uri: str) -> Iterator[Archive]:
     Raises DataError if it is missing, damaged or of another kind.
     """
     fs, path = storage.filesystem(uri)
-    if not fs.exists(path):
+    with storage.reaching(uri):
+        # Of a bucket that cannot be reached s3fs says that it does not exist, but not that it is no folder.
+        is_folder = fs.isdir(path)
+        there = is_folder or fs.exists(path)
+    if not there:
         raise DataError(f"{uri} does not exist; give the path of a folder, a .tar.gz, a .zip or a .parquet")
-    if fs.isdir(path):
+    if is_folder:
         yield _Folder(uri, fs, path)
         return
     with _opened(uri, fs, path) as file:

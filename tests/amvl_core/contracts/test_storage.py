@@ -86,3 +86,9 @@ def test_what_another_process_wrote_since_the_last_listing_is_there(s3_bucket: s
     assert storage.exists(folder)
     storage.remove(folder)
     assert not storage.exists(file)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///"])
+def test_a_store_without_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match=f"cannot use '{uri}' as storage: it names no bucket"):
+        storage.filesystem(uri)
