@@ -30,6 +30,9 @@ from data_prep.sources.table import damaged
 
 SPOOL_BYTES = 256 * 2**20
 
+# What damage makes of a version or a way of packing, and of a name that is said to be UTF-8.
+_DAMAGED_ZIP = (*DAMAGED, NotImplementedError, UnicodeDecodeError)
+
 
 class Zip(Archive):
     """A zip, each member read where it is."""
@@ -38,7 +41,7 @@ class Zip(Archive):
         super().__init__(uri)
         try:
             self._zip = zipfile.ZipFile(file)
-        except DAMAGED as error:
+        except _DAMAGED_ZIP as error:
             raise damaged(uri, error) from error
         infos = [info for info in self._zip.infolist() if not info.filename.endswith(("/", "\\"))]
         named = {name: info for info in infos if (name := member_name(info.filename)) is not None}
@@ -49,7 +52,7 @@ class Zip(Archive):
     def _leads_to(self, name: str, link: zipfile.ZipInfo) -> str | None:
         try:
             return resolve(posixpath.dirname(name), self._zip.read(link).decode())
-        except (*DAMAGED, NotImplementedError, RuntimeError, UnicodeDecodeError):
+        except (*_DAMAGED_ZIP, RuntimeError):
             # It cannot be read, or is encrypted. Then it names nothing, and whoever asks for it is told so.
             return None
 
@@ -75,7 +78,7 @@ class Zip(Archive):
             raise DataError(f"{self.uri} is encrypted; pack it without a password")
         try:
             return self._zip.open(info)
-        except (*DAMAGED, NotImplementedError) as error:
+        except _DAMAGED_ZIP as error:
             raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
 
     def read(self, name: str) -> bytes:

@@ -9,12 +9,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import DataError, StorageError
 from data_prep.filters import MISSING_IMAGE, Drop
 from data_prep.sources.archive import open_archive
-from data_prep.sources.archive_members import ByteRange, DeadLinkError, Inner, resolve, with_links
+from data_prep.sources.archive_members import ByteRange, DamagedMemberError, DeadLinkError, Inner, resolve, with_links
 from data_prep.sources.raw_row import read_image
 from tests.data_prep.archives import Files, as_folder, as_tar, as_zip
 
@@ -377,3 +378,39 @@ def test_one_compressed_file_is_not_called_damaged(tmp_path: Path, text: bytes) 
     named = pytest.raises(DataError, match=r"x\.jsonl\.gz is one compressed file and neither")
     with named, open_archive(str(tmp_path / "x.jsonl.gz")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("at", "bytes_", "said"), [(46, b"\xff\xff", "UnicodeDecodeError"), (6, b"\xff", "zip file version 25.5")]
+)
+def test_a_zip_whose_directory_is_damaged(tmp_path: Path, at: int, bytes_: bytes, said: str) -> None:
+    path = Path(as_zip(tmp_path / "x.zip", {"ä.txt": b"a"}))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\x01\x02") + at
+    data[start : start + len(bytes_)] = bytes_
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"damaged or incomplete .*{said}"), open_archive(str(path)):
+        pass
+
+
+def test_a_zip_whose_member_has_another_name_is_damaged_there(tmp_path: Path) -> None:
+    path = Path(as_zip(tmp_path / "x.zip", {"ä.txt": b"a", "b.txt": b"b"}))
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff", 1))
+    with open_archive(str(path)) as archive:
+        assert archive.read("b.txt") == b"b"
+        for read in (archive.read, archive.open):
+            with pytest.raises(DamagedMemberError, match="UnicodeDecodeError"):
+                read("ä.txt")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "s3://bucket"])
+def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, value in {**away, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(StorageError, match=f"cannot reach {uri}: Could not connect"), open_archive(uri):
+            pass
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
