@@ -18,6 +18,7 @@ from typing import IO, Any
 from amvl_core.contracts.errors import DataError
 from data_prep.filters import MALFORMED_ROW, Drop
 from data_prep.sources.archive_members import DAMAGED, Archive, DamagedMemberError, decompressor
+from data_prep.sources.depth import MAX_DEPTH, TOO_DEEP, too_deep
 
 CHUNK_BYTES = 2**20
 MAX_ITEM_CHARS = 2**26
@@ -77,7 +78,9 @@ def _line(line: str) -> Any:
 
 
 def _checked(text: str, value: Any) -> Any:
-    """`value`, or a Drop where a part of its `text` is no text."""
+    """`value`, or a Drop where a part of its `text` is no text, or too deep to walk through."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and too_deep(value):
+        return Drop(MALFORMED_ROW, TOO_DEEP)
     try:
         text.encode()
         if _SURROGATE.search(text):
@@ -97,7 +100,7 @@ def _no_byte(text: str) -> str:
 def _wrong(text: str, error: Exception, start: int = 0) -> str:
     """What is wrong with the text from `start` on, which cannot be read as JSON, and where."""
     if isinstance(error, RecursionError):
-        return "it is nested too deeply"
+        return TOO_DEEP
     if not isinstance(error, json.JSONDecodeError):
         digits = max((len(found) for found in _DIGITS.findall(text, start)), default=0)
         return f"an integer of {digits:,} digits, at most {sys.get_int_max_str_digits():,} are read"

@@ -20,6 +20,7 @@ from amvl_core.contracts.sources import OneThinkerSource
 from data_prep.filters import MALFORMED_ROW
 from data_prep.sources import text
 from data_prep.sources.archive_members import Archive
+from data_prep.sources.depth import TOO_DEEP, too_deep
 from data_prep.sources.jsonfiles import json_items
 from data_prep.sources.pictures import PublishedBox, image_size, regions
 from data_prep.sources.raw_row import RawRow, Rejected, attempt, checked, inside
@@ -92,6 +93,8 @@ def _regions(answer: str, images: Sequence[bytes]) -> tuple[Region, ...]:
         return ()
     if not images:
         return ()
+    if too_deep(boxes):
+        raise Rejected(MALFORMED_ROW, f"boxes of the answer: {TOO_DEEP}")
     nested = isinstance(boxes, list) and all(isinstance(box, list) for box in boxes)
     width, height = size = image_size(images[0])
     found = checked(BOXES, boxes) if nested else [checked(BOX, boxes)]

@@ -124,7 +124,7 @@ def _table_values(archive: Archive, file: str) -> Iterator[Any]:
     unread = {name: True for name in table.columns if name not in wanted and name not in images}
     for row in table.own_rows(wanted, images):
         if row.values is None:
-            yield Drop(MALFORMED_ROW, f"row {row.row} of row group {row.group} of {file} is damaged, or no UTF-8")
+            yield Drop(MALFORMED_ROW, row.unread(file))
             continue
         place = (file, row.group, row.row)
         yield {**row.values, **{name: _cells(row.values[name], *place, name) for name in images}, **unread}

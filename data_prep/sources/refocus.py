@@ -118,9 +118,7 @@ def _split(name: str) -> Split:
 
 def _table_row(sample_id: str, split: Split, member: str, row: TableRow) -> RawRow:
     if row.values is None:
-        raise Rejected(
-            MALFORMED_ROW, f"row {row.row} of row group {row.group} of {member} is damaged, or a text in it is no UTF-8"
-        )
+        raise Rejected(MALFORMED_ROW, row.unread(member))
     images = {column: Cell(member, row.group, row.row, column) for column in row.images}
     return _row(sample_id, split, checked(FIELDS, row.values), images.get("image"), images.get("edited_image"))
 

@@ -434,3 +434,10 @@ def test_png_of_another_size(tmp_path: Path) -> None:
     data = png(64, 32)
     found = one(tmp_path / "s", {"messages": turns(), "images": [base64.b64encode(data).decode()]})
     assert isinstance(found, Conversation) and found.images == (data,)
+
+
+def test_a_time_out_of_range_in_parquet_is_one_drop(tmp_path: Path) -> None:
+    columns = {"messages": [turns("What?")] * 2, "id": pa.array([1, 2**60], pa.timestamp("us"))}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    found = [value for value in outcomes(detect(str(tmp_path))).values() if isinstance(value, Drop)]
+    assert found[-1].reason == MALFORMED_ROW and "row 1 of row group 0" in found[-1].detail

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,3 +77,62 @@ def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
 
 def test_the_fixture_is_what_it_says() -> None:
     assert pq.ParquetFile(io.BytesIO(DATA)).num_row_groups == 3
+
+
+BYTES = IMAGES[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "becomes"),
+    [
+        (pa.nulls(2), None),
+        (pa.array([BYTES, None]), BYTES),
+        (pa.array([BYTES, None], pa.large_binary()), BYTES),
+        (pa.array([{"bytes": BYTES}, {"bytes": None}]), BYTES),
+        (pa.array([{"bytes": BYTES}, None]), BYTES),
+        (pa.array([{"bytes": BYTES, "path": None}, None]), BYTES),
+        (pa.array(["a.png", None]), "image is string"),
+        (pa.array([[BYTES], None]), "image is list"),
+        (pa.array([{"bytes": "abc", "path": "a.png"}, None]), "image is struct<bytes: string>"),
+        (pa.array([2**60, None], pa.timestamp("us")), "image is timestamp"),
+    ],
+)
+def test_columns_of_images(column: pa.Array, becomes: bytes | str | None) -> None:
+    table = Table("x", written(pa.table({"image": column})))
+    assert [bool(row.images) for row in table.rows([], ["image"])] == [becomes is not None, False]
+    if isinstance(becomes, str):
+        with pytest.raises(DataError, match=f"{becomes}.*, not images; write"):
+            table.image(0, 0, "image")
+    else:
+        assert table.image(0, 0, "image") == becomes
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (pa.array([1, 2**60], pa.timestamp("us")), "OverflowError"),
+        (pa.array([1, 2**30], pa.date32()), "OverflowError"),
+        (pa.array([None, 1], pa.timestamp("us", tz="Mars/Base")), "'Mars/Base'"),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_value_that_python_does_not_have_takes_its_own_row_only(column: pa.Array, said: str, own: bool) -> None:
+    table = Table("x", written(pa.table({"id": column})))
+    good, wrong = table.own_rows(["id"], []) if own else table.rows(["id"])
+    assert good.values is not None and wrong.values is None
+    assert re.fullmatch(rf"row 1 of row group 0 of x holds what .*{said}.*; write it as text", wrong.unread("x"))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_two_columns_of_one_name_are_refused(own: bool) -> None:
+    columns = [pa.array([BYTES]), pa.array([BYTES]), pa.array(["a"])]
+    table = Table("x", written(pa.Table.from_arrays(columns, names=["image", "image", "name"])))
+    with pytest.raises(DataError, match=r"x has several columns 'image'.*rename or remove"):
+        list(table.own_rows(["name"], ["image"]) if own else table.rows(["name"], ["image"]))
+    assert [row.values for row in table.rows(["name"])] == [{"name": "a"}]
+
+
+def written(table: pa.Table) -> io.BytesIO:
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file
