@@ -43,7 +43,7 @@ from data_prep.sources import (
 from data_prep.sources.archive import open_archive
 from data_prep.sources.archive_members import Archive, several
 from data_prep.sources.jsonfiles import json_items, json_lines
-from data_prep.sources.raw_row import RawRow, Rejected, tables
+from data_prep.sources.raw_row import RawRow, Rejected, once, tables
 from data_prep.sources.table import Table
 
 
@@ -51,18 +51,20 @@ from data_prep.sources.table import Table
 class Converter:
     """`rows` lists an archive without reading images; `convert` makes a row and its images a Conversation.
 
-    `rows` lists what is wrong with a row as its drop, `convert` raises it as Rejected.
+    `rows` lists what is wrong with a row as its drop, `convert` raises it as Rejected. `named` says that ids are taken
+    from the data, so that two rows may have the same.
     """
 
     rows: Callable[[Any, Archive], Iterator[RawRow]]
     convert: Callable[[Any, RawRow, Sequence[bytes]], Conversation]
+    named: bool = False
 
 
 # Generated samples (kind `microworld`) need no archive and no conversion: `data_prep/microworld/`.
 CONVERTERS: dict[str, Converter] = {
     "easy_vqa": Converter(easy_vqa.rows, easy_vqa.convert),
-    "nlvr": Converter(nlvr.rows, nlvr.convert),
-    "vsp_maze": Converter(vsp_maze.rows, vsp_maze.convert),
+    "nlvr": Converter(nlvr.rows, nlvr.convert, named=True),
+    "vsp_maze": Converter(vsp_maze.rows, vsp_maze.convert, named=True),
     "visual_cot": Converter(visual_cot.rows, visual_cot.convert),
     "refocus": Converter(refocus.rows, refocus.convert),
     "cogcom": Converter(cogcom.rows, cogcom.convert),
@@ -109,14 +111,19 @@ def list_rows(source: ArchiveSource, kind: str, archive: Archive, seed: int) -> 
     """
     limits: dict[Split, int | None] = {"train": source.train_limit, "test": source.test_limit}
     chosen = {
-        split: _chosen(CONVERTERS[kind].rows(source, archive), split, limit, seed)
+        split: _chosen(_rows(source, kind, archive), split, limit, seed)
         for split, limit in limits.items()
         if limit is not None
     }
-    for row in CONVERTERS[kind].rows(source, archive):
+    for row in _rows(source, kind, archive):
         if row.split not in chosen or row.sample_id in chosen[row.split]:
             images = tuple(archive.located(image) if isinstance(image, str) else image for image in row.images)
             yield row if images == row.images else replace(row, images=images)
+
+
+def _rows(source: ArchiveSource, kind: str, archive: Archive) -> Iterator[RawRow]:
+    rows = CONVERTERS[kind].rows(source, archive)
+    return once(rows) if CONVERTERS[kind].named else rows
 
 
 def _chosen(rows: Iterator[RawRow], split: Split, limit: int, seed: int) -> set[str]:

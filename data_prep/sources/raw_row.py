@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import posixpath
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -83,6 +84,29 @@ class Rejected(Exception):  # noqa: N818  not an error of the program: it ends i
 def malformed(sample_id: str, split: Split, detail: str) -> RawRow:
     """A row that is not what its format promises."""
     return RawRow(sample_id, split, (), None, Drop(MALFORMED_ROW, detail))
+
+
+def once(rows: Iterable[RawRow]) -> Iterator[RawRow]:
+    """`rows`, of which one with the id of an earlier one is a drop, with its number behind that id.
+
+    Ids key predictions and reports.
+    """
+    seen: set[str] = set()
+    for number, row in enumerate(rows):
+        if row.sample_id in seen:
+            drop = Drop(MALFORMED_ROW, f"{row.sample_id} is the id of an earlier row too; remove one of them")
+            row = replace(row, sample_id=f"{row.sample_id}-row-{number}", images=(), drop=row.drop or drop)
+        seen.add(row.sample_id)
+        yield row
+
+
+def numbered(stems: Sequence[str]) -> list[str]:
+    """`stems`, which the ids of the rows of files begin with; the later of equal ones with a number behind them."""
+    found: list[str] = []
+    for stem in stems:
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        found.append(next(name for name in names if name not in found and (name == stem or name not in stems)))
+    return found
 
 
 def attempt(sample_id: str, split: Split, make: Callable[..., RawRow], *values: Any) -> RawRow:

@@ -15,7 +15,7 @@ from data_prep.filters import DEGENERATE_BOX, MALFORMED_ROW, MISSING_IMAGE, PLAC
 from data_prep.sources import detect, source_name
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row, png
-from tests.data_prep.sources.reading import converted, listed, outcomes
+from tests.data_prep.sources.reading import converted, drops, listed, outcomes
 from tests.shared import DATA
 
 
@@ -287,3 +287,19 @@ def test_maze_files_that_are_no_text(tmp_path: Path) -> None:
         files[f"{folder}/{kind}/{number}.txt"] = b"\xff\xfe"
     rows = listed(detect(as_folder(tmp_path / "m", files)))
     assert [row.drop is None for row in rows] == [False, False, False, True, True, True]
+
+
+def test_an_identifier_that_is_repeated_in_nlvr_is_a_drop(tmp_path: Path) -> None:
+    files = archives.nlvr()
+    files["nlvr/test/test.json"] += files["nlvr/test/test.json"].splitlines(keepends=True)[0]
+    dropped = drops(detect(as_folder(tmp_path, files)))
+    assert dropped == {
+        "nlvr/dev-77-0-0": TEST_OVERLAP, "nlvr/test-78-0-0": MISSING_IMAGE,
+        "nlvr/test-77-2-0-row-7": MALFORMED_ROW, "nlvr/test-77-2-1-row-8": MALFORMED_ROW,
+    }  # fmt: skip
+
+
+def test_mazes_that_are_there_twice_are_drops(tmp_path: Path) -> None:
+    files = archives.maze(2)
+    source = VspMazeSource(uri=as_folder(tmp_path, files | {f"copy/{name}": data for name, data in files.items()}))
+    assert len(converted(source)) == 4 and set(drops(source).values()) == {MALFORMED_ROW}
