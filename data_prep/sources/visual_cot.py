@@ -27,7 +27,7 @@ from data_prep.sources import text
 from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_items, json_lines
 from data_prep.sources.pictures import PublishedBox, crop, image_size, regions
-from data_prep.sources.raw_row import RawRow, Rejected, attempt, checked, inside
+from data_prep.sources.raw_row import RawRow, Rejected, attempt, checked, inside, numbered
 
 CONVERSATIONS = "viscot_363k.json"
 FOLDERS = {"metadata": "metadata", "detailed": "cot_with_detailed_reasoning_steps"}
@@ -88,17 +88,17 @@ def rows(source: VisualCotSource, archive: Archive) -> Iterator[RawRow]:
     if not names:
         raise DataError(f"{source.uri} holds no Visual-CoT annotations of the form {source.annotations!r}")
     folders = _ImageFolders(archive)
-    for name in names:
-        stem = posixpath.splitext(posixpath.basename(name))[0]
+    stems = numbered([posixpath.splitext(posixpath.basename(name))[0] for name in names])
+    for name, stem in zip(names, stems, strict=True):
         values = (json_lines if source.annotations != "conversations" else json_items)(archive, name)
         for number, value in values:
             split: Split = "train" if "_train" in stem or stem.startswith("viscot") else "test"
-            yield attempt(f"{source.name}/{stem}/{number:07d}", split, _row, value, folders)
+            yield attempt(f"{source.name}/{stem}/{number:07d}", split, _row, source.annotations, value, folders)
 
 
-def _row(sample_id: str, split: Split, value: object, folders: _ImageFolders) -> RawRow:
+def _row(sample_id: str, split: Split, annotations: str, value: object, folders: _ImageFolders) -> RawRow:
     fields: Item | Line
-    if isinstance(value, dict) and value.get("conversations") is not None:
+    if annotations == "conversations":
         fields = checked(ITEM, value)
         path = fields["image"][0].partition("###")[0] if fields["image"] else ""
         image = path.removeprefix("cot/")

@@ -20,7 +20,7 @@ from amvl_core.contracts.sources import ZebraCotSource
 from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, Drop
 from data_prep.sources import text
 from data_prep.sources.archive_members import Archive
-from data_prep.sources.raw_row import Cell, RawRow, Rejected, attempt, checked, tables
+from data_prep.sources.raw_row import Cell, RawRow, Rejected, attempt, checked, numbered, tables
 from data_prep.sources.table import TableRow
 
 QUESTION, TRACE, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
@@ -43,24 +43,25 @@ def rows(source: ZebraCotSource, archive: Archive) -> Iterator[RawRow]:
     found = tables(archive, is_table)
     if not found:
         raise DataError(f"{source.uri} holds no Parquet file with the columns {', '.join(COLUMNS)} of Zebra-CoT")
-    for name, table in found:
-        folder, file = posixpath.split(name)
+    stems = numbered([f"{_config(name)}/{posixpath.splitext(posixpath.basename(name))[0]}" for name, _ in found])
+    for (name, table), stem in zip(found, stems, strict=True):
+        config, file = _config(name), posixpath.basename(name)
         split: Split = "train" if file.startswith("train") else "test"
-        config = posixpath.basename(folder) or "zebra_cot"
         if isinstance(table, Drop):
             yield RawRow(f"{source.name}/{config}/{file}", split, (), None, table)
             continue
         columns = [column for column in table.columns if _COLUMN.fullmatch(column)]
         for number, row in enumerate(table.rows(COLUMNS, columns)):
-            sample_id = f"{source.name}/{config}/{posixpath.splitext(file)[0]}/{number:07d}"
-            yield attempt(sample_id, split, _row, config, name, row)
+            yield attempt(f"{source.name}/{stem}/{number:07d}", split, _row, config, name, row)
+
+
+def _config(name: str) -> str:
+    return posixpath.basename(posixpath.dirname(name)) or "zebra_cot"
 
 
 def _row(sample_id: str, split: Split, config: str, member: str, row: TableRow) -> RawRow:
     if row.values is None:
-        raise Rejected(
-            MALFORMED_ROW, f"row {row.row} of row group {row.group} of {member} is damaged, or a text in it is no UTF-8"
-        )
+        raise Rejected(MALFORMED_ROW, row.unread(member))
     fields = checked(FIELDS, row.values)
     shown = _IMAGE.findall(fields["Question"] + fields["Text Reasoning Trace"])
     for column in shown:

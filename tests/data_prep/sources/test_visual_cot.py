@@ -258,3 +258,18 @@ def test_a_crop_of_a_jpeg_is_a_jpeg(tmp_path: Path) -> None:
     files = {"viscot_363k.json": json.dumps([item()]).encode(), "cot_image_data/vsr/0001.jpg": JPEG}
     (sample,) = converted(detect(as_folder(tmp_path / "v", files)))
     assert decode(sample.images[1]).format == "JPEG" and decode(sample.images[1]).size == (20, 20)
+
+
+def test_rows_of_another_form_are_malformed(tmp_path: Path) -> None:
+    files = {"viscot_363k.json": json.dumps([line(), item()]).encode(), "cot_image_data/vsr/0001.jpg": JPEG}
+    assert drops(VisualCotSource(uri=as_folder(tmp_path / "a", files))) == {
+        "visual_cot/viscot_363k/0000000": MALFORMED_ROW
+    }
+    source = VisualCotSource(uri=as_folder(tmp_path / "b", metadata(item(), line())), annotations="metadata")
+    assert drops(source) == {"visual_cot/cub_cot_train/0000001": MALFORMED_ROW}
+
+
+def test_two_files_of_one_name_have_ids_of_their_own(tmp_path: Path) -> None:
+    files = {f"{top}/metadata/cub_cot_train.jsonl": json_lines(line()) for top in "ab"}
+    found = outcomes(VisualCotSource(uri=as_folder(tmp_path, files), annotations="metadata"))
+    assert list(found) == ["visual_cot/cub_cot_train/0000001", "visual_cot/cub_cot_train-2/0000001"]

@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts import storage
@@ -131,3 +133,16 @@ def test_a_file_that_was_cut_is_one_drop(tmp_path: Path) -> None:
     source = detect(as_folder(tmp_path / "z", whole | {name: whole[name][:-50]}))
     assert drops(source) == {f"zebra_cot/{name}": MALFORMED_ROW}
     assert [sample.task for sample in converted(source)] == [CONFIG]
+
+
+def test_a_column_of_images_that_is_null_throughout(tmp_path: Path) -> None:
+    columns = {name: [value] for name, value in text_only(Question=f"{image('problem_image_1')} Who wins?").items()}
+    table = pa.table({**columns, "problem_image_1": pa.array([P1]), "reasoning_image_1": pa.nulls(1)})
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    assert [sample.images for sample in converted(detect(str(tmp_path)))] == [(P1,)]
+
+
+def test_two_files_of_one_name_have_ids_of_their_own(tmp_path: Path) -> None:
+    table = parquet(text_only())
+    source = detect(as_folder(tmp_path, {f"{top}/Chess/train-0.parquet": table for top in "ab"}))
+    assert list(outcomes(source)) == ["zebra_cot/Chess/train-0/0000000", "zebra_cot/Chess/train-0-2/0000000"]
