@@ -54,10 +54,10 @@ def dataset(root: Path | str) -> DatasetRecord:
 
 
 def compute(
-    data: DatasetRecord, uri: Path | str, encoder: EncoderConfig = TINY
+    data: DatasetRecord, uri: Path | str, encoder: EncoderConfig = TINY, workers: int = 1
 ) -> tuple[FeaturesRecord, list[Progress]]:
     events: list[Progress] = []
-    return features.compute(data, encoder, str(uri), 2, "cpu", events.append), events
+    return features.compute(data, encoder, str(uri), workers, "cpu", events.append), events
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def computed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Com
     """By a model; its actors import torch, which takes seconds."""
     root = tmp_path_factory.mktemp("computed")
     data = dataset(root / "data")
-    return data, *compute(data, root / "features")
+    return data, *compute(data, root / "features", workers=2)
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def run_with_faults(group, config, data, root: Path, faults: list[str]):
 
         def getitem(self, step):
             met = len(list(pathlib.Path(folder).glob("fault-*")))
-            if step == 3 and self.rank == 1 and met < len(faults):
+            if step == 3 and self.rank == self.world_size - 1 and met < len(faults):
                 pathlib.Path(folder, f"fault-{met}-{faults[met]}").touch()
                 if faults[met] == "kill":
                     os.kill(os.getpid(), 9)
@@ -175,7 +175,7 @@ def run_with_faults(group, config, data, root: Path, faults: list[str]):
 
 def test_a_lasting_fault_of_the_storage_is_told_when_the_failures_run_out(chain, tmp_path) -> None:
     _, data, _, _ = chain
-    config = configuration(str(tmp_path), trainer={"max_failures": 1})
+    config = configuration(str(tmp_path), trainer={"max_failures": 1}, cluster={"num_workers": 1})
     with pytest.raises(StorageError, match=r"once too often .*the last time on the storage: cannot read the samples"):
         run_with_faults(WorkerGroup(config), config, data, tmp_path, ["refuse"] * 9)
     assert faults_of(tmp_path) == ["0-refuse", "1-refuse"]
@@ -184,7 +184,7 @@ def test_a_lasting_fault_of_the_storage_is_told_when_the_failures_run_out(chain,
 def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> None:
     _, _, records, _ = chain
     wrong = dataset(str(tmp_path / "data"), place="<image><image>")
-    broken = configuration(str(tmp_path), trainer={"max_failures": 0})
+    broken = configuration(str(tmp_path), trainer={"max_failures": 0}, cluster={"num_workers": 1})
     with pytest.raises(DataError, match="more image placeholders than its 1 images"):
         run(WorkerGroup(broken), broken, wrong, "amvl", records["sft"])
     assert load_record(storage.join(broken.storage, "amvl"), CheckpointRecord) is None
