@@ -123,8 +123,9 @@ def chosen_rates(
             tried = chosen.validated_on(at_rate(arm.of(config), config.stages, rate))
             plan[f"{arm.label}, lr {rate:g}"] = {seed: with_seed(tried, seed)}
     found = run_rows(config, plan, dataset, [validation], shared, tracker, features)
-    failed = [f"{label} ({told})" for label, one in found.items() for told in one.values() if isinstance(told, str)]
-    if failed := [reason for reason in failed if f"({NonFiniteError.__name__}: " not in reason]:
+    diverged = f"{NonFiniteError.__name__}: "
+    told = [(label, one) for label, by_seed in found.items() for one in by_seed.values() if isinstance(one, str)]
+    if failed := [f"{label} ({reason})" for label, reason in told if not reason.startswith(diverged)]:
         raise AblationError(
             f"{len(failed)} trainings that choose a learning rate failed: {'; '.join(failed)}. The others are "
             "finished, so a second run trains only these"
