@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import sys
@@ -27,9 +28,16 @@ if "mlflow" not in sys.modules:
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.runtime import compiler
 
 if not sys.modules["mlflow"]:
     del sys.modules["mlflow"]
+
+# For any optimiser DeepSpeed imports Muon, and Muon's module loads torch's compiler for kernels that nothing here uses:
+# more than a second at every start. So it is imported here, and nothing is compiled meanwhile.
+_compile, compiler.compile = compiler.compile, lambda: lambda kernel: kernel
+importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+compiler.compile = _compile
 
 # The shared-memory collective would be compiled at every start and needs a compiler; gloo does the same work.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -70,3 +70,11 @@ def test_every_trained_parameter_is_in_one_group() -> None:
 def test_new_rows_alone_are_not_decayed() -> None:
     [embedding] = groups(trainable="new_rows", lr_scale=LrScale(embeddings=2.0))
     assert embedding["weight_decay"] == 0.0 and embedding["lr_scale"] == 2.0 and len(embedding["params"]) == 1
+
+
+def test_muon_is_not_compiled() -> None:
+    from deepspeed.runtime import compiler
+    from deepspeed.runtime.zero.muon.muon_optimizer import muon_update
+
+    assert compiler.compile() is torch.compile  # as it was
+    assert not hasattr(muon_update, "_torchdynamo_orig_callable")
