@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from amvl_core.contracts.frozen import Seed, Settings
 
 _ShortTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
-DependentTask = Literal["chain", "path", "turn", "tally"]
+DependentTask = Literal["chain", "path", "turn", "tally", "relay"]
 """Tasks of dependent steps, whose number is the difficulty."""
 MicroworldTask = _ShortTask | DependentTask
 MICROWORLD_TASKS: tuple[MicroworldTask, ...] = get_args(_ShortTask)
@@ -24,7 +24,7 @@ class MicroworldSource(Settings):
     kind: Literal["microworld"] = "microworld"
     tasks: tuple[MicroworldTask, ...] = MICROWORLD_TASKS
     difficulty: tuple[int, int] = Field(
-        (1, MAX_DIFFICULTY), description="fewest and most steps of chain, path, turn and tally, evenly spread"
+        (1, MAX_DIFFICULTY), description="fewest and most steps of chain, path, turn, tally and relay, evenly spread"
     )
     train: int = Field(8000, ge=0, description="training samples, spread evenly over the tasks")
     test: int = Field(800, ge=0, description="test samples; no test image is a training image")

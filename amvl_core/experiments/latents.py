@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from amvl_core.contracts.config import StageConfig
+from amvl_core.contracts.config import StageConfig, override
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.sources import DependentTask
@@ -172,3 +172,28 @@ def latents_small(task: DependentTask = "chain") -> Experiment:
     )
     arms = tuple(arm for arm in latents_medium().arms if arm.label in shown)
     return _up_to_three(f"Where latents are needed, small: {task}", arms, task)
+
+
+def latents_wording() -> Experiment:
+    """Whether a slot helps where no step begins with its result: one slot, and as many slots as a step has words."""
+    most, words, steps = 3, 3, 1920
+
+    def in_stages(name: str, method: MethodConfig) -> Mapping[str, StageConfig]:
+        """The last stage counts its steps, so that it has slots for each, and not all of `latent.num_slots`."""
+        stages = curriculum(name, stage(method, steps // (most + 1)), most)
+        last = stages[f"{name}_{most}"]
+        counted = last.method.model_copy(update={"replaced_steps": most})
+        return {**stages, f"{name}_{most}": last.model_copy(update={"method": counted})}
+
+    arms = [
+        Arm("SFT, steps in words", "ceiling", _once("sft", SftMethod(), steps), writes=True),
+        Arm("SFT, curriculum", "control", in_stages("bare", SftMethod())),
+    ]
+    for slots, said in ((1, "one slot a step"), (words, "three slots a step")):
+        mixed = {"slots_per_step": slots, "stage_mix": MIX}
+        arms += [
+            Arm(f"pause tokens, {said}", "control", in_stages("pause", PauseMethod.model_validate(mixed))),
+            Arm(f"Coconut, {said}", "latent", in_stages("coconut", CoconutMethod.model_validate(mixed))),
+        ]
+    found = _up_to_three("Where latents are needed: the wording of steps", tuple(arms), "relay")
+    return found._replace(shared=override(found.shared, {"latent": {"num_slots": most * words}}))

@@ -1,18 +1,19 @@
-"""Tasks of dependent steps: chain, path, turn, tally. Step i needs the result of step i - 1.
+"""Tasks of dependent steps: chain, path, turn, tally, relay. Step i needs the result of step i - 1.
 
 The number of steps (1 to 8) is the difficulty, and the question names it. A written step gives its number, what it
 looks at, and its result: `Three: red 4, 0 up.` In `chain` it looks at the result of the step before, which stands there
-already: `Three: blue.` Every cell is 16 x 16 pixels, one visual token of the tiny model, and all 16 cells are drawn
-whatever the difficulty.
+already: `Three: blue.` `relay` is `chain` with steps that say both: `Three: red to blue.` Every cell is 16 x 16 pixels,
+one visual token of the tiny model, and all 16 cells are drawn whatever the difficulty.
 
 Chance, the accuracy of the best guess from the question alone, at every difficulty:
-chain 1/12, path 1/8, turn 1/8, tally 1/5. What a look at the image rules out without taking steps is in
+chain and relay 1/12, path 1/8, turn 1/8, tally 1/5. What a look at the image rules out without taking steps is in
 docs/microworld.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate, pairwise
 from random import Random
@@ -117,6 +118,13 @@ def chain(rng: Random, answer: str, moves: int) -> Scene:
     )
 
 
+def relay(rng: Random, answer: str, moves: int) -> Scene:
+    """The images and questions of `chain`. A step says where it is, and then its result, which `chain` says alone."""
+    scene = chain(rng, answer, moves)
+    way = [scene.question.split()[2], *(step.split()[1].rstrip(".") for step in scene.steps)]
+    return replace(scene, steps=_numbered(f"{here} to {there}" for here, there in pairwise(way)))
+
+
 def path(rng: Random, answer: str, moves: int) -> Scene:
     """Which colour a ball reaches in a corridor that leads through all 16 cells, beginning at one of its ends.
 
@@ -201,6 +209,7 @@ DEPENDENT: dict[MicroworldTask, tuple[tuple[str, ...], Callable[[Random, str, in
     "path": (EIGHT_COLOURS, path),
     "turn": (tuple(FORM_NAMES.values()), turn),
     "tally": (tuple(map(str, range(MODULUS))), tally),
+    "relay": (CHAIN_COLOURS, relay),
 }
 """Of each task the answers, equally frequent, and how a scene with an answer and a number of steps is drawn."""
 
@@ -218,10 +227,14 @@ def _scene(
         layout,
         render,
         question,
-        tuple(f"{number.capitalize()}: {step}." for number, step in zip(NUMBERS, steps, strict=False)),
+        _numbered(steps),
         answer,
         tuple(_region(f"step {number}", cell) for number, cell in enumerate(cells, 1)),
     )
+
+
+def _numbered(steps: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{number.capitalize()}: {step}." for number, step in zip(NUMBERS, steps, strict=False))
 
 
 def _region(label: str, cell: int) -> Region:

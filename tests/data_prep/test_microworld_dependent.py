@@ -24,7 +24,7 @@ from tests.data_prep.sources.reading import converted
 CELL, SIDE = 16, 4
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 # From two steps on, whatever one cell shows: the first of `turn` has the form with which it does not end.
-CHANCE: dict[DependentTask, float] = {"chain": 1 / 12, "path": 1 / 8, "turn": 1 / 7, "tally": 1 / 5}
+CHANCE: dict[DependentTask, float] = {"chain": 1 / 12, "path": 1 / 8, "turn": 1 / 7, "tally": 1 / 5, "relay": 1 / 12}
 COLOURS = {
     "red": (224, 49, 58),
     "yellow": (250, 197, 28),
@@ -48,6 +48,10 @@ class Step(NamedTuple):
 
     seen: str
     result: str
+
+    def said(self) -> str:
+        between = " " if self.seen.endswith(" to") else ", "
+        return between.join(filter(None, self))
 
 
 Maps = dict[str, Step]
@@ -88,6 +92,10 @@ def chain_maps(sample: Conversation) -> list[Maps]:
         colour(cell, 8, 4): Step("", colour(cell, 8, 12)) for cell in cells(sample) if cell[8, 0].mean() < 210
     }
     return [following] * moves(sample)
+
+
+def relay_maps(sample: Conversation) -> list[Maps]:
+    return [{here: Step(f"{here} to", step.result) for here, step in maps.items()} for maps in chain_maps(sample)]
 
 
 FORM_TURNS: dict[str, Callable[[NDArray[np.bool_]], NDArray[np.bool_]]] = {
@@ -159,9 +167,17 @@ MAPS: dict[DependentTask, Callable[[Conversation], list[Maps]]] = {
     "chain": chain_maps,
     "turn": turn_maps,
     "tally": tally_maps,
+    "relay": relay_maps,
 }
+
+
+def first_colour(sample: Conversation) -> str:
+    return sample.question.removeprefix(f"{IMAGE_PLACEHOLDER}Start at ").split()[0]
+
+
 STARTS: dict[DependentTask, Callable[[Conversation], str]] = {
-    "chain": lambda sample: sample.question.removeprefix(f"{IMAGE_PLACEHOLDER}Start at ").split()[0],
+    "chain": first_colour,
+    "relay": first_colour,
     "turn": lambda sample: form_name(piece(sample)),
     "tally": lambda sample: "0 up",
 }
@@ -200,8 +216,8 @@ def stepped(sample: Conversation) -> Iterator[Step]:
 def test_a_reader_of_the_pixels_comes_by_every_step_to_the_answer(task: DependentTask, split: Split) -> None:
     for sample in drawn(task, 160, split):
         steps = list(walked(sample) if task == "path" else stepped(sample))
-        said = [", ".join(filter(None, step)) for step in steps]
-        assert sample.steps == tuple(f"{NUMBERS[i].capitalize()}: {text}." for i, text in enumerate(said)), sample
+        said = tuple(f"{NUMBERS[i].capitalize()}: {step.said()}." for i, step in enumerate(steps))
+        assert sample.steps == said, sample
         result = steps[-1].result
         assert (result.split()[0] if task == "tally" else result) == sample.answer, sample
         assert len(sample.regions) == moves(sample) == int(sample.task.removeprefix(f"{task}_")), sample
@@ -213,7 +229,7 @@ def test_every_step_needs_the_one_before(task: DependentTask) -> None:
     for sample in drawn(task, 80):
         for following in MAPS[task](sample):
             assert sorted(following) == sorted(step.result for step in following.values()), sample
-            assert len(following) == {"chain": 12, "turn": 8, "tally": 10}[task], sample
+            assert len(following) == {"chain": 12, "turn": 8, "tally": 10, "relay": 12}[task], sample
 
 
 @pytest.mark.parametrize("task", DEPENDENT_TASKS)
