@@ -38,6 +38,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"use_listings_cache": False}
     if uri.startswith("s3://"):
         past_proxies()  # the endpoint may be on this machine
+        _check_endpoint()
         options |= _S3_OPTIONS if "AWS_MAX_ATTEMPTS" not in os.environ else {}
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
@@ -46,6 +47,14 @@ def filesystem(uri: str) -> tuple[Any, str]:
     if uri.startswith("s3://") and not path.strip("/"):
         raise StorageError(f"cannot use {uri!r} as storage: it names no bucket; write s3://bucket/folder")
     return fs, path
+
+
+def _check_endpoint() -> None:
+    """Raises StorageError where the environment names an endpoint of S3 that is no address."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        given = os.environ.get(name)
+        if given and not given.startswith(("http://", "https://")):
+            raise StorageError(f"{name} is {given!r}; begin it with http:// or https://, or unset it for Amazon's S3")
 
 
 def is_local(uri: str) -> bool:

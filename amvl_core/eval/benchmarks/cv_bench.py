@@ -43,7 +43,7 @@ def _question(file: str, row: dict[str, Any]) -> Question:
         item_id=f"cv_bench/{row['type']}/{row['idx']}",  # idx need not be unique across 2D and 3D
         task=row["task"],
         images=(files.image(row["image"]),),
-        prompt=f"{short_answer(options)}\n{row['prompt']}",
+        prompt=short_answer(options) + "\n" + row["prompt"],
         answer=letter(row["answer"]),
         options=options,
         part=row["source"],

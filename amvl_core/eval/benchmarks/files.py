@@ -118,7 +118,9 @@ def resolved(uri: str) -> Iterator[dict[str, Any]]:
 
 
 def beside(uri: str, name: str, missing: str = "missing_image") -> bytes:
-    """The file `name`, relative to the folder of the file at `uri`. Raises BadRowError where no file is there."""
+    """The file `name` in or below the folder of the file at `uri`. Raises BadRowError where no file is there."""
+    if posixpath.isabs(name) or posixpath.normpath(name).partition("/")[0] == "..":
+        raise BadRowError(missing, f"{name!r} leads outside of the folder of {posixpath.basename(uri)}")
     fs, folder = storage.filesystem(posixpath.dirname(uri))
     where = storage.join(folder, name)
     with storage.reaching(where, "read"):

@@ -40,7 +40,7 @@ def _question(name: str, file: str, row: dict[str, Any]) -> Question:
         options=options,
         part=str(row["cycle_category"]),
         group=digest(*images, str(row["question"]), "\n".join(sorted(options.values()))),
-        asked=str(row["question"]),
+        asked=row["question"],
     )
 
 

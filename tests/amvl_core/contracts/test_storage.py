@@ -88,6 +88,13 @@ def test_what_another_process_wrote_since_the_last_listing_is_there(s3_bucket: s
     assert not storage.exists(file)
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_without_a_scheme_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "localhost:9000")
+    with pytest.raises(StorageError, match=f"{name} is 'localhost:9000'; begin it with http:// or https://"):
+        storage.exists("s3://bucket/folder")
+
+
 @pytest.mark.parametrize("uri", ["s3://", "s3:///"])
 def test_a_store_without_a_bucket_is_refused(uri: str) -> None:
     with pytest.raises(StorageError, match=f"cannot use '{uri}' as storage: it names no bucket"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -257,6 +259,31 @@ def test_a_bad_row_is_a_drop(tmp_path: Path, changes: dict[str, object], reason:
     # The row that repeats an item is the one that comes later.
     row = 1 if reason == "duplicate_id" else 0
     assert drops("vstar", tmp_path) == [(f"test_questions.jsonl/{row}", reason)]
+
+
+def test_an_image_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "private.png").write_bytes(published.picture())
+    folder = tmp_path / "vstar"
+    folder.mkdir()
+    for image in ("../private.png", "direct_attributes/../../private.png", str(tmp_path / "private.png")):
+        shutil.rmtree(folder / "direct_attributes", ignore_errors=True)
+        published.vstar(folder, image=image)
+        dropped = [item for item in BENCHMARKS["vstar"].read(str(folder)) if isinstance(item, SkippedQuestion)]
+        said = f"{image!r} leads outside of the folder of test_questions.jsonl"
+        assert [(item.reason, item.detail) for item in dropped] == [("missing_image", said)]
+
+
+def test_a_question_that_is_null_is_a_drop_and_not_the_word_none(tmp_path: Path) -> None:
+    rows = published.hrbench_rows()
+    rows[3] |= {"question": None}
+    published.parquet(tmp_path / "hr_bench_4k.parquet", rows)
+    assert drops("hrbench_4k", tmp_path) == [("hr_bench_4k.parquet/3", "malformed_row")]
+    folder = tmp_path / "cv_bench"
+    folder.mkdir()
+    published.cv_bench(folder)
+    table = pq.read_table(folder / "test_3d.parquet").to_pylist()
+    published.parquet(folder / "test_3d.parquet", [{**row, "prompt": None} for row in table])
+    assert drops("cv_bench", folder) == [("test_3d.parquet/0", "malformed_row")]
 
 
 def test_what_is_said_of_a_bad_row_names_its_field_and_can_be_stored(tmp_path: Path) -> None:
