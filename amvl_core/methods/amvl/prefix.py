@@ -204,7 +204,7 @@ def question_states(model: Any, reading: ContextRow) -> Tensor:
     rows = [_last_of_question(sample) for sample in reading.samples]
     spans: list[Span] = []
     for block, runs in zip(reading.blocks, reading.runs, strict=True):
-        spans += bottleneck_spans(["text"], _first(runs, block.prefix - 2), 1, len(spans), 0)
+        spans += bottleneck_spans(["text"], first_rows(runs, block.prefix - 2), 1, len(spans), 0)
     hidden_BD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     return hidden_BD
 
@@ -306,7 +306,7 @@ def _context_spans(
         own, kinds_y = list[Run](), found[behind + 1 :]
         spans += bottleneck_spans(found[:behind], own, 0, len(spans), block.prefix)
         slots = found[block.prefix : behind]
-        spans += bottleneck_spans([*kinds_y, *slots], _first(own, block.prefix), 0, len(spans), block.reply)
+        spans += bottleneck_spans([*kinds_y, *slots], first_rows(own, block.prefix), 0, len(spans), block.reply)
         runs.append(own)
         kinds.append(kinds_y)
     return spans, runs, kinds
@@ -322,12 +322,12 @@ def _decoder_spans(reading: ContextRow, before_y: int, less: int, draws: int) ->
         for block, runs, kinds in zip(reading.blocks, reading.runs, reading.kinds, strict=True):
             own: list[TokenKind] = ["text"] * before_y
             own += kinds[block.hidden : -1]
-            x = _first(runs, block.prefix - less)
+            x = first_rows(runs, block.prefix - less)
             spans += bottleneck_spans(own, x, 1, len(spans), before_y - 1 + block.first_label)
     return spans
 
 
-def _first(runs: Sequence[Run], rows: int) -> list[Run]:
+def first_rows(runs: Sequence[Run], rows: int) -> list[Run]:
     """The first `rows` rows of `runs`."""
     found: list[Run] = []
     for kind, piece in runs:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from amvl_core.backbones.backbone import backbone_of
 from amvl_core.methods.amvl.gaussian import Gaussian
-from amvl_core.methods.amvl.prefix import ContextRow, PosteriorPositions, Rows, joined
+from amvl_core.methods.amvl.prefix import ContextRow, PosteriorPositions, Rows, first_rows, joined
+from amvl_core.rows.bottleneck import token_kinds
 from amvl_core.rows.packed import run_row
-from amvl_core.rows.spans import Piece, Span
+from amvl_core.rows.spans import Span, bottleneck_spans
 
 
 class Bounds(NamedTuple):
@@ -59,6 +60,7 @@ def cross_posteriors(model: Any, reading: ContextRow, positions: PosteriorPositi
     Every answer continues every question's keys and values, which are those of `reading`: no question is run again.
     """
     slots = model.config.num_slots
+    kinds_K = token_kinds(model, torch.tensor(model.config.slot_token_ids))
     rows: list[Rows] = []
     spans: list[Span] = []
     for i, asked in enumerate(reading.samples):
@@ -70,9 +72,8 @@ def cross_posteriors(model: Any, reading: ContextRow, positions: PosteriorPositi
             if positions == "natural":
                 slots_3K = (y_3N.max() + 1 + torch.arange(slots, device=y_3N.device)).expand(3, -1)
             rows += [Rows(answering.reply.embeds_ND, y_3N), Rows(asked.slots.embeds_ND, slots_3K)]
-            length = reading.blocks[j].reply + slots
-            x = Piece(row=0, span=2 * i, start=0, stop=reading.blocks[i].prefix)
-            spans.append(Span(length, read=slots, context=(x,)))
+            x, reply = first_rows(reading.runs[i], reading.blocks[i].prefix), reading.blocks[j].reply
+            spans += bottleneck_spans([*reading.kinds[j], *kinds_K], x, 1, len(spans), reply)
     hidden_RD, _ = run_row(backbone_of(model).text(model), *joined(rows), spans, [reading.context])
     size = len(reading.samples)
     posterior: Gaussian = model.posterior(hidden_RD.unflatten(0, (size, size, slots)))

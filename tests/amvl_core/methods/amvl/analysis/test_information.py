@@ -49,12 +49,13 @@ def test_a_posterior_that_ignores_the_answer_has_no_information() -> None:
         information_bounds(Gaussian(torch.ones(3, 1, 7), torch.zeros(3, 1, 7)), 1, torch.Generator())
 
 
+@pytest.mark.parametrize("mask", ["full", "bottleneck"])
 @pytest.mark.parametrize("hidden_steps", [0, "all"])
 @pytest.mark.parametrize("positions", ["natural", "aligned"])
-def test_crossed_posteriors_are_those_of_samples_with_the_other_answer(positions, hidden_steps) -> None:
+def test_crossed_posteriors_are_those_of_samples_with_the_other_answer(positions, hidden_steps, mask) -> None:
     """On a CPU they are equal; the tolerance is for kernels whose sums depend on the number of rows."""
     model, processor = amvl_model()
-    prober = Prober(model, processor, AmvlMethod(posterior_positions=positions, hidden_steps=hidden_steps))
+    prober = Prober(model, processor, AmvlMethod(posterior_positions=positions, hidden_steps=hidden_steps, mask=mask))
     asked = [replace(item, steps=("Look.",) * number) for number, item in enumerate(items())]
     with torch.no_grad():
         _, reading = prober.read(asked)
