@@ -30,6 +30,10 @@ class AMVLProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token = "<|video_pad|>"
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        self.shown_ids = [
+            self.video_token_id,
+            *map(tokenizer.convert_tokens_to_ids, ("<|vision_start|>", self.image_token, "<|vision_end|>")),
+        ]
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:

@@ -170,3 +170,17 @@ def test_the_unchanged_probe_is_the_model_and_every_other_changes_it() -> None:
         for variant in ("zeroed", "noise", "swapped", "constant", "shuffled", "dropped 2", "markers alone", "no block"):
             assert by_name[variant, item.sample_id].log_likelihood != unchanged.log_likelihood
         assert unchanged.raw_output == text
+
+
+def test_a_reply_that_begins_with_an_image_is_probed_behind_its_question() -> None:
+    """Nothing of an image has a label; it belongs to the reply all the same."""
+    ours, processor = method(replaced_steps=0)
+    donor, first = items()[3], items()[0]
+    asked = replace(first, steps=("<image>There.",), regions=())
+    answers = Lvr.prober(ours.model, processor, ours.config)([asked], donor, 6, seed=0, only=["unchanged", "zeroed"])
+    assert len(answers) == 2
+    plain = Lvr.prober(ours.model, processor, ours.config)(
+        [replace(asked, steps=("There.",), images=first.images[:1])], donor, 6, 0
+    )
+    assert answers[0].log_likelihood != plain[0].log_likelihood
+    assert answers[0].raw_output == plain[0].raw_output

@@ -113,8 +113,9 @@ class Prober:
         for item in items:
             encoded = laid_out(self.encoder, self.method, self.latent, item)
             ids_T, labels_T = torch.from_numpy(encoded.input_ids), torch.from_numpy(encoded.labels)
-            begin = int(((labels_T != IGNORED) | (ids_T == c.block_start_token_id)).nonzero()[0])
             shown = len(PLACEHOLDER.findall(item.question))
+            shows_T = (ids_T == c.vision_start_token_id).cumsum(0) > shown  # from an image of the reply on
+            begin = int(((labels_T != IGNORED) | (ids_T == c.block_start_token_id) | shows_T).nonzero()[0])
             visuals += visuals_of(encoded)[:shown]
             prompts.append(ids_T[:begin])
             outside_T = outside_blocks(ids_T, c.block_start_token_id, c.block_end_token_id)
