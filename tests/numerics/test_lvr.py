@@ -94,6 +94,11 @@ def test_both_markers_are_labelled_and_slots_are_not() -> None:
     assert (data.labels_N[data.input_ids_N == c.slot_token_id] == IGNORED).all()
 
 
+def test_a_sample_without_a_region_lacks_what_slots_are_trained_on() -> None:
+    lacking = [LvrMethod().lacks(replace(item, images=())) for item in items()]
+    assert lacking == [None, None, "regions", None, None]
+
+
 def test_terms_add_up_however_the_batch_is_divided() -> None:
     """Worst seen: 4e-16."""
     ours, processor = method()

@@ -60,6 +60,10 @@ class LvrMethod(LaterMaskedMethod, StepsReplaced, FeedbackBlocks):
             block = [Segment("step", LATENT_START), slots, Segment("step", LATENT_END)]
         return [Segment("prompt", sample.question), *block, *self.reply(sample)]
 
+    def lacks(self, sample: StoredSample) -> str | None:
+        """A region."""
+        return None if sample.regions else "regions"
+
     def added_tokens(self, latent: LatentConfig) -> int:
         """The largest block."""
         return self.max_slots + 2
