@@ -75,6 +75,10 @@ class AmvlMethod(LaterMaskedMethod, BlockMethod):
         hidden = [replace(step, kind="hidden") for step in steps[: self._hidden(sample)]]
         return [prompt, block, *hidden, *steps[len(hidden) :], answer]
 
+    def lacks(self, sample: StoredSample) -> str | None:
+        """Steps, where some are to be hidden."""
+        return "steps" if self.hidden_steps != 0 and not sample.steps else None
+
     def answers_next(self, sample: StoredSample) -> bool:
         """Where no step remains that is written."""
         return self._hidden(sample) >= len(sample.steps)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,14 @@ def test_hidden_steps_stand_behind_the_block_without_a_label(processor: Any, hid
     )
     assert [hidden_text.count(STEP_END), written.count(STEP_END)] == [len(kinds), len(left)]
     assert written.startswith((*left, "yes")[0].partition("<")[0])
+
+
+def test_a_sample_without_steps_lacks_what_is_to_be_hidden() -> None:
+    bare = StoredSample("i", "s", "t", "Q?", (), (), "yes", ())
+    stepwise = replace(bare, steps=("Look.",), step_images=(None,))
+    methods = [configurations()["amvl"].model_validate({"hidden_steps": hidden}) for hidden in (0, 1, "all")]
+    assert [method.lacks(bare) for method in methods] == [None, "steps", "steps"]
+    assert [method.lacks(stepwise) for method in methods] == [None] * 3
 
 
 @settings(max_examples=40, deadline=None)
