@@ -70,16 +70,24 @@ _LABELLED = re.compile(
 )
 _BARE = re.compile(rf"[\W_]*(?:(?:option|选项|選項)[\W_]*)?{_LETTER}[\W_]*", re.IGNORECASE)
 _STANDALONE = re.compile(_LETTER)
-_ARTICLE = re.compile(r"(?<!\w)A(?= [a-z])(?! (?:or|and|nor|vs|versus|but|to|over|rather|instead)\b)")
+# A at the start of a sentence and before a small letter, but for a word that follows no article: "A is closer than B".
+_ARTICLE = re.compile(
+    r"(?<!\w)(?<![\w,;] )A(?= [a-z])(?! (?:or|and|nor|vs|versus|but|to|over|rather|instead|than|because|since|so|as|if"
+    r"|that|which|who|is|isn't|was|wasn't|has|hasn't|does|doesn't|would|should|could|cannot|seems|appears|looks|fits"
+    r"|matches|shows|follows|completes|contains|represents|corresponds|for|from|with|without|in|on|at|by"
+    r"|(?:can|may|might|must|will) be)\b)"
+)
 # What follows a denial up to the end of its clause; the point of "2.5" ends none.
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|neither|nor)\b|n't\b|[不非没沒别別勿]|排除|除了)(.*?)"
     r"(?=[;:!?。\n]|[.,](?!\d)|\b(?:but|so|because|since)\b|[而但因]|所以|$)",
     re.IGNORECASE,
 )
+_WRONG = r"(?:is|looks|seems) (?:wrong|incorrect|false)\b"
+_RULED_OUT = re.compile(rf"[\s\"'*)\]]*{_WRONG}", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
     r"[\s\"'*)\]]*(?:(?:is|was|can|could|does|would|must)(?:n't| not)\b|cannot\b"
-    r"|(?:is|looks|seems) (?:wrong|incorrect|false)\b"
+    rf"|{_WRONG}"
     r"|[选選]?[项項]?(?:不|并非|並非|是?错|是?錯)|では|じゃ|[가는은이]? ?아[니닙])",
     re.IGNORECASE,
 )
@@ -163,7 +171,9 @@ def _letter(span: str, options: Mapping[str, str]) -> str | None:
     if stated := [found for found in _STATED.finditer(span) if not _denied(*found.span(1), span)]:
         return _offered(stated[-1][1], options)
     lines = [line for line in span.splitlines() if line.strip()]
-    if lines and (first := _label(lines[0], span, options)):
+    listed = any(_LABELLED.match(line) for line in lines[1:])
+    # What follows explains it, or is the rest of a list of options.
+    if lines and (first := _label(lines[0], span if listed else lines[0], options)):
         return first
     # The last line too, but not the last of a list of options.
     if len(lines) > 1 and not _LABELLED.match(lines[-2]):
@@ -174,9 +184,9 @@ def _letter(span: str, options: Mapping[str, str]) -> str | None:
 def _label(line: str, among: str, options: Mapping[str, str]) -> str | None:
     """The capital that labels the line ("B. blue"), unless `among` names another option too."""
     label = _LABELLED.match(line)
-    if not label or not label[1].isupper():
+    if not label or not label[1].isupper() or _denied(*label.span(1), line):
         return None
-    others = {letter for letter in _STANDALONE.findall(among) if letter in options} - {label[1]}
+    others = {match[1] for match in _named(among, options)} - {label[1]}
     return None if others else _offered(label[1], options)
 
 
@@ -205,9 +215,15 @@ def _inside(place: Place, other: Place) -> bool:
 
 def _only_letter(span: str, options: Mapping[str, str]) -> str | None:
     """The only option letter in the span, where A before a small letter is the article; not one that is denied."""
-    found = [match for match in _STANDALONE.finditer(_ARTICLE.sub(" ", span)) if match[1] in options]
+    found = _named(_ARTICLE.sub(" ", span), options)
     alone = len({match[1] for match in found}) == 1
     return found[0][1] if alone and any(not _denied(*match.span(1), span) for match in found) else None
+
+
+def _named(span: str, options: Mapping[str, str]) -> list[re.Match[str]]:
+    """The letters of options in the span, but for those that are said to be wrong ("B is right, A is wrong")."""
+    found = [match for match in _STANDALONE.finditer(span) if match[1] in options]
+    return [match for match in found if not _RULED_OUT.match(span, match.end())]
 
 
 def _denied(start: int, end: int, span: str) -> bool:

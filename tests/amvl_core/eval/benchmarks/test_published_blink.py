@@ -79,6 +79,7 @@ EXTRACTORS: dict[str, tuple[Extractor, str]] = {
     "lmms-eval, V*": (lmms_eval.vstar, "47.3"),
     "lmms-eval, multiple choice": (lmms_eval.mcq_abcd, "57.6"),
     "VLMEvalKit": (vlmevalkit.infer_option, "26.6"),
+    "ours": (unwrapped, "54.3"),
 }
 
 
@@ -97,7 +98,7 @@ def test_the_same_texts_under_each_harness(name: str) -> None:
     assert f"{100 * sum(right) / len(right):.1f}" == documented
 
 
-@pytest.mark.parametrize(("model", "answered", "agreed"), [("GPT4o", 831, 808), ("llava-v1.6-34b", 950, 950)])
+@pytest.mark.parametrize(("model", "answered", "agreed"), [("GPT4o", 844, 823), ("llava-v1.6-34b", 950, 950)])
 def test_our_own_extractor_against_the_official_judge(model: str, answered: int, agreed: int) -> None:
     # Without a judge and without the options' texts, ours abstains where several letters are discussed and none is
     # stated; where it reads a letter, it is the judge's. The bounds are what was measured.
