@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.parquet import ParquetStream
+from amvl_core.contracts.visible import hidden, local_files
 from amvl_core.data.pixels import UNREADABLE_IMAGE, from_base64
 from amvl_core.eval.benchmarks.benchmark import BadRowError
 
@@ -43,7 +45,7 @@ class Published:
         """
         fs, root = storage.filesystem(uri)
         with storage.reaching(uri, "list"):
-            found = [root] if fs.isfile(root) else sorted(fs.find(root))
+            found = [root] if fs.isfile(root) else sorted(f"{root}/{name}" for name in _below(fs, root))
         found = [path for path in found if path.endswith(self.endings) and self.keep(posixpath.basename(path))]
         if not found:
             raise DataError(f"{uri} holds none of the files looked for; give {self.expected}")
@@ -127,6 +129,14 @@ def beside(uri: str, name: str, missing: str = "missing_image") -> bytes:
         if not fs.exists(where) or fs.info(where)["type"] != "file":
             raise BadRowError(missing, name)
         return bytes(fs.cat_file(where))
+
+
+def _below(fs: Any, folder: str) -> Iterator[str]:
+    """Names of the files in a folder, as its fingerprint counts them: links are followed, hidden files are none."""
+    if isinstance(fs, LocalFileSystem):
+        return local_files(folder) if fs.isdir(folder) else iter(())
+    names = (path.removeprefix(folder).lstrip("/") for path in fs.find(folder))
+    return (name for name in names if not hidden(name))
 
 
 def _names_a_row(row: dict[str, Any]) -> bool:

@@ -151,6 +151,27 @@ def test_blink_reads_the_validation_split_and_leaves_null_images_out(tmp_path: P
     assert first.images == tuple(published.picture(i) for i in (1, 2, 3))
 
 
+def test_a_folder_that_is_a_link_is_read_and_hidden_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    published.blink(tmp_path / "there")
+    (task,) = (tmp_path / "there").iterdir()
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / task.name).symlink_to(task)
+    hidden = tmp_path / "given" / ".cache"
+    hidden.mkdir()
+    (hidden / "val-1.parquet").write_bytes(b"unfinished")
+    assert questions("blink", tmp_path / "given") == questions("blink", tmp_path / "there")
+
+
+@pytest.mark.parametrize("name", ["._test_questions.jsonl", "__MACOSX/test_questions.jsonl"])
+def test_what_a_system_leaves_beside_the_files_is_not_read(tmp_path: Path, name: str) -> None:
+    published.vstar(tmp_path)
+    asked = questions("vstar", tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"\0\5\x16\7\xff\xfe")
+    assert questions("vstar", tmp_path) == asked
+
+
 def test_visual_puzzles(tmp_path: Path) -> None:
     published.visual_puzzles(tmp_path)
     first, second = questions("visual_puzzles", tmp_path)
