@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 import re
 
 import numpy as np
@@ -24,7 +25,7 @@ _WORDS = {
 }
 _DIGITS = re.compile(r"-?\d+(?:\.\d+)?")
 _SCIENTIFIC = re.compile(r"[-+]?(?:\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
-_STANDALONE = re.compile(r"(?<![\w.^])-?(?:\d+\.?\d*|\.\d+)")
+_STANDALONE = re.compile(r"(?<![\w.^])-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+\b)?", re.IGNORECASE)
 _UP_TO_TWENTY = [*_ONES, "twenty"]
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_UP_TO_TWENTY)})\b", re.IGNORECASE)
 _TAGGED = re.compile(rf"<\s*answer\b[^>]*>\s*({_SCIENTIFIC.pattern})(?:[^\d<][^<]*)?<\s*/\s*answer\s*>", re.IGNORECASE)
@@ -52,7 +53,10 @@ def lmms_eval(text: str) -> float | None:
             current = 100 * max(current, 1)
         else:
             current += number
-    return float(total + current)
+    try:
+        return float(total + current)
+    except OverflowError:  # a model that goes on with "hundred hundred hundred"
+        return math.inf
 
 
 def vlmevalkit(text: str) -> float | None:

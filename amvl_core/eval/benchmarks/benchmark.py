@@ -154,7 +154,7 @@ def convert(
         except BadRowError as bad:
             yield SkippedQuestion(place, bad.reason, bad.detail)
             continue
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             yield SkippedQuestion(place, MALFORMED_ROW, f"{type(error).__name__}: {error}")
             continue
         seen.add(question.item_id)

@@ -70,6 +70,7 @@ def test_what_is_no_question_is_a_drop_with_its_reason(tmp_path: Path) -> None:
         8: {"ground_truth": "Z"},
         9: {"options": None},
         1: {"ground_truth": "many"},
+        3: {"ground_truth": 10**400},
     }
     published.vsi_bench(tmp_path, changes)
     (tmp_path / "scannet" / "short.mp4").write_bytes(mp4(31))
@@ -80,6 +81,7 @@ def test_what_is_no_question_is_a_drop_with_its_reason(tmp_path: Path) -> None:
         "test.jsonl/0": "missing_video",
         "test.jsonl/1": "malformed_row",
         "test.jsonl/2": "too_few_frames",
+        "test.jsonl/3": "malformed_row",
         "test.jsonl/4": "unreadable_video",
         "test.jsonl/6": "unknown_question_type",
         "test.jsonl/8": "answer_not_among_options",
@@ -117,7 +119,9 @@ READ = [
     ("<think>2</think><answer>4</answer>", "4", 0.1, 1.0, 1.0),
     ("1,200", "1200", 0.0, 0.0, 1.0),
     ("about 12 m2", "12", 1.0, 0.0, 1.0),
+    ("1.2e3 cm", "1200", 0.0, 1.0, 1.0),
     ("many", "4", 0.0, 0.0, 0.0),
+    (200 * "hundred ", "4", 0.0, 0.0, 0.0),  # no float is as large
 ]
 
 
