@@ -13,6 +13,7 @@ from amvl_core.contracts.method import control_token
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from amvl_core.data.encode import MAX_ASPECT
 from amvl_core.data.pixels import PictureError, decode, from_base64
+from amvl_core.eval.score import folded
 
 BATCH = 16
 
@@ -86,7 +87,7 @@ def _encoded(value: Any, row: int) -> bytes:
 
 def check_question(question: Any, row: int) -> str:
     """The question; the place of its image comes first where `<image>` does not say otherwise."""
-    if not isinstance(question, str) or not question.strip():
+    if not isinstance(question, str) or not folded(question.replace(IMAGE_PLACEHOLDER, "")).strip():
         raise _refused(f"row {row}: question must be a text that is not empty")
     if (places := question.count(IMAGE_PLACEHOLDER)) > 1:
         raise _refused(f"row {row}: question has {places} {IMAGE_PLACEHOLDER} for one image")

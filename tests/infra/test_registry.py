@@ -153,6 +153,7 @@ def test_the_alias_loads_and_answers(tracked: RunConfig, registered: ModelRecord
         ({"image": [picture(500, 1)], "question": ["a"]}, "row 0: image has 500 x 1 pixels"),
         ({"image": ["%%%"], "question": ["a"]}, "row 0: image is text that is not base64"),
         ({"image": [picture()], "question": [" "]}, "row 0: question must be a text"),
+        ({"image": [picture()], "question": ["<image>\u200b"]}, "row 0: question must be a text"),
         ({"image": [picture()], "question": ["<image> or <image>"]}, "row 0: question has 2 <image>"),
         ({"image": [picture()], "question": ["a <video>"]}, "row 0: question contains <video>, and there is no video"),
         ({"image": [picture()], "question": ["a <|image_pad|>"]}, "row 0: question contains '<.image_pad.>', which"),
