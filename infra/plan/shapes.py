@@ -99,7 +99,11 @@ def model_shape(model: ModelConfig) -> ModelShape:
         file = _cached(model.base)
     if not file.is_file():
         return PUBLISHED[model.base]
-    return _from_config(json.loads(file.read_text()), str(file))
+    try:
+        fields = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); download it again") from error
+    return _from_config(fields, str(file))
 
 
 def _cached(base: str) -> Path:
@@ -118,18 +122,20 @@ def _cached(base: str) -> Path:
     return Path(found)
 
 
-def _from_config(fields: dict[str, Any], source: str) -> ModelShape:
+def _from_config(fields: Any, source: str) -> ModelShape:
     """Of a config.json, whose text part stands at the top in older files and in `text_config` in newer ones."""
-    text, vision = {**fields, **fields.get("text_config", {})}, fields.get("vision_config", {})
     try:
+        text, vision = {**fields, **(fields.get("text_config") or {})}, fields.get("vision_config") or {}
         tied = bool(fields.get("tie_word_embeddings", False))
         names = [name for name in TextShape.__dataclass_fields__ if name != "tie_word_embeddings"]
-        shape = TextShape(**{name: text[name] for name in names}, tie_word_embeddings=tied)
+        shape = TextShape(**{name: int(text[name]) for name in names}, tie_word_embeddings=tied)
         known = {name: vision[name] for name in VisionShape.__dataclass_fields__ if name in vision}
         defaults = {"intermediate_size": 3420, "out_hidden_size": shape.hidden_size}
         return ModelShape(shape, VisionShape(**{**defaults, **known}), source)
     except KeyError as error:
         raise ConfigError(f"{source} is not the configuration of a Qwen2.5-VL model: it has no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{source} is not the configuration of a Qwen2.5-VL model ({error})") from error
 
 
 def parameters(shape: ModelShape) -> dict[str, int]:

@@ -90,3 +90,7 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match=r"not the configuration of a Qwen2\.5-VL model: it has no 'vocab_size'"):
         model_shape(ModelConfig(base=str(tmp_path)))
+    for text, said in (('{"a":', "cannot be read"), ("[1]", "is not the"), ('{"text_config": null}', "has no")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            model_shape(ModelConfig(base=str(tmp_path)))
