@@ -10,17 +10,25 @@ from pathlib import Path
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import DataConfig, ModelConfig
+from amvl_core.contracts.errors import ConfigError, shortened
 
 TINY = "tiny"
 
 
 def base_processor(model: ModelConfig) -> AMVLProcessor:
-    """Tokenizer, image processor and chat template of the base model."""
+    """Tokenizer, image processor and chat template of the base model. Raises ConfigError where they are not there."""
     if model.base == TINY:
         from amvl_core.backbones.tiny import build_processor
 
         return build_processor(model.tiny)
-    return load_processor(model.base)
+    try:
+        return load_processor(model.base)
+    except (OSError, ValueError, TypeError) as error:
+        said = shortened(str(error))
+        raise ConfigError(
+            f"model.base: no tokenizer and image processor can be loaded from {model.base!r} ({said}); download the "
+            "whole model first, or give a folder that holds it"
+        ) from error
 
 
 def set_pixel_budget(processor: AMVLProcessor, data: DataConfig) -> None:

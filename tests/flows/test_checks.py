@@ -5,7 +5,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, RunConfig, override
+from amvl_core.backbones.loading import base_processor
+from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, ModelConfig, RunConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import paper
@@ -42,6 +43,13 @@ def test_a_benchmark_that_is_not_there_is_refused_with_what_is_expected(
         sources = (first, str(tmp_path / "there")), (name, str(tmp_path / missing))
         with pytest.raises(ConfigError, match=rf"evaluation\.benchmarks\.1 \({name}\): .*{missing} holds .*{expected}"):
             check_benchmarks(config(*sources))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"model_type": "qwen2_5_vl"}'])
+def test_a_base_without_a_tokenizer_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"model\.base: no tokenizer and image processor can be loaded from '/"):
+        base_processor(ModelConfig(base=str(tmp_path)))
 
 
 def test_a_benchmark_is_named_once() -> None:
