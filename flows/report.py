@@ -18,7 +18,7 @@ from amvl_core.contracts.records import (
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.published import published_scores
 from amvl_core.eval.faithfulness import nats, points
-from amvl_core.eval.significance import Comparison, p_text
+from amvl_core.eval.significance import Comparison, markdown, p_text
 from infra.tracking import MAX_NOTE
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -191,9 +191,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Rows with the same keys as a Markdown table; empty text for no rows."""
     if not rows:
         return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    cells = ([" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines)
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+    return markdown([list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)])
 
 
 def note(rows: list[dict[str, str]], limit: int = MAX_NOTE) -> str:

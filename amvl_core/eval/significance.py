@@ -161,7 +161,13 @@ def table(rows: Iterable[tuple[str, Comparison]], first: str, second: str, seed:
         change = f"{100 * c.difference:+.2f} ({100 * c.low:+.2f} to {100 * c.high:+.2f})"
         counts = f"{c.gained} / {c.lost}"
         lines.append([name, f"{c.n:,}", percent(c.first), percent(c.second), change, counts, p_text(c.p), c.test, seed])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
+
+
+def markdown(lines: Iterable[Sequence[str]]) -> str:
+    """Lines of cells as a Markdown table: a bar or line end in a cell begins no other one."""
+    cells = ([" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def p_text(p: float) -> str:

@@ -17,7 +17,7 @@ from amvl_core.eval.benchmarks.benchmark import EXACT, OURS, Benchmark, Outcome
 from amvl_core.eval.benchmarks.published import published_scores
 from amvl_core.eval.extract import Extraction, Extractor
 from amvl_core.eval.score import shaped
-from amvl_core.eval.significance import Comparison, Estimate, compare, estimate, percent
+from amvl_core.eval.significance import Comparison, Estimate, compare, estimate, markdown, percent
 
 LIKELIHOOD = "likelihood"
 COLUMNS = ("benchmark", "sample_id", "task", "part", "group", "options", "answer", "raw_output")
@@ -126,7 +126,7 @@ def score_table(benchmark: Benchmark, found: Mapping[str, Reading]) -> str:
     blank = [""] * len(papers)
     lines.append(["no answer read", "", *(str(reading.unanswered) for reading in found.values()), *blank])
     lines.append(["drawn for the harness", "", *(str(reading.drawn) for reading in found.values()), *blank])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def headline(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:

@@ -22,6 +22,7 @@ from amvl_core.eval.benchmarks.scoring import (
     score_table,
 )
 from amvl_core.eval.benchmarks.summary import summarise
+from amvl_core.eval.significance import table as comparison_table
 from tests.amvl_core.eval.benchmarks import published
 from tests.shards import sample_of, table
 
@@ -33,6 +34,16 @@ def rows(outputs: list[str], answer: str = "B", task: str = "direct_attributes")
     """Predictions of a model that wrote `outputs`."""
     asked = [Question(f"q{i}", task, (), "?", answer, COLOURS) for i in range(len(outputs))]
     return [{**question.row("vstar"), "raw_output": text} for question, text in zip(asked, outputs, strict=True)]
+
+
+def test_a_bar_in_the_name_of_a_task_is_no_cell() -> None:
+    asked = rows(["B"], task="own/left|right")
+    benchmark = benchmark_of(TEST_SPLIT, ["own/left|right"])
+    for shown in (
+        score_table(benchmark, score_benchmark(benchmark, asked)),
+        comparison_table(compare_checkpoints(benchmark, asked, asked, "exact match"), "first", "second", "0"),
+    ):
+        assert "| own/left\\|right | 1 |" in shown
 
 
 def test_both_scores_stand_side_by_side() -> None:
