@@ -148,7 +148,10 @@ def metric_name(*parts: str) -> str:
     name = "/".join(part if part.strip(".") else "_" * max(len(part), 1) for part in clean.split("/"))
     if name.startswith(".."):
         name = f"_{name}"
-    if len(name) > MAX_NAME:
-        digest = hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
-        name = f"{name[: MAX_NAME - 9]}-{digest}"
-    return name
+    return name if len(name) <= MAX_NAME else hashed_name(name, *parts)
+
+
+def hashed_name(name: str, *parts: str) -> str:
+    """`name` with the hash of `parts` at its end."""
+    digest = hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
+    return f"{name[: MAX_NAME - 9]}-{digest}"

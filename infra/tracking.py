@@ -32,7 +32,7 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.contracts.sources import ChatJsonlSource, LlavaJsonSource, MicroworldSource, Source
 from amvl_core.eval.significance import Comparison
-from infra.mlflow_client import address, client, experiment, metric_name
+from infra.mlflow_client import address, client, experiment, hashed_name, metric_name
 from infra.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Tracker:
         self.history: History = {}
         self.refused: list[str] = []
         self._client: Any = None
+        self._taken: dict[str, tuple[str, ...]] = {}
         self._metrics: deque[Any] = deque()
         self._calls: deque[tuple[str, str, dict[str, Any]]] = deque()
         self._closing = threading.Event()
@@ -306,7 +307,12 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._metrics.extend(Metric(metric_name(prefix, key), float(value), now, 0) for key, value in values.items())
+        self._metrics.extend(Metric(self._named(prefix, key), float(value), now, 0) for key, value in values.items())
+
+    def _named(self, *parts: str) -> str:
+        """The name of a metric; with a hash where MLflow's characters make it that of another ("<5" and ">5")."""
+        name = metric_name(*parts)
+        return name if self._taken.setdefault(name, parts) == parts else hashed_name(name, *parts)
 
     def _log_config(self) -> None:
         from mlflow.entities import Param

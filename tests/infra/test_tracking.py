@@ -373,6 +373,23 @@ def test_a_task_of_any_name_costs_no_other_metric(tracked: RunConfig, evaluation
     assert {metric_name("eval_sft", score.task) for score in odd} | {"eval_sft/all"} <= metrics.keys()
 
 
+def test_tasks_whose_names_mlflow_takes_alike_have_metrics_of_their_own(
+    tracked: RunConfig, evaluation: Callable[..., EvalRecord]
+) -> None:
+    record = evaluation("sft", 5)
+    scores = [
+        record.scores[0].model_copy(update={"task": f"own/{task}", "accuracy": accuracy})
+        for task, accuracy in (("<5", 0.25), (">5", 0.75))
+    ]
+    with Tracker(other(tracked, 12)) as tracker:
+        run_id = tracker.start()
+        for _ in range(2):
+            tracker.evaluation(record.model_copy(update={"scores": scores}))
+    metrics = client(tracked).get_run(run_id).data.metrics
+    named = {name: value for name, value in metrics.items() if name.startswith("eval_sft/own/") and "low" not in name}
+    assert sorted(value for name, value in named.items() if "high" not in name) == [0.25, 0.75]
+
+
 def test_a_stage_that_is_reused_is_drawn_from_its_own_curve(
     tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord]
 ) -> None:
