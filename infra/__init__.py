@@ -2,6 +2,6 @@
 
 import gc
 
-# Imports make half a million objects. By default the collector of cycles looks at them 1,300 times, which is a sixth of
-# the imports' CPU time. A training step leaves no cycle, so nothing waits longer for being found.
+# Imports make many objects that stay, and by default the collector of cycles looks at them more than a thousand times
+# (docs/benchmarks.md has what that takes). A training step leaves no cycle that it would have to find.
 gc.set_threshold(10_000)

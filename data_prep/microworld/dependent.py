@@ -12,8 +12,7 @@ docs/microworld.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import accumulate, pairwise
 from random import Random
@@ -94,11 +93,13 @@ FORM_NAMES = _forms()
 FORMS = tuple(FORM_NAMES)
 
 
-def chain(rng: Random, answer: str, moves: int) -> Scene:
+def chain(rng: Random, answer: str, moves: int, says_both: bool = False) -> Scene:
     """Which colour is reached: each of 12 cells is named by its upper half, and its lower half names the next cell.
 
     The cells are a permutation of the colours, so every colour is the next one once. The way repeats no colour, but it
     may end where it began. So the first cell of several rules one colour out, and leaves 11.
+
+    A step says its result. `says_both`: first where it is, which is the task `relay`.
     """
     start = rng.choice(CHAIN_COLOURS)
     others = [name for name in CHAIN_COLOURS if name not in (start, answer)]
@@ -112,17 +113,10 @@ def chain(rng: Random, answer: str, moves: int) -> Scene:
         ("chain", *sorted((cells[name], name, following[name]) for name in CHAIN_COLOURS)),
         partial(_on_paper, tiles, rng.randrange(len(PAPERS))),
         f"Start at {start} and move {NUMBERS[moves - 1]}.",
-        way[1:],
+        [f"{here} to {there}" if says_both else there for here, there in pairwise(way)],
         answer,
         [cells[name] for name in way[:-1]],
     )
-
-
-def relay(rng: Random, answer: str, moves: int) -> Scene:
-    """The images and questions of `chain`. A step says where it is, and then its result, which `chain` says alone."""
-    scene = chain(rng, answer, moves)
-    way = [scene.question.split()[2], *(step.split()[1].rstrip(".") for step in scene.steps)]
-    return replace(scene, steps=_numbered(f"{here} to {there}" for here, there in pairwise(way)))
 
 
 def path(rng: Random, answer: str, moves: int) -> Scene:
@@ -209,7 +203,7 @@ DEPENDENT: dict[MicroworldTask, tuple[tuple[str, ...], Callable[[Random, str, in
     "path": (EIGHT_COLOURS, path),
     "turn": (tuple(FORM_NAMES.values()), turn),
     "tally": (tuple(map(str, range(MODULUS))), tally),
-    "relay": (CHAIN_COLOURS, relay),
+    "relay": (CHAIN_COLOURS, partial(chain, says_both=True)),
 }
 """Of each task the answers, equally frequent, and how a scene with an answer and a number of steps is drawn."""
 
@@ -227,14 +221,10 @@ def _scene(
         layout,
         render,
         question,
-        _numbered(steps),
+        tuple(f"{number.capitalize()}: {step}." for number, step in zip(NUMBERS, steps, strict=False)),
         answer,
         tuple(_region(f"step {number}", cell) for number, cell in enumerate(cells, 1)),
     )
-
-
-def _numbered(steps: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{number.capitalize()}: {step}." for number, step in zip(NUMBERS, steps, strict=False))
 
 
 def _region(label: str, cell: int) -> Region:

@@ -49,10 +49,6 @@ class Step(NamedTuple):
     seen: str
     result: str
 
-    def said(self) -> str:
-        between = " " if self.seen.endswith(" to") else ", "
-        return between.join(filter(None, self))
-
 
 Maps = dict[str, Step]
 """What one step makes of each result that the step before may have had."""
@@ -95,7 +91,7 @@ def chain_maps(sample: Conversation) -> list[Maps]:
 
 
 def relay_maps(sample: Conversation) -> list[Maps]:
-    return [{here: Step(f"{here} to", step.result) for here, step in maps.items()} for maps in chain_maps(sample)]
+    return [{here: Step(here, step.result) for here, step in maps.items()} for maps in chain_maps(sample)]
 
 
 FORM_TURNS: dict[str, Callable[[NDArray[np.bool_]], NDArray[np.bool_]]] = {
@@ -216,8 +212,9 @@ def stepped(sample: Conversation) -> Iterator[Step]:
 def test_a_reader_of_the_pixels_comes_by_every_step_to_the_answer(task: DependentTask, split: Split) -> None:
     for sample in drawn(task, 160, split):
         steps = list(walked(sample) if task == "path" else stepped(sample))
-        said = tuple(f"{NUMBERS[i].capitalize()}: {step.said()}." for i, step in enumerate(steps))
-        assert sample.steps == said, sample
+        between = " to " if task == "relay" else ", "
+        said = [between.join(filter(None, step)) for step in steps]
+        assert sample.steps == tuple(f"{NUMBERS[i].capitalize()}: {text}." for i, text in enumerate(said)), sample
         result = steps[-1].result
         assert (result.split()[0] if task == "tally" else result) == sample.answer, sample
         assert len(sample.regions) == moves(sample) == int(sample.task.removeprefix(f"{task}_")), sample

@@ -5,6 +5,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from amvl_core.backbones.processor import load_processor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.methods.amvl.reference import samples
+from amvl_core.methods.block import block_text
 from amvl_core.methods.method import Clock
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.pause.method import Pause
@@ -86,6 +87,15 @@ def test_pause_tokens_are_fine_tuning_with_the_block_in_the_sequence() -> None:
     grad = model.get_input_embeddings().weight.grad
     assert len(method.new_token_rows()) == LATENT.num_slots + 2
     assert (grad[method.new_token_rows()].abs().sum(1) > 0).all()
+
+
+def test_a_prompt_ends_with_as_many_pause_tokens_as_the_stage_has() -> None:
+    processor = load_processor(stock_folder())
+    model = Pause.load(stock_folder(), processor, LATENT, dtype=torch.float32)
+    for config in (PauseMethod(), PauseMethod(slots_per_step=1, replaced_steps=2), PauseMethod()):
+        Pause(model, config).equip(processor, {})
+        prompt = processor.apply_chat_template([{"role": "user", "content": "Q?"}], add_generation_prompt=True)
+        assert prompt.endswith(block_text(config.slots(LATENT))), config
 
 
 def test_a_pause_model_is_a_stock_checkpoint_that_amvl_can_start_from(tmp_path) -> None:

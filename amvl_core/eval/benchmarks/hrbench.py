@@ -39,7 +39,7 @@ def _question(name: str, file: str, row: dict[str, Any]) -> Question:
         answer=letter(row["answer"]),
         options=options,
         part=str(row["cycle_category"]),
-        group=digest(*images, str(row["question"]), "\n".join(sorted(options.values()))),
+        group=digest(*images, row["question"], "\n".join(sorted(options.values()))),
         asked=row["question"],
     )
 
