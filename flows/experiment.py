@@ -19,6 +19,7 @@ from amvl_core.contracts.records import (
     TEST_SPLIT,
     CheckpointRecord,
     DatasetRecord,
+    EvalRecord,
     FeaturesRecord,
     save_record,
 )
@@ -70,6 +71,8 @@ def experiment(
             for stage in config.stages:
                 shared[stage] = tasks.train(config, stage, dataset, shared, tracker, processes, features)
             base = shared[stage]
+            if chosen.learned:
+                refuse_unlearned(chosen, *tasks.evaluate(config, stage, [dataset], base, tracker, processes))
             processes.close()  # the arms have their own
 
             rates, validation = chosen_rates(chosen, config, dataset, shared, tracker, features)
@@ -98,6 +101,17 @@ def experiment(
     finally:
         ray_cluster.disconnect()
     return {"record": record.model_dump(mode="json"), "mlflow_page": page, "flow_run_id": str(flow_run.id)}
+
+
+def refuse_unlearned(chosen: Experiment, before: EvalRecord) -> None:
+    """Raises AblationError where the checkpoint that all arms start from has not learned what they begin with."""
+    if missed := [score for score in before.scores if score.accuracy < chosen.learned]:
+        raise AblationError(
+            f"no arm was trained: the checkpoint that all arms start from (stage {before.stage}) answers "
+            f"{', '.join(f'{100 * score.accuracy:.1f} % of {score.task}' for score in missed)}, and the experiment "
+            f"asks {100 * chosen.learned:.0f} % of each task. Another seed may learn it (--param seed=1), or more "
+            "steps of this stage"
+        )
 
 
 def chosen_rates(

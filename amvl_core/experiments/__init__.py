@@ -8,7 +8,14 @@ from functools import partial
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.sources import DEPENDENT_TASKS
 from amvl_core.experiments.experiment import Experiment
-from amvl_core.experiments.latents import latents, latents_bottleneck, latents_medium, latents_small, latents_wording
+from amvl_core.experiments.latents import (
+    latents,
+    latents_bottleneck,
+    latents_medium,
+    latents_small,
+    latents_small_bottleneck,
+    latents_wording,
+)
 from amvl_core.experiments.written import written
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
@@ -17,6 +24,7 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "latents-medium": latents_medium,
     "latents-small": latents_small,
     **{f"latents-small-{task}": partial(latents_small, task) for task in DEPENDENT_TASKS if task != "chain"},
+    "latents-small-bottleneck": latents_small_bottleneck,
     "latents-wording": latents_wording,
     **{f"written-{task}": partial(written, task) for task in DEPENDENT_TASKS},
 }

@@ -30,7 +30,8 @@ class Arm(NamedTuple):
 class Experiment(NamedTuple):
     """Arms on one dataset whose tasks differ in the number of dependent steps.
 
-    `shared` has the stages that all arms start from. Where there are several `rates`, each arm takes the learning rate
+    `shared` has the stages that all arms start from. No arm is trained before the checkpoint of these answers the share
+    `learned` of each task's test questions. Where there are several `rates`, each arm takes the learning rate
     that does best on the questions of `validation`, fields that are laid over the data of `shared`. `tried` are the
     arms as they are trained for that.
     """
@@ -42,6 +43,7 @@ class Experiment(NamedTuple):
     tried: tuple[Arm, ...]
     validation: Mapping[str, object]
     seeds: int
+    learned: float = 0.0
 
     def validated_on(self, config: RunConfig) -> RunConfig:
         """The run whose test split is the validation split: it asks no changed latents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from amvl_core.contracts.config import StageConfig, override
@@ -31,6 +32,8 @@ MIX = 0.3
 """The share of samples whose number of replaced steps is drawn."""
 VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
+LEARNED = 0.9
+"""Of steps in words: without them there is no ceiling, and nothing that latents could take the place of."""
 UNUSED = 64
 """Training samples beside the validation questions: a dataset has some, and nothing is trained on these."""
 
@@ -104,17 +107,18 @@ def _masked(stage: StageConfig) -> StageConfig:
 def _masked_at_first(stages: Mapping[str, StageConfig], halved: Mapping[str, StageConfig]) -> Mapping[str, StageConfig]:
     """The same steps, the first stages under the mask; `halved` has the same stages with half as many steps.
 
-    Of several stages it is the first half of the stages. A single stage is two of half its length.
+    Of several stages it is those that end within the first half of the steps. A single stage is two of half its length.
     """
     if len(stages) == 1:
         return {**{f"{name}_masked": _masked(stage) for name, stage in halved.items()}, **halved}
-    hidden = list(stages)[: len(stages) // 2]
+    ends = list(accumulate(stage.steps or 0 for stage in stages.values()))
+    hidden = [name for name, end in zip(stages, ends, strict=True) if 2 * end <= ends[-1]]
     return {name: _masked(stage) if name in hidden else stage for name, stage in stages.items()}
 
 
-def _arms_under_the_mask(steps: int) -> Iterator[Arm]:
+def _arms_under_the_mask(steps: int, most: int = MOVES) -> Iterator[Arm]:
     """The ceiling as it is; every arm with bare answers, with the mask from first to last and in the first half."""
-    for arm, halved in zip(_arms(steps), _arms(steps // 2), strict=True):
+    for arm, halved in zip(_arms(steps, most), _arms(steps // 2, most), strict=True):
         if arm.role == "ceiling":
             yield arm
         elif not arm.writes:
@@ -135,6 +139,7 @@ def latents() -> Experiment:
         tried=_arms(TRIED),
         validation=questions((1, MOVES), train=UNUSED, test=800, seed=VALIDATION_SEED),
         seeds=3,
+        learned=LEARNED,
     )
 
 
@@ -150,7 +155,7 @@ def latents_bottleneck() -> Experiment:
 def _up_to_three(title: str, arms: tuple[Arm, ...], task: DependentTask = "chain") -> Experiment:
     """Questions of one to three dependent steps, one learning rate, one seed."""
     config = shared((1, 3), train=16000, test=600, steps=1500, task=task)
-    return Experiment(title, config, arms, rates=(1e-3,), tried=(), validation={}, seeds=1)
+    return Experiment(title, config, arms, rates=(1e-3,), tried=(), validation={}, seeds=1, learned=LEARNED)
 
 
 def latents_medium() -> Experiment:
@@ -172,6 +177,21 @@ def latents_small(task: DependentTask = "chain") -> Experiment:
     )
     arms = tuple(arm for arm in latents_medium().arms if arm.label in shown)
     return _up_to_three(f"Where latents are needed, small: {task}", arms, task)
+
+
+def latents_small_bottleneck() -> Experiment:
+    """The ceiling, the blind, the control and the latent arms of `latents-small` with the image behind the slots."""
+    shown = (
+        "SFT, steps in words",
+        "SFT, curriculum",
+        "pause tokens, curriculum",
+        "Coconut",
+        "VaLR, bare answers",
+        "AMVL, hidden steps, curriculum",
+    )
+    labels = {label + mask for label in shown for mask in ("", ", bottleneck", ", bottleneck then full")}
+    arms = tuple(arm for arm in _arms_under_the_mask(1920, most=3) if arm.label in labels)
+    return _up_to_three("Where latents are needed, small: the image through slots alone", arms)
 
 
 def latents_wording() -> Experiment:

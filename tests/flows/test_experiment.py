@@ -26,7 +26,7 @@ from amvl_core.experiments import experiment as named
 from flows import experiment as flow
 from flows import experiment_report, tasks
 from flows.ablations import AblationError, Result
-from flows.experiment import best, refuse_failures
+from flows.experiment import best, refuse_failures, refuse_unlearned
 from infra.reports.experiment import chart, slots_chart
 from tests.amvl_core.eval.test_experiment import beaten, variant
 from tests.flows.test_ablations import DATASET, checkpoint
@@ -157,6 +157,13 @@ def answered(folder: Path, name: str, right: int) -> EvalRecord:
         uri=str(folder / name), fingerprint=name, checkpoint="c", stage="s", dataset="d", scores=[score], overall=score,
         readings=[ReadingScore(reading="exact match", scores=[], unanswered=0, drawn=0)],
     )  # fmt: skip
+
+
+def test_no_arm_is_trained_where_the_start_was_not_learned(tmp_path: Path) -> None:
+    refuse_unlearned(named("latents"), answered(tmp_path, "all", 4))
+    refuse_unlearned(named("written-chain"), answered(tmp_path, "none", 0))
+    with pytest.raises(AblationError, match=r"no arm .* answers 75\.0 % of chain_1, .* asks 90 % .* seed=1"):
+        refuse_unlearned(named("latents"), answered(tmp_path, "three", 3))
 
 
 def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path: Path, monkeypatch) -> None:

@@ -81,6 +81,18 @@ def test_the_image_is_behind_the_slots_in_all_steps_or_in_the_first_half() -> No
             assert unmasked(first) == second
 
 
+def test_the_small_arms_are_behind_the_mask_in_all_steps_or_in_half_of_them() -> None:
+    small, found = experiment("latents-small"), experiment("latents-small-bottleneck")
+    plain = {arm.label: arm for arm in small.arms}
+    assert found._replace(title=small.title, arms=small.arms) == small
+    assert [arm.role for arm in found.arms].count("latent") == 6
+    for arm in found.arms[1:]:
+        label, _, when = arm.label.rpartition(", ")
+        masked = sum(stage.steps or 0 for stage in arm.stages.values() if stage.method.bottleneck)
+        assert masked == {"bottleneck": 1920, "bottleneck then full": 960}[when]
+        assert (arm.role, list(arm.stages)[-1]) == (plain[label].role, list(plain[label].stages)[-1])
+
+
 def test_schedules_of_a_stage_in_two_are_half_as_long() -> None:
     (arm,) = [
         arm for arm in experiment("latents-bottleneck").arms if arm.label == "AMVL, hidden steps, bottleneck then full"
