@@ -216,4 +216,5 @@ def latents_wording() -> Experiment:
             Arm(f"Coconut, {said}", "latent", in_stages("coconut", CoconutMethod.model_validate(mixed))),
         ]
     found = _up_to_three("Where latents are needed: the wording of steps", tuple(arms), "relay")
-    return found._replace(shared=override(found.shared, {"latent": {"num_slots": most * words}}))
+    longer = {"latent": {"num_slots": most * words}, "stages": {"steps": {"steps": 3000}}}
+    return found._replace(shared=override(found.shared, longer))
