@@ -26,6 +26,8 @@ from amvl_core.methods.valr.config import ValrMethod
 
 MOVES = 8
 """The most dependent steps of a question. Every method has a slot for each of them."""
+SHARED = 3000
+"""Optimiser steps of the stage that all arms start from, with steps in words."""
 STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 MIX = 0.3
@@ -133,7 +135,7 @@ def latents() -> Experiment:
     """Every method, and every control, that sees the image as usual."""
     return Experiment(
         "Where latents are needed",
-        shared((1, MOVES), train=16000, test=1600, steps=3000),
+        shared((1, MOVES), train=16000, test=1600, steps=SHARED),
         _arms(STEPS),
         rates=(3e-4, 1e-3),
         tried=_arms(TRIED),
@@ -154,7 +156,7 @@ def latents_bottleneck() -> Experiment:
 
 def _up_to_three(title: str, arms: tuple[Arm, ...], task: DependentTask = "chain") -> Experiment:
     """Questions of one to three dependent steps, one learning rate, one seed."""
-    config = shared((1, 3), train=16000, test=600, steps=1500, task=task)
+    config = shared((1, 3), train=16000, test=600, steps=SHARED, task=task)
     return Experiment(title, config, arms, rates=(1e-3,), tried=(), validation={}, seeds=1, learned=LEARNED)
 
 
@@ -216,5 +218,4 @@ def latents_wording() -> Experiment:
             Arm(f"Coconut, {said}", "latent", in_stages("coconut", CoconutMethod.model_validate(mixed))),
         ]
     found = _up_to_three("Where latents are needed: the wording of steps", tuple(arms), "relay")
-    longer = {"latent": {"num_slots": most * words}, "stages": {"steps": {"steps": 3000}}}
-    return found._replace(shared=override(found.shared, longer))
+    return found._replace(shared=override(found.shared, {"latent": {"num_slots": most * words}}))
