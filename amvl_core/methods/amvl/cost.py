@@ -41,7 +41,7 @@ class AmvlCost(Cost):
 def shared_prefix_rows(x: int, y: int, k: int, draws: int = 1) -> Rows:
     """One sample as `prefix.py` lays it out: the context row and the decoder row."""
     prefix = (Piece(row=0, span=0, start=0, stop=x),)
-    context = [Span(x + k, k), Span(y + k, k, prefix)]
+    context = [Span(x + y + k, k), Span(k, k, prefix)]
     return [context, [Span(k + y, y, prefix)] * draws]
 
 

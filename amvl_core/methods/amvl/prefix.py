@@ -1,7 +1,7 @@
 """The shared-prefix step of AMVL: prior, posterior and decoder for little more than the price of one pass.
 
-    context row   x <abs> | slots            reads p(Z | x)
-                    `---- | y slots          reads q(Z | x, y): under causal attention the slots see y
+    context row   x <abs> | y slots          reads q(Z | x, y): under causal attention the slots see y
+                    `---- | slots            reads p(Z | x)
     decoder row     `---- | Z </abs> y       predicts y, once for each draw of Z
 
 y is the reply: steps and answer. Its first tokens may be hidden steps (`AmvlMethod.hidden_steps`). The posterior sees
@@ -110,8 +110,8 @@ def find_blocks(batch: Batch, slot_token_ids: Sequence[int]) -> list[Block]:
 class ContextRow:
     """The context row of a batch: both distributions [B, K, Z], and what continues it.
 
-    `samples` are the batch's samples in their parts, `context` holds their keys and values, and `runs` say where x and
-    the prior's slots stand in it. `kinds` are those of y.
+    `samples` are the batch's samples in their parts, `context` holds their keys and values, and `runs` say where x
+    stands in it. `kinds` are those of y.
     """
 
     prior: Gaussian
@@ -141,10 +141,14 @@ def run_passes(
     if not all(parameter.requires_grad for parameter in model.injector.parameters()):  # no weight of a layer is trained
         return Passes(reading.prior, reading.posterior, latent_MBKZ, *decode(model, batch, reading, latent_MBKZ), None)
     cut = Cut()
-    samples = _samples(cut(embeds_ND), positions_3N, reading.blocks, model.config.num_slots)
+    samples = [replace(s, end=_cut(cut, s.end), y=_cut(cut, s.y)) for s in reading.samples]
     behind = replace(reading, samples=samples, context=cut.context(reading.context))
     decoded = decode(model, batch, behind, cut(latent_MBKZ))
     return Passes(reading.prior, reading.posterior, latent_MBKZ, *decoded, cut)
+
+
+def _cut(cut: Cut, rows: Rows) -> Rows:
+    return rows._replace(embeds_ND=cut(rows.embeds_ND))
 
 
 def read(
@@ -158,7 +162,7 @@ def read(
     spans, runs, kinds = _context_spans(model, batch, blocks, num_slots)
     hidden_RD, context = run_row(backbone_of(model).text(model), *joined(rows), spans)
     hidden_B2KD = hidden_RD.unflatten(0, (len(blocks), 2, num_slots))
-    prior, posterior = model.prior(hidden_B2KD[:, 0]), model.posterior(hidden_B2KD[:, 1])
+    prior, posterior = model.prior(hidden_B2KD[:, 1]), model.posterior(hidden_B2KD[:, 0])
     return ContextRow(prior, posterior, blocks, samples, runs, kinds, context)
 
 
@@ -245,7 +249,7 @@ class SampleRows:
     y: Rows
 
     def context_row(self, posterior_positions: PosteriorPositions) -> list[Rows]:
-        """x and the prior's slots; the whole y and the posterior's slots.
+        """x, the whole y and the posterior's slots; the prior's slots.
 
         Without the block before it y follows x. The posterior's slots follow y, or stand where the prior's do.
         """
@@ -254,7 +258,7 @@ class SampleRows:
         slots_3K = self.slots.positions_3N
         if posterior_positions == "natural":
             slots_3K = (y_3N.max() + 1 + torch.arange(num_slots, device=y_3N.device)).expand(3, -1)
-        return [self.x, self.slots, Rows(self.reply.embeds_ND, y_3N), Rows(self.slots.embeds_ND, slots_3K)]
+        return [self.x, Rows(self.reply.embeds_ND, y_3N), Rows(self.slots.embeds_ND, slots_3K), self.slots]
 
     def decoder_row(self, z_KD: Tensor, kept: Sequence[int]) -> list[Rows]:
         """Z in the places of the slots that are `kept`, the end marker, and y but for its last token, which predicts
@@ -293,9 +297,10 @@ def joined(rows: Sequence[Rows]) -> Rows:
 def _context_spans(
     model: Any, batch: Batch, blocks: list[Block], num_slots: int
 ) -> tuple[list[Span], list[list[Run]], list[list[TokenKind]]]:
-    """Of each sample: x with the prior's slots; the whole y with the posterior's slots, which continue x.
+    """Of each sample: x, the whole y and the posterior's slots; the prior's slots, which continue x.
 
-    Without the bottleneck mask each of both is one span. With the spans: the runs of the first, and the kinds of y.
+    Without the bottleneck mask each of both is one span, and the long one needs no mask. With the spans: where x has
+    been run, and the kinds of y.
     """
     spans: list[Span] = []
     runs: list[list[Run]] = []
@@ -303,11 +308,11 @@ def _context_spans(
     for ids_N, block in zip(batch.input_ids_N.split(batch.lengths), blocks, strict=True):
         found = token_kinds(model, ids_N)
         behind = block.prefix + num_slots
-        own, kinds_y = list[Run](), found[behind + 1 :]
-        spans += bottleneck_spans(found[:behind], own, 0, len(spans), block.prefix)
-        slots = found[block.prefix : behind]
-        spans += bottleneck_spans([*kinds_y, *slots], first_rows(own, block.prefix), 0, len(spans), block.reply)
-        runs.append(own)
+        x, slots, kinds_y = found[: block.prefix], found[block.prefix : behind], found[behind + 1 :]
+        own = list[Run]()
+        spans += bottleneck_spans([*x, *kinds_y, *slots], own, 0, len(spans), block.prefix + block.reply)
+        runs.append(first_rows(own, block.prefix))
+        spans += bottleneck_spans(slots, [*runs[-1]], 0, len(spans))
         kinds.append(kinds_y)
     return spans, runs, kinds
 

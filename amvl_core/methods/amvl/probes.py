@@ -177,15 +177,14 @@ def _together(chosen: Sequence[Variant]) -> Iterator[list[Variant]]:
 def question_cache(model: Any, reading: ContextRow, columns: Sequence[int], copies: int) -> DynamicCache:
     """The keys and values of the first `columns` tokens of every question, padded on the left, `copies` times over."""
     cache, slots = DynamicCache(config=model.config.text_config), model.config.num_slots
-    # Of each sample: x and the prior's slots, y and the posterior's.
-    sizes = [size for of in reading.blocks for size in (of.prefix + slots, of.reply + slots)]
+    sizes = [of.prefix + of.reply + 2 * slots for of in reading.blocks]  # x first
     longest = max(columns)
     for number, layer in enumerate(reading.context.layers):
         keys, values = (
             torch.stack(
                 [
                     pad(rows_TGC[:length].transpose(0, 1), (0, 0, longest - length, 0))
-                    for rows_TGC, length in zip(part.split(sizes)[::2], columns, strict=True)
+                    for rows_TGC, length in zip(part.split(sizes), columns, strict=True)
                 ]
             ).repeat(copies, 1, 1, 1)
             for part in layer
