@@ -195,7 +195,7 @@ def decode_without_block(model: Any, batch: Batch, reading: ContextRow) -> tuple
         for sample in reading.samples
         for row in (
             _last_of_question(sample),
-            Rows(sample.y.embeds_ND[:-1], sample.y.positions_3N[:, :-1] - shift),
+            Rows(sample.y.embeds_ND, sample.y.positions_3N - shift),
         )
     ]
     spans = _decoder_spans(reading, 1, 2, 1)
@@ -238,8 +238,8 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleRows:
-    """One sample in its parts; `y` is what the decoder writes of `reply`, at the positions that it has right behind the
-    block.
+    """One sample in its parts; `y` is what the decoder reads of what it writes of `reply`, at the positions that it has
+    right behind the block: all but the last token, which predicts nothing.
     """
 
     x: Rows
@@ -261,13 +261,11 @@ class SampleRows:
         return [self.x, Rows(self.reply.embeds_ND, y_3N), Rows(self.slots.embeds_ND, slots_3K), self.slots]
 
     def decoder_row(self, z_KD: Tensor, kept: Sequence[int]) -> list[Rows]:
-        """Z in the places of the slots that are `kept`, the end marker, and y but for its last token, which predicts
-        nothing.
-        """
+        """Z in the places of the slots that are `kept`, the end marker, and y."""
         z = Rows(z_KD, self.slots.positions_3N)
         if len(kept) < len(z_KD):
             z = Rows(z_KD[list(kept)], z.positions_3N[:, list(kept)])
-        return [z, self.end, Rows(self.y.embeds_ND[:-1], self.y.positions_3N[:, :-1])]
+        return [z, self.end, self.y]
 
 
 def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_slots: int) -> list[SampleRows]:
@@ -281,12 +279,12 @@ def _samples(embeds_ND: Tensor, positions_3N: Tensor, blocks: list[Block], num_s
 
 
 def _written(reply: Rows, hidden: int) -> Rows:
-    """A reply without its first `hidden` tokens, from the position on at which it began.
+    """A reply without its first `hidden` tokens and its last one, from the position on at which it began.
 
     Its first token and the first that is left are no image tokens, so each has one position in all three dimensions.
     """
     shift_31 = reply.positions_3N[:, hidden : hidden + 1] - reply.positions_3N[:, :1]
-    return Rows(reply.embeds_ND[hidden:], reply.positions_3N[:, hidden:] - shift_31)
+    return Rows(reply.embeds_ND[hidden:-1], reply.positions_3N[:, hidden:-1] - shift_31)
 
 
 def joined(rows: Sequence[Rows]) -> Rows:
