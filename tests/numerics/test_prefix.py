@@ -10,7 +10,9 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import Segment
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import IGNORED, Encoder
+from amvl_core.methods.amvl import prefix
 from amvl_core.methods.amvl.config import AmvlMethod
+from amvl_core.methods.amvl.cost import shared_prefix_rows
 from amvl_core.methods.amvl.method import Amvl, latent_noise
 from amvl_core.methods.amvl.prefix import decode, read
 from amvl_core.methods.amvl.reference import three_pass
@@ -189,6 +191,21 @@ def test_only_the_rows_that_are_read_pass_the_last_mlp() -> None:
     method, data = Amvl(model, AmvlMethod(posterior_samples=2)), laid_out(processor, "hidden")
     method(data, CLOCK)
     assert sum(rows[0]) == method.rows(data)
+
+
+def test_the_rows_that_are_run_are_those_that_are_planned(monkeypatch) -> None:
+    run, rows = prefix.run_row, []
+
+    def noted(text, embeds_ND, positions_3N, spans, before=()):
+        rows.append(list(spans))
+        return run(text, embeds_ND, positions_3N, spans, before)
+
+    monkeypatch.setattr(prefix, "run_row", noted)
+    model, processor = amvl_model()
+    data = batch(processor, LATENT, [("Is it red?", "yes, it is", ())])
+    Amvl(model, AmvlMethod(posterior_samples=2))(data, CLOCK)
+    (block,) = prefix.find_blocks(data, model.config.slot_token_ids)
+    assert rows == shared_prefix_rows(block.prefix, data.num_label_tokens, LATENT.num_slots, draws=2)
 
 
 def test_every_batch_calls_the_same_modules() -> None:
