@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -406,10 +407,16 @@ class _Job:
         return True
 
     def fitting_budgets(self, stage: StageConfig, how: _How) -> list[int]:
-        """The budgets that fit, in longest samples, at most a rank's share of them."""
-        share = math.ceil(stage.global_batch / how.workers)
-        budgets = [samples * self.workload.longest for samples in range(1, share + 1)]
-        return [b for b in budgets if self.needed(stage, how._replace(micro_tokens=b)) <= self.machines.memory_gib]
+        """The budgets that fit, in longest samples, at most a rank's share of them.
+
+        One more of the same sample never takes less memory, so the first that does not fit is found by halving.
+        """
+        share, longest = math.ceil(stage.global_batch / how.workers), self.workload.longest
+        budgets = range(longest, (share + 1) * longest, longest)
+        fitting = bisect_right(
+            budgets, self.machines.memory_gib, key=lambda budget: self.needed(stage, how._replace(micro_tokens=budget))
+        )
+        return list(budgets[:fitting])
 
 
 def _alternatives(now: _How, longest: int) -> Iterator[_How]:

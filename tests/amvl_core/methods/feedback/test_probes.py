@@ -53,6 +53,9 @@ class Naive:
         ((_, self.ids, self.labels, self.embeds, self.positions),) = samples(model, collate([encoded]))
         self.prompt = int((self.labels != IGNORED).nonzero()[0])
         assert self.ids[self.prompt] == self.begin and self.ids[self.prompt + K + 1] == self.end
+        rows = model.get_input_embeddings().weight.detach().numpy()
+        self.known = {row.tobytes(): token for token, row in reversed(list(enumerate(rows)))}
+        self.known |= {row.tobytes(): c.image_token_id for row in self.embeds[0, self.ids == c.image_token_id].numpy()}
 
     def token(self, number: int) -> torch.Tensor:
         return self.model.get_input_embeddings()(torch.tensor([[number]]))
@@ -63,11 +66,7 @@ class Naive:
 
     def tokens(self, embeds: torch.Tensor) -> list[int]:
         """What each column is, by its embedding: an image's feature, a token, or else something fed to a slot."""
-        images = self.embeds[0, self.ids == self.model.config.image_token_id]
-        known = torch.cat([images, self.model.get_input_embeddings().weight])
-        ids = [self.model.config.image_token_id] * len(images) + list(range(len(known) - len(images)))
-        same = [(known == row).all(1).nonzero()[:, 0].tolist() for row in embeds[0]]
-        return [ids[found[0]] if found else self.slot for found in same]
+        return [self.known.get(row.numpy().tobytes(), self.slot) for row in embeds[0]]
 
     def inputs(self) -> torch.Tensor:
         """The unchanged inputs of the first block's slots, [1, K, D]."""
