@@ -21,7 +21,7 @@ from amvl_core.train.preemption import Sigterm
 # A server that has the libraries loaded forks the workers; it has no threads that a fork could break.
 METHOD: Final = "forkserver"
 CONTEXT = multiprocessing.get_context(METHOD)
-CONTEXT.set_forkserver_preload(["benchmarks.local"])
+CONTEXT.set_forkserver_preload(["benchmarks.local", "benchmarks.forked"])
 LIMIT_S, GRACE_S = 120.0, 10.0
 
 
