@@ -13,8 +13,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 from amvl_core.contracts.comparisons import SeedScores
 from amvl_core.contracts.records import SWAPPED, UNCHANGED, VariantScore
 from amvl_core.eval.faithfulness import score_variants
@@ -28,6 +26,8 @@ def over_seeds(values: list[float]) -> tuple[float, float] | None:
     """Student's 95 % interval of the mean of `values`, cut to 0 to 1; None for fewer than two."""
     if len(values) < 2:
         return None
+    from scipy import stats  # takes a second to load
+
     mean = statistics.fmean(values)
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return max(0.0, mean - float(half)), min(1.0, mean + float(half))
