@@ -30,6 +30,8 @@ SHARED = 3000
 """Optimiser steps of the stage that all arms start from, with steps in words."""
 STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
+SMALL_STEPS = 1920
+"""Of each arm where questions have one to three dependent steps."""
 MIX = 0.3
 """The share of samples whose number of replaced steps is drawn."""
 VALIDATION_SEED = 1
@@ -162,7 +164,7 @@ def _up_to_three(title: str, arms: tuple[Arm, ...], task: DependentTask = "chain
 
 def latents_medium() -> Experiment:
     """Every arm of `latents`, with up to three steps."""
-    return _up_to_three("Where latents are needed, medium", _arms(1920, most=3))
+    return _up_to_three("Where latents are needed, medium", _arms(SMALL_STEPS, most=3))
 
 
 def latents_small(task: DependentTask = "chain") -> Experiment:
@@ -192,13 +194,13 @@ def latents_small_bottleneck() -> Experiment:
         "AMVL, hidden steps, curriculum",
     )
     labels = {label + mask for label in shown for mask in ("", ", bottleneck", ", bottleneck then full")}
-    arms = tuple(arm for arm in _arms_under_the_mask(1920, most=3) if arm.label in labels)
+    arms = tuple(arm for arm in _arms_under_the_mask(SMALL_STEPS, most=3) if arm.label in labels)
     return _up_to_three("Where latents are needed, small: the image through slots alone", arms)
 
 
 def latents_wording() -> Experiment:
     """Whether a slot helps where no step begins with its result: one slot, and as many slots as a step has words."""
-    most, words, steps = 3, 3, 1920
+    most, words, steps = 3, 3, SMALL_STEPS
 
     def in_stages(name: str, method: MethodConfig) -> Mapping[str, StageConfig]:
         """The last stage counts its steps, so that it has slots for each, and not all of `latent.num_slots`."""
