@@ -11,6 +11,7 @@ from amvl_core.experiments.experiment import Experiment
 from amvl_core.experiments.latents import (
     latents,
     latents_bottleneck,
+    latents_eight,
     latents_medium,
     latents_small,
     latents_small_bottleneck,
@@ -21,6 +22,7 @@ from amvl_core.experiments.written import written
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "latents": latents,
     "latents-bottleneck": latents_bottleneck,
+    "latents-eight": latents_eight,
     "latents-medium": latents_medium,
     "latents-small": latents_small,
     **{f"latents-small-{task}": partial(latents_small, task) for task in DEPENDENT_TASKS if task != "chain"},

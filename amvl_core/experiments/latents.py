@@ -38,6 +38,17 @@ VALIDATION_SEED = 1
 """Of the generated questions on which learning rates are chosen; those of the test split have seed 0."""
 LEARNED = 0.9
 """Of steps in words: without them there is no ceiling, and nothing that latents could take the place of."""
+SHOWN = (
+    "SFT, steps in words",
+    "SFT, bare answers",
+    "SFT, curriculum",
+    "pause tokens, curriculum",
+    "Coconut",
+    "VaLR, bare answers",
+    "VaLR, bare answers, no alignment",
+    "AMVL, hidden steps, curriculum",
+)
+"""The arms of the experiments that ask a few."""
 UNUSED = 64
 """Training samples beside the validation questions: a dataset has some, and nothing is trained on these."""
 
@@ -147,6 +158,19 @@ def latents() -> Experiment:
     )
 
 
+def latents_eight() -> Experiment:
+    """A few arms of `latents`, one learning rate, one seed."""
+    whole = latents()
+    return whole._replace(
+        title="Where latents are needed, up to eight steps",
+        arms=tuple(arm for arm in whole.arms if arm.label in SHOWN),
+        rates=(1e-3,),
+        tried=(),
+        validation={},
+        seeds=1,
+    )
+
+
 def latents_bottleneck() -> Experiment:
     """The arms with bare answers where nothing but slots sees the image, all the time or in the first half."""
     return latents()._replace(
@@ -169,17 +193,7 @@ def latents_medium() -> Experiment:
 
 def latents_small(task: DependentTask = "chain") -> Experiment:
     """A few arms of `latents-medium`, on any task: the whole in about half an hour on two cores."""
-    shown = (
-        "SFT, steps in words",
-        "SFT, bare answers",
-        "SFT, curriculum",
-        "pause tokens, curriculum",
-        "Coconut",
-        "VaLR, bare answers",
-        "VaLR, bare answers, no alignment",
-        "AMVL, hidden steps, curriculum",
-    )
-    arms = tuple(arm for arm in latents_medium().arms if arm.label in shown)
+    arms = tuple(arm for arm in latents_medium().arms if arm.label in SHOWN)
     return _up_to_three(f"Where latents are needed, small: {task}", arms, task)
 
 

@@ -125,6 +125,13 @@ def test_medium_and_small_share_their_trainings() -> None:
     assert all(arm in medium.arms for arm in small.arms)
 
 
+def test_up_to_eight_steps_it_is_the_small_arms_as_the_whole_experiment_trains_them() -> None:
+    whole, found = experiment("latents"), experiment("latents-eight")
+    assert found.shared == whole.shared
+    assert [arm.label for arm in found.arms] == [arm.label for arm in experiment("latents-small").arms]
+    assert all(arm in whole.arms for arm in found.arms)
+
+
 def test_a_rate_is_that_of_an_arms_own_stages() -> None:
     found = experiment("latents")
     run = next(arm for arm in found.arms if arm.label == "Coconut").of(found.shared)
