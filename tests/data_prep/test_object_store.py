@@ -33,8 +33,10 @@ def faults(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
 
 
 def test_an_endpoint_that_is_away_for_a_while_or_breaks_off_changes_nothing(
-    faults: Faults, s3_bucket: str, tmp_path: Path
+    faults: Faults, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The library asks as often as ever; between two requests it would wait for up to 20 seconds."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     as_folder(tmp_path / "easy", archives.easy_vqa(8, 2))
     uri = f"{s3_bucket}/flaky/source"
     storage.upload(tmp_path / "easy", uri)
