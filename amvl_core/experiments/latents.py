@@ -26,8 +26,8 @@ from amvl_core.methods.valr.config import ValrMethod
 
 MOVES = 8
 """The most dependent steps of a question. Every method has a slot for each of them."""
-SHARED = 3000
-"""Optimiser steps of the stage that all arms start from, with steps in words."""
+SHARED, SMALL_SHARED = 6000, 3000
+"""Optimiser steps of the stage that all arms start from, with steps in words; with up to three steps the second."""
 STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 SMALL_STEPS = 1920
@@ -182,7 +182,7 @@ def latents_bottleneck() -> Experiment:
 
 def _up_to_three(title: str, arms: tuple[Arm, ...], task: DependentTask = "chain") -> Experiment:
     """Questions of one to three dependent steps, one learning rate, one seed."""
-    config = shared((1, 3), train=16000, test=600, steps=SHARED, task=task)
+    config = shared((1, 3), train=16000, test=600, steps=SMALL_SHARED, task=task)
     return Experiment(title, config, arms, rates=(1e-3,), tried=(), validation={}, seeds=1, learned=LEARNED)
 
 
