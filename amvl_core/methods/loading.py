@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import logging
 
-from amvl_core.backbones.backbone import family
+from amvl_core.backbones.backbone import backbone_of, family
+from amvl_core.backbones.patches import project_patches
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.method import MethodConfig, configurations
@@ -28,7 +29,9 @@ def load_model(folder: str, **kwargs: Any) -> Any:
     fields, _ = PreTrainedConfig.get_config_dict(folder)
     if method := method_of_model(fields["model_type"]):
         method.implementation()  # registers its classes
-    return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
+    model = AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
+    project_patches(backbone_of(model).vision(model))
+    return model
 
 
 def load_stock(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amvl_core.backbones.backbone import Backbone, backbone_of
+from amvl_core.backbones.patches import project_patches
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.encoders import Patches
 from amvl_core.contracts.errors import CheckpointError, DataError
@@ -73,6 +74,7 @@ class Method(nn.Module, ABC):
         check_model(model)
         self.backbone = backbone_of(model)
         self.backbone.check(model)
+        project_patches(self.backbone.vision(model))
         self.model = model
         self.config = config
         if config.bottleneck != has_bottleneck(model):
