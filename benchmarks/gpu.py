@@ -9,7 +9,8 @@ No weights are downloaded: they are random, and made on the device. The last lin
   losses are those of a run that nobody killed, to the last bit; `evaluation`: test questions without an answer;
 - `memory`: the peak of a training step against the planner's (`infra/plan/memory.py`), relative;
 - `attention`: the one that is used, and others that the machine has, against each sequence alone
-  (`benchmarks/attention.py`).
+  (`benchmarks/attention.py`);
+- `patches`: the patch embedding as a matrix product against the stock convolution (`benchmarks/patches.py`).
 
 `steps` are training steps of the 7B shape with checkpointing, with as many of its layers as the planner says fit, each
 with `tokens_per_s`, `mfu` (recomputation not counted), `seconds` and `peak_gib` beyond weights and gradients.
@@ -40,7 +41,7 @@ from amvl_core.methods.cost import RowsOfStep
 from amvl_core.methods.feedback.cost import fed_back_rows
 from amvl_core.methods.method import Clock, StepOutput
 from amvl_core.rows.flops import rows_flops, sft_rows
-from benchmarks import attention, feedback
+from benchmarks import attention, feedback, patches
 from benchmarks.attention import relative
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes
 from benchmarks.shapes import METHOD, SEVEN_B, SFT, SMALL, build, latent_config, text_batch
@@ -65,7 +66,7 @@ STEPS, KILLED = 6, 3
 
 
 class Size(NamedTuple):
-    """What is measured: tokens of a sample, sequences of the attention, samples and slots of VaLR."""
+    """What is measured: tokens of a sample, sequences of the attention, samples and slots of VaLR, patches."""
 
     text: dict[str, Any]
     x: int
@@ -74,11 +75,12 @@ class Size(NamedTuple):
     samples: int
     blocks: int
     slots: int
+    patches: int
 
 
 SIZES = {
-    "7b": Size(SEVEN_B, 1024, 256, (2048, 1536, 1024, 1024, 768, 768, 512, 512), 4, 2, 16),
-    "tiny": Size({**SMALL, "num_hidden_layers": 3}, 256, 64, (48, 32, 17, 5), 2, 2, 4),
+    "7b": Size(SEVEN_B, 1024, 256, (2048, 1536, 1024, 1024, 768, 768, 512, 512), 4, 2, 16, 4096),
+    "tiny": Size({**SMALL, "num_hidden_layers": 3}, 256, 64, (48, 32, 17, 5), 2, 2, 4, 256),
 }
 
 
@@ -119,8 +121,11 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
         for name, way in ways.items()
         if "missing" not in way
     }
+    embedded = patches.compare(size.patches, dtype, repeats)
+    checks["patches"] = _check(embedded["difference"], EXACT[dtype])
     ok = all(check["ok"] for check in checks.values())
-    return {"ok": ok, "checks": checks, "layers": layers, "steps": steps, "attention": ways}
+    found = {"layers": layers, "steps": steps, "attention": ways, "patches": embedded}
+    return {"ok": ok, "checks": checks, **found}
 
 
 def exactness() -> dict[str, dict[str, Any]]:
