@@ -52,8 +52,9 @@ def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def near(found: dict[int, dict[str, float]], expected: dict[int, dict[str, float]]) -> None:
     assert found.keys() == expected.keys()
     for step, values in expected.items():
-        # Measured worst case over methods, steps and terms: 6e-8 relative.
-        assert found[step] == pytest.approx(values, rel=1e-6), step
+        # Measured worst case over methods, steps and terms: 8e-8 relative, but for a KL of 2e-6. It is half the
+        # mean over 408 float32 numbers near 1, less 1. So one that is rounded otherwise (6e-8) changes it by 7e-11.
+        assert found[step] == pytest.approx(values, rel=1e-6, abs=1e-9), step
 
 
 def test_it_is_taken_every_few_steps_and_after_the_last(trial: HeldoutTrial) -> None:
