@@ -32,7 +32,10 @@ def weights(record: CheckpointRecord) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def chain(ray_cluster, tmp_path_factory):
-    """The demo's three stages, each from the one before, by the same workers."""
+    """The demo's three stages, each from the one before, by the same workers; then they meet data that cannot be read.
+
+    `error` is what that ended with.
+    """
     root = str(tmp_path_factory.mktemp("chain"))
     config, data = configuration(root), dataset(root + "/data")
     records: dict[str, CheckpointRecord] = {}
@@ -42,12 +45,16 @@ def chain(ray_cluster, tmp_path_factory):
         parent, logs[stage] = run(group, config, data, stage, parent)
         records[stage] = parent
         runs.add(group._run)
-    assert len(runs) == 1 and group.close() is None
-    return config, data, records, logs
+    broken, wrong = configuration(root + "/broken"), dataset(root + "/wrong", place="<image><image>")
+    with pytest.raises(DataError) as error:
+        run(group, broken, wrong, "amvl", records["sft"])
+    assert len(runs) == 1 and group._run is None
+    assert load_record(storage.join(broken.storage, "amvl"), CheckpointRecord) is None
+    return config, data, records, logs, str(error.value)
 
 
 def test_every_step_is_reported_once_with_its_terms(chain) -> None:
-    _, _, _, logs = chain
+    _, _, _, logs, _ = chain
     for stage, events in logs.items():
         assert [event.done for event in events] == [1, 2, 3, 4]
         for event in events:
@@ -58,7 +65,7 @@ def test_every_step_is_reported_once_with_its_terms(chain) -> None:
 
 
 def test_records_form_a_chain_and_no_resume_state_is_left(chain) -> None:
-    config, _, records, _ = chain
+    config, _, records, _, _ = chain
     assert records["sft"].parent is None
     assert records["amvl"].parent == records["embedding_adaptation"].fingerprint
     assert records["sft"].num_parameters == sum(t.numel() for t in weights(records["sft"]).values())
@@ -68,7 +75,7 @@ def test_records_form_a_chain_and_no_resume_state_is_left(chain) -> None:
 
 
 def test_embedding_adaptation_moves_the_new_rows_and_nothing_else(chain) -> None:
-    _, _, records, _ = chain
+    _, _, records, _, _ = chain
     before, after = weights(records["sft"]), weights(records["embedding_adaptation"])
     config = json.loads((Path(records["amvl"].model_uri) / "config.json").read_text())
     new = [config["block_start_token_id"], *config["slot_token_ids"], config["block_end_token_id"]]
@@ -84,7 +91,7 @@ def test_embedding_adaptation_moves_the_new_rows_and_nothing_else(chain) -> None
 
 
 def test_the_vision_encoder_learns_in_sft_and_is_bit_unchanged_later(chain) -> None:
-    _, _, records, _ = chain
+    _, _, records, _, _ = chain
     sft, amvl = weights(records["sft"]), weights(records["amvl"])
     visual = [name for name in sft if name.startswith("visual.")]
     assert len(visual) > 10
@@ -94,7 +101,7 @@ def test_the_vision_encoder_learns_in_sft_and_is_bit_unchanged_later(chain) -> N
 
 
 def test_evaluation_stores_predictions_and_scores_them(chain, tmp_path) -> None:
-    config, data, records, _ = chain
+    config, data, records, _, _ = chain
     events: list[Progress] = []
     asked = [(data, Place(str(tmp_path / "eval"), "e"))]
     with Actors(config) as actors:
@@ -111,7 +118,7 @@ def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain,
 
     The next stage has new workers, and gives what it gave by workers that had two stages behind them.
     """
-    _, data, records, _ = chain
+    _, data, records, _, _ = chain
     again = configuration(str(tmp_path), trainer={"max_failures": 2})
     group = WorkerGroup(again)
     record, events = run_with_faults(group, again, data, tmp_path, ["kill", "refuse"])
@@ -174,17 +181,13 @@ def run_with_faults(group, config, data, root: Path, faults: list[str]):
 
 
 def test_a_lasting_fault_of_the_storage_is_told_when_the_failures_run_out(chain, tmp_path) -> None:
-    _, data, _, _ = chain
+    _, data, _, _, _ = chain
     config = configuration(str(tmp_path), trainer={"max_failures": 1}, cluster={"num_workers": 1})
     with pytest.raises(StorageError, match=r"once too often .*the last time on the storage: cannot read the samples"):
         run_with_faults(WorkerGroup(config), config, data, tmp_path, ["refuse"] * 9)
     assert faults_of(tmp_path) == ["0-refuse", "1-refuse"]
 
 
-def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain, tmp_path) -> None:
-    _, _, records, _ = chain
-    wrong = dataset(str(tmp_path / "data"), place="<image><image>")
-    broken = configuration(str(tmp_path), trainer={"max_failures": 0}, cluster={"num_workers": 1})
-    with pytest.raises(DataError, match="more image placeholders than its 1 images"):
-        run(WorkerGroup(broken), broken, wrong, "amvl", records["sft"])
-    assert load_record(storage.join(broken.storage, "amvl"), CheckpointRecord) is None
+def test_an_error_of_the_data_reaches_the_caller_as_it_is(chain) -> None:
+    *_, error = chain
+    assert "more image placeholders than its 1 images" in error

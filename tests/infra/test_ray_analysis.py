@@ -59,8 +59,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
 
 
-@pytest.fixture()
+@pytest.fixture(scope="module")
 def actors(ray_cluster: None, config: RunConfig) -> Iterator[Actors]:
+    """They go on from test to test, also where one was broken off or failed."""
     with Actors(config) as found:
         yield found
 
@@ -321,9 +322,10 @@ def test_fewer_than_two_samples_are_refused(config, dataset, amvl, root) -> None
 
 
 def test_the_command_leaves_published_benchmarks_to_a_run(
-    capsys: pytest.CaptureFixture[str], config, amvl, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], actors: Actors, config, amvl, tmp_path: Path
 ) -> None:
     """Their pixel budget is a run's own, and names its result."""
+    actors.close()  # the command leaves Ray
     questions, _ = published_questions(config, "vstar", tmp_path)
     assert analysis.main(["faithfulness", "--checkpoint", amvl.uri, "--dataset", questions.uri]) == 1
     assert "holds questions of vstar; a run asks them" in capsys.readouterr().err
