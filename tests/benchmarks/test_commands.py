@@ -89,7 +89,7 @@ def of_ingest(found: dict[str, Any]) -> None:
 
 def of_gpu(found: dict[str, Any]) -> None:
     """All that was looked at held, and nothing was left out that a CPU can do."""
-    assert found["ok"] and len(found["checks"]) == 10
+    assert found["ok"] and len(found["checks"]) == 11
     variants = ["stock", "sft", "three passes", "shared prefix", "fed-back slots"]
     assert [step["variant"] for step in found["steps"]] == variants
 
