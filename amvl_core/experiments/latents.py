@@ -48,7 +48,7 @@ SHOWN = (
     "VaLR, bare answers, no alignment",
     "AMVL, hidden steps, curriculum",
 )
-"""The arms of the experiments that ask a few."""
+"""The arms of `latents-small` on any task, and of `latents-eight`."""
 UNUSED = 64
 """Training samples beside the validation questions: a dataset has some, and nothing is trained on these."""
 

@@ -132,7 +132,7 @@ def test_a_failed_worker_is_started_again_and_resumes_to_the_same_weights(chain,
     record, _ = run(group, again, data, "amvl", records["embedding_adaptation"])
     assert group._run is not failed
     same(record, records["amvl"])
-    group.close()
+    assert group.close() is None
 
 
 def same(one: CheckpointRecord, other: CheckpointRecord) -> None:
