@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
-from amvl_core.contracts.config import StageConfig, override
+from amvl_core.contracts.config import RunConfig, StageConfig, override
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.contracts.sources import DependentTask
@@ -32,6 +32,8 @@ STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 SMALL_STEPS = 1920
 """Of each arm where questions have one to three dependent steps."""
+QUICK_SHARED, QUICK_STEPS = 1500, 1080
+"""Where questions have one or two."""
 MIX = 0.3
 """The share of samples whose number of replaced steps is drawn."""
 VALIDATION_SEED = 1
@@ -180,10 +182,14 @@ def latents_bottleneck() -> Experiment:
     )
 
 
-def _up_to_three(title: str, arms: tuple[Arm, ...], task: DependentTask = "chain") -> Experiment:
-    """Questions of one to three dependent steps, one learning rate, one seed."""
-    config = shared((1, 3), train=16000, test=600, steps=SMALL_SHARED, task=task)
+def _at_one_rate(title: str, config: RunConfig, arms: tuple[Arm, ...]) -> Experiment:
+    """One learning rate, one seed."""
     return Experiment(title, config, arms, rates=(1e-3,), tried=(), validation={}, seeds=1, learned=LEARNED)
+
+
+def _up_to_three(title: str, arms: tuple[Arm, ...], task: DependentTask = "chain") -> Experiment:
+    """Questions of one to three dependent steps."""
+    return _at_one_rate(title, shared((1, 3), train=16000, test=600, steps=SMALL_SHARED, task=task), arms)
 
 
 def latents_medium() -> Experiment:
@@ -195,6 +201,14 @@ def latents_small(task: DependentTask = "chain") -> Experiment:
     """A few arms of `latents-medium`, on any task: the whole in about half an hour on two cores."""
     arms = tuple(arm for arm in latents_medium().arms if arm.label in SHOWN)
     return _up_to_three(f"Where latents are needed, small: {task}", arms, task)
+
+
+def latents_quick() -> Experiment:
+    """The least that shows a latent at work: one or two steps, the ceiling, two controls and Coconut."""
+    shown = ("SFT, steps in words", "SFT, bare answers", "pause tokens, curriculum", "Coconut")
+    arms = tuple(arm for arm in _arms(QUICK_STEPS, most=2) if arm.label in shown)
+    config = shared((1, 2), train=16000, test=400, steps=QUICK_SHARED)
+    return _at_one_rate("Where latents are needed, quick", config, arms)
 
 
 def latents_small_bottleneck() -> Experiment:
