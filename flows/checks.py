@@ -14,13 +14,14 @@ from infra.mlflow_client import check_names, check_reachable
 
 
 def check_run(config: RunConfig) -> None:
-    """Storage, tracking, base model and a token of it, encoders, benchmark files, controls, drawn latents.
+    """Storage, tracking, test rows, base model and a token of it, encoders, benchmark files, controls, drawn latents.
 
     Raises an AmvlError that names the field.
     """
     storage.check_writable(storage.absolute(config.storage))
     check_names(config)
     check_reachable(config)
+    check_tested(config)
     check_base(config.model.base)
     check_tokens(config)
     check_encoders(config)
@@ -28,6 +29,16 @@ def check_run(config: RunConfig) -> None:
     ablations.controls(config)
     if config.evaluation.sampled_items:
         check_drawn(config.method.kind)
+
+
+def check_tested(config: RunConfig) -> None:
+    """Some source can have test rows: a run without them would end behind its preparation."""
+    if not any(source.may_test for source in config.data.sources):
+        kinds = ", ".join(dict.fromkeys(source.kind for source in config.data.sources))
+        raise ConfigError(
+            f"data.sources: no source has test rows to evaluate on ({kinds}); add one that has, such as cogcom with "
+            "train_limit = 0"
+        )
 
 
 def check_base(base: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -40,9 +40,17 @@ class MicroworldSource(Settings):
             )
         return difficulty
 
+    @property
+    def may_test(self) -> bool:
+        """Whether it has test rows."""
+        return self.test > 0
+
 
 class ArchiveSource(Settings):
     """Fields of every source that is read from an archive or a folder."""
+
+    training_only: ClassVar[bool] = False
+    """Whether what is published has no test rows."""
 
     name: str = Field(description="what sample ids begin with, and what reports and score tables call this source")
     uri: str = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
@@ -55,6 +63,11 @@ class ArchiveSource(Settings):
         if not name.strip() or "/" in name or not name.isprintable():
             raise ValueError(f"{name!r} is no name: give text without / (sample ids and tasks are `name/...`)")
         return name
+
+    @property
+    def may_test(self) -> bool:
+        """Whether it can have test rows; what is in the archive is not known yet."""
+        return not self.training_only and self.test_limit != 0
 
 
 class EasyVqaSource(ArchiveSource):
@@ -113,6 +126,7 @@ class ZebraCotSource(ArchiveSource):
 class MonetSource(ArchiveSource):
     """Monet-SFT-125K: chats with images in the reply, drawn from the four sets above."""
 
+    training_only = True
     kind: Literal["monet"] = "monet"
     name: str = "monet"
 
@@ -120,6 +134,7 @@ class MonetSource(ArchiveSource):
 class OneThinkerSource(ArchiveSource):
     """OneThinker-SFT: 340k questions with thinking, the ones about images."""
 
+    training_only = True
     kind: Literal["onethinker"] = "onethinker"
     name: str = "onethinker"
 

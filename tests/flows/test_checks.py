@@ -10,7 +10,7 @@ from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, ModelC
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import paper
-from flows.checks import check_benchmarks, check_encoders, check_tokens
+from flows.checks import check_benchmarks, check_encoders, check_tested, check_tokens
 from tests.amvl_core.eval.benchmarks import published
 
 
@@ -55,6 +55,24 @@ def test_a_base_without_a_tokenizer_is_said(tmp_path: Path, text: str) -> None:
 def test_a_benchmark_is_named_once() -> None:
     with pytest.raises(ValueError, match="names mmvp more than once"):
         config(("mmvp", "a"), ("mmvp", "b"))
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_preset_has_test_rows(preset: str) -> None:
+    check_tested(PRESETS[preset]())
+
+
+def test_training_rows_alone_are_refused_before_anything_is_read() -> None:
+    chat = {"kind": "chat_jsonl", "uri": "folder"}
+    one_thinker, monet = ({"kind": kind, "uri": f"s3://b/{kind}"} for kind in ("onethinker", "monet"))
+    for sources, kinds in (
+        ([monet, one_thinker], "monet, onethinker"),
+        ([{**chat, "test_limit": 0}], "chat_jsonl"),
+        ([{"kind": "microworld", "test": 0}], "microworld"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^data\.sources: no source has test rows to evaluate on \({kinds}\)"):
+            check_tested(override(paper(), {"data": {"sources": sources}}))
+    check_tested(override(paper(), {"data": {"sources": [monet, {**chat, "train_limit": 0}]}}))
 
 
 def aligned(source: str) -> RunConfig:

@@ -7,15 +7,23 @@ from typing import Any
 from amvl_core.contracts.ablations import with_stages
 from amvl_core.contracts.config import ClusterConfig, DataConfig, RunConfig, StageConfig, override
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sources import MonetSource
+from amvl_core.contracts.sources import CogcomSource, MonetSource
 from amvl_core.methods.monet.config import MonetMethod
 
 
 def monet() -> RunConfig:
-    """The paper's supervised part: Qwen2.5-VL-7B on eight GPUs. An epoch is about a thousand steps."""
+    """The paper's supervised part: Qwen2.5-VL-7B on eight GPUs. An epoch is about a thousand steps.
+
+    Its data have no test rows. CogCoM's are evaluated on.
+    """
     common: dict[str, Any] = {"lr": 1e-5, "global_batch": 128, "warmup_ratio": 0.01}
     return RunConfig(
-        data=DataConfig(sources=(MonetSource(uri="s3://amvl/sources/monet"),)),
+        data=DataConfig(
+            sources=(
+                MonetSource(uri="s3://amvl/sources/monet"),
+                CogcomSource(uri="s3://amvl/sources/cogcom", train_limit=0),
+            )
+        ),
         latent=LatentConfig(num_slots=8),
         stages={
             "monet_1": StageConfig(method=MonetMethod(stage=1), epochs=4.0, **common),

@@ -5,15 +5,23 @@ from __future__ import annotations
 from amvl_core.contracts.ablations import with_stages
 from amvl_core.contracts.config import DataConfig, RunConfig, StageConfig
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sources import ZebraCotSource
+from amvl_core.contracts.sources import CogcomSource, ZebraCotSource
 from amvl_core.methods.mull.config import MullMethod
 
 
 def mull() -> RunConfig:
-    """Both stages on Qwen2.5-VL-7B with 20 slots and the paper's learning rate; data, length and batch are ours."""
+    """Both stages on Qwen2.5-VL-7B with 20 slots and the paper's learning rate; data, length and batch are ours.
+
+    Zebra-CoT is published without test rows. CogCoM's are evaluated on.
+    """
     stage = {"epochs": 1.0, "global_batch": 128, "lr": 1e-6}
     return RunConfig(
-        data=DataConfig(sources=(ZebraCotSource(uri="s3://amvl/sources/zebra_cot"),)),
+        data=DataConfig(
+            sources=(
+                ZebraCotSource(uri="s3://amvl/sources/zebra_cot"),
+                CogcomSource(uri="s3://amvl/sources/cogcom", train_limit=0),
+            )
+        ),
         latent=LatentConfig(num_slots=20),
         stages={
             "mull_guided": StageConfig(method=MullMethod(guided=True), **stage),

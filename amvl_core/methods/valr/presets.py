@@ -6,19 +6,23 @@ from amvl_core.contracts.ablations import with_stages
 from amvl_core.contracts.config import ClusterConfig, DataConfig, LrScale, RunConfig, StageConfig, override, validate
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sources import MonetSource, OneThinkerSource
+from amvl_core.contracts.sources import CogcomSource, MonetSource, OneThinkerSource
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.valr.config import ValrMethod
 
 
 def valr() -> RunConfig:
-    """The paper's run: Qwen2.5-VL-7B on four A100s, fine-tuning and then blocks with alignment (VaLR-S)."""
+    """The paper's run: Qwen2.5-VL-7B on four A100s, fine-tuning and then blocks with alignment (VaLR-S).
+
+    Its data have no test rows. CogCoM's are evaluated on.
+    """
     stage = {"epochs": 1.0, "global_batch": 128, "warmup_ratio": 0.03, "weight_decay": 0.01}
     return RunConfig(
         data=DataConfig(
             sources=(
                 MonetSource(uri="s3://amvl/sources/monet"),
                 OneThinkerSource(uri="s3://amvl/sources/onethinker"),
+                CogcomSource(uri="s3://amvl/sources/cogcom", train_limit=0),
             )
         ),
         latent=LatentConfig(num_slots=16),
