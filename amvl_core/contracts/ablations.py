@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, validate
+from amvl_core.contracts.config import RunConfig, StageConfig, flatten, override, untaken, validate
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.method import MethodConfig, configurations
 
@@ -76,9 +76,11 @@ def shared_stages(config: RunConfig) -> list[str]:
 
 
 def with_stages(config: RunConfig, stages: Mapping[str, StageConfig]) -> RunConfig:
-    """The same run with `stages` in the place of those of its method."""
+    """The same run with `stages` in the place of those of its method, and evaluated in the ways that these take."""
     shared = {name: config.stages[name] for name in shared_stages(config)}
-    return validate(config.model_copy(update={"stages": {**shared, **stages}}).model_dump(mode="json"))
+    evaluation = config.evaluation.model_copy(update=untaken(list(stages.values())[-1].method))
+    changes = {"stages": {**shared, **stages}, "evaluation": evaluation}
+    return validate(config.model_copy(update=changes).model_dump(mode="json"))
 
 
 def replaced(config: RunConfig, method: type[MethodConfig]) -> RunConfig:

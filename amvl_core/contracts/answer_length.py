@@ -18,10 +18,10 @@ by themselves cost what is added."""
 def max_new_tokens(config: RunConfig, dataset: DatasetRecord) -> int:
     """`evaluation.max_new_tokens`, or where it is None what the targets of `dataset` take.
 
-    That is the longest target of training and test with `MARGIN`; latent blocks within a reply are not counted. A
-    dataset without target lengths is a published benchmark's questions: `PUBLISHED`.
+    That is the longest target of training and test with `MARGIN`, and what the method has besides; latent blocks within
+    a reply are not counted. A dataset without target lengths is a published benchmark's questions: `PUBLISHED`.
     """
     if config.evaluation.max_new_tokens is not None:
         return config.evaluation.max_new_tokens
     longest = max((tokens for report in dataset.reports for tokens in report.target_tokens), default=0)
-    return math.ceil(MARGIN * longest) if longest else PUBLISHED
+    return math.ceil(MARGIN * longest) + config.method.further_tokens(config.latent) if longest else PUBLISHED

@@ -317,9 +317,16 @@ class EvaluationConfig(Settings):
         names = [source.name for source in self.benchmarks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"benchmarks names {twice[0]} more than once")
-        if unknown := [name for name in self.controls if name not in configurations()]:
-            raise ValueError(f"controls: {unknown[0]!r} is no method; choose of {', '.join(configurations())}")
+        known = [name for name, method in configurations().items() if method.is_control()]
+        if unknown := [name for name in self.controls if name not in known]:
+            raise ValueError(f"controls: {unknown[0]!r} is no control; choose of {', '.join(known)}")
         return self
+
+
+def untaken(method: MethodConfig) -> dict[str, Any]:
+    """The fields of the evaluation that say nothing of a method's models, with their defaults."""
+    drawn = {} if method.draws_latents else {"tau": 0.0}
+    return drawn if method.writes_blocks else {**drawn, "latent_mode": None, "latent_steps": None}
 
 
 CHALLENGER = "challenger"
@@ -397,11 +404,10 @@ class RunConfig(Settings):
                 f"evaluation.max_pixels ({self.evaluation.max_pixels}) must be at least data.min_pixels "
                 f"({self.data.min_pixels}), which images of benchmarks are scaled up to"
             )
-        for name in ("latent_mode", "latent_steps"):
-            if getattr(self.evaluation, name) is not None and not self.method.writes_blocks:
-                raise ValueError(
-                    f"evaluation.{name}: the models of {self.method.kind} write no latent blocks; leave it out"
-                )
+        for name, default in untaken(self.method).items():
+            if getattr(self.evaluation, name) != default:
+                lack = "draw no latents" if name == "tau" else "write no latent blocks"
+                raise ValueError(f"evaluation.{name}: the models of {self.method.kind} {lack}; leave it out")
         for name, stage in self.stages.items():
             if not STAGE_NAME.fullmatch(name):
                 raise ValueError(

@@ -111,6 +111,10 @@ class MethodConfig(Settings):
         """How many tokens the layout adds to what a sample has in its shard, at most."""
         return 0
 
+    def further_tokens(self, latent: LatentConfig) -> int:
+        """How many tokens its model writes into a reply besides steps, answer and blocks with slots, at most."""
+        return 0
+
     def cost(self, latent: LatentConfig) -> Cost:
         """What a training step takes, for the planner: that of one plain row."""
         cost: Cost = import_module("amvl_core.methods.cost").Cost(self.added_tokens(latent))
@@ -182,6 +186,11 @@ class MethodConfig(Settings):
         The faithfulness suite asks the trained control for `logits(batch)`, as `Sft` gives them.
         """
         return None
+
+    @classmethod
+    def is_control(cls) -> bool:
+        """Whether `control` gives one."""
+        return cls.control.__func__ is not MethodConfig.control.__func__  # type: ignore[attr-defined]
 
     @classmethod
     def implementation(cls) -> Any:

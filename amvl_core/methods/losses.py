@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from amvl_core.data.batch import Batch
+from amvl_core.data.encode import IGNORED
 
 
 def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -16,6 +17,13 @@ def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     micro-batches is the mean over all tokens wherever they were placed.
     """
     return functional.cross_entropy(widen(logits_NV), labels_N, reduction="none")
+
+
+def next_labels(batch: Batch) -> Tensor:
+    """The label that each token predicts, [N]; a sample's last token predicts none."""
+    labels_N = batch.labels_N.roll(-1)
+    labels_N[torch.tensor(batch.lengths).cumsum(0) - 1] = IGNORED
+    return labels_N
 
 
 def finite_samples(batch: Batch, losses_N: Tensor) -> list[bool]:

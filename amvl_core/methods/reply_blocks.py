@@ -127,11 +127,12 @@ class ReplyBlocks(StepsReplaced, FeedbackBlocks):
             yield from (*self.block(latent, _only(sample)), answer)
             return
         most = 1 if places == "first_step" else self.max_blocks
-        for number, (step, image) in enumerate(zip(steps, sample.step_images[self._gone(sample) :], strict=True)):
+        gone = self._gone(sample)
+        for number, (step, image) in enumerate(zip(steps, sample.step_images[gone:], strict=True)):
             if number < most:
                 if image is not None and not 0 <= image < len(sample.images):
                     raise DataError(
-                        f"{sample.sample_id}: step {number + 1} is about image {image + 1}, but the sample has "
+                        f"{sample.sample_id}: step {gone + number + 1} is about image {image + 1}, but the sample has "
                         f"{len(sample.images)}; prepare the data again"
                     )
                 yield from self.block(latent, _only(sample) if image is None else image)

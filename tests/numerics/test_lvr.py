@@ -11,7 +11,7 @@ import torch
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Region, StoredSample
+from amvl_core.contracts.sample import Region, StoredSample, Video
 from amvl_core.data.batch import Batch, collate
 from amvl_core.data.encode import IGNORED, Encoder, laid_out
 from amvl_core.eval.benchmarks.prepared import question_images
@@ -95,8 +95,18 @@ def test_both_markers_are_labelled_and_slots_are_not() -> None:
 
 
 def test_a_sample_without_a_region_lacks_what_slots_are_trained_on() -> None:
+    none = "regions in images that are shown"
     lacking = [LvrMethod().lacks(replace(item, images=())) for item in items()]
-    assert lacking == [None, None, "regions", None, None]
+    assert lacking == [None, None, none, None, none]
+    assert LvrMethod(replaced_steps=0).lacks(replace(items()[4], images=())) is None
+    for region, lack in ((0, None), (1, none), (2, none), (3, None)):  # a still image, two frames, a still image
+        sample = StoredSample(
+            "i", "s", "t", "<image><video><image>Q?", (), (), "yes", tuple(picture(i, 64, 48) for i in range(4)),
+            (Region("cup", (0.0, 0.0, 8.0, 8.0), region),), (Video(2, 1.0),),
+        )  # fmt: skip
+        assert LvrMethod().lacks(replace(sample, images=())) == lack
+        fills = [segment.fill for segment in LvrMethod().layout(sample, LATENT) if segment.fill]
+        assert [fill.image for fill in fills] == ([] if lack else [region])
 
 
 def test_terms_add_up_however_the_batch_is_divided() -> None:

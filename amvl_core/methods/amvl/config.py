@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 COLLAPSED_KL = 0.003
 """Nats per latent dimension: 1.5 a slot at d = 512, where the distances of the paper's Table 7 make 15 at sigma 1."""
+WARM = 0.999
+"""The share of its last value from which a weight counts as warmed up: it is logged as a sum of float32 shares."""
 LEAKING_KL = 0.5
 """Nats per latent dimension, where no forward KL holds the prior to the posterior: some ten times the paper's."""
 
@@ -101,8 +103,8 @@ class AmvlMethod(LaterMaskedMethod, BlockMethod):
         dimensions = latent.dim if self.kl_reduction == "sum" else 1
 
         def held(terms: dict[str, float]) -> float | None:
-            forward = terms.get("beta", 0.0) >= self.beta_max > 0
-            reverse = terms.get("gamma", 0.0) >= self.gamma_max > 0
+            forward = terms.get("beta", 0.0) >= WARM * self.beta_max > 0
+            reverse = terms.get("gamma", 0.0) >= WARM * self.gamma_max > 0
             return terms["kl_forward"] / dimensions if "kl_forward" in terms and (forward or reverse) else None
 
         def free(terms: dict[str, float]) -> float | None:

@@ -19,7 +19,7 @@ from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.feedback.loading import load_feedback
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
-from amvl_core.methods.losses import token_losses
+from amvl_core.methods.losses import next_labels, token_losses
 from amvl_core.methods.method import Method
 from amvl_core.methods.probing import Prober
 from amvl_core.rows.bottleneck import token_kinds
@@ -104,10 +104,3 @@ def slot_norm(inputs_TD: Tensor) -> Tensor:
     """Of the norms of what a batch's slots are given: the sum, and how many there are, [2]."""
     norms_T = inputs_TD.detach().norm(dim=-1)
     return torch.stack([norms_T.sum(), norms_T.new_tensor(len(norms_T))])
-
-
-def next_labels(batch: Batch) -> Tensor:
-    """The label that each row predicts, [N]."""
-    labels_N = batch.labels_N.roll(-1)
-    labels_N[torch.tensor(batch.lengths).cumsum(0) - 1] = IGNORED
-    return labels_N

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Fill, Segment, StoredSample
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, PLACEHOLDER, Fill, Region, Segment, StoredSample
 from amvl_core.methods.curriculum import StepsReplaced
 from amvl_core.methods.masks import LaterMaskedMethod
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT, FeedbackBlocks
@@ -52,17 +52,30 @@ class LvrMethod(LaterMaskedMethod, StepsReplaced, FeedbackBlocks):
 
         Both markers carry a label. A sample without a region in an image that is shown has no block.
         """
-        shown = self.shown(sample)
         block: list[Segment] = []
-        if sample.regions and (region := sample.regions[0]).image in shown:
-            fill = Fill(shown.index(region.image), region.box, self.max_slots)
+        if region := self._region(sample):
+            fill = Fill(self.shown(sample).index(region.image), region.box, self.max_slots)
             slots = Segment("latent", SLOT, fill=fill)
             block = [Segment("step", LATENT_START), slots, Segment("step", LATENT_END)]
         return [Segment("prompt", sample.question), *block, *self.reply(sample)]
 
     def lacks(self, sample: StoredSample) -> str | None:
         """A region."""
-        return None if sample.regions else "regions"
+        return None if self._region(sample) else "regions in images that are shown"
+
+    def _region(self, sample: StoredSample) -> Region | None:
+        """The first one, where the question or a step that is left shows its image, and not as a frame of a video."""
+        if not sample.regions:
+            return None
+        region, image, videos = sample.regions[0], 0, iter(sample.videos)
+        for number, text in enumerate((sample.question, *sample.steps)):
+            for place in PLACEHOLDER.findall(text):
+                frames = 1 if place == IMAGE_PLACEHOLDER else next(videos).frames
+                if image <= region.image < image + frames:
+                    gone = 0 < number <= self._gone(sample)
+                    return None if gone or place != IMAGE_PLACEHOLDER else region
+                image += frames
+        return None
 
     def added_tokens(self, latent: LatentConfig) -> int:
         """The largest block."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from amvl_core.contracts.errors import DataError
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.feedback.method import FeedbackMethod, next_labels
-from amvl_core.methods.losses import finite_samples, token_losses, widen
+from amvl_core.methods.feedback.method import FeedbackMethod
+from amvl_core.methods.losses import finite_samples, next_labels, token_losses, widen
 from amvl_core.methods.lvr.config import LvrMethod
 from amvl_core.methods.lvr.modeling import LVRForConditionalGeneration
 from amvl_core.methods.method import Clock, StepOutput

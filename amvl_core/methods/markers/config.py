@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from amvl_core.contracts.latent import LatentConfig
-from amvl_core.contracts.sample import Segment
+from amvl_core.contracts.sample import Segment, StoredSample
 from amvl_core.methods.masks import MaskedMethod
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, ReplyBlocks
 
@@ -29,6 +29,14 @@ class MarkersMethod(MaskedMethod, ReplyBlocks):
     def block(self, latent: LatentConfig, image: int | None) -> tuple[Segment, ...]:
         """Both markers."""
         return (Segment("step", LATENT_START + LATENT_END),)
+
+    def answers_next(self, sample: StoredSample) -> bool:
+        """Never: the model writes the markers first."""
+        return False
+
+    def further_tokens(self, latent: LatentConfig) -> int:
+        """The markers of all blocks, which count as written."""
+        return self.added_tokens(latent)
 
     @classmethod
     def control(cls, config: RunConfig) -> tuple[str, RunConfig]:

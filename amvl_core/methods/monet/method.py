@@ -19,8 +19,8 @@ from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.method import MethodConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
-from amvl_core.methods.feedback.method import FeedbackMethod, next_labels, slot_norm
-from amvl_core.methods.losses import finite_samples, widen
+from amvl_core.methods.feedback.method import FeedbackMethod, slot_norm
+from amvl_core.methods.losses import finite_samples, next_labels, widen
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.methods.monet.config import MonetMethod
 from amvl_core.methods.monet.modeling import MonetForConditionalGeneration

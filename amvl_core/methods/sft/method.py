@@ -11,7 +11,7 @@ from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.data.encode import IGNORED
 from amvl_core.methods.loading import load_stock
-from amvl_core.methods.losses import finite_samples, token_losses
+from amvl_core.methods.losses import finite_samples, next_labels, token_losses
 from amvl_core.methods.method import Clock, Method, StepOutput
 from amvl_core.rows.packed import run_row
 
@@ -44,10 +44,8 @@ class Sft(Method):
 
 
 def predicted(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which tokens predict a label [N], and those labels [R]; a sample's last token predicts none."""
-    labels_N = batch.labels_N.roll(-1)
-    ends = [sum(batch.lengths[: i + 1]) - 1 for i in range(len(batch.lengths))]
-    labels_N[ends] = IGNORED
+    """Which tokens predict a label [N], and those labels [R]."""
+    labels_N = next_labels(batch)
     predicts_N = labels_N != IGNORED
     return predicts_N, labels_N[predicts_N]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import isqrt
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.latent import LatentConfig
@@ -46,6 +46,14 @@ class ValrMethod(LaterMaskedMethod, ReplyBlocks):
     gradient_hops: int | None = Field(
         None, ge=0, description="feed-back links in a row that gradient passes; 0: none, left out: all (exact)"
     )
+
+    @field_validator("encoders")
+    @classmethod
+    def _named_once(cls, encoders: tuple[EncoderConfig, ...]) -> tuple[EncoderConfig, ...]:
+        names = [encoder.name for encoder in encoders]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two encoders are called {twice[0]!r}; give each a name of its own")
+        return encoders
 
     @property
     def aligned_with(self) -> tuple[EncoderConfig, ...]:

@@ -5,6 +5,7 @@ import pytest
 from amvl_core.contracts import ablations
 from amvl_core.contracts.config import RunConfig, flatten, override
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import demo, paper
 from amvl_core.methods.amvl.tables import TABLES
 from amvl_core.methods.pause.config import PauseMethod
@@ -128,6 +129,19 @@ def test_controls_start_where_the_latent_stages_start() -> None:
     assert ablations.controls(override(config, {"evaluation": {"faithfulness_items": 0}})) == {}
     assert ablations.controls(demo()) == {}
     assert list(ablations.controls(paper())) == ["SFT, equal steps", "pause tokens"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "evaluation"), [("demo", {"tau": 0.5}), ("valr-demo", {"latent_mode": "every_step", "latent_steps": 2})]
+)
+def test_controls_are_evaluated_without_what_is_for_latents(preset: str, evaluation: dict[str, object]) -> None:
+    config = override(PRESETS[preset](), {"evaluation": {**evaluation, "controls": ["sft", "pause", "markers"]}})
+    for control in ablations.controls(config).values():
+        assert (control.evaluation.tau, control.evaluation.latent_mode, control.evaluation.latent_steps) == (
+            0,
+            None,
+            None,
+        )
 
 
 def test_rows_share_the_stages_before_the_first_latent_one() -> None:

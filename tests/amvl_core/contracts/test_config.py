@@ -67,7 +67,10 @@ TINY_SIZES = [name for name, field in TinyConfig.model_fields.items() if field.a
         ({"heldout": {"samples": 8}}, "heldout: Value error, samples must be 0 or at least 16, not 8"),
         ({"heldout": {"samples": 0, "every": 5}}, "heldout: Value error, every says nothing where no samples"),
         ({"data": {"sources": []}}, "data.sources is empty"),
-        ({"evaluation": {"controls": ["sftt"]}}, "controls: 'sftt' is no method; choose of sft, pause, markers, amvl"),
+        ({"evaluation": {"controls": ["sftt"]}}, "controls: 'sftt' is no control; choose of sft, pause, markers"),
+        ({"evaluation": {"controls": ["valr"]}}, "controls: 'valr' is no control; choose of sft, pause, markers"),
+        ({"evaluation": {"latent_mode": "never"}}, "evaluation.latent_mode: the models of amvl write no latent blocks"),
+        ({"evaluation": {"latent_steps": 0}}, "evaluation.latent_steps: the models of amvl write no latent blocks"),
         (
             {"data": {"min_pixels": 4097, "max_pixels": 4096}},
             "data: Value error, max_pixels (4096) must be at least min_pixels (4097); lower both to save memory",
@@ -120,6 +123,17 @@ def test_an_error_names_the_path_of_the_field(changes: dict, path: str) -> None:
         override(demo(), changes)
     assert path in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_latents_that_no_method_draws_have_no_tau() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.tau: the models of valr draw no latents; leave it out"):
+        override(PRESETS["valr-demo"](), {"evaluation": {"tau": 0.5}})
+
+
+def test_an_encoder_has_a_name_of_its_own() -> None:
+    encoders = [{"name": "a", "source": f"tiny:{kind}"} for kind in ("dinov3", "siglip")]
+    with pytest.raises(ConfigError, match=r"stages.valr.method.*encoders: Value error, two encoders are called 'a'"):
+        override(PRESETS["valr-demo"](), {"stages": {"valr": {"method": {"encoders": encoders}}}})
 
 
 SEEDS = ("seed", "data.seed", "data.sources.0.seed", "model.tiny.seed", "evaluation.seed")

@@ -13,7 +13,7 @@ from amvl_core.contracts.method import MethodConfig, configurations
 from amvl_core.contracts.sample import STEP_END, StoredSample
 from amvl_core.data.encode import IGNORED, Encoder, laid_out
 from amvl_core.methods.block import BLOCK_END, BLOCK_START, add_latent_tokens, slot_tokens
-from amvl_core.methods.reply_blocks import FeedbackBlocks
+from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, FeedbackBlocks
 from tests.tiny import picture, stock_folder
 
 MAX_SLOTS = 12
@@ -79,6 +79,13 @@ def test_hidden_steps_stand_behind_the_block_without_a_label(processor: Any, hid
     )
     assert [hidden_text.count(STEP_END), written.count(STEP_END)] == [len(kinds), len(left)]
     assert written.startswith((*left, "yes")[0].partition("<")[0])
+
+
+def test_markers_come_before_the_answer() -> None:
+    bare = StoredSample("i", "s", "t", "Q?", (), (), "yes", ())
+    markers = configurations()["markers"].model_validate({"replaced_steps": None})
+    assert markers.layout(bare, LatentConfig())[1].text == LATENT_START + LATENT_END
+    assert not markers.answers_next(bare)
 
 
 def test_a_sample_without_steps_lacks_what_is_to_be_hidden() -> None:

@@ -1,5 +1,7 @@
 import re
 
+import torch
+
 from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.latent import LatentConfig
@@ -71,6 +73,14 @@ def test_a_small_kl_before_a_weight_is_warmed_up_is_no_collapse() -> None:
         found = run(amvl(**mean), (100, kl(0.0, beta=0.0)), (WINDOW, kl(0.0, beta, gamma)))
         assert [(number, advice.kind) for number, advice in found] == [(100 + WINDOW, "kl_collapse")]
     assert run(amvl(kl_reduction="mean", beta_max=0, gamma_max=0.5), (100, kl(0.0, beta=0.0))) == []
+
+
+def test_a_weight_that_is_no_float32_and_comes_in_shares_is_warmed_up() -> None:
+    """It is logged as a sum over micro-batches, in float32: 0.7 is less than 0.7 there."""
+    for parts in (1, 7):
+        logged = float(sum((torch.tensor(0.7) / parts for _ in range(parts)), torch.tensor(0.0)))
+        found = run(amvl(kl_reduction="mean", beta_max=0.7, gamma_max=0.0), (WINDOW, kl(0.0, beta=logged)))
+        assert [advice.kind for _, advice in found] == ["kl_collapse"]
 
 
 def test_a_kl_that_grows_without_a_forward_weight_is_a_leak() -> None:

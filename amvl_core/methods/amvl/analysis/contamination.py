@@ -55,7 +55,10 @@ def trained(model: CheckpointRecord) -> dict[str, str]:
     fields = {
         name: value
         for name, value in flatten(config.model_copy(update={"stages": {n: config.stages[n] for n in stages}})).items()
-        if (name.split(".")[0] in ("seed", "data", "model", "latent", "stages") or name == "trainer.precision")
+        if (
+            name.split(".")[0] in ("seed", "data", "model", "latent", "stages")
+            or name in ("trainer.precision", "heldout.samples")
+        )
         and not name.endswith((".gamma_max", ".micro_tokens"))
     }
     return {"dataset": model.dataset, "stage": model.stage, **fields}
