@@ -126,6 +126,15 @@ class Backbone(ABC):
         """
 
     @abstractmethod
+    def packed_positions(
+        self, model: Any, ids_N: Tensor, lengths: Sequence[int], grid_I3: Tensor | None, seconds_I: Tensor | None
+    ) -> Tensor:
+        """Positions [3, N] of samples of `lengths` one behind another, each sample's as the stock model gives them.
+
+        Images and videos are in the order of their places; of a still image `seconds_I` is 0.
+        """
+
+    @abstractmethod
     def check(self, model: Any) -> None:
         """A CheckpointError where the model uses what a packed row does not have."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,6 +136,37 @@ class Qwen25VL(Backbone):
             attention_mask=attention_mask,
         )[0]
         return positions_3BT
+
+    def packed_positions(
+        self, model: Any, ids_N: Tensor, lengths: Sequence[int], grid_I3: Tensor | None, seconds_I: Tensor | None
+    ) -> Tensor:
+        """M-RoPE positions, counted for all samples at once: the stock function takes a tenth of a small model's step.
+
+        A token of text moves on by one, an image or a video by its longer side.
+        """
+        shown_N = self.stands_for_features(model, ids_N)
+        moves_N, count_B = (~shown_N).long(), torch.tensor(lengths)
+        if grid_I3 is not None:
+            places_F = shown_N.nonzero()[:, 0]
+            merge = model.config.vision_config.spatial_merge_size
+            times_I, rows_I, columns_I = (grid_I3 // torch.tensor([1, merge, merge])).unbind(-1)
+            area_I, ends_I = rows_I * columns_I, (times_I * rows_I * columns_I).cumsum(0)
+            moves_N[places_F[ends_I - 1]] = torch.maximum(rows_I, columns_I)
+            own_F = torch.arange(len(grid_I3)).repeat_interleave(times_I * area_I)
+            within_F = torch.arange(len(places_F)) - (ends_I - times_I * area_I)[own_F]
+            time_F, within_F = within_F // area_I[own_F], within_F % area_I[own_F]
+            if seconds_I is not None:  # a still image has one step in time, at 0
+                time_F = (time_F * self.time_steps(model, seconds_I)[own_F]).long()
+            offset_3F = torch.stack([time_F, within_F // columns_I[own_F], within_F % columns_I[own_F]])
+        before_N = moves_N.cumsum(0) - moves_N
+        before_N -= before_N[count_B.cumsum(0) - count_B].repeat_interleave(count_B)
+        if grid_I3 is None:
+            return before_N.expand(3, -1)
+        return before_N.repeat(3, 1).index_add_(1, places_F, offset_3F)
+
+    def time_steps(self, model: Any, seconds_I: Tensor) -> Tensor:
+        """By how much a step in time moves the positions of images and videos on, whose steps cover `seconds_I`."""
+        return model.config.vision_config.tokens_per_second * seconds_I
 
     def check(self, model: Any) -> None:
         """Sliding windows are refused."""

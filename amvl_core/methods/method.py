@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amvl_core.backbones.backbone import Backbone, backbone_of
+from amvl_core.backbones.backbone import backbone_of
 from amvl_core.backbones.patches import project_patches
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.encoders import Patches
@@ -172,16 +172,10 @@ class Method(nn.Module, ABC):
 
     def positions(self, batch: Batch) -> Tensor:
         """Positions [3, N] of the packed batch, each sample's as the stock model gives them."""
-        parts = []
-        images = 0
-        for ids_N, count in zip(batch.input_ids_N.split(batch.lengths), batch.num_images, strict=True):
-            own = slice(images, images + count)
-            images += count
-            grid, seconds = (
-                None if x is None or not count else x[own] for x in (batch.image_grid_thw, batch.seconds_I)
-            )
-            parts.append(sample_positions(self.backbone, self.model, ids_N, grid, seconds))
-        return torch.cat(parts, 1).to(self.model.get_input_embeddings().weight.device)
+        positions_3N = self.backbone.packed_positions(
+            self.model, batch.input_ids_N, batch.lengths, batch.image_grid_thw, batch.seconds_I
+        )
+        return positions_3N.to(self.model.get_input_embeddings().weight.device)
 
     def _check_images(self, batch: Batch) -> None:
         """A DataError names the sample whose image tokens are not as many as its images' features."""
@@ -194,17 +188,6 @@ class Method(nn.Module, ABC):
             tokens = int(self.backbone.stands_for_features(self.model, ids_N).sum())
             if tokens != features:
                 raise DataError(f"{name}: {tokens} image tokens, but its images have {features} features")
-
-
-def sample_positions(
-    base: Backbone, model: Any, ids_N: Tensor, grid_I3: Tensor | None, seconds_I: Tensor | None
-) -> Tensor:
-    """Positions [3, N] of one sample with its images and videos in order."""
-    if grid_I3 is None or seconds_I is None:
-        return base.positions(model, ids_N[None], grid_I3)[:, 0]
-    moves_I = seconds_I > 0
-    images_I3, videos_I3 = (grid_I3[some] if some.any() else None for some in (~moves_I, moves_I))
-    return base.positions(model, ids_N[None], images_I3, None, videos_I3, seconds_I[moves_I])[:, 0]
 
 
 def check_model(model: Any) -> None:

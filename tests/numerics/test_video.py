@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,13 +134,12 @@ def test_loss_and_gradients_are_those_of_the_stock_model() -> None:
         assert (grads[name] - p.grad).norm() < 1e-13 * torch.maximum(p.grad.norm(), 1e-3 * whole), name
 
 
-@pytest.mark.parametrize("number", range(len(SAMPLES)))
-def test_positions_are_the_stock_models(number: int) -> None:
+@pytest.mark.parametrize("numbers", [*((number,) for number in range(len(SAMPLES))), range(len(SAMPLES)), (3, 3, 4)])
+def test_positions_of_a_packed_row_are_the_stock_models(numbers: Sequence[int]) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock_folder(), dtype=torch.float32)
-    sample = encoded(number)
-    found = Sft(model, SftMethod()).positions(collate([sample]))
-    others = [encoded(0), encoded(1), encoded(number)]
-    given = stock_inputs(model, others)
+    samples = [encoded(number) for number in numbers]
+    found = Sft(model, SftMethod()).positions(collate(samples))
+    given = stock_inputs(model, [*samples, encoded(0), encoded(1)])  # it takes no batch without an image or a video
     names = (
         "input_ids",
         "mm_token_type_ids",
@@ -149,7 +149,8 @@ def test_positions_are_the_stock_models(number: int) -> None:
         "attention_mask",
     )
     theirs, _ = model.model.get_rope_index(**{name: given[name] for name in names})
-    assert torch.equal(found, theirs[:, 2, : len(sample.input_ids)])
+    own = [theirs[:, row, : len(sample.input_ids)] for row, sample in enumerate(samples)]
+    assert torch.equal(found, torch.cat(own, 1))
 
 
 def test_time_passes_in_a_video_at_its_own_rate() -> None:

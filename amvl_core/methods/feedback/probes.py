@@ -29,7 +29,6 @@ from amvl_core.data.encode import IGNORED, Encoded, Encoder, laid_out
 from amvl_core.methods.draws import mean_of_others, moved, normal
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration, LastState
 from amvl_core.methods.losses import token_losses
-from amvl_core.methods.method import sample_positions
 from amvl_core.methods.probing import Held, ProbeAnswer, sums
 from amvl_core.rows.decode import Prefilled, behind, extended, greedy, prefill
 
@@ -143,7 +142,8 @@ class Prober:
         """`ids_M` behind the prompt, whose images are the first `shown` ones."""
         grid, seconds = (None if x is None else torch.from_numpy(x) for x in (encoded.image_grid_thw, encoded.seconds))
         whole_T = torch.cat([prompt_T, ids_M])
-        positions_3T = sample_positions(backbone_of(self.model), self.model, whole_T, grid, seconds)
+        base = backbone_of(self.model)
+        positions_3T = base.packed_positions(self.model, whole_T, [len(whole_T)], grid, seconds)
         last, own_3M = positions_3T[:, len(prompt_T) - 1].amax(), positions_3T[:, len(prompt_T) :]
         return Reply(ids_M, labels_M, own_3M - last - 1, visuals_of(encoded)[shown:])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from amvl_core.backbones.processor import load_processor
@@ -15,9 +16,13 @@ from tests.tiny import TINY, stock_folder
 
 
 class Qwen2VL(Qwen25VL):
-    """Its parts have the names and the order of Qwen2.5-VL's; the vision encoder and the positions are its own."""
+    """Its parts have the names and the order of Qwen2.5-VL's. The vision encoder and the time of videos are its own."""
 
     model_class = Qwen2VLForConditionalGeneration
+
+    def time_steps(self, model: Any, seconds_I: Tensor) -> Tensor:
+        """One, whatever a step covers."""
+        return torch.ones_like(seconds_I)
 
 
 BACKBONE = Qwen2VL()
