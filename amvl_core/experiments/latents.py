@@ -32,7 +32,7 @@ STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 SMALL_STEPS = 1920
 """Of each arm where questions have one to three dependent steps."""
-QUICK_SHARED, QUICK_STEPS = 1500, 1080
+QUICK_SHARED, QUICK_STEPS = 2400, 1080
 """Where questions have one or two."""
 MIX = 0.3
 """The share of samples whose number of replaced steps is drawn."""
