@@ -258,8 +258,7 @@ def run_row(
                 with _working[train_fingerprint(config, stage, dataset, *tasks.parents(config, stage, trained))]:
                     trained[stage] = tasks.train(config, stage, dataset, trained, tracker, processes, features)
         checkpoint = list(trained.values())[-1]
-        name = checkpoint.stage.replace("_", "-")
-        evaluations = tasks.evaluate(config, name, asked, checkpoint, tracker, processes)
+        evaluations = tasks.evaluate(config, checkpoint.stage, asked, checkpoint, tracker, processes)
         faithfulness = analysis = probe = None
         if config.method.has_latents:
             if swapped := tasks.swappable(config, asked[:1]):

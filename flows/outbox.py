@@ -6,6 +6,7 @@ the flow itself is set by Prefect's engine; `told` is for a caller that wants wh
 
 import atexit
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -204,26 +205,27 @@ def told(flow: Flow[..., Any], *arguments: Any, **parameters: Any) -> Any:
 
 def create_table_artifact(rows: list[dict[str, Any]], key: str, description: str) -> None:
     """A table on the page of the task that calls this."""
-    _create(TableArtifact(table=rows, key=key, description=description))
+    _create(TableArtifact, key, description, table=rows)
 
 
 def create_markdown_artifact(markdown: str, key: str, description: str) -> None:
     """A text on the page of the task that calls this."""
-    _create(MarkdownArtifact(markdown=markdown, key=key, description=description))
+    _create(MarkdownArtifact, key, description, markdown=markdown)
 
 
 def create_link_artifact(link: str, key: str, link_text: str, description: str) -> None:
     """A link on the page of the task that calls this."""
-    _create(LinkArtifact(link=link, link_text=link_text, key=key, description=description))
+    _create(LinkArtifact, key, description, link=link, link_text=link_text)
 
 
-def _create(artifact: Artifact) -> None:
-    wanted = _request(artifact)
+def _create(kind: type[Artifact], key: str, description: str, **content: Any) -> None:
+    wanted = _request(kind, key, description, **content)
     OUTBOX.call(lambda client: client.create_artifact(wanted))
 
 
-def _request(artifact: Artifact) -> ArtifactCreate:
+def _request(kind: type[Artifact], key: str, description: str, **content: Any) -> ArtifactCreate:
     task_run_id, flow_run_id = get_task_and_flow_run_ids()
+    artifact = kind(key=_key(key), description=description, **content)
     return ArtifactCreate(
         type=artifact.type,
         key=artifact.key,
@@ -234,9 +236,18 @@ def _request(artifact: Artifact) -> ArtifactCreate:
     )
 
 
+def _key(name: str) -> str:
+    """`name` as Prefect takes a key: small letters of ASCII, digits and dashes.
+
+    Punycode keeps names apart that differ in other letters.
+    """
+    ascii_name = name.lower().encode("punycode").decode().removesuffix("-")  # it ends what is ASCII with a dash
+    return re.sub("[^a-z0-9]", "-", ascii_name)
+
+
 def progress_page(key: str) -> Callable[[float, str], None]:
     """A progress artifact of the task that calls this, and what shows a share of 100 and a text there."""
-    new = _request(ProgressArtifact(progress=0.0, key=key.lower().replace("_", "-"), description=key))
+    new = _request(ProgressArtifact, key, key, progress=0.0)
     latest = sent = ArtifactUpdate(data=0.0, description=key)
     artifact_id = None
 

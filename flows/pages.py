@@ -70,7 +70,7 @@ def show_benchmarks(
         )
         notes = report.benchmark_notes(asked, before, after)
         get_run_logger().info("%s: %s", name, report.score_line(rows[0], report.labels(before, after)))
-        create_table_artifact(rows, key=f"scores-{name}".replace("_", "-"), description=f"{name}: {notes}")
+        create_table_artifact(rows, key=f"scores-{name}", description=f"{name}: {notes}")
         if tracker.run_id is not None:
             log_rows(tracker, f"scores_{name}", rows, notes)
             tracker.table(f"predictions_{name}", sample(after))
@@ -87,8 +87,7 @@ def show_faithfulness(record: FaithfulnessRecord, tracker: Tracker) -> None:
     get_run_logger().info("%s", said)
     rows = report.faithfulness_rows(record, tracker.config.seed)
     # The progress of the stage has the stage's own name as its key.
-    key = f"{name}-table-{record.stage}".lower().replace("_", "-")
-    create_table_artifact(rows, key=key, description=said)
+    create_table_artifact(rows, key=f"{name}-table-{record.stage}", description=said)
     if tracker.run_id is not None:
         from infra.reports import figures
 

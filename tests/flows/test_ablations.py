@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from amvl_core.contracts.comparisons import AblationRecord
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.fingerprints import ablation_fingerprint, train_fingerprint
+from amvl_core.contracts.method import configurations
 from amvl_core.contracts.records import (
     TEST_SPLIT,
     AnalysisRecord,
@@ -26,8 +28,9 @@ from amvl_core.contracts.records import (
 from amvl_core.eval.faithfulness import score_variants, verdict
 from amvl_core.methods.amvl.presets import ablation, demo
 from amvl_core.methods.amvl.tables import TABLES
-from flows import ablation_report, ablations
+from flows import ablation_report, ablations, outbox
 from flows.ablations import AblationError, Found, Result
+from infra.tracking import Tracker
 
 DATASET = DatasetRecord(
     uri="u",
@@ -162,6 +165,26 @@ def record(config: RunConfig, found: Found, base: list[EvalRecord]) -> AblationR
         rows=[ablations.base_line(base, found, TABLES["3"]), *lines],
         run_id="r",
     )
+
+
+TABLES_OF = {
+    f"{kind} {name}": (name, table)
+    for kind, method in configurations().items()
+    for name, table in method.tables().items()
+}
+
+
+@pytest.mark.parametrize("named", TABLES_OF)
+def test_every_table_can_be_shown(named: str, found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, table = TABLES_OF[named]
+    config = override(ablation(), {"evaluation": {"benchmarks": [{"name": "hrbench_4k", "uri": "h"}]}})
+    base = [evaluation(tmp_path, "base", 15), evaluation(tmp_path, "base", 20, "hrbench_4k")]
+    shown = record(config, found, base).model_copy(update={"table": name})
+    calls: list[Any] = []
+    monkeypatch.setattr(outbox.OUTBOX, "call", calls.append)
+    monkeypatch.setattr(ablation_report, "mlflow_page", lambda *_: "http://x")
+    assert ablation_report.show(config, table, shown, DATASET, Tracker(config)) == "http://x"
+    assert len(calls) == 6  # scores, benchmarks, latents, measured, text, link
 
 
 def test_a_line_is_paired_with_the_headline_and_keeps_what_failed(found: Found) -> None:

@@ -1,4 +1,4 @@
-"""A Prefect server that goes while runs are attached to it; one waits until it is back, one never sees it again."""
+"""A Prefect server that goes while runs are attached to it, and the keys that Prefect takes."""
 
 import json
 import os
@@ -8,10 +8,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from amvl_core.experiments import EXPERIMENTS
+from flows import outbox
 from flows.environment import any_port
 from flows.servers import Child, prefect_server
 
@@ -106,6 +109,26 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+def test_no_name_makes_a_key_that_prefect_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+
+    def create_artifact(wanted: Any) -> SimpleNamespace:
+        keys.append(wanted.key)
+        return SimpleNamespace(id="i")
+
+    client = SimpleNamespace(create_artifact=create_artifact, update_artifact=lambda *_: None)
+    monkeypatch.setattr(outbox.OUTBOX, "call", lambda send: send(client))
+    names = [*EXPERIMENTS, "test_time", "V* 2.5/7B (x)", "größe", "\u989c\u8272", "\u5927\u5c0f", "*"]
+    for name in names:
+        outbox.create_table_artifact([], key=name, description="")
+        outbox.create_markdown_artifact("", key=name, description="")
+        outbox.create_link_artifact("http://x", key=name, link_text="x", description="")
+        outbox.progress_page(name)(50.0, "on")
+    assert keys[::4] == keys[1::4] == keys[2::4] == keys[3::4]
+    assert len(set(keys)) == len(names)
+    assert {*EXPERIMENTS, "test-time", "v--2-5-7b--x-"} < set(keys)
 
 
 def test_a_run_survives_its_server_and_tells_it_the_rest_when_it_is_back(server: Server, tmp_path: Path) -> None:
