@@ -116,13 +116,16 @@ class Tracker:
             return self.run_id
         from mlflow.exceptions import MlflowException
 
-        name = " ".join(filter(None, (pipeline_fingerprint(self.config), self.label)))
+        pipeline = pipeline_fingerprint(self.config)
+        name = " ".join(filter(None, (pipeline, self.label)))
         try:
             self._client = client(self.config)
             experiment_id = experiment(self.config, self._client)
-            stale = f"attributes.status = 'RUNNING' and tags.`{PIPELINE_TAG}` = '{name}'"
+            # MLflow's filters have no escapes: a label in one would be refused, or misread, for its quotes.
+            stale = f"attributes.status = 'RUNNING' and tags.`{PIPELINE_TAG}` LIKE '{pipeline}%'"
             for run in self._client.search_runs([experiment_id], stale):
-                self._client.set_terminated(run.info.run_id, status="KILLED")
+                if run.data.tags[PIPELINE_TAG] == name:
+                    self._client.set_terminated(run.info.run_id, status="KILLED")
             tags = {PIPELINE_TAG: name, **{f"amvl.{key}": value for key, value in provenance().items()}}
             if self.parent is not None:
                 tags |= {"mlflow.runName": self.label, "mlflow.parentRunId": self.parent}

@@ -18,6 +18,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import ModelConfig, RunConfig, TrackingConfig, flatten, override
 from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.method import configurations
 from amvl_core.contracts.progress import Progress, history_to_json
 from amvl_core.contracts.records import (
     TEST_SPLIT,
@@ -448,3 +449,20 @@ def test_a_nested_run_lies_under_its_parent_and_does_not_end_it(tracked: RunConf
     with Tracker(tracked, "NTP, seed 0") as again:
         again.start()
     assert mlflow_client.get_run(left).info.status == "KILLED"
+
+
+def test_a_run_of_any_label_is_closed_at_the_next_start_and_no_other_is(
+    tracked: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slow in ("_log_config", "_send_all"):
+        monkeypatch.setattr(Tracker, slow, lambda _: None)
+    monkeypatch.setattr("infra.tracking.provenance", dict)
+    mlflow_client, config = client(tracked), other(tracked, 8)
+    tables = [table for method in configurations().values() for table in method.tables().values()]
+    labels = {row.label for table in tables for row in table.rows if not row.label.replace(" ", "").isalnum()}
+    labels |= {"both ' and \"", "\\' \\", "'", '"', "`x`", "50 %_", "; --", "\u989c\u8272", "a\nb", "A", "a", "a "}
+    left = {label: Tracker(config, label).start() for label in labels}  # as if killed
+    for label, run_id in left.items():
+        assert mlflow_client.get_run(run_id).info.status == "RUNNING"
+        Tracker(config, label).start()
+        assert mlflow_client.get_run(run_id).info.status == "KILLED"
