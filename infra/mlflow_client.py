@@ -6,12 +6,11 @@ import hashlib
 import logging
 import os
 import re
-import urllib.error
-import urllib.request
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import LOGIN, RunConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.loopback import past_proxies
 
@@ -32,12 +31,15 @@ _ENVIRONMENT = {
 def tracking_uri(config: RunConfig) -> str:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else an SQLite file below a local storage root.
 
-    Raises ConfigError where the storage root is remote and no server is named.
+    The address of a server has no user and password: `_logged_in`. Raises ConfigError where the storage root is remote
+    and no server is named, and where what is named is malformed.
     """
-    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    named = (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")).strip()
     if named:
         past_proxies()  # the server may be on this machine
-        return named
+        if not re.match("https?:", named, re.IGNORECASE):
+            return named
+        return _logged_in(named, "tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI")
     if not storage.is_local(config.storage):
         raise ConfigError(
             f"storage is {config.storage}, which cannot hold MLflow's SQLite database: set tracking.uri or "
@@ -46,9 +48,27 @@ def tracking_uri(config: RunConfig) -> str:
     return f"sqlite:///{storage.local_path(config.storage)}/mlflow.db"
 
 
+def _logged_in(uri: str, where: str) -> str:
+    """The server's address without user and password, which MLflow's errors would show: it has them as settings."""
+    try:
+        parts = urlsplit(uri)
+        malformed = parts.port == 0 or not parts.hostname or "@" in parts.path + parts.query + parts.fragment
+    except ValueError:
+        malformed = True
+    if malformed:
+        raise ConfigError(
+            f"{where} is no address of a server: write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, and in user "
+            "and password %2F for /, %3F for ?, %23 for #, %5B for [ and %5D for ]"
+        )
+    for name, given in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
+        if given:
+            os.environ[f"MLFLOW_TRACKING_{name}"] = unquote(given)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def address(config: RunConfig) -> str:
     """`tracking_uri` without user and password, as it is shown and recorded."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", tracking_uri(config))
+    return LOGIN.sub("://", tracking_uri(config))
 
 
 def check_reachable(config: RunConfig) -> None:
@@ -56,12 +76,14 @@ def check_reachable(config: RunConfig) -> None:
     uri = tracking_uri(config)
     if not uri.startswith(("http://", "https://")):
         return
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
-            pass
-    except urllib.error.HTTPError:
-        return  # it answers: a server behind a login or under another path
-    except OSError as error:
+        # Any answer will do: a server may be behind another login, or under another path.
+        http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, raise_on_status=False, timeout=10)
+    except MlflowException as error:
         raise ConfigError(
             f"no MLflow server answers at {address(config)} ({error}): start it, or point tracking.uri or "
             "MLFLOW_TRACKING_URI at one that runs"
@@ -109,8 +131,14 @@ def client(config: RunConfig) -> Any:
     uri = tracking_uri(config)
     if uri.startswith("sqlite:///"):
         storage.local_path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
     mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient(tracking_uri=uri)
+    try:
+        return mlflow.MlflowClient(tracking_uri=uri)
+    except UnsupportedModelRegistryStoreURIException as error:
+        known = ", ".join(filter(None, error.supported_uri_schemes))
+        raise ConfigError(f"MLflow knows no store {address(config)}; begin it with one of {known}") from None
 
 
 def experiment(config: RunConfig, mlflow_client: Any) -> str:

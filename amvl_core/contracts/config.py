@@ -333,6 +333,10 @@ CHALLENGER = "challenger"
 """The alias of a registered version that did not pass the gate (`infra/registry.py`)."""
 
 
+LOGIN = re.compile(r"://[^:/]*(?P<password>:[^@]*)?@([^/?#]*@)?")
+"""User and password in an address. As SQLAlchemy reads them, / and ? may be in a password."""
+
+
 class TrackingConfig(Settings):
     """Where MLflow writes. Without `uri`: MLFLOW_TRACKING_URI, else SQLite below a local storage root."""
 
@@ -351,7 +355,7 @@ class TrackingConfig(Settings):
     @field_validator("uri")
     @classmethod
     def _without_password(cls, uri: str | None) -> str | None:
-        if uri and re.search(r"://[^/?#]*:[^/?#]*@", uri):
+        if uri and (login := LOGIN.search(uri)) and login["password"]:
             raise ValueError(
                 "it holds a password, and a configuration is kept with every checkpoint and shown on MLflow's page; "
                 "leave it out and set MLFLOW_TRACKING_URI, for a server also MLFLOW_TRACKING_USERNAME and _PASSWORD"

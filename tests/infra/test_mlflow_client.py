@@ -1,15 +1,23 @@
-"""Where MLflow is and what it takes: real MLflow, and a port on which nobody listens."""
+"""Where MLflow is and what it takes: real MLflow, a server behind a login, and a port on which nobody listens."""
 
+import os
+import socket
+import traceback
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import mlflow as mlflow_package
 import pytest
 from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
 
 from amvl_core.contracts.config import RunConfig, TrackingConfig, override
-from amvl_core.contracts.errors import ConfigError
+from amvl_core.contracts.errors import AmvlError, ConfigError
 from amvl_core.methods.amvl.presets import demo, paper
 from flows.checks import check_run
+from infra import registry
 from infra.mlflow_client import (
     AS_TRAINING,
     KIND,
@@ -22,6 +30,7 @@ from infra.mlflow_client import (
     metric_name,
     tracking_uri,
 )
+from infra.tracking import Tracker
 
 
 def test_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,14 +45,117 @@ def test_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert tracking_uri(named) == "http://mlflow.example"
 
 
-@pytest.mark.parametrize("rest", ["@db:5432/mlflow?ssl=1", "@127.0.0.1:1"])
-def test_a_password_is_used_and_neither_shown_nor_recorded(rest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"http://mlflow:hunter2{rest}")
-    assert tracking_uri(paper()) == uri
-    assert address(paper()) == f"http://{rest[1:]}"
-    with pytest.raises(ConfigError) as caught:
-        check_reachable(paper())
-    assert "hunter2" not in str(caught.value)
+class Locked(BaseHTTPRequestHandler):
+    """What MLflow says of an experiment that is not there, to those who log in as `me@home` with `s3cret/@:%`."""
+
+    def do_GET(self) -> None:
+        known = self.headers["Authorization"] == "Basic " + b64encode(b"me@home:s3cret/@:%").decode()
+        self.server.paths.append((known, self.path.partition("?")[0]))  # type: ignore[attr-defined]
+        self.send_response(404 if known else 401)
+        self.end_headers()
+        self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture()
+def locked() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), Locked) as server:
+        server.paths = []  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture()
+def named(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RunConfig]:
+    """The configuration of a run whose server the environment names."""
+
+    def name(uri: str) -> RunConfig:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        return paper()
+
+    for setting in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(setting, "0")
+    return name
+
+
+def test_user_and_password_of_an_address_log_in(named: Callable[[str], RunConfig], locked: HTTPServer) -> None:
+    config = named(f"http://me%40home:s3cret%2F@:%25@127.0.0.1:{locked.server_port}/a/")
+    check_reachable(config)
+    assert client(config).get_experiment_by_name("x") is None
+    asked = [(True, "/a/health"), (True, "/a/api/2.0/mlflow/experiments/get-by-name")]
+    assert locked.paths == asked  # type: ignore[attr-defined]
+    assert address(config) == os.environ["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{locked.server_port}/a/"
+
+
+SHOWN = {
+    "http://mlflow:s3cret@127.0.0.1:1": "http://127.0.0.1:1",
+    "http://mlflow:s3cret@mlflow.invalid": "http://mlflow.invalid",
+    "HTTP://mlflow:s3:cr@et@mlflow.invalid/mlflow": "http://mlflow.invalid/mlflow",
+    "https://s3cret@mlflow.invalid": "https://mlflow.invalid",
+}
+MALFORMED = [
+    "http://mlflow:s3cret@mlflow.invalid:port",
+    "http://mlflow:s3cret@mlflow.invalid:99999",
+    "http://mlflow:s3cret/@mlflow.invalid",
+    "http://mlflow:1?s3cret@mlflow.invalid",
+    "http://mlflow:1#s3cret@mlflow.invalid",
+    "http://mlflow:s3cret@[::1",
+    "http://mlflow:s3cret@:5000",
+    " http:/mlflow:s3cret@mlflow.invalid",
+]
+
+
+def _told(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("uri", SHOWN)
+def test_no_error_shows_the_password_of_a_server_that_is_down(uri: str, named: Callable[[str], RunConfig]) -> None:
+    for asked in (check_reachable, lambda config: Tracker(config).start(), registry.champion):
+        with pytest.raises(AmvlError, match=SHOWN[uri].replace(".", r"\.")) as caught:
+            asked(named(uri))
+        assert "s3" not in _told(caught.value)
+
+
+@pytest.mark.parametrize("uri", MALFORMED)
+def test_a_malformed_address_is_refused_without_the_password(uri: str, named: Callable[[str], RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI is no address of a server: write http://") as caught:
+        check_reachable(named(uri))
+    assert "s3" not in _told(caught.value)
+
+
+def test_what_does_not_speak_http_is_no_server(named: Callable[[str], RunConfig]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        Thread(target=lambda: listening.accept()[0].sendall(b"SSH-2.0\r\n"), daemon=True).start()
+        with pytest.raises(ConfigError, match="no MLflow server answers"):
+            check_reachable(named(f"http://127.0.0.1:{listening.getsockname()[1]}"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://mlflow:s3cret@db:5432/mlflow?ssl=1", "postgresql://db:5432/mlflow?ssl=1"),
+        ("postgresql://mlflow:s3cret/?#x@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://mlflow@home:s3@cret@db/mlflow?x=a@b", "postgresql://db/mlflow?x=a@b"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+    ],
+)
+def test_the_password_of_a_database_is_used_and_neither_shown_nor_recorded(
+    uri: str, shown: str, named: Callable[[str], RunConfig]
+) -> None:
+    config = named(uri)
+    assert (tracking_uri(config), address(config)) == (uri, shown)
+
+
+def test_a_database_that_mlflow_does_not_know_is_refused_without_the_password(
+    named: Callable[[str], RunConfig],
+) -> None:
+    config = named("postgres://mlflow:s3cret@db/mlflow")
+    with pytest.raises(ConfigError, match="MLflow knows no store postgres://db/mlflow; begin it with one of") as caught:
+        client(config)
+    assert "s3" not in _told(caught.value)
 
 
 def test_a_server_that_is_down_is_refused_before_anything_is_computed(unused_port: int) -> None:

@@ -80,7 +80,10 @@ TINY_SIZES = [name for name, field in TinyConfig.model_fields.items() if field.a
             "evaluation.max_pixels (4096) must be at least data.min_pixels (4097), which images of benchmarks",
         ),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
-        ({"tracking": {"uri": "postgresql://u:hunter2@db/m"}}, "tracking.uri: Value error, it holds a password"),
+        *(
+            ({"tracking": {"uri": uri}}, "tracking.uri: Value error, it holds a password")
+            for uri in ("postgresql://u:hunter2@db/m", "postgresql://u:/hunter2@db/m", "http://u:?hunter2@host")
+        ),
         *(
             ({"model": {"tiny": {name: size}}}, f"model.tiny.{name}: Input should be greater than or equal to 1")
             for name in TINY_SIZES
