@@ -29,12 +29,12 @@ from amvl_core.eval.significance import Comparison, p_text
 from infra.mlflow_client import AS_TRAINING, address, client, metric_name
 from infra.provenance import UNKNOWN, installed, provenance
 
-VERSION = 3
+VERSION = 4
 MAX_DESCRIPTION, MAX_TABLE = 5000, 4000
 """Characters of a version's description in MLflow's database, and of the table of scores in it."""
 LOGGED_MODEL = "model"
 """The run's own name for what it logs: MLflow refuses a dot there, which a registered model may have."""
-REQUIREMENTS = ("torch", "transformers", "mlflow", "pillow", "pydantic", "safetensors", "numpy", "fsspec", "pyarrow")
+REQUIREMENTS = ("torch", "transformers", "mlflow", "pillow", "pydantic", "safetensors", "numpy", "fsspec", "botocore")
 """What `amvl_core` needs to load a model and answer; the versions are those that trained it."""
 
 

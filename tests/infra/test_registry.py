@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -20,6 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from amvl_core.contracts.config import RunConfig, TinyConfig, override
@@ -35,6 +38,7 @@ from amvl_core.contracts.records import (
 from amvl_core.eval.pairing import compare_evaluations
 from infra import registry
 from infra.mlflow_client import client
+from infra.provenance import UNKNOWN, installed
 from infra.tracking import Tracker
 from tests.tiny import amvl_model
 
@@ -206,6 +210,55 @@ def test_requirements_are_versions_that_an_index_has() -> None:
     requirements = registry._requirements()
     assert any(line.startswith("torch==") for line in requirements)
     assert not any("+" in line for line in requirements)
+
+
+IMPORTED = """
+import builtins, json, sys
+found, plain = set(), builtins.__import__
+
+def noted(name, globals=None, locals=None, fromlist=(), level=0):
+    importer = (globals or {}).get("__file__") or ""
+    if level == 0 and ("/amvl_core/" in importer or importer.endswith("/pyfunc_model.py")):
+        found.add(name.partition(".")[0])
+    return plain(name, globals, locals, fromlist, level)
+
+builtins.__import__ = noted
+import mlflow, pandas
+image, = sys.argv[1:]
+model = mlflow.pyfunc.load_model("models:/amvl@champion")
+assert len(model.predict(pandas.DataFrame({"image": [image], "question": ["What colour?"]}))) == 1
+from amvl_core.contracts.method import configurations
+for method in configurations().values():
+    method.implementation()
+print(json.dumps(sorted(found - sys.stdlib_module_names - {"amvl_core"})))
+"""
+
+
+def with_dependencies(packages: Iterable[str]) -> set[str]:
+    """The packages and all that they need in turn, without extras."""
+    found: set[str] = set()
+    todo = [canonicalize_name(package) for package in packages]
+    while todo:
+        if (package := todo.pop()) not in found and installed(package) != UNKNOWN:
+            found.add(package)
+            needed = map(Requirement, requires(package) or [])
+            todo += [
+                canonicalize_name(one.name) for one in needed if not one.marker or one.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+def test_what_the_served_model_imports_is_required(registered: ModelRecord, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["MLFLOW_TRACKING_URI"] = registered.tracking_uri
+    command = [sys.executable, "-c", IMPORTED, base64.b64encode(picture()).decode()]
+    served = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert served.returncode == 0, served.stderr
+    imported = json.loads(served.stdout.splitlines()[-1])
+    assert {"mlflow", "torch", "PIL", "fsspec"} < set(imported)
+    brought = with_dependencies(line.partition("==")[0] for line in registry._requirements())
+    names = packages_distributions()
+    assert [name for name in imported if not brought & {canonicalize_name(one) for one in names[name]}] == []
 
 
 def test_a_registration_is_named_by_weights_scores_and_place(
