@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from amvl_core.contracts import storage
@@ -59,7 +60,7 @@ def healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2):
             return True
-    except OSError:
+    except (OSError, HTTPException, ValueError):  # the last two where the address is malformed
         return False
 
 

@@ -128,13 +128,19 @@ class PrefectApi:
 def prefect_api() -> PrefectApi:
     """Points PREFECT_API_URL at this folder's `make serve`, else at a server of its own until this process ends.
 
-    A server that PREFECT_API_URL names already goes before both; ServerError if it does not answer.
+    A server that PREFECT_API_URL names already goes before both; ServerError if it does not answer, or if its address
+    holds a login.
 
     Its own has a port that nobody else asks, so that no other run takes it for a lasting one. It starts meanwhile:
     import what takes as long, and then `wait`. Call this before Prefect is imported: the own server is then stopped
     after Prefect has sent its last log lines and events, because exit handlers run in reverse order.
     """
     named = os.environ.get("PREFECT_API_URL")
+    if named and "@" in named:
+        raise ServerError(
+            "PREFECT_API_URL holds a login, which logs would show and Prefect does not use: take it out, and set "
+            "PREFECT_API_AUTH_STRING to USER:PASSWORD"
+        )
     api = named or (f"{found[0]}/api" if (found := serving()) else None)
     if api and healthy(f"{api}/health"):
         os.environ["PREFECT_API_URL"] = api

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows.environment import any_port, port_free, serving
-from flows.servers import Child
+from flows.servers import Child, ServerError, prefect_api
 
 pytestmark = pytest.mark.timeout(60)
 NESTED = """
@@ -82,3 +83,18 @@ def test_a_port_that_is_none_is_one_line(name: str, given: str, monkeypatch: pyt
     monkeypatch.setenv(name, given)
     with pytest.raises(SystemExit, match=f"{name} is '{given}'; set it to a port from 1 to 65535"):
         runpy.run_path(str(Path(__file__).parents[2] / "flows" / "environment.py"))
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@127.0.0.1:1/api", "http://me:s3cret@127.0.0.1/api"])
+def test_a_login_in_prefects_address_is_refused_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(ServerError, match=r"PREFECT_API_URL holds a login.* PREFECT_API_AUTH_STRING") as caught:
+        prefect_api()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/api", "http://127.0.0.1:port/api", "127.0.0.1:4200"])
+def test_an_address_at_which_nothing_answers_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(ServerError, match=re.escape(f"no Prefect server answers at PREFECT_API_URL ({url})")):
+        prefect_api()
