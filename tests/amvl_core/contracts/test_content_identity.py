@@ -1,16 +1,30 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from amvl_core.contracts import content_identity as identities
 from amvl_core.contracts import storage
 from amvl_core.contracts.content_identity import content_identity
 from tests.data_prep.archives import Files, as_folder, as_zip
 
 FILES: Files = {"a/x": b"1", "a/y": b"22", "b/deep/z": b"333"}
+LARGE = 6 * 2**20
+
+
+def in_parts(uri: str, data: bytes) -> None:
+    """Uploads an object in parts, so that its ETag is no MD5 of it."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "wb", block_size=5 * 2**20) as file:
+        file.write(data)
+    fs.invalidate_cache()
+    assert "-" in fs.info(path)["ETag"]
 
 
 def test_a_folder_is_its_files_wherever_it_lies(tmp_path: Path) -> None:
@@ -69,6 +83,62 @@ def test_a_folder_of_links_is_the_folder_that_it_shows(tmp_path: Path) -> None:
     assert content_identity(str(snapshot)) == before
 
 
+@pytest.fixture()
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of bytes of each file that was read."""
+    sizes: list[int] = []
+
+    def counted(file: Any, digest: Any) -> Any:
+        found = file_digest(file, digest)
+        sizes.append(file.tell())
+        return found
+
+    file_digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    return sizes
+
+
+def test_a_process_reads_a_file_once_and_again_when_it_has_changed(
+    tmp_path: Path, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_SETTLED_NS", 0)
+    folder, file = as_folder(tmp_path / "x", FILES), tmp_path / "x" / "a/y"
+    alone = str(file)
+    before = content_identity(folder), content_identity(alone)
+    assert (content_identity(folder), content_identity(alone)) == before
+    assert sorted(read) == [1, 2, 2, 3]
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    time.sleep(0.05)
+    file.write_bytes(b"23")
+    os.utime(file, ns=times)
+    after = content_identity(folder), content_identity(alone)
+    assert after[0] != before[0] and after[1] != before[1] and sorted(read) == [1, 1, 2, 2, 2, 2, 3, 3]
+    file.rename(tmp_path / "x" / "a/z")
+    assert content_identity(folder) not in (before[0], after[0])
+
+
+def test_a_file_that_changed_just_now_is_read_again(
+    tmp_path: Path, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_SETTLED_NS", 3600 * 10**9)
+    file = tmp_path / "x"
+    file.write_bytes(b"1")
+    assert content_identity(str(file)) == content_identity(str(file))
+    assert read == [1, 1]
+
+
+def test_an_object_without_an_md5_is_brought_once_and_again_when_it_has_changed(
+    s3_bucket: str, read: list[int]
+) -> None:
+    uri, found = f"{s3_bucket}/identity/parts", []
+    for seed in (b"1", b"2"):
+        in_parts(f"{uri}/large", seed * LARGE)
+        storage.write_bytes(f"{uri}/small", b"3")
+        found += [content_identity(uri), content_identity(uri)]
+    assert found[0] == found[1] != found[2] == found[3]
+    assert read == [LARGE, LARGE]
+
+
 def test_an_archive_is_its_bytes(tmp_path: Path) -> None:
     one = content_identity(as_zip(tmp_path / "x.zip", FILES))
     (tmp_path / "y.zip").write_bytes((tmp_path / "x.zip").read_bytes())
@@ -79,13 +149,9 @@ def test_an_archive_is_its_bytes(tmp_path: Path) -> None:
 
 
 def test_a_store_and_a_disk_agree_also_of_what_was_uploaded_in_parts(tmp_path: Path, s3_bucket: str) -> None:
-    files = {**FILES, "large": os.urandom(6 * 2**20)}
+    files = {**FILES, "large": os.urandom(LARGE)}
     storage.upload(Path(as_folder(tmp_path / "x", files)), f"{s3_bucket}/identity/x")
-    fs, path = storage.filesystem(f"{s3_bucket}/identity/x/large")
-    with fs.open(path, "wb", block_size=5 * 2**20) as file:
-        file.write(files["large"])
-    fs.invalidate_cache()
-    assert "-" in fs.info(path)["ETag"]
+    in_parts(f"{s3_bucket}/identity/x/large", files["large"])
     storage.write_bytes(f"{s3_bucket}/identity/x/.DS_Store", b"1")
     for name in ("", "/large", "/a/y"):
         assert content_identity(f"{s3_bucket}/identity/x{name}") == content_identity(f"{tmp_path}/x{name}")
