@@ -18,7 +18,7 @@ from amvl_core.contracts import records, storage
 from amvl_core.contracts.config import BenchmarkSource
 from amvl_core.contracts.content_identity import content_identity
 from amvl_core.contracts.progress import Progress, ProgressFn
-from amvl_core.contracts.records import Record
+from amvl_core.contracts.records import Place, Record
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question
 from data_prep.duplicate_keys import KeyFile, Keys, count_images, key_name, write_pictures
@@ -79,8 +79,12 @@ def prepare(
 
     Raises DataError where a benchmark is not what its reader takes, StorageError where `folder` cannot be written.
     """
-    named = [records.fingerprint(FOLDER, VERSION, source=identity(source), budget=vars(budget)) for source in sources]
-    uris = [storage.join(folder, fingerprint) for fingerprint in named]
+
+    def fingerprint(source: BenchmarkSource) -> str:
+        return records.fingerprint(FOLDER, VERSION, source=identity(source), budget=vars(budget))
+
+    named = [fingerprint(source) for source in sources]
+    uris = [storage.join(folder, name) for name in named]
     found = {number: records.load_record(uri, BenchmarkRecord) for number, uri in enumerate(uris)}
     missing = [number for number, record in found.items() if record is None]
     done: dict[int, list[_Batch]] = {number: [] for number in missing}
@@ -91,13 +95,14 @@ def prepare(
         read = sum(one.size for batches in done.values() for one in batches)
         on_progress(Progress("prepare", read, max(total, read), "questions of benchmarks"))
     for number, batches in done.items():
+        source, where = sources[number], Place(uris[number], named[number])
+        records.check_unchanged(source.name, where, fingerprint(source))
         files = [_file(batch.number) for batch in sorted(batches, key=lambda batch: batch.number)]
         record = BenchmarkRecord(
-            uri=uris[number],
-            fingerprint=named[number],
-            name=sources[number].name,
+            **where._asdict(),
+            name=source.name,
             questions=sum(batch.size for batch in batches),
-            images=sum(count_images(storage.join(uris[number], file)) for file in files),
+            images=sum(count_images(storage.join(where.uri, file)) for file in files),
             dropped=dict(sorted(sum((batch.dropped for batch in batches), Counter[str]()).items())),
             files=files,
         )

@@ -22,7 +22,15 @@ from amvl_core.contracts.config import BenchmarkSource, RunConfig
 from amvl_core.contracts.content_identity import content_identity, tokenizer_identity
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.progress import Progress, ProgressFn
-from amvl_core.contracts.records import EXAMPLES_PER_REASON, DatasetRecord, DroppedExample, Record, Shard, SourceReport
+from amvl_core.contracts.records import (
+    EXAMPLES_PER_REASON,
+    DatasetRecord,
+    DroppedExample,
+    Place,
+    Record,
+    Shard,
+    SourceReport,
+)
 from amvl_core.contracts.sample import Split
 from amvl_core.contracts.sources import DEPENDENT_TASKS, MicroworldSource, Source
 from data_prep import contamination, duplicates, listing, report
@@ -80,20 +88,19 @@ def _compared(config: RunConfig) -> tuple[BenchmarkSource, ...]:
 
 
 def _source_fingerprints(config: RunConfig) -> list[str]:
-    """What each source gives by itself: its content and settings, and what is done with each of its rows."""
-    data = config.data.model_dump(mode="json", exclude=_NOT_OF_A_SOURCE)
-    model = tokenizer_identity(config.model)
-    return [
-        records.fingerprint(
-            "source",
-            STAGE_VERSION,
-            schema=SCHEMA_VERSION,
-            source=_source_identity(source),
-            data=data,
-            model=model,
-        )
-        for source in config.data.sources
-    ]
+    return [_source_fingerprint(config, source) for source in config.data.sources]
+
+
+def _source_fingerprint(config: RunConfig, source: Source) -> str:
+    """What a source gives by itself: its content and settings, and what is done with each of its rows."""
+    return records.fingerprint(
+        "source",
+        STAGE_VERSION,
+        schema=SCHEMA_VERSION,
+        source=_source_identity(source),
+        data=config.data.model_dump(mode="json", exclude=_NOT_OF_A_SOURCE),
+        model=tokenizer_identity(config.model),
+    )
 
 
 def _source_identity(source: Source) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetReco
     folders = tuple(storage.join(uri.rpartition("/")[0], SOURCES, identity) for identity in identities)
     counter = TokenCounter.from_model(config.model)
     work = Work(_absolute(config).data, counter, folders)
-    sources = _prepare_sources(work, identities, on_progress)
+    sources = _prepare_sources(config, work, identities, on_progress)
     parts = _parts(sources)
     folder = storage.join(uri.rpartition("/")[0], contamination.FOLDER)
     benchmarks = contamination.prepare(_compared(config), work.budget, folder, on_progress)
@@ -159,7 +166,9 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"sources": sources})})
 
 
-def _prepare_sources(work: Work, identities: list[str], on_progress: ProgressFn) -> list[SourceRecord]:
+def _prepare_sources(
+    config: RunConfig, work: Work, identities: list[str], on_progress: ProgressFn
+) -> list[SourceRecord]:
     """The record of every source, in order; those without one are prepared."""
     found = {index: records.load_record(uri, SourceRecord) for index, uri in enumerate(work.uris)}
     missing = [index for index, record in found.items() if record is None]
@@ -177,8 +186,10 @@ def _prepare_sources(work: Work, identities: list[str], on_progress: ProgressFn)
         left = (time.monotonic() - started) / max(done - reused, 1) * (known - done)
         on_progress(Progress(STAGE, done, known, "samples", seconds_left=left))
     for index in missing:
+        given, where = config.data.sources[index], Place(work.uris[index], identities[index])
+        records.check_unchanged(f"source {source_name(given)}", where, _source_fingerprint(config, given))
         ordered = sorted(units[index], key=lambda unit: (listing.SPLITS.index(unit.split), unit.number))
-        record = SourceRecord(uri=work.uris[index], fingerprint=identities[index], units=ordered)
+        record = SourceRecord(**where._asdict(), units=ordered)
         records.save_record(record)
         storage.remove_leftovers(record.uri)
         found[index] = record

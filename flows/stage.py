@@ -9,7 +9,7 @@ from prefect import get_run_logger
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
-from amvl_core.contracts.records import Place, Record, load_record
+from amvl_core.contracts.records import Place, Record, check_unchanged, load_record
 from flows.outbox import progress_page
 from flows.reporter import Reporter
 from infra import cluster
@@ -60,6 +60,12 @@ def all_finished_or(
     if missing := [where for where in places if where not in there]:
         there |= dict(zip(missing, make(missing), strict=True))
     return [there[where] for where in places]
+
+
+def unchanged(name: str, where: Place, record: R) -> R:
+    """The record of a stage that read files of a user's. Raises DataError where they changed while it read them."""
+    check_unchanged(name, where, record.fingerprint)
+    return record
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from data_prep import intake
 from flows import checks, pages, report
 from flows.outbox import create_table_artifact, progress_page
 from flows.reporter import Reporter
-from flows.stage import all_finished_or, finished_or, place, working
+from flows.stage import all_finished_or, finished_or, place, unchanged, working
 from infra import cluster, registry
 from infra.processes import Processes
 from infra.reports.page import SAMPLING, sampling
@@ -50,7 +50,7 @@ def prepare(config: RunConfig, tracker: Tracker) -> DatasetRecord:
 
     def make() -> DatasetRecord:
         with working(config, tracker, "prepare") as on_progress:
-            return pipeline.prepare(config, where.uri, on_progress)
+            return unchanged("prepare", where, pipeline.prepare(config, where.uri, on_progress))
 
     record = finished_or("prepare", where, DatasetRecord, make)
     tracker.dataset(record)
@@ -83,7 +83,7 @@ def read_benchmarks(config: RunConfig, tracker: Tracker) -> list[DatasetRecord]:
             tracker.start()
             log = get_run_logger()
             on_progress = Reporter(tracker, log, progress_page(f"read-{source.name}"))
-            return published.read(config, source, where.uri, on_progress)
+            return unchanged(name, where, published.read(config, source, where.uri, on_progress))
 
         return finished_or(name, where, DatasetRecord, make)
 
@@ -104,14 +104,15 @@ def features(
     from data_prep import features as shards
 
     def one(encoder: EncoderConfig) -> FeaturesRecord:
-        where = place(config, shards.STAGE, shards.fingerprint(dataset, encoder))
+        name, where = f"features {encoder.name}", place(config, shards.STAGE, shards.fingerprint(dataset, encoder))
 
         def make() -> FeaturesRecord:
             with working(config, tracker, f"features-{encoder.name}") as on_progress:
                 workers = cluster.resources(config.cluster)
-                return shards.compute(dataset, encoder, where.uri, workers.num_workers, workers.device, on_progress)
+                on = workers.num_workers, workers.device
+                return unchanged(name, where, shards.compute(dataset, encoder, where.uri, *on, on_progress))
 
-        record = finished_or(f"features {encoder.name}", where, FeaturesRecord, make)
+        record = finished_or(name, where, FeaturesRecord, make)
         return record.model_copy(update={"encoder": encoder})  # another run may have called it otherwise
 
     return [one(encoder) for encoder in encoders]

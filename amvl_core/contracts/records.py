@@ -420,6 +420,19 @@ def fingerprint(stage: str, version: int, /, **parts: Any) -> str:
     return hashlib.sha256(_canonical({"stage": stage, "version": version, "parts": parts}).encode()).hexdigest()[:16]
 
 
+def check_unchanged(what: str, made: Place, now: str) -> None:
+    """Raises DataError where what a stage reads has another fingerprint `now` than the place that it was `made` at.
+
+    Then what lies there is of neither, and it is removed.
+    """
+    if now != made.fingerprint:
+        storage.remove(made.uri)
+        raise DataError(
+            f"{what}: the files that it reads changed while they were read, so what was made of them is removed; run "
+            "the same command again when nothing writes there"
+        )
+
+
 def _canonical(value: Any, path: str = "") -> str:
     if isinstance(value, BaseModel):
         return _canonical(value.model_dump(mode="json"), path)

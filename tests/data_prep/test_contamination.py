@@ -14,6 +14,7 @@ from PIL import Image
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import BenchmarkSource, RunConfig
 from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.sources import ChatJsonlSource, MicroworldSource
 from amvl_core.eval.benchmarks.benchmark import Question, SkippedQuestion
 from data_prep import contamination, duplicates, filters, near_pairs
@@ -209,6 +210,17 @@ def test_a_benchmark_is_cached_by_content_and_budget(ray_cluster: None, tmp_path
         ("vstar/direct_attributes/0", 1),
         ("vstar/direct_attributes/1", 1),
     ]
+
+
+def test_of_a_benchmark_that_changed_while_it_was_read_nothing_stays(ray_cluster: None, tmp_path: Path) -> None:
+    source = vstar(tmp_path / "vstar", *BENCHMARK)
+
+    def change(_: Progress) -> None:
+        (tmp_path / "vstar" / "new").touch()
+
+    with pytest.raises(DataError, match="vstar: the files that it reads changed while they were read"):
+        contamination.prepare([source], PixelBudget(1, 10**5, 28), str(tmp_path / "keys"), change)
+    assert not list((tmp_path / "keys").iterdir())
 
 
 def test_a_benchmark_that_was_half_read_goes_on_and_ends_the_same(ray_cluster: None, tmp_path: Path) -> None:

@@ -11,19 +11,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.contracts import storage
-from amvl_core.contracts.config import DataConfig, ModelConfig, RunConfig
+from amvl_core.contracts import content_identity, storage
+from amvl_core.contracts.config import BenchmarkSource, DataConfig, ModelConfig, RunConfig
 from amvl_core.contracts.errors import ConfigError, DataError, StorageError
 from amvl_core.contracts.progress import Progress
 from amvl_core.contracts.records import DatasetRecord, load_record
 from amvl_core.contracts.sources import ChatJsonlSource, EasyVqaSource, MicroworldSource
 from amvl_core.data.encode import TokenCounter
 from amvl_core.methods.amvl.presets import demo
-from data_prep import filters, listing
+from data_prep import filters, listing, published
 from data_prep.microworld.export import FORMS, export
 from data_prep.pipeline import fingerprint, prepare
 from data_prep.sources import detect
 from data_prep.units import Work
+from tests.amvl_core.eval.benchmarks.published import vstar
 from tests.data_prep import archives
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat_row
 from tests.data_prep.pictures import decode, encode, grid, png, venn
@@ -149,6 +150,37 @@ def test_a_source_that_is_prepared_is_not_prepared_again(ray_cluster: None, tmp_
     alone, _ = run(configure(easy, world), tmp_path / "three" / "out")
     assert alone.shards == two.shards
     assert {file.name for file in (tmp_path / "two").iterdir()} >= {"record.json", "report.html", "report.json"}
+
+
+def test_of_a_source_that_changed_while_it_was_read_nothing_stays(ray_cluster: None, tmp_path: Path) -> None:
+    config = configure(ChatJsonlSource(uri=as_folder(tmp_path / "chat", archives.chat(chat_row()))))
+
+    def change(_: Progress) -> None:
+        (tmp_path / "chat" / "new").touch()
+
+    with pytest.raises(DataError, match="source chat: the files that it reads changed while they were read"):
+        prepare(config, str(tmp_path / "out"), change)
+    assert not list((tmp_path / "sources").iterdir()) and not (tmp_path / "out").exists()
+    assert run(config, tmp_path / "out")[0].fingerprint == fingerprint(config)
+
+
+def test_a_run_reads_what_sources_and_benchmarks_hold_once(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    md5 = content_identity._md5
+    monkeypatch.setattr(content_identity, "_md5", lambda file: read.append(file.name) or md5(file))
+    monkeypatch.setattr(content_identity, "_SETTLED_NS", 0)
+    config = configure(ChatJsonlSource(uri=as_folder(tmp_path / "chat", archives.chat(chat_row()))))
+    (tmp_path / "vstar").mkdir()
+    vstar(tmp_path / "vstar")
+    benchmark = BenchmarkSource(name="vstar", uri=str(tmp_path / "vstar"))
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"benchmarks": (benchmark,)})})
+    assert run(config, tmp_path / "out")[0].fingerprint == fingerprint(config)
+    published.read(config, benchmark, str(tmp_path / "questions"), lambda _: None)
+    pictures = ["chat/pictures/a.png", "chat/pictures/b.png", "vstar/direct_attributes/sa_1.png"]
+    rows = ["chat/train.jsonl", "vstar/test_questions.jsonl"]
+    assert sorted(str(Path(name).relative_to(tmp_path)) for name in read) == sorted([*pictures, *rows])
 
 
 def test_repeats_are_dropped_across_sources_and_test_samples_never(ray_cluster: None, tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from amvl_core.contracts.records import (
 )
 from amvl_core.eval.stored import write_table
 from amvl_core.methods.amvl.presets import demo
-from data_prep import pipeline
+from data_prep import features, pipeline, published
 from flows import stage, tasks
 from flows.stage import place
 from infra import registry
+from infra.cluster import Workers
 from infra.mlflow_client import client
 from infra.processes import Processes
 from infra.ray_train import WorkerGroup
@@ -133,6 +134,39 @@ def test_features_are_found_again_and_a_stage_is_given_those_it_needs(
             [made, found],
         )
     assert given == [[], [made]]
+
+
+@pytest.mark.parametrize("task", ["prepare", "read", "features"])
+def test_what_is_made_of_files_that_changed_meanwhile_is_removed(
+    tmp_path: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """A fingerprint names the folder, and another one is in the record."""
+    places: list[str] = []
+
+    def made(*given: Any) -> DatasetRecord:
+        places.append(next(one for one in given if isinstance(one, str) and one.startswith(str(tmp_path / "storage"))))
+        save_record(dataset(places[-1], "test", 8))
+        return dataset(places[-1], "test", 8)
+
+    for module, name in ((pipeline, "prepare"), (published, "read"), (features, "compute")):
+        monkeypatch.setattr(module, name, made)
+    for name in ("working", "Reporter"):
+        monkeypatch.setattr(tasks, name, lambda *_: nullcontext())
+    monkeypatch.setattr(tasks, "progress_page", lambda _: None)
+    monkeypatch.setattr(tasks.cluster, "resources", lambda _: Workers("cpu", 1))
+    monkeypatch.setattr(Tracker, "start", lambda _: "run")
+    (tmp_path / "vstar").touch()
+    benchmark = {"name": "vstar", "uri": str(tmp_path / "vstar")}
+    config = override(demo(), {"storage": str(tmp_path / "storage"), "evaluation": {"benchmarks": [benchmark]}})
+    encoder, tracker = EncoderConfig(name="e", source="tiny:dinov3"), Tracker(config)
+    with pytest.raises(DataError, match=f"{task}.*: the files that it reads changed while they were read"):
+        if task == "prepare":
+            tasks.prepare.fn(config, tracker)
+        elif task == "read":
+            tasks.read_benchmarks.fn(config, tracker)
+        else:
+            tasks.features.fn(config, [encoder], dataset("d", "train", 8), tracker)
+    assert len(places) == 1 and not storage.exists(places[0])
 
 
 CHECKPOINT = CheckpointRecord(
