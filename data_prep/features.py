@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from amvl_core.contracts import records, storage
-from amvl_core.contracts.content_identity import content_identity
+from amvl_core.contracts.content_identity import encoder_identity
 from amvl_core.contracts.encoders import BASE, STORED, EncoderConfig
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.frozen import Frozen
@@ -43,13 +43,11 @@ DECODERS = 4
 
 def fingerprint(dataset: DatasetRecord, encoder: EncoderConfig) -> str:
     """Names the features of a dataset: by what a folder holds, not by where it is or what the encoder is called."""
-    where = encoder.stored or encoder.source
-    folder = encoder.stored is not None or storage.exists(where)
     return records.fingerprint(
         STAGE,
         STAGE_VERSION,
         dataset=dataset.fingerprint,
-        encoder=content_identity(where) if folder else encoder.source,
+        encoder=encoder_identity(encoder),
         size=None if encoder.stored else encoder.size,
     )
 

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import ModelConfig
+from amvl_core.contracts.encoders import BASE, TINY, EncoderConfig
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.visible import hidden, local_files
 
@@ -41,6 +42,13 @@ def content_identity(uri: str) -> dict[str, Any]:
     """
     with storage.reaching(uri, "read"):
         return _identity(uri)
+
+
+def encoder_identity(encoder: EncoderConfig) -> str | dict[str, Any]:
+    """What the features of a frozen encoder depend on beside its size: what a folder holds, else the source's name."""
+    folder = encoder.stored or encoder.source
+    named = folder == BASE or folder.startswith(TINY) or not storage.exists(folder)
+    return encoder.source if named else content_identity(folder)
 
 
 def tokenizer_identity(model: ModelConfig) -> dict[str, Any]:

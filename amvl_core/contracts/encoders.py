@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializationInfo, field_serializer, field_validator
 
 from amvl_core.contracts.frozen import Settings
 
@@ -43,6 +43,11 @@ class EncoderConfig(Settings):
         if source in ("", STORED):
             raise ValueError(f"{source!r} names no encoder; give a Hub id, a folder, or {STORED} and a folder")
         return source
+
+    @field_serializer("source")
+    def _named(self, source: str, info: SerializationInfo) -> Any:
+        """As it is, or what a fingerprint has in its place: it gives a function as the context."""
+        return info.context(self) if info.context else source
 
     @property
     def stored(self) -> str | None:

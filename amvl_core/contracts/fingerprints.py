@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from amvl_core.contracts.answer_length import max_new_tokens
-from amvl_core.contracts.config import RunConfig
-from amvl_core.contracts.content_identity import content_identity
+from amvl_core.contracts.config import RunConfig, StageConfig
+from amvl_core.contracts.content_identity import content_identity, encoder_identity
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
@@ -39,7 +38,7 @@ def train_fingerprint(
     return fingerprint(
         "train",
         TRAIN_VERSION,
-        stage=config.stages[stage].model_dump(mode="json", exclude={"micro_tokens"}),
+        stage=_stage(config.stages[stage]),
         seed=config.seed,
         model=_model(config),
         latent=config.latent,
@@ -167,11 +166,16 @@ def _row(config: RunConfig) -> dict[str, Any]:
         "latent": config.latent.model_dump(mode="json"),
         "precision": config.trainer.precision,
         **_heldout(config),
-        "stages": [stage.model_dump(mode="json", exclude={"micro_tokens"}) for stage in config.stages.values()],
+        "stages": [_stage(stage) for stage in config.stages.values()],
         "evaluation": config.evaluation.model_dump(
             mode="json", include={*EVALUATED, "faithfulness_items", "analysis_items"}
         ),
     }
+
+
+def _stage(stage: StageConfig) -> dict[str, Any]:
+    """Frozen encoders are in it by what their folders hold."""
+    return stage.model_dump(mode="json", exclude={"micro_tokens"}, context=encoder_identity)
 
 
 def _heldout(config: RunConfig) -> dict[str, int]:
@@ -184,10 +188,4 @@ def _model(config: RunConfig) -> dict[str, Any]:
     base = config.model.base
     if base == "tiny":
         return config.model.model_dump(mode="json")
-    return {"content": _content(base)} if Path(base).is_dir() else {"base": base}
-
-
-@cache
-def _content(folder: str) -> dict[str, Any]:
-    """Read once by a process: at 7B it is 15 GB."""
-    return content_identity(folder)
+    return {"content": content_identity(base)} if Path(base).is_dir() else {"base": base}

@@ -3,15 +3,20 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.fingerprints import (
+    ablation_fingerprint,
     analyse_fingerprint,
     evaluate_fingerprint,
+    experiment_fingerprint,
     faithfulness_fingerprint,
     linear_probe_fingerprint,
     sampling_fingerprint,
     train_fingerprint,
 )
+from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord
 from amvl_core.methods.amvl.presets import demo
 
@@ -68,3 +73,24 @@ def test_a_base_in_a_folder_is_named_by_its_content_and_not_by_its_place(
         return train_fingerprint(override(demo(), {"model": {"base": str(tmp_path / folder)}}), "sft", dataset, None)
 
     assert name("here", b"old") == name("there", b"old") != name("new", b"new")
+
+
+@pytest.mark.parametrize("kind", ["{}", "features:{}"])
+def test_a_frozen_encoder_in_a_folder_is_named_by_its_content_and_not_by_its_place(
+    dataset: DatasetRecord, checkpoint: Callable[..., CheckpointRecord], tmp_path: Path, kind: str
+) -> None:
+    def names(folder: str, weights: bytes) -> list[str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "model.safetensors").write_bytes(weights)
+        encoders = [{"name": "e", "source": kind.format(tmp_path / folder)}]
+        config = override(PRESETS["valr-demo"](), {"stages": {"valr": {"method": {"encoders": encoders}}}})
+        rows = {"row": [config]}
+        return [
+            train_fingerprint(config, "valr", dataset, None),
+            ablation_fingerprint("encoders", rows, dataset, None, []),
+            experiment_fingerprint("x", rows, dataset, checkpoint(), None),
+        ]
+
+    before = names("here", b"old")
+    assert changed(before, names("there", b"old")) == [False] * 3
+    assert changed(before, names("here", b"new")) == [True] * 3
