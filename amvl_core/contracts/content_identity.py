@@ -27,6 +27,19 @@ _AT_ONCE = 4096
 _THREADS = max(4, os.cpu_count() or 1)
 _SETTLED_NS = 2 * 10**9
 """For so long after a change, another one may leave a file's times as they are: clocks of file systems are coarse."""
+_COUNTED_BY = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+"""Files that `load_processor` takes something from, as transformers writes them or wrote them before version 5."""
 
 _known: dict[str, tuple[int, dict[str, Any]]] = {}
 """By URI: what tells whether a file has changed since this process read all, and what it found."""
@@ -52,11 +65,10 @@ def encoder_identity(encoder: EncoderConfig) -> str | dict[str, Any]:
 
 
 def tokenizer_identity(model: ModelConfig) -> dict[str, Any]:
-    """What token counts depend on: the tokenizer and the patch size, not the weights."""
+    """What token counts depend on: the tokenizer, the chat template and the patch size, not the weights."""
     if model.base == "tiny":
         return {"base": "tiny", "patch_size": model.tiny.patch_size}
-    folder = Path(model.base)
-    files = [folder / name for name in ("tokenizer.json", "preprocessor_config.json")]
+    files = [Path(model.base, name) for name in _COUNTED_BY]
     present = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
     return {"files": present} if present else {"base": model.base}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -11,8 +12,11 @@ import pytest
 
 from amvl_core.contracts import content_identity as identities
 from amvl_core.contracts import storage
-from amvl_core.contracts.content_identity import content_identity
+from amvl_core.contracts.config import ModelConfig
+from amvl_core.contracts.content_identity import content_identity, tokenizer_identity
+from amvl_core.data.encode import TokenCounter
 from tests.data_prep.archives import Files, as_folder, as_zip
+from tests.tiny import stock_folder
 
 FILES: Files = {"a/x": b"1", "a/y": b"22", "b/deep/z": b"333"}
 LARGE = 6 * 2**20
@@ -155,3 +159,42 @@ def test_a_store_and_a_disk_agree_also_of_what_was_uploaded_in_parts(tmp_path: P
     storage.write_bytes(f"{s3_bucket}/identity/x/.DS_Store", b"1")
     for name in ("", "/large", "/a/y"):
         assert content_identity(f"{s3_bucket}/identity/x{name}") == content_identity(f"{tmp_path}/x{name}")
+
+
+def written(folder: Path, old: bool) -> Path:
+    """Tokenizer and image processor of a base model, as transformers writes them, or wrote them before version 5."""
+    shutil.copytree(stock_folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    if old:
+        processor, template = folder / "processor_config.json", folder / "chat_template.jinja"
+        fields = json.loads(processor.read_text())["image_processor"]
+        (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+        processor.unlink()
+        template.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "before", "after"),
+    [
+        (False, "processor_config.json", '"patch_size": 8', '"patch_size": 16'),
+        (False, "chat_template.jinja", "assistant", "the assistant"),
+        (False, "tokenizer_config.json", '"<|video_pad|>"', '"<|video_pad|>", "<|more|>"'),
+        (False, "tokenizer.json", '"Ġreach",', '"reach",'),
+        (True, "preprocessor_config.json", '"merge_size": 2', '"merge_size": 4'),
+        (True, "chat_template.json", "assistant", "the assistant"),
+    ],
+)
+def test_a_tokenizer_that_counts_otherwise_is_another(
+    tmp_path: Path, old: bool, name: str, before: str, after: str
+) -> None:
+    folder = written(tmp_path / "base", old)
+    model, moved = ModelConfig(base=str(folder)), ModelConfig(base=str(written(tmp_path / "moved", old)))
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert tokenizer_identity(model) == tokenizer_identity(moved)
+    counter = TokenCounter.from_model(moved)
+    text = (folder / name).read_text()
+    assert before in text
+    (folder / name).write_text(text.replace(before, after))
+    assert TokenCounter.from_model(model) != counter
+    assert tokenizer_identity(model) != tokenizer_identity(moved)
