@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from amvl_core.contracts import records, storage
 from amvl_core.contracts.content_identity import encoder_identity
-from amvl_core.contracts.encoders import BASE, STORED, EncoderConfig
+from amvl_core.contracts.encoders import BASE, EncoderConfig
 from amvl_core.contracts.errors import DataError, StorageError
 from amvl_core.contracts.frozen import Frozen
 from amvl_core.contracts.parquet import ParquetStream
@@ -69,7 +69,7 @@ def compute(
     assert encoder.source != BASE, "its features change with the model that is trained"
     uri, shards = storage.absolute(uri), dataset.files("train")
     device = "cpu" if encoder.stored is not None else device
-    work = Work(storage.absolute(dataset.uri), _absolute(encoder), uri, device)
+    work = Work(storage.absolute(dataset.uri), encoder, uri, device)
     actors = Actors(
         min(workers, len(shards)), num_cpus=1 if device == "cuda" else 0.5, num_gpus=float(device == "cuda")
     )
@@ -275,15 +275,6 @@ def _load(where: str) -> ShardFeatures | None:
         return ShardFeatures.model_validate_json(storage.read_bytes(f"{where}.json"))
     except ValidationError as error:
         raise StorageError(f"{where}.json is damaged; remove it to redo that part") from error
-
-
-def _absolute(encoder: EncoderConfig) -> EncoderConfig:
-    """With an absolute place, because actors run in working directories of their own."""
-    if encoder.stored is not None:
-        return encoder.model_copy(update={"source": STORED + storage.absolute(encoder.stored)})
-    if storage.exists(encoder.source):
-        return encoder.model_copy(update={"source": storage.absolute(encoder.source)})
-    return encoder
 
 
 def _nothing_for(encoder: EncoderConfig, lacking: list[Missing], images: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from amvl_core.contracts import storage
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.frozen import Seed, Settings
@@ -109,6 +110,11 @@ class ModelConfig(Settings):
 
     base: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="a Hub id, a folder, or `tiny`")
     tiny: TinyConfig = TinyConfig()
+
+    @field_validator("base")
+    @classmethod
+    def _absolute(cls, base: str) -> str:
+        return base if base == "tiny" else storage.local_folder(base)  # workers work in folders of their own
 
 
 if TYPE_CHECKING:

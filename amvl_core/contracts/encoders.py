@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, SerializationInfo, field_serializer, field_validator
 
+from amvl_core.contracts import storage
 from amvl_core.contracts.frozen import Settings
 
 BASE = "base"
@@ -42,7 +43,10 @@ class EncoderConfig(Settings):
             raise ValueError(f"{source!r} cannot be built; give {TINY} and one of {', '.join(TINY_KINDS)}")
         if source in ("", STORED):
             raise ValueError(f"{source!r} names no encoder; give a Hub id, a folder, or {STORED} and a folder")
-        return source
+        if source == BASE or source.startswith(TINY):
+            return source
+        kind = STORED if source.startswith(STORED) else ""
+        return kind + storage.local_folder(source.removeprefix(kind))  # workers work in folders of their own
 
     @field_serializer("source")
     def _named(self, source: str, info: SerializationInfo) -> Any:

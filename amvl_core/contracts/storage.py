@@ -20,6 +20,7 @@ from typing import IO, Any
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import get_protocol
 
 from amvl_core.contracts.errors import StorageError
 from amvl_core.contracts.loopback import past_proxies
@@ -78,6 +79,12 @@ def join(uri: str, *parts: str) -> str:
 def absolute(uri: str) -> str:
     """A relative local path made absolute, so that a process with another working directory finds it."""
     return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
+
+
+def local_folder(source: str) -> str:
+    """A folder of this machine by its absolute path; what is none, such as a Hub id, as it is."""
+    here = get_protocol(source) in LocalFileSystem.protocol
+    return absolute(source) if here and os.path.isdir(local_path(source)) else source  # noqa: PTH112  Path's raises
 
 
 REFUSED = (OSError, BotoCoreError, ClientError)

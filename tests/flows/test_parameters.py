@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +56,35 @@ def test_nested_fields_are_merged_one_by_one() -> None:
     assert config.stages["sft"] == before.stages["sft"]
     assert config.data.sources == (EasyVqaSource(uri="/x.zip"),)
     assert config.data.max_tokens == before.data.max_tokens
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_a_folder_is_found_by_processes_that_work_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: bool
+) -> None:
+    for name in ("models/base", "models/e", "features", "tiny", "base"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path if not home else "/")
+
+    def found(base: str, *sources: str) -> list[str]:
+        encoders = [{"name": f"e{number}", "source": source} for number, source in enumerate(sources)]
+        config = resolve("valr-demo", model={"base": base}, stages={"valr": {"method": {"encoders": encoders}}})
+        return [config.model.base, *(encoder.source for encoder in config.encoders)]
+
+    near = "~/" if home else ""
+    assert found(f"{near}models/base", f"{near}models/e/", f"features:{near}features") == [
+        f"{tmp_path}/models/base",
+        f"{tmp_path}/models/e",
+        f"features:{tmp_path}/features",
+    ]
+    assert found(f"file://{tmp_path}/models/base", "s3://b/e/", "features:s3://b/f") == [
+        f"{tmp_path}/models/base",
+        "s3://b/e/",
+        "features:s3://b/f",
+    ]
+    for names in (["tiny", "base", "tiny:clip"], ["Qwen/Base", "facebook/dino", "features:nowhere"]):
+        assert found(*names) == names
 
 
 def test_a_null_clears_what_may_be_null_and_leaves_the_rest() -> None:
