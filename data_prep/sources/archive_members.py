@@ -8,12 +8,14 @@ from __future__ import annotations
 import bisect
 import bz2
 import gzip
+import io
 import lzma
 import posixpath
 import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -29,7 +31,7 @@ T = TypeVar("T")
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
 
 COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+BLOCK_BYTES = 2**16
 MAX_LINKED = 100
 """Names that links in an archive may give, for each of its members."""
 
@@ -40,6 +42,54 @@ class DamagedMemberError(DataError):
 
 class DeadLinkError(DataError):
     """A member is a link that leads nowhere."""
+
+
+class _Streams(io.RawIOBase):
+    """bz2 or xz streams, one behind the other. Python's own files take one that is damaged for the end."""
+
+    def __init__(self, new: Callable[[], Any], file: IO[bytes]) -> None:
+        self._new, self._file = new, file
+        self._decoder = new()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if offset or whence != io.SEEK_SET:
+            raise io.UnsupportedOperation("it is read from its start on")
+        self._decoder = self._new()
+        return self._file.seek(0)
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            block = b""
+            if self._decoder.eof:
+                block = self._decoder.unused_data.lstrip(b"\0")  # zeros are padding
+                while not block and (more := self._file.read(BLOCK_BYTES)):
+                    block = more.lstrip(b"\0")
+                if not block:
+                    return 0
+                self._decoder = self._new()
+            elif self._decoder.needs_input and not (block := self._file.read(BLOCK_BYTES)):
+                raise EOFError("it ends within a compressed stream")
+            data = self._decoder.decompress(block, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _streams(new: Callable[[], Any]) -> Callable[[IO[bytes]], IO[bytes]]:
+    return lambda file: io.BufferedReader(_Streams(new, file), BLOCK_BYTES)
+
+
+_OPENERS: dict[str, Any] = {
+    ".gz": gzip.open,
+    ".bz2": _streams(bz2.BZ2Decompressor),
+    ".xz": _streams(lzma.LZMADecompressor),
+}
 
 
 def decompressor(head: bytes) -> Any:

@@ -22,7 +22,7 @@ from data_prep.sources.depth import MAX_DEPTH, TOO_DEEP, too_deep
 
 CHUNK_BYTES = 2**20
 MAX_ITEM_CHARS = 2**26
-"""A list item that is longer than this is taken for a damaged one."""
+"""A list item that is longer than this is taken for a damaged one, and a line is not read."""
 
 SHOWN_CHARS = 30
 """Of the text on either side of what is no JSON."""
@@ -57,16 +57,31 @@ def _opened(archive: Archive, name: str) -> Iterator[tuple[IO[bytes], str, str]]
 
 
 def json_lines(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value or Drop) of every line that is not blank."""
+    """(line number from 1, value or Drop) of every line that is not blank.
+
+    Raises DataError if the file breaks off, or cannot be read or decompressed: what is behind that cannot be counted.
+    """
     number = 0
     try:
         with _opened(archive, name) as (file, encoding, errors):
-            for line in io.TextIOWrapper(file, encoding, errors):
+            text = io.TextIOWrapper(file, encoding, errors)
+            while line := text.readline(MAX_ITEM_CHARS + 1):
                 number += 1
-                if line.strip():
+                if len(line) > MAX_ITEM_CHARS and not line.endswith("\n"):
+                    yield number, Drop(MALFORMED_ROW, f"the line is longer than {MAX_ITEM_CHARS:,} characters")
+                    while line and not line.endswith("\n"):
+                        line = text.readline(CHUNK_BYTES)
+                elif line.strip():
                     yield number, _line(line.lstrip("\ufeff"))
     except (UnicodeError, *DAMAGED, DamagedMemberError) as error:
-        yield number + 1, Drop(MALFORMED_ROW, f"{name} is damaged behind line {number} ({error})")
+        raise _broken(archive, name, f"line number {number + 1} cannot be read ({error})") from error
+
+
+def _broken(archive: Archive, name: str, what: str) -> DataError:
+    return DataError(
+        f"{archive.uri}: {name} is cut or damaged: {what}, and nothing behind it can be read; download it again and "
+        "compare its checksum, or repair it"
+    )
 
 
 def _line(line: str) -> Any:
@@ -121,7 +136,7 @@ def _wrong(text: str, error: Exception, start: int = 0) -> str:
 def json_values(archive: Archive, name: str) -> Iterator[tuple[str, int, Any]]:
     """("line" or "item", number from 1, value or Drop): lines or a list, whichever the file holds, whatever its name.
 
-    Raises DataError where it is neither, or a list that breaks off.
+    Raises DataError where it is neither, or breaks off.
     """
     first = _first(archive, name)
     lines = ".jsonl" in name
@@ -168,10 +183,7 @@ def json_items(archive: Archive, name: str) -> Iterator[tuple[int, Any]]:
             if text.ahead():
                 raise DataError(f"{archive.uri}: {name} goes on behind the end of its list; write one list into it")
     except (ValueError, *DAMAGED, DamagedMemberError) as error:
-        raise DataError(
-            f"{archive.uri}: {name} is cut or damaged: item number {number + 1} is not valid JSON ({error}), and "
-            "nothing behind it can be read; download it again and compare its checksum, or repair it"
-        ) from error
+        raise _broken(archive, name, f"item number {number + 1} is not valid JSON ({error})") from error
 
 
 class _Text:

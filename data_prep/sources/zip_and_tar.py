@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from functools import cached_property
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from amvl_core.contracts.errors import DataError
 from data_prep.sources.archive_members import (
@@ -99,6 +99,26 @@ def _leads_to(member: tarfile.TarInfo) -> str | None:
     return resolve(folder, member.linkname)
 
 
+class _Header(tarfile.TarInfo):
+    """The header of a member. `tarfile` takes one that is damaged, or is not there, for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros, which ends a tar
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset:,}") from error
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises ReadError where more than zeros follow the end of a tar: another tar, or members behind a hole."""
+    while block := tar.fileobj.read(2**20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"it goes on behind its end at byte {tar.offset:,}")
+
+
 class Tar(Archive):
     """A tar, compressed or not, read from front to back into `spool`."""
 
@@ -111,7 +131,7 @@ class Tar(Archive):
         links: dict[str, str] = {}
         try:
             stream = decompress(file) if decompress else file
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
                 for member in tar:
                     if (name := member_name(member.name)) is None:
                         continue
@@ -119,9 +139,8 @@ class Tar(Archive):
                         members[name] = self._take(tar, member)
                     elif (member.issym() or member.islnk()) and (target := _leads_to(member)) is not None:
                         links[name] = target
-            # Past the end marker of the tar: a compressed stream that was cut there, or whose checksum is wrong, fails.
-            while stream.read(2**20):
-                pass
+                # A compressed stream that was cut there, or whose checksum is wrong, fails here.
+                _check_end(tar)
         except DAMAGED as error:
             raise damaged(uri, error) from error
 
@@ -190,7 +209,7 @@ class IndexedTar(Archive):
         links: dict[str, str] = {}
         try:
             self._file.seek(0)
-            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+            with tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Header) as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                     name = member_name(member.name)
@@ -200,6 +219,7 @@ class IndexedTar(Archive):
                         found[name] = member.offset_data, member.size
                     elif (member.issym() or member.islnk()) and (target := _leads_to(member)) is not None:
                         links[name] = target
+                _check_end(tar)
         except DAMAGED as error:
             raise damaged(self.uri, error) from error
         return with_links(self.uri, found, links)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import stat
 import tarfile
@@ -82,6 +84,36 @@ def test_a_damaged_zip_member_is_found_when_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"payload", b"qayload", 1))
     with open_archive(str(path)) as archive, pytest.raises(DataError, match="damaged"):
         archive.read("a.txt")
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar in a folder"])
+@pytest.mark.parametrize("damage", ["a wrong header", "cut in a header", "cut behind a member", "a hole", "two"])
+def test_a_tar_that_does_not_end_where_it_says_is_damaged(tmp_path: Path, kind: str, damage: str) -> None:
+    """Python's tarfile takes each of these for the end, and the members behind it would be lost unseen."""
+    (tmp_path / "x").mkdir()
+    path = Path(as_tar(tmp_path / "x" / "x.tar", {f"{i}.txt": b"x" * 100 for i in range(10)}, "w"))
+    whole, half = path.read_bytes(), 5 * 1024
+    data = {
+        "a wrong header": whole[:half] + b"\xff" + whole[half + 1 :],
+        "cut in a header": whole[: half + 100],
+        "cut behind a member": whole[:half],
+        "a hole": whole[:half] + bytes(1024) + whole[half + 1024 :],
+        "two": whole[:half] + bytes(30 * 1024) + whole,
+    }[damage]
+    path.write_bytes(data if kind == "tar in a folder" else gzip.compress(data))
+    where = path.parent if kind == "tar in a folder" else path
+    named = pytest.raises(DataError, match=r"x\.tar is damaged or incomplete .*at byte 5,120")
+    with named, open_archive(str(where)) as archive:
+        archive.names()
+
+
+@pytest.mark.parametrize("pack", ["tar.bz2", "tar.xz"])
+def test_a_tar_whose_second_compressed_stream_is_damaged(tmp_path: Path, pack: str) -> None:
+    compress = bz2.compress if pack == "tar.bz2" else lzma.compress
+    whole = Path(as_tar(tmp_path / "x.tar", {"a": b"a" * 512}, "w")).read_bytes()
+    (tmp_path / "x.tar").write_bytes(compress(whole) + compress(whole)[:3] + b"damaged")
+    with pytest.raises(DataError, match="damaged"), open_archive(str(tmp_path / "x.tar")):
+        pass
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt"])

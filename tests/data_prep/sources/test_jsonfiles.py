@@ -6,6 +6,7 @@ import json
 import lzma
 import re
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,9 @@ from tests.data_prep.archives import as_folder, as_zip
 def values(folder: Path, data: bytes, read: Any = json_items) -> list[Any]:
     with open_archive(as_folder(folder, {"x.json": data})) as archive:
         return [value for _, value in read(archive, "x.json")]
+
+
+PACKERS: tuple[Callable[[bytes], bytes], ...] = (gzip.compress, bz2.compress, lzma.compress)
 
 
 def shown(found: list[Any]) -> list[Any]:
@@ -157,14 +161,51 @@ def test_lines_keep_their_numbers(tmp_path: Path) -> None:
         assert [number for number, _ in json_lines(archive, "x")] == [2, 4, 5]
 
 
-def test_a_damaged_member_gives_what_stands_before_the_damage(tmp_path: Path) -> None:
-    lines = b"".join(b'{"number": %d}\n' % i for i in range(20_000))
-    path = Path(as_zip(tmp_path / "x.zip", {"x.jsonl": lines}))
+MANY = b"".join(b'{"number": %d}\n' % i for i in range(20_000))
+CUT = {
+    **{kind: (f"x.jsonl.{kind}", pack(MANY)[:-9]) for kind, pack in zip(("gz", "bz2", "xz"), PACKERS, strict=True)},
+    "gz whose checksum is wrong": ("x.jsonl.gz", gzip.compress(MANY)[:-8] + bytes(8)),
+    "gz with something behind it": ("x.jsonl.gz", gzip.compress(MANY) + b"more"),
+    "utf-16": ("x.jsonl", MANY.decode().encode("utf-16")[:-1]),
+    # As pbzip2 writes it: stream behind stream. Python takes one that is damaged for the end.
+    "the second of two bz2": ("x.jsonl.bz2", bz2.compress(MANY) + b"BZh9" + bytes(9) + bz2.compress(MANY)),
+    "the second of two xz": ("x.jsonl.xz", lzma.compress(MANY) + b"\xfd7zXY" + lzma.compress(MANY)),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_lines_that_break_off_are_refused_like_a_list(tmp_path: Path, kind: str) -> None:
+    """One drop would stand for all rows behind it."""
+    name, data = CUT[kind]
+    with (
+        open_archive(as_folder(tmp_path / "x", {name: data})) as archive,
+        pytest.raises(DataError, match=rf"x: {re.escape(name)} is cut or damaged: line number \d+ .* download it"),
+    ):
+        list(json_values(archive, name))
+
+
+def test_streams_that_follow_each_other_are_one_file(tmp_path: Path) -> None:
+    """Zeros between them are padding."""
+    for pack in PACKERS:
+        data = pack(b'{"a": 1}\n') + bytes(8) + pack(b'{"a": 2}\n') + bytes(4)
+        assert values(tmp_path, data, json_lines) == [{"a": 1}, {"a": 2}]
+
+
+def test_lines_in_a_damaged_member_of_a_zip_are_refused(tmp_path: Path) -> None:
+    path = Path(as_zip(tmp_path / "x.zip", {"x.jsonl": MANY}))
     path.write_bytes(path.read_bytes().replace(b'"number": 19999', b'"number": 18888', 1))
-    with open_archive(str(path)) as archive:
-        found = [value for _, value in json_lines(archive, "x.jsonl")]
-    assert [value for value in found if not isinstance(value, Drop)][:9999] == [{"number": i} for i in range(9999)]
-    assert isinstance(found[-1], Drop) and found[-1].reason == MALFORMED_ROW and "damaged" in found[-1].detail
+    with open_archive(str(path)) as archive, pytest.raises(DataError, match=r"is cut or damaged: line number .* CRC"):
+        list(json_lines(archive, "x.jsonl"))
+
+
+def test_a_line_that_is_too_long_to_be_read_is_one_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonfiles, "MAX_ITEM_CHARS", 50)
+    monkeypatch.setattr(jsonfiles, "CHUNK_BYTES", 7)
+    lines = [b'"%s"' % (b"x" * length) for length in (48, 49, 48, 500)]
+    long = "is longer than 50 characters"
+    for end in (b"", b"\n"):
+        first, second, third, last = values(tmp_path, gzip.compress(b"\r\n".join(lines) + end), json_lines)
+        assert (first, third) == ("x" * 48, "x" * 48) and long in second.detail and long in last.detail
 
 
 @pytest.mark.parametrize("read", [json_lines, json_items])
