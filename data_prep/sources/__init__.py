@@ -151,7 +151,7 @@ def detect(uri: str) -> Source:
 def _what_is_there(archive: Archive) -> list[str]:
     """What may have been meant: a line for each of the first files."""
     said = [
-        f"{name} has the columns {', '.join(table.columns)}" if isinstance(table, Table) else table.detail
+        f"{name} has the columns {', '.join(table.columns)}" if isinstance(table, Table) else str(table)
         for name, table in tables(archive, bool)
     ]
     names = [name for name in own_chats.likely(archive) if not name.endswith(".parquet")]

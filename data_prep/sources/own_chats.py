@@ -114,11 +114,7 @@ def _values(archive: Archive, found: list[str]) -> Iterator[tuple[str, str, Any]
 
 
 def _table_values(archive: Archive, file: str) -> Iterator[Any]:
-    try:
-        table = archive.table(file)
-    except DataError as error:
-        yield Drop(MALFORMED_ROW, str(error))
-        return
+    table = archive.table(file)
     images = [name for name in own_fields.IMAGES if name in table.columns]
     wanted = [name for name in (*own_fields.READ, *own_fields.NEEDED) if name in table.columns and name not in images]
     unread = {name: True for name in table.columns if name not in wanted and name not in images}

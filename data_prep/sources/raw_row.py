@@ -167,9 +167,12 @@ def _path(value: Any, parts: Sequence[int | str], missing: bool) -> list[str]:
     return path
 
 
-def tables(archive: Archive, belongs: Callable[[list[str]], bool]) -> list[tuple[str, Table | Drop]]:
-    """The Parquet members whose columns `belongs` accepts, and a Drop for each that cannot even be opened."""
-    found: list[tuple[str, Table | Drop]] = []
+def tables(archive: Archive, belongs: Callable[[list[str]], bool]) -> list[tuple[str, Table | DataError]]:
+    """The Parquet members whose columns `belongs` accepts, and why each other that cannot even be opened is not read.
+
+    Whoever reads rows raises that: nobody knows how many would be lost.
+    """
+    found: list[tuple[str, Table | DataError]] = []
     for name in archive.names():
         if not name.endswith(".parquet"):
             continue
@@ -178,7 +181,7 @@ def tables(archive: Archive, belongs: Callable[[list[str]], bool]) -> list[tuple
         except DeadLinkError:
             raise
         except DataError as error:
-            found.append((name, Drop(MALFORMED_ROW, str(error))))
+            found.append((name, error))
             continue
         if belongs(table.columns):
             found.append((name, table))

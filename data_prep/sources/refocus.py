@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from amvl_core.contracts.sources import RefocusSource
-from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, Drop
+from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE
 from data_prep.sources import text
 from data_prep.sources.archive_members import Archive
 from data_prep.sources.jsonfiles import json_lines
@@ -96,9 +96,8 @@ def rows(source: RefocusSource, archive: Archive) -> Iterator[RawRow]:
         raise DataError(f"{source.uri} holds neither Parquet files of ReFocus nor its raw .jsonl files")
     for name, table in found:
         where, split = _place(source, name)
-        if isinstance(table, Drop):
-            yield RawRow(where, split, (), None, table)
-            continue
+        if isinstance(table, DataError):
+            raise table
         for number, row in enumerate(table.rows(COLUMNS, IMAGES)):
             yield attempt(f"{where}/{number:07d}", split, _table_row, name, row)
     for name in raw if not found else ():

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, Conversation, Split
 from amvl_core.contracts.sources import ZebraCotSource
-from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH, Drop
+from data_prep.filters import INCOMPLETE_REASONING, MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH
 from data_prep.sources import text
 from data_prep.sources.archive_members import Archive
 from data_prep.sources.raw_row import Cell, RawRow, Rejected, attempt, checked, numbered, tables
@@ -47,9 +47,8 @@ def rows(source: ZebraCotSource, archive: Archive) -> Iterator[RawRow]:
     for (name, table), stem in zip(found, stems, strict=True):
         config, file = _config(name), posixpath.basename(name)
         split: Split = "train" if file.startswith("train") else "test"
-        if isinstance(table, Drop):
-            yield RawRow(f"{source.name}/{config}/{file}", split, (), None, table)
-            continue
+        if isinstance(table, DataError):
+            raise table
         columns = [column for column in table.columns if _COLUMN.fullmatch(column)]
         for number, row in enumerate(table.rows(COLUMNS, columns)):
             yield attempt(f"{source.name}/{stem}/{number:07d}", split, _row, config, name, row)

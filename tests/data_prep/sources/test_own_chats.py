@@ -388,17 +388,14 @@ def test_parquet_that_is_not_understood_says_its_columns(tmp_path: Path) -> None
         detect(str(path))
 
 
-def test_a_damaged_parquet_file_is_one_drop(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     good = table(path, parquet_rows([{"bytes": A, "path": None}]), pa.list_(BYTES))
     uri = as_folder(tmp_path / "s", {"train-0.parquet": good, "train-1.parquet": good[: len(good) // 2]})
     with pytest.raises(DataError, match=r"holds no data that is understood[\s\S]*train-1\.parquet is damaged"):
         detect(as_folder(tmp_path / "cut", {"train-1.parquet": good[: len(good) // 2]}))
-    kept, dropped = outcomes(ChatJsonlSource(uri=uri)).values()
-    assert isinstance(kept, Conversation)
-    assert (
-        isinstance(dropped, Drop) and dropped.reason == MALFORMED_ROW and "train-1.parquet is damaged" in dropped.detail
-    )
+    with pytest.raises(DataError, match=r"s/train-1\.parquet is damaged or incomplete .* download"):
+        outcomes(ChatJsonlSource(uri=uri))
 
 
 def test_a_dead_link_in_the_place_of_the_rows_is_named(tmp_path: Path) -> None:

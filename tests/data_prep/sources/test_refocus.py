@@ -170,6 +170,14 @@ def test_tables_are_read_before_raw_files(tmp_path: Path) -> None:
     assert [row.sample_id for row in listed(source)] == ["refocus/data/train-00000-of-00003/0000000"]
 
 
+def test_a_table_that_is_cut_is_refused_and_not_read_as_none(tmp_path: Path) -> None:
+    (whole,) = tables(in_table()).values()
+    for more in (raws(raw()), {"train-0.parquet": whole}):
+        source = RefocusSource(uri=as_folder(tmp_path / str(len(more)) / "r", more | {"train-1.parquet": whole[:-50]}))
+        with pytest.raises(DataError, match=r"r/train-1\.parquet is damaged or incomplete"):
+            listed(source)
+
+
 def test_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither Parquet files of ReFocus nor"):
         listed(RefocusSource(uri=as_folder(tmp_path / "r", {"readme.txt": b"x"})))

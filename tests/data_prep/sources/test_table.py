@@ -79,6 +79,17 @@ def test_the_fixture_is_what_it_says() -> None:
     assert pq.ParquetFile(io.BytesIO(DATA)).num_row_groups == 3
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_every_row_of_a_damaged_row_group_is_counted(own: bool) -> None:
+    column = pq.ParquetFile(io.BytesIO(DATA)).metadata.row_group(1).column(0)
+    assert column.path_in_schema == "name"
+    start, data = column.dictionary_page_offset, bytearray(DATA)
+    data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    table = Table("x", io.BytesIO(data))
+    rows = table.own_rows(["name"], []) if own else table.rows(["name"])
+    assert [row.values is None for row in rows] == [False, False, True, True, False, False]
+
+
 BYTES = IMAGES[0]
 
 

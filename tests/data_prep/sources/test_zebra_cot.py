@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation
 from amvl_core.contracts.sources import ZebraCotSource
 from data_prep.filters import (
@@ -127,12 +128,13 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path: Path) -> None:
     assert list(drops(ZebraCotSource(uri=str(path))).values()) == [UNREADABLE_IMAGE] * 2
 
 
-def test_a_file_that_was_cut_is_one_drop(tmp_path: Path) -> None:
+def test_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+    """Nobody knows how many rows it held."""
     whole = files(row()) | files(row(), config="1 Chess")
     name = "1 Chess/train-00000-of-00002.parquet"
     source = detect(as_folder(tmp_path / "z", whole | {name: whole[name][:-50]}))
-    assert drops(source) == {f"zebra_cot/{name}": MALFORMED_ROW}
-    assert [sample.task for sample in converted(source)] == [CONFIG]
+    with pytest.raises(DataError, match=f"z/{name} is damaged or incomplete .* download"):
+        outcomes(source)
 
 
 def test_a_column_of_images_that_is_null_throughout(tmp_path: Path) -> None:
