@@ -32,12 +32,21 @@ DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMA
 
 COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
 BLOCK_BYTES = 2**16
+MAX_MEMBER_BYTES = 2**32
+"""Of a member that is read whole, a picture or a video: what is packed may be a thousand times its archive."""
+
 MAX_LINKED = 100
 """Names that links in an archive may give, for each of its members."""
 
 
 class DamagedMemberError(DataError):
     """One member cannot be read; the rest of its archive can."""
+
+
+def check_size(where: str, size: int) -> None:
+    """Raises DamagedMemberError where a member is too large to be read whole."""
+    if size > MAX_MEMBER_BYTES:
+        raise DamagedMemberError(f"{where} has {size:,} bytes; at most {MAX_MEMBER_BYTES:,} of one member are read")
 
 
 class DeadLinkError(DataError):

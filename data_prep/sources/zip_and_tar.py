@@ -7,21 +7,25 @@ from __future__ import annotations
 import bisect
 import io
 import posixpath
-import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import IO, Any, Self
 
+from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError
 from data_prep.sources.archive_members import (
+    BLOCK_BYTES,
     DAMAGED,
     Archive,
     ByteRange,
     DamagedMemberError,
+    Inner,
+    Ref,
+    check_size,
     member_name,
     resolve,
     with_links,
@@ -29,6 +33,10 @@ from data_prep.sources.archive_members import (
 from data_prep.sources.table import damaged
 
 SPOOL_BYTES = 256 * 2**20
+MAX_PATH_BYTES = 4096
+
+Place = tuple[int, int] | None
+"""Offset and size of a member; None where it is sparse: a few bytes may stand for any number."""
 
 # What damage makes of a version or a way of packing, and of a name that is said to be UTF-8.
 _DAMAGED_ZIP = (*DAMAGED, NotImplementedError, UnicodeDecodeError)
@@ -51,7 +59,9 @@ class Zip(Archive):
 
     def _leads_to(self, name: str, link: zipfile.ZipInfo) -> str | None:
         try:
-            return resolve(posixpath.dirname(name), self._zip.read(link).decode())
+            with self._zip.open(link) as content:
+                target = content.read(MAX_PATH_BYTES + 1)
+            return resolve(posixpath.dirname(name), target.decode()) if len(target) <= MAX_PATH_BYTES else None
         except (*_DAMAGED_ZIP, RuntimeError):
             # It cannot be read, or is encrypted. Then it names nothing, and whoever asks for it is told so.
             return None
@@ -66,7 +76,7 @@ class Zip(Archive):
         spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115  it is the result
         try:
             with self._stream(name) as content:
-                shutil.copyfileobj(content, spool, 2**20)
+                _unpack(content, spool, self.uri)
         except DAMAGED as error:
             raise damaged(f"{self.uri}/{name}", error) from error
         spool.seek(0)
@@ -82,11 +92,24 @@ class Zip(Archive):
             raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
 
     def read(self, name: str) -> bytes:
+        check_size(f"{self.uri}/{name}", self._members[name].file_size)
         try:
             with self._stream(name) as content:
-                return content.read()
+                return b"".join(_pieces(content))
         except DAMAGED as error:
             raise DamagedMemberError(str(damaged(f"{self.uri}/{name}", error))) from error
+
+
+def _pieces(content: IO[bytes]) -> Iterator[bytes]:
+    """What a member holds. Read at once, it is decompressed to its end, however small its header says that it is."""
+    return iter(lambda: content.read(BLOCK_BYTES), b"")
+
+
+def _unpack(content: IO[bytes], spool: IO[bytes], uri: str) -> None:
+    """Copies a member of the archive `uri` into `spool`. Raises StorageError where the disk is full."""
+    for piece in _pieces(content):
+        with storage.reaching(f"{uri} to {tempfile.gettempdir()} (TMPDIR)", "unpack"):
+            spool.write(piece)
 
 
 def _is_link(info: zipfile.ZipInfo) -> bool:
@@ -127,7 +150,7 @@ class Tar(Archive):
     def __init__(self, uri: str, file: IO[bytes], decompress: Any, spool: Any) -> None:
         super().__init__(uri)
         self._spool = spool
-        members: dict[str, tuple[int, int]] = {}
+        members: dict[str, Place] = {}
         links: dict[str, str] = {}
         try:
             stream = decompress(file) if decompress else file
@@ -136,7 +159,7 @@ class Tar(Archive):
                     if (name := member_name(member.name)) is None:
                         continue
                     if member.isreg():
-                        members[name] = self._take(tar, member)
+                        members[name] = None if member.issparse() else self._take(tar, member)
                     elif (member.issym() or member.islnk()) and (target := _leads_to(member)) is not None:
                         links[name] = target
                 # A compressed stream that was cut there, or whose checksum is wrong, fails here.
@@ -150,19 +173,27 @@ class Tar(Archive):
         content = tar.extractfile(member)
         assert content is not None
         offset = self._spool.tell()
-        shutil.copyfileobj(content, self._spool, 2**20)
+        _unpack(content, self._spool, self.uri)
         return offset, self._spool.tell() - offset
 
     def names(self) -> list[str]:
         return sorted(self._members)
 
     def open(self, name: str) -> IO[bytes]:
-        return io.BufferedReader(_Slice(self._spool, *self._members[name]), 2**20)
+        return io.BufferedReader(_Slice(self._spool, *_whole(self.uri, name, self._members[name])), 2**20)
 
     def read(self, name: str) -> bytes:
-        offset, size = self._members[name]
+        offset, size = _whole(self.uri, name, self._members[name])
+        check_size(f"{self.uri}/{name}", size)
         self._spool.seek(offset)
         return bytes(self._spool.read(size))
+
+
+def _whole(uri: str, name: str, place: Place) -> tuple[int, int]:
+    """The place of a member. Raises DamagedMemberError where it is sparse."""
+    if place is None:
+        raise DamagedMemberError(f"{uri}/{name} is a sparse file; pack it without --sparse")
+    return place
 
 
 class _Slice(io.RawIOBase):
@@ -203,9 +234,9 @@ class IndexedTar(Archive):
         self._file = pieces[0] if len(pieces) == 1 else io.BufferedReader(_Joined(pieces), 2**16)
 
     @cached_property
-    def _index(self) -> dict[str, tuple[int, int]]:
-        """Offset and size of each member; only the headers are read."""
-        found: dict[str, tuple[int, int]] = {}
+    def _index(self) -> dict[str, Place]:
+        """The place of each member; only the headers are read."""
+        found: dict[str, Place] = {}
         links: dict[str, str] = {}
         try:
             self._file.seek(0)
@@ -215,8 +246,8 @@ class IndexedTar(Archive):
                     name = member_name(member.name)
                     if name is None:
                         continue
-                    if member.isreg() and not member.issparse():
-                        found[name] = member.offset_data, member.size
+                    if member.isreg():
+                        found[name] = None if member.issparse() else (member.offset_data, member.size)
                     elif (member.issym() or member.islnk()) and (target := _leads_to(member)) is not None:
                         links[name] = target
                 _check_end(tar)
@@ -231,15 +262,20 @@ class IndexedTar(Archive):
     def members(self) -> frozenset[str]:
         return frozenset(self._index)
 
-    def span(self, archive: str, name: str) -> ByteRange:
+    def span(self, archive: str, name: str) -> Ref:
         """Where the member `name` lies in this tar, which its folder calls `archive`."""
-        return ByteRange(archive, name, *self._index[name])
+        place = self._index[name]
+        return Inner(archive, name) if place is None else ByteRange(archive, name, *place)
 
     def open(self, name: str) -> IO[bytes]:
-        return io.BufferedReader(_Slice(self._file, *self._index[name]), 2**20)
+        return io.BufferedReader(_Slice(self._file, *_whole(self.uri, name, self._index[name])), 2**20)
+
+    def read(self, name: str) -> bytes:
+        return self.read_span(ByteRange("", name, *_whole(self.uri, name, self._index[name])))
 
     def read_span(self, span: ByteRange) -> bytes:
-        """The bytes of a member. Raises DamagedMemberError where they are not all there."""
+        """The bytes of a member. Raises DamagedMemberError where they are not all there, or too many."""
+        check_size(f"{self.uri}/{span.member}", span.size)
         try:
             self._file.seek(span.offset)
             data = self._file.read(span.size)

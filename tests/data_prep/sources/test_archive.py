@@ -7,6 +7,8 @@ import lzma
 import os
 import stat
 import tarfile
+import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import s3fs
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import DataError, StorageError
-from data_prep.filters import MISSING_IMAGE, Drop
+from data_prep.filters import MISSING_IMAGE, UNREADABLE_IMAGE, Drop
+from data_prep.sources import archive_members
 from data_prep.sources.archive import open_archive
 from data_prep.sources.archive_members import ByteRange, DamagedMemberError, DeadLinkError, Inner, resolve, with_links
+from data_prep.sources.jsonfiles import json_lines
 from data_prep.sources.raw_row import read_image
 from tests.data_prep.archives import Files, as_folder, as_tar, as_zip
 
@@ -114,6 +118,100 @@ def test_a_tar_whose_second_compressed_stream_is_damaged(tmp_path: Path, pack: s
     (tmp_path / "x.tar").write_bytes(compress(whole) + compress(whole)[:3] + b"damaged")
     with pytest.raises(DataError, match="damaged"), open_archive(str(tmp_path / "x.tar")):
         pass
+
+
+BIG: Files = {"a.bin": bytes(2000), "b.bin": bytes(2001), "x.jsonl": b'{"a": 1}\n' * 500}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "zip in a folder", "tar in a folder"])
+def test_a_member_that_is_too_large_to_be_read_whole_is_a_drop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Rows are streamed, and may be of any size."""
+    monkeypatch.setattr(archive_members, "MAX_MEMBER_BYTES", 2000)
+    (tmp_path / "x").mkdir()
+    path = tmp_path / "x" / f"x.{kind[:3]}"
+    if kind.startswith("zip"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, data in BIG.items():
+                packed.writestr(name, data)
+    else:
+        as_tar(path, BIG, "w:gz" if kind == "tar.gz" else "w")
+    with open_archive(str(path.parent if "folder" in kind else path)) as archive:
+        assert read_image(archive, archive.located("a.bin")) == archive.read("a.bin") == bytes(2000)
+        found = read_image(archive, archive.located("b.bin"))
+        with pytest.raises(DamagedMemberError, match=r"b\.bin has 2,001 bytes; at most 2,000 of one member"):
+            archive.read("b.bin")
+        assert len(list(json_lines(archive, "x.jsonl"))) == 500
+    assert isinstance(found, Drop) and found.reason == UNREADABLE_IMAGE and "at most 2,000" in found.detail
+
+
+def test_a_zip_whose_member_is_larger_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_members, "MAX_MEMBER_BYTES", 100)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a.bin", bytes(50_000_000))
+    data = (tmp_path / "x.zip").read_bytes().replace((50_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    (tmp_path / "x.zip").write_bytes(data)
+    with open_archive(str(tmp_path / "x.zip")) as archive:
+        tracemalloc.start()
+        with pytest.raises(DamagedMemberError, match="Bad CRC"):
+            archive.read("a.bin")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10**6, peak
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar in a folder"])
+def test_a_sparse_member_of_a_tar_is_a_drop(tmp_path: Path, kind: str) -> None:
+    """A few bytes of a tar say that it is 50 MB large: such a member would fill the disk that tars are unpacked to."""
+    (tmp_path / "x").mkdir()
+    path = tmp_path / "x" / "x.tar"
+    with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w", format=tarfile.PAX_FORMAT) as tar:
+        info, data = tarfile.TarInfo("GNUSparseFile.0/a.bin"), b"1\n0\n512\n".ljust(512, b"\0") + b"x" * 512
+        info.size = len(data)
+        info.pax_headers = {"major": "1", "minor": "0", "name": "a.bin", "realsize": str(50 * 10**6)}
+        info.pax_headers = {f"GNU.sparse.{name}": value for name, value in info.pax_headers.items()}
+        tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("b.bin")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"b"))
+    where = path.parent if kind == "tar in a folder" else path
+    with open_archive(str(where)) as archive:
+        located = {name: archive.located(name) for name in ("a.bin", "b.bin")}
+        for read in (archive.read, archive.open):
+            with pytest.raises(DamagedMemberError, match=r"x\.tar/a\.bin is a sparse file; pack it without --sparse"):
+                read("a.bin")
+        if kind == "tar.gz":
+            assert archive._spool.seek(0, io.SEEK_END) == 1  # type: ignore[attr-defined]
+            found = {name: read_image(archive, place) for name, place in located.items()}
+    if kind == "tar in a folder":  # as a task does, which has listed nothing
+        with open_archive(str(where)) as archive:
+            found = {name: read_image(archive, place) for name, place in located.items()}
+    assert isinstance(drop := found.pop("a.bin"), Drop) and "sparse" in drop.detail and found == {"b.bin": b"b"}
+
+
+def test_a_link_in_a_zip_is_no_longer_than_a_path(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        packed.writestr("a.txt", b"a")
+        for name, times in (("short.txt", 10), ("long.txt", 1000)):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            packed.writestr(info, "a.txt/../" * times + "a.txt")
+    with open_archive(str(tmp_path / "x.zip")) as archive:
+        assert archive.names() == ["a.txt", "short.txt"] and archive.read("short.txt") == b"a"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_disk_that_is_full_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    files = {"x.parquet": bytes(10_000)}
+    path = as_zip(tmp_path / "x", files) if kind == "zip" else as_tar(tmp_path / "x", files)
+    full = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115  closed by who spools
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda size: full)
+    with (
+        pytest.raises(StorageError, match=r"cannot unpack .*x to .* \(TMPDIR\): No space"),
+        open_archive(path) as archive,
+    ):
+        archive.open("x.parquet")
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt"])
