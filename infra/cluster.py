@@ -48,15 +48,21 @@ class Workers:
 
 
 def address(config: ClusterConfig) -> str | None:
-    """Where the cluster is: RAY_ADDRESS, else `cluster.address`; None for a Ray of its own."""
-    chosen = os.environ.get("RAY_ADDRESS") or config.address
-    return None if chosen in ("auto", "local") else chosen
+    """Where the cluster is: RAY_ADDRESS, else `cluster.address`; None for a Ray of its own.
+
+    In the environment `auto` is Ray's word for the cluster that runs on this machine. In `cluster.address` it is ours
+    for no address.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    chosen = given or (None if config.address == "auto" else config.address)
+    return None if chosen == "local" else chosen
 
 
 def connect(config: ClusterConfig) -> None:
     """Joins the cluster, or starts a private one; does nothing where this process has joined one already.
 
-    Raises ClusterError if the address does not answer, or if no Ray can be started here.
+    Raises ClusterError if the address does not answer, if no Ray can be started here, or if this is a head of `ray up`
+    and nothing says whether its cluster is meant.
     """
     for name, value in _ENVIRONMENT.items():  # read when Ray is imported, and inherited by its processes
         os.environ.setdefault(name, value)
@@ -67,8 +73,11 @@ def connect(config: ClusterConfig) -> None:
         return
     chosen = address(config)
     if chosen is None:
-        # An address in the environment would win over "local", and "auto" is not an address but our own word.
-        os.environ.pop("RAY_ADDRESS", None)
+        if "local" not in (os.environ.get("RAY_ADDRESS"), config.address) and BOOTSTRAP.expanduser().is_file():
+            raise ClusterError(
+                f"this is the head of a cluster ({BOOTSTRAP} is there), and no address is given; set "
+                "RAY_ADDRESS=127.0.0.1:6379 to run on that cluster, or RAY_ADDRESS=local to run on this machine alone"
+            )
         # A process that asks whether a node is drained: this one cannot be, and two seconds of CPU time go into it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         try:
@@ -89,12 +98,13 @@ def connect(config: ClusterConfig) -> None:
         _take_sigterm()
         return
     try:
-        _probe(chosen)
-        ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR)
+        where = _running() if chosen == "auto" else chosen
+        _probe(where)
+        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"no Ray cluster answers at {chosen!r} ({str(error).splitlines()[0]}); start one "
-            "(`ray up ray_cluster.yaml`), or unset RAY_ADDRESS and leave cluster.address at auto to run on this machine"
+            "(`ray up ray_cluster.yaml`), or set RAY_ADDRESS=local to run on this machine alone"
         ) from error
     _take_sigterm()
 
@@ -112,6 +122,14 @@ def _take_sigterm() -> None:
     """
     if threading.current_thread() is threading.main_thread():  # no other may set it
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _running() -> str:
+    """HOST:PORT of the cluster that runs on this machine. Raises ConnectionError where there is none."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    found: str = canonicalize_bootstrap_address_or_die("auto")
+    return found
 
 
 def _probe(chosen: str) -> None:

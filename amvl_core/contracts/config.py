@@ -233,7 +233,7 @@ class HeldoutConfig(Settings):
 class ClusterConfig(Settings):
     """The machines: one worker per GPU, or CPU workers where there is none."""
 
-    address: str = Field("auto", description="RAY_ADDRESS if set, else a Ray of its own; or an address")
+    address: str = Field("auto", description="auto: a Ray of its own; or an address. RAY_ADDRESS wins where it is set")
     num_workers: int = Field(16, ge=1)
     min_workers: int | None = Field(
         None, ge=1, description="where machines are lost, go on with as few until they are back; else wait for them"

@@ -80,6 +80,26 @@ def test_a_dead_address_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         cluster.connect(ClusterConfig())
 
 
+def test_auto_in_the_environment_is_the_cluster_that_runs_here(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So Ray itself reads it: never a Ray of its own, on whose CPUs a large model would be trained."""
+    import ray
+
+    running, joined = ray.get_runtime_context().gcs_address, []
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda address, **_: joined.append(address))
+    monkeypatch.setattr("infra.cluster._take_sigterm", lambda: None)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {running})
+    cluster.connect(ClusterConfig())
+    assert joined == [running]
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: None)
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers at 'auto' \(Could not find any.*RAY_ADDRESS=local"):
+        cluster.connect(ClusterConfig())
+
+
 PRIVATE = """
 import os, signal
 from amvl_core.contracts.config import ClusterConfig
@@ -124,9 +144,20 @@ def test_ray_does_not_kill_a_process_that_is_told_to_end() -> None:
     assert private() == "put away in order\n"
 
 
+def test_on_a_head_of_ray_up_a_ray_of_its_own_is_asked_for(tmp_path: Path) -> None:
+    """One that nobody asked for would train a large model on the head's CPUs."""
+    (tmp_path / "ray_bootstrap_config.yaml").touch()
+    assert "set RAY_ADDRESS=127.0.0.1:6379 to run on that cluster, or RAY_ADDRESS=local" in private(HOME=str(tmp_path))
+    assert private(HOME=str(tmp_path), RAY_ADDRESS="local") == "put away in order\n"
+
+
 def test_the_environment_wins_over_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cluster.address(ClusterConfig()) is None
     assert cluster.address(ClusterConfig(address="head:6379")) == "head:6379"
     monkeypatch.setenv("RAY_ADDRESS", "other:6379")
     assert cluster.address(ClusterConfig(address="head:6379")) == "other:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert cluster.address(ClusterConfig()) == "auto"
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert cluster.address(ClusterConfig(address="head:6379")) is None
