@@ -15,6 +15,8 @@ from amvl_core.contracts.errors import AmvlError, ClusterError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+log = logging.getLogger(__name__)
+
 AHEAD_BYTES = 128 * 2**20
 """Items that wait for a CPU may take so much of the object store. Then cutting stops until there is room again."""
 
@@ -49,6 +51,7 @@ def stream(
     if not inputs:
         return
     try:
+        keeper = _keeper() if actors is None else None  # as long as this runs; actors ask for their own nodes
         with _settings(ray.data.DataContext.get_current()):
             items = ray.data.from_items(
                 [{"input": pickle.dumps(one)} for one in inputs], override_num_blocks=len(inputs)
@@ -67,10 +70,33 @@ def stream(
                 if isinstance(result, AmvlError):
                     raise result
                 yield result
+        del keeper
     except ray.exceptions.UserCodeException:
         raise  # a fault of `cut` or `run`, not of Ray
     except ray.exceptions.RayError as error:
         raise ClusterError(f"Ray could not finish the preparation; run it again. It said: {error}") from error
+
+
+class _Keeper:
+    """An actor asks for a CPU until it has a place. From then on it takes none, and its node is not idle."""
+
+
+def _keeper() -> Any:
+    """An actor on a node that takes tasks, where this machine takes none; waits until such a node is there.
+
+    Ray Data would ask for one only when everything is cut, `AHEAD_BYTES` would not hold before it is there, and it
+    would go if cutting took long.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    if any(node["Resources"].get("CPU") for node in ray.nodes() if node["NodeID"] == here):
+        return None
+    if not ray.cluster_resources().get("CPU"):
+        log.warning("waits for a node: the cluster has no CPU yet; `ray status` says what is asked for")
+    keeper = ray.remote(_Keeper).remote()
+    ray.get(keeper.__ray_ready__.remote())
+    return keeper
 
 
 def _cut(block: pa.Table, cut: Any) -> Iterator[pa.Table]:
