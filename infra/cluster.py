@@ -98,10 +98,14 @@ def connect(config: ClusterConfig) -> None:
         _take_sigterm()
         return
     try:
-        where = _running() if chosen == "auto" else chosen
-        _probe(where)
-        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
+        _probe(_running() if chosen == "auto" else chosen)
+        ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
+        if "AuthenticationError" in str(error.__cause__):
+            raise ClusterError(
+                f"the Ray cluster at {chosen!r} asks for a token; set RAY_AUTH_MODE=token, and bring the cluster's "
+                "~/.ray/auth_token to this machine"
+            ) from error
         raise ClusterError(
             f"no Ray cluster answers at {chosen!r} ({str(error).splitlines()[0]}); start one "
             "(`ray up ray_cluster.yaml`), or set RAY_ADDRESS=local to run on this machine alone"

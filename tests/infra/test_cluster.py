@@ -1,6 +1,7 @@
 """On the Ray that all tests share."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -93,11 +94,29 @@ def test_auto_in_the_environment_is_the_cluster_that_runs_here(
     monkeypatch.setattr("infra.cluster._take_sigterm", lambda: None)
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {running})
     cluster.connect(ClusterConfig())
-    assert joined == [running]
+    assert joined == ["auto"]  # Ray finds it again, and takes the token of this machine for it
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"127.0.0.1:9"})
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers at 'auto' .*refused"):
+        cluster.connect(ClusterConfig())
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: None)
     with pytest.raises(ClusterError, match=r"no Ray cluster answers at 'auto' \(Could not find any.*RAY_ADDRESS=local"):
         cluster.connect(ClusterConfig())
+
+
+def test_a_cluster_that_asks_for_a_token_says_so(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one with a wrong token: Ray itself says only that it failed to connect."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert re.search(rf"the Ray cluster at '{address}' asks for a token; set RAY_AUTH_MODE=token, and", done.stdout)
 
 
 PRIVATE = """

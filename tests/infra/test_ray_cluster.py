@@ -53,6 +53,7 @@ def test_ray_in_the_image_is_the_ray_of_the_constraints(written: dict[str, Any])
 def test_no_page_listens_on_the_network_and_nothing_is_reported(written: dict[str, Any]) -> None:
     starts = [line for name in ("head", "worker") for line in written[f"{name}_start_ray_commands"] if "start" in line]
     assert all("RAY_USAGE_STATS_ENABLED=0" in line for line in starts)
+    assert all("RAY_AUTH_MODE=disabled" in line for line in starts)  # else a token of the head alone may be asked for
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
