@@ -26,13 +26,13 @@ from amvl_core.methods.valr.config import ValrMethod
 
 MOVES = 8
 """The most dependent steps of a question. Every method has a slot for each of them."""
-SHARED, SMALL_SHARED = 6000, 3000
+SHARED, SMALL_SHARED = 2000, 1500
 """Optimiser steps of the stage that all arms start from, with steps in words; with up to three steps the second."""
 STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 SMALL_STEPS = 1920
 """Of each arm where questions have one to three dependent steps."""
-QUICK_SHARED, QUICK_STEPS = 2400, 1080
+QUICK_SHARED, QUICK_STEPS = 1000, 1080
 """Where questions have one or two."""
 MIX = 0.3
 """The share of samples whose number of replaced steps is drawn."""

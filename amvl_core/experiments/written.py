@@ -12,7 +12,7 @@ STEPS = 800
 """Optimiser steps of each arm behind the shared ones."""
 UNTIED = {
     "model": {"tiny": {"tie_word_embeddings": False}},
-    "stages": {"steps": {"lr_scale": {"embeddings": 1.0}}},
+    "stages": {"steps": {"lr": 2e-3, "lr_scale": {"embeddings": 1.0}}},
 }
 """The demo's own model and rates: nothing is fed back here, and so it learns to write the steps sooner."""
 

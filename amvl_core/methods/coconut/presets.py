@@ -15,15 +15,15 @@ def coconut_demo() -> RunConfig:
     """The whole pipeline on two CPU cores: fine-tuning on chains of colours with steps in words, then a slot for each
     step that leaves, with pause tokens in the same curriculum as the control.
 
-    The tiny model has one table for inputs and outputs, as GPT-2 has. That table learns more slowly while the chain is
-    learned: at the full rate it is learned later, or not. When it is learned is chance, so the demo is one training of
-    the experiment `latents-small`: one worker, and its seed.
+    The tiny model has one table for inputs and outputs, as GPT-2 has. While the chain is learned, that table learns more
+    slowly, and all else at half the demo's rate: at the full rates it is learned much later, or not. The demo is one
+    training of the experiment `latents-small`: one worker, and its seed.
     """
     from amvl_core.contracts.presets import PRESETS
 
     demo = PRESETS["demo"]()
     fine_tuning = demo.stages["sft"]
-    steps = fine_tuning.model_copy(update={"steps": 1500, "lr_scale": LrScale(embeddings=0.2)})
+    steps = fine_tuning.model_copy(update={"steps": 1500, "lr": 1e-3, "lr_scale": LrScale(embeddings=0.2)})
     stage = fine_tuning.model_copy(
         update={
             "method": CoconutMethod(slots_per_step=1, stage_mix=0.3),
