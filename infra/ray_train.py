@@ -149,7 +149,7 @@ class _Run(threading.Thread):
         self.mailbox = _mailbox()
         self.error: Exception | None = None
         ray.get(self.mailbox.post.remote(first))
-        settings = {"mailbox": self.mailbox, "jobs": jobs}
+        settings = {"mailbox": self.mailbox, "jobs": jobs, "loaders": config.trainer.loader_workers}
         self.trainer = _trainer(config, resources(config.cluster), settings)
         self.start()
 
@@ -211,7 +211,8 @@ def _worker(settings: dict[str, Any]) -> None:
 
     mailbox = settings["mailbox"]
     processes = ray.train.get_context().get_local_world_size() * settings["jobs"]
-    torch.set_num_threads(max(1, cores() // processes))
+    # Threads wait for each other after each operation. One that shares its core with a loader makes all of them wait.
+    torch.set_num_threads(max(1, cores() // processes - settings["loaders"]))
     hf_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if dist.get_rank() == 0:
