@@ -207,7 +207,7 @@ A worker waits for runs. In another terminal, in this folder:
   prefect deployment run amvl/demo --watch
   prefect deployment run amvl/demo --watch --param seed=3 --param 'cluster={{"num_workers":1}}'
   prefect deployment run amvl/ablations --watch --param table=3
-  prefect deployment run amvl/experiment --watch --param name=latents-small
+  prefect deployment run amvl/experiment --watch --param name=latents-quick
   prefect deployment run amvl/full-pipeline --watch
 Ctrl-C stops everything.
 """

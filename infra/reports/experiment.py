@@ -130,7 +130,8 @@ def _looks(record: ExperimentRecord) -> dict[str, dict[str, Any]]:
 def _line(axis: Any, arm: ArmRecord, tasks: list[str], steps: list[int], look: dict[str, Any]) -> None:
     values = [[100 * one.accuracies[task] for one in arm.trained.values()] for task in tasks]
     means = [statistics.fmean(found) for found in values]
-    axis.plot(steps, means, linewidth=1.6, markersize=5, **look)
+    width = 5.0 if arm.role == "ceiling" else 1.6  # it is seen behind an arm that reaches it
+    axis.plot(steps, means, linewidth=width, markersize=width + 3.4, **look)
     bands = [over_seeds([value / 100 for value in found]) for found in values]
     if all(bands):
         low, high = ([100 * band[side] for band in bands if band] for side in (0, 1))
