@@ -15,9 +15,9 @@ def coconut_demo() -> RunConfig:
     """The whole pipeline on two CPU cores: fine-tuning on chains of colours with steps in words, then a slot for each
     step that leaves, with pause tokens in the same curriculum as the control.
 
-    The tiny model has one table for inputs and outputs, as GPT-2 has. While the chain is learned, that table learns more
-    slowly, and all else at half the demo's rate: at the full rates it is learned much later, or not. The demo is one
-    training of the experiment `latents-small`: one worker, and its seed.
+    The tiny model has one table for inputs and outputs, as GPT-2 has. While the chain is learned, that table learns
+    more slowly, and all else at half the demo's rate: at the full rates it is learned much later, or not. The demo is
+    one training of the experiment `latents-small`: one worker, and its seed.
     """
     from amvl_core.contracts.presets import PRESETS
 
