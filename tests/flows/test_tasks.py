@@ -92,7 +92,8 @@ def aligned(tmp_path: Path, *encoders: EncoderConfig, **data: bool) -> RunConfig
 
 
 def test_features_are_computed_once_for_each_encoder_that_is_no_part_of_the_model(tmp_path: Path) -> None:
-    dino, clip, own = (EncoderConfig(name="e", source=source) for source in ("tiny:dinov3", "tiny:clip", "base"))
+    sources = {"dino": "tiny:dinov3", "clip": "tiny:clip", "own": "base"}
+    dino, clip, own = (EncoderConfig(name=name, source=source) for name, source in sources.items())
     config = aligned(tmp_path, dino, own, features=True)
     assert config.encoders == (dino, own)
     assert tasks.computed_once([config, aligned(tmp_path, clip, dino, features=True)]) == [dino, clip]
