@@ -140,7 +140,7 @@ class Qwen25VL(Backbone):
     def packed_positions(
         self, model: Any, ids_N: Tensor, lengths: Sequence[int], grid_I3: Tensor | None, seconds_I: Tensor | None
     ) -> Tensor:
-        """M-RoPE positions, counted for all samples at once: the stock function takes a tenth of a small model's step.
+        """M-RoPE positions, counted for all samples at once: the stock function takes 9 % of a small model's step.
 
         A token of text moves on by one, an image or a video by its longer side.
         """
