@@ -202,18 +202,6 @@ def test_predictions_of_the_flow_are_scored_without_a_model(
     assert main(["microworld", names["test split"][0]]) == 0
 
 
-def test_the_second_run_reuses_everything(checkout: Checkout, first: subprocess.CompletedProcess[str]) -> None:
-    before = checkout.records()
-    second = checkout.command("flows", "demo", *checkout.small)
-    assert second.returncode == 0, second.stderr
-    assert checkout.records() == before
-    assert second.stderr.count("reused") == 15
-    for line in ("evaluate amvl: ", "evaluate amvl on blink: ", "faithfulness amvl on blink: ", "register: "):
-        assert second.stderr.count(f"{line}reused") == 1
-    assert "models:/amvl/1 (challenger" in second.stdout
-    assert first.stdout.split("Model")[0] == second.stdout.split("Model")[0]
-
-
 @pytest.fixture(scope="module")
 def served(checkout: Checkout) -> Iterator[dict[str, str]]:
     """The servers and the worker of `make serve`; yields the environment that points a command at them."""
@@ -286,10 +274,11 @@ def test_a_deployment_run_reuses_what_the_command_line_made(
     assert f"http://127.0.0.1:{checkout.mlflow_port}/#/experiments/" in shown
 
 
-def test_a_run_beside_the_servers_of_its_folder_is_theirs_whatever_the_ports(
+def test_a_second_run_reuses_everything_and_is_shown_by_the_servers_of_its_folder(
     checkout: Checkout, first: subprocess.CompletedProcess[str], served: dict[str, str]
 ) -> None:
-    """Without a port in the environment."""
+    """Whatever their ports: none is in the environment."""
+    before = checkout.records()
     ports = ("PREFECT_PORT", "MLFLOW_PORT")
     mine = {name: checkout.environment.pop(name) for name in ports}
     try:
@@ -297,6 +286,12 @@ def test_a_run_beside_the_servers_of_its_folder_is_theirs_whatever_the_ports(
     finally:
         checkout.environment |= mine
     assert done.returncode == 0, done.stderr
+    assert checkout.records() == before
+    assert done.stderr.count("reused") == 15
+    for line in ("evaluate amvl: ", "evaluate amvl on blink: ", "faithfulness amvl on blink: ", "register: "):
+        assert done.stderr.count(f"{line}reused") == 1
+    assert "models:/amvl/1 (challenger" in done.stdout
+    assert first.stdout.split("Model")[0] == done.stdout.split("Model")[0]
     page = next(line for line in done.stdout.splitlines() if line.startswith("MLflow"))
     assert (
         page.startswith(f"MLflow   http://127.0.0.1:{checkout.mlflow_port}/#/experiments/") and "opens it" not in page
