@@ -27,6 +27,7 @@ from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.fingerprints import (
     ablation_fingerprint,
     analyse_fingerprint,
+    evaluate_fingerprint,
     faithfulness_fingerprint,
     linear_probe_fingerprint,
     train_fingerprint,
@@ -234,7 +235,8 @@ class Threads(ThreadPoolExecutor):
 
 
 _working: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-"""A lock for each result that rows may share: those that differ in tau only (Table 11) train and probe one model."""
+"""A lock for each result that rows may share: those that differ in tau only (Table 11) train and probe one model. Rows
+whose changes come to the same share their answers too."""
 
 
 @task(task_run_name="{label}", cache_policy=NO_CACHE)
@@ -258,7 +260,10 @@ def run_row(
                 with _working[train_fingerprint(config, stage, dataset, *tasks.parents(config, stage, trained))]:
                     trained[stage] = tasks.train(config, stage, dataset, trained, tracker, processes, features)
         checkpoint = list(trained.values())[-1]
-        evaluations = tasks.evaluate(config, checkpoint.stage, asked, checkpoint, tracker, processes)
+        with ExitStack() as alone:
+            for name in sorted({evaluate_fingerprint(config, one, checkpoint) for one in asked}):
+                alone.enter_context(_working[name])
+            evaluations = tasks.evaluate(config, checkpoint.stage, asked, checkpoint, tracker, processes)
         faithfulness = analysis = probe = None
         if config.method.has_latents:
             if swapped := tasks.swappable(config, asked[:1]):

@@ -78,7 +78,10 @@ def experiment(
             rates, validation = chosen_rates(chosen, config, dataset, shared, tracker, features)
             plan = planned(chosen, config, arms, rates, number)
             configs = {label: list(by_seed.values()) for label, by_seed in plan.items()}
-            where = place(config, "experiment", experiment_fingerprint(name, configs, dataset, base, validation))
+            judged = {arm.label: (arm.role, arm.writes) for arm in chosen.arms}
+            where = place(
+                config, "experiment", experiment_fingerprint(name, judged, configs, dataset, base, validation)
+            )
 
             def make() -> ExperimentRecord:
                 run_id = tracker.start()
@@ -129,7 +132,9 @@ def chosen_rates(
     """
     if len(chosen.rates) == 1:
         return {arm.label: {} for arm in chosen.arms}, None
-    validation = tasks.prepare(chosen.validated_on(config), tracker)
+    with Tracker(config, "validation questions", parent=tracker.start()) as own:  # the run's data are the other ones
+        own.start()
+        validation = tasks.prepare(chosen.validated_on(config), own)
     plan: Plan = {}
     seed = config.seed + CHOOSING_SEED
     for arm in chosen.tried:
@@ -196,6 +201,7 @@ def line(
         for seed, one in results.items()
     }
     config = next(iter(plan[arm.label].values()))
+    failed = {seed: result for seed, result in sorted(found[arm.label].items()) if isinstance(result, str)}
     return ArmRecord(
         label=arm.label,
         role=arm.role,
@@ -206,10 +212,10 @@ def line(
             config, [name for name in config.stages if name not in chosen.shared.stages], dataset, base
         ),
         trained=trained,
-        failed={seed: result for seed, result in sorted(found[arm.label].items()) if isinstance(result, str)},
+        failed=failed,
         scores=score_row(own, None),
         against=against,
-        matters=matters(trained, against) if arm.role == "latent" else None,
+        matters=matters(trained, against, not failed) if arm.role == "latent" else None,
     )
 
 

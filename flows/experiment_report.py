@@ -28,6 +28,7 @@ def accuracy_rows(record: ExperimentRecord) -> list[dict[str, str]]:
             "arm": arm.label,
             "replies": "steps in words" if arm.writes else "bare answers",
             "lr": f"{arm.rate:g}",
+            **({"tried": _tried(arm)} if any(each.validated for each in record.arms) else {}),
             **{str(difficulty(task)): _mean([one.accuracies[task] for one in arm.trained.values()]) for task in tasks},
             "all": f"{100 * arm.scores.mean:.1f}" if arm.trained else "failed",
             "each seed": " ".join(f"{100 * value:.1f}" for value in arm.scores.accuracies.values()) or "-",
@@ -103,8 +104,9 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
         f"Experiment `{record.name}`, record `{record.fingerprint}`, dataset `{record.dataset}`, seeds "
         f"{', '.join(map(str, seeds))}. All arms start from one checkpoint and train for as many steps.",
         "Accuracy in per cent by the number of dependent steps, mean of the seeds. `over seeds`: Student's 95 % "
-        "interval of the seeds' means. `over items`: 95 % bootstrap over questions. `tokens`, `slots`: of a reply, "
-        "on the average. `FLOPs`: of the arm's own training, the cheapest arm being 1.",
+        "interval of the seeds' means. `over items`: 95 % bootstrap over questions, with one seed Wilson's interval. "
+        "`tokens`, `slots`: of a reply, on the average. `FLOPs`: of all matrix products of the arm's own training, the "
+        "cheapest arm being 1. `tried`, where rates were chosen: the accuracy of each on the validation questions.",
         markdown_table(accuracy_rows(record)),
         "Each training: accuracy in per cent by the number of dependent steps.",
         markdown_table(seed_rows(record)),
@@ -113,7 +115,7 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
         parts += [
             "What changed latents cost, in points, each seed with its 95 % interval; `posterior` has seen the answer. "
             "Latents matter where `swapped` and `constant` cost accuracy in every seed and the arm beats every "
-            "control that writes as much.",
+            "control that writes as much, each with its interval on one side of 0 and p < 0.05.",
             markdown_table(latents),
             "Latent arms against controls: difference in points with its 95 % interval, paired by question, seeds "
             "pooled.",
@@ -152,6 +154,10 @@ def show(config: RunConfig, chosen: Experiment, record: ExperimentRecord, tracke
             tracker.figure(f"figures/{name}", figure)
         tracker.note(text, f"tables/{TEXT}")
     return page
+
+
+def _tried(arm: ArmRecord) -> str:
+    return ", ".join(f"{rate}: {100 * score:.1f}" for rate, score in arm.validated.items()) or "-"
 
 
 def _of(arm: ArmRecord, change: str) -> list[VariantScore]:

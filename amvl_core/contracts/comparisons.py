@@ -12,9 +12,9 @@ class SeedScores(Frozen):
     """What the seeds of one row score on one benchmark of `n` items; shares of 1, intervals 95 %.
 
     `accuracies` has one entry per seed that finished (none for the base model, which is one). `mean` is over seeds and
-    items, `over_seeds` Student's interval of the seeds' means (None below two seeds), `over_items` the bootstrap's over
-    items with the seeds of an item together. `difference` is to the headline row on the same items and seeds (None
-    where there is nothing to compare), `p_value` that of `test`, paired by item.
+    items, `over_seeds` Student's interval of the seeds' means (None where no two differ), `over_items` the
+    bootstrap's over items with the seeds of an item together. `difference` is to the headline row on the same items and
+    seeds (None where there is nothing to compare), `p_value` that of `test`, paired by item.
     """
 
     accuracies: dict[int, float]

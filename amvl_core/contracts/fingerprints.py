@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ ANALYSE_VERSION = 2
 LINEAR_PROBE_VERSION = 1
 SAMPLING_VERSION = 1
 ABLATION_VERSION = 3
-EXPERIMENT_VERSION = 2
+EXPERIMENT_VERSION = 3
 
 EVALUATED = {"max_new_tokens", "tau", "latent_mode", "latent_steps", "seed"}
 """Fields of the evaluation's configuration that answers depend on."""
@@ -141,17 +141,24 @@ def ablation_fingerprint(
 
 
 def experiment_fingerprint(
-    name: str, arms: dict[str, list[RunConfig]], dataset: DatasetRecord, base: CheckpointRecord, validation: str | None
+    name: str,
+    judged: Mapping[str, tuple[str, bool]],
+    arms: dict[str, list[RunConfig]],
+    dataset: DatasetRecord,
+    base: CheckpointRecord,
+    validation: str | None,
 ) -> str:
     """Of an experiment: what each arm (label -> a configuration per seed) trains, and how it is evaluated.
 
-    `validation` names the questions on which learning rates were chosen.
+    `judged` says of each arm what it is held against: its role, and whether it writes steps. `validation` names the
+    questions on which learning rates were chosen.
     """
     return fingerprint(
         "experiment",
         EXPERIMENT_VERSION,
         code=[TRAIN_VERSION, EVALUATE_VERSION, FAITHFULNESS_VERSION, LINEAR_PROBE_VERSION],
         name=name,
+        judged=judged,
         arms={label: [_row(config) for config in configs] for label, configs in arms.items()},
         dataset=dataset.fingerprint,
         base=base.fingerprint,

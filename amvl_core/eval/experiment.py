@@ -15,6 +15,7 @@ from amvl_core.contracts.records import (
     LinearProbeRecord,
     StepProbe,
 )
+from amvl_core.eval.faithfulness import shown
 from amvl_core.eval.stored import read_table
 
 
@@ -50,18 +51,22 @@ def mean_probes(arm: ArmRecord) -> list[StepProbe]:
     ]
 
 
-def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores]) -> bool | None:
+def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores], whole: bool = True) -> bool | None:
     """Whether the latents of an arm matter: two things must hold.
 
-    None: it has no latents, no training finished, or a control that decides has no training to compare with.
+    None: it has no latents, no training finished, or what decides is missing. That is a control without a training to
+    compare with, or a seed of the arm where it is not `whole`.
 
-    - In every seed both the swap and the constant cost accuracy: the 95 % interval of the difference is below 0.
-    - It beats every control in `against`: the 95 % interval of the difference, seeds pooled, is above 0.
+    - In every seed both the swap and the constant cost accuracy: the 95 % interval of the difference is below 0, and p
+      is below 0.05.
+    - It beats every control in `against`: the 95 % interval of the difference, seeds pooled, is above 0, and p is below
+      0.05.
     """
     changed = [{row.variant: row for row in one.variants} for one in trained.values()]
     if not changed or not all(changed):
         return None
-    intervals = [one.difference_interval for one in against.values()]
-    holds = [rows[name].difference_high < 0 for rows in changed for name in (SWAPPED, CONSTANT)]
-    holds += [interval[0] > 0 for interval in intervals if interval is not None]
-    return None if all(holds) and None in intervals else all(holds)
+    holds = [shown(rows[name]) and rows[name].difference < 0 for rows in changed for name in (SWAPPED, CONSTANT)]
+    figures = [(one.difference_interval, one.p_value) for one in against.values()]
+    compared = [(interval, p) for interval, p in figures if interval is not None and p is not None]
+    holds += [interval[0] > 0 and p < 0.05 for interval, p in compared]
+    return None if all(holds) and not (whole and len(compared) == len(against)) else all(holds)

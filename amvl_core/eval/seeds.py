@@ -23,8 +23,11 @@ Answers = Sequence[Unit]
 
 
 def over_seeds(values: list[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean of `values`, cut to 0 to 1; None for fewer than two."""
-    if len(values) < 2:
+    """Student's 95 % interval of the mean of `values`, cut to 0 to 1.
+
+    None for fewer than two, or where all are equal: they show no spread, which does not say that there is none.
+    """
+    if len(set(values)) < 2:
         return None
     from scipy import stats  # takes a second to load
 

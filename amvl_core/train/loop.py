@@ -86,7 +86,7 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     rows = rows_of_share(sizes.trained, stage.data_share)
     total = num_steps(stage.epochs, stage.steps, rows, stage.global_batch)
     every = interval(config.heldout.every, len(sizes.heldout), stage.global_batch) if len(sizes.heldout) else total + 1
-    dataset = StepDataset(reader, sizes, _encoding(job, processor, features), stage, config.seed, rank, world_size)
+    dataset = StepDataset(reader, sizes, encoding(job, processor, features), stage, config.seed, rank, world_size)
     done = 0
 
     def warn(text: str) -> None:
@@ -177,7 +177,7 @@ def computed_features(job: TrainJob) -> dict[str, FeatureReader | StoredFeatures
     return found
 
 
-def _encoding(
+def encoding(
     job: TrainJob, processor: AMVLProcessor, features: Mapping[str, FeatureReader | StoredFeatures]
 ) -> Callable[[int, StoredSample], Encoded]:
     """How a row becomes what the stage's method trains on."""

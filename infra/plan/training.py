@@ -1,46 +1,69 @@
-"""FLOPs of a training on data that are prepared: of the matrix products, with the tokens that its samples have."""
+"""FLOPs of a training on data that are prepared, as torch counts them in a step that is really taken."""
 
 from __future__ import annotations
 
-import statistics
+from typing import Any
 
-from amvl_core.backbones.loading import model_folder
-from amvl_core.backbones.processor import load_processor
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord
-from amvl_core.contracts.sample import Segment, StoredSample, shown_by_question
-from amvl_core.data.encode import IGNORED, Encoded, Encoder, laid_out
+from amvl_core.data.batch import collate
 from amvl_core.data.reader import ShardReader
-from infra.plan.shapes import model_shape
+from amvl_core.methods.method import Clock
 
 SAMPLES = 64
-"""Training samples whose mean length counts."""
+"""Training samples whose mean counts."""
+ON_CPU: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
+"""torch counts attention on a GPU by these formulas of the shapes, and knows none for a CPU."""
 
 
 def training_flops(config: RunConfig, stages: list[str], dataset: DatasetRecord, base: CheckpointRecord) -> float:
-    """Of the text stack in these `stages`, which give their length in steps; `base` has the processor."""
-    with model_folder(base.model_uri) as folder:
-        encoder = Encoder(load_processor(folder))
-    reader = ShardReader(dataset, "train")
-    samples = [reader[row] for row in range(min(SAMPLES, dataset.rows("train")))]
-    prompt = statistics.fmean(_prompt_tokens(encoder, sample) for sample in samples)
-    shape, total = model_shape(config.model).text, 0.0
+    """Of all that these `stages` run, which give their length in steps: products of matrices, forward and backward.
+
+    The vision encoder, a teacher, frozen encoders and a method's own parts count too. What weights hold says nothing of
+    that, so each stage and each teacher begins with those of `base`.
+    """
+    total = 0.0
     for name in stages:
         stage = config.stages[name]
         assert stage.steps is not None
-        laid = [laid_out(encoder, stage.method.for_training(one, config.latent), config.latent, one) for one in samples]
-        reply = statistics.fmean(map(_reply_tokens, laid))
-        step = stage.method.cost(config.latent).step(round(prompt), round(reply))
-        total += step.flops(shape, round(reply)) * stage.global_batch * stage.steps
+        total += _sample_flops(config, name, dataset, base) * stage.global_batch * stage.steps
     return total
 
 
-def _prompt_tokens(encoder: Encoder, sample: StoredSample) -> int:
-    images = sample.images[: shown_by_question(sample.images, sample.steps)]
-    asked = encoder.encode(sample.sample_id, [Segment("prompt", sample.question)], images, sample.videos)
-    return len(asked.input_ids)
+def _sample_flops(config: RunConfig, name: str, dataset: DatasetRecord, base: CheckpointRecord) -> float:
+    """Of one sample in a stage, the mean of the first ones; the schedules of its loss are at their end."""
+    # Not above: what reads this module's records need not load DeepSpeed.
+    from amvl_core.train.engine import set_trainable
+    from amvl_core.train.loop import TrainJob, build_method, encoding
 
-
-def _reply_tokens(encoded: Encoded) -> int:
-    """Those that the model is to write, and those of steps that it is not to write but that training runs."""
-    return int((encoded.labels != IGNORED).sum()) + encoded.hidden_tokens
+    stage = config.stages[name]
+    job = TrainJob(
+        config=config,
+        stage=name,
+        dataset=dataset,
+        start_from=base.model_uri,
+        parent=base.fingerprint,
+        uri=base.uri,
+        fingerprint=base.fingerprint,
+        teacher=base.model_uri if config.parents(name).teacher else None,
+    )
+    method, processor = build_method(job, {})
+    set_trainable(method, stage.trainable)
+    reader, encode = ShardReader(dataset, "train"), encoding(job, processor, {})
+    count = min(SAMPLES, dataset.rows("train"))
+    batch = collate([encode(row, reader[row]) for row in range(count)])
+    assert stage.steps is not None
+    clock = Clock(config.seed, stage.steps, max(1.0, method.label_weight(batch)), count)
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        method(batch, clock).backward()
+    return float(counter.get_total_flops()) / count

@@ -132,7 +132,7 @@ def _line(axis: Any, arm: ArmRecord, tasks: list[str], steps: list[int], look: d
     means = [statistics.fmean(found) for found in values]
     width = 5.0 if arm.role == "ceiling" else 1.6  # it is seen behind an arm that reaches it
     axis.plot(steps, means, linewidth=width, markersize=width + 3.4, **look)
-    bands = [over_seeds([value / 100 for value in found]) for found in values]
-    if all(bands):
-        low, high = ([100 * band[side] for band in bands if band] for side in (0, 1))
+    if len(arm.trained) > 1:
+        bands = [over_seeds([value / 100 for value in found]) or (found[0] / 100,) * 2 for found in values]
+        low, high = ([100 * band[side] for band in bands] for side in (0, 1))
         axis.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)

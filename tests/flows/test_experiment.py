@@ -6,7 +6,9 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -87,11 +89,11 @@ def test_the_text_has_every_figure_and_what_failed(record: ExperimentRecord) -> 
     for expected in (
         "## Where latents are needed",
         "Experiment `latents`, record `e1`, dataset `d1`, seeds 0, 1.",
-        "| arm | replies | lr | 1 | 3 | all | each seed | over seeds | over items | tokens | slots | FLOPs |",
-        "| SFT, steps in words | steps in words | 0.001 | 100.0 | 98.5 | 99.0 | 100.0 98.0 | 10.0 to 90.0 | "
-        "20.0 to 80.0 | 12.0 | 0.0 | 2.00 |",
-        "| Coconut | bare answers | 0.001 | 95.0 | 60.5 |",
-        "| commonest answer | - | - | 10.0 | 8.0 | 9.0 |",
+        "| arm | replies | lr | tried | 1 | 3 | all | each seed | over seeds | over items | tokens | slots | FLOPs |",
+        "| SFT, steps in words | steps in words | 0.001 | 0.001: 50.0 | 100.0 | 98.5 | 99.0 | 100.0 98.0 | "
+        "10.0 to 90.0 | 20.0 to 80.0 | 12.0 | 0.0 | 2.00 |",
+        "| Coconut | bare answers | 0.001 | 0.001: 50.0 | 95.0 | 60.5 |",
+        "| commonest answer | - | - | - | 10.0 | 8.0 | 9.0 |",
         "| arm | seed | 1 | 3 |",
         "| Coconut | 0 | 95.0 | 60.0 |",
         "| Coconut | 1 | 95.0 | 61.0 |",
@@ -101,7 +103,7 @@ def test_the_text_has_every_figure_and_what_failed(record: ExperimentRecord) -> 
         "| arm | step | n | commonest | prompt | best slot | all slots |",
         "| Coconut | 1 | 200 | 10.0 | 12.5 (9 to 18) | 2: 60.0 (53 to 67) | 25 60 10 |",
         "| Coconut | 3 | 200 | 10.0 | 12.5 (9 to 18) | 1: 25.0 (20 to 31) | 25 20 10 |",
-        "| broken | bare answers | 0.001 | - | - | failed |",
+        "| broken | bare answers | 0.001 | 0.001: 50.0 | - | - | failed |",
         "- broken, seed 1: ClusterError: died",
     ):
         assert expected in text
@@ -182,6 +184,8 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
     monkeypatch.setattr(tasks, "prepare", lambda config, tracker: DATASET.model_copy(update={"fingerprint": "valid"}))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger())
     monkeypatch.setattr(flow, "training_flops", lambda *_: 1e9)
+    tracker = SimpleNamespace(start=lambda: "run")
+    monkeypatch.setattr(flow, "Tracker", lambda *_, parent: nullcontext(tracker))  # of the validation questions
 
     def rows(config: Any, plan: Any, dataset: Any, asked: Any, *_: Any) -> Any:
         assert [one.fingerprint for one in asked] == ["valid"]
@@ -199,7 +203,7 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
         }
 
     monkeypatch.setattr(flow, "run_rows", rows)
-    rates, validation = flow.chosen_rates(chosen, found.shared, DATASET, {"steps": base}, Any, [])
+    rates, validation = flow.chosen_rates(chosen, found.shared, DATASET, {"steps": base}, tracker, [])
     assert validation == "valid"
     assert {label: best(chosen, tried) for label, tried in rates.items()} == {
         "SFT, bare answers": 0.0003, "pause tokens": 0.0003, "CODI": 0.001,
@@ -208,7 +212,7 @@ def test_each_arm_takes_its_best_rate_and_is_compared_with_its_controls(tmp_path
     with pytest.raises(
         AblationError, match=r"1 trainings .* failed: CODI, lr 0\.001 \(ClusterError: died\)\. The others"
     ):
-        flow.chosen_rates(chosen, found.shared, DATASET, {"steps": base}, Any, [])
+        flow.chosen_rates(chosen, found.shared, DATASET, {"steps": base}, tracker, [])
     plan = flow.planned(chosen, found.shared, arms, rates, 2)
     assert {(row.stages["codi"].lr, row.stages["codi"].steps) for row in plan["CODI"].values()} == {(0.001, 5400)}
     assert list(plan["CODI"]) == [0, 1]

@@ -88,7 +88,7 @@ def test_a_frozen_encoder_in_a_folder_is_named_by_its_content_and_not_by_its_pla
         return [
             train_fingerprint(config, "valr", dataset, None),
             ablation_fingerprint("encoders", rows, dataset, None, []),
-            experiment_fingerprint("x", rows, dataset, checkpoint(), None),
+            experiment_fingerprint("x", {}, rows, dataset, checkpoint(), None),
         ]
 
     before = names("here", b"old")

@@ -21,11 +21,11 @@ from amvl_core.eval.experiment import matters, trained_arm
 INTERVALS = ("low", "high", "log_likelihood", "log_likelihood_low", "log_likelihood_high")
 
 
-def variant(name: str, low: float, high: float) -> VariantScore:
-    zeros = dict.fromkeys((*INTERVALS, "log_likelihood_difference", "log_likelihood_p", "p_value"), 0.0)
+def variant(name: str, low: float, high: float, p: float = 0.01) -> VariantScore:
+    zeros = dict.fromkeys((*INTERVALS, "log_likelihood_difference", "log_likelihood_p"), 0.0)
     zeros |= dict.fromkeys(("log_likelihood_difference_low", "log_likelihood_difference_high"), 0.0)
     own = {"accuracy": 0.5, "difference": (low + high) / 2, "difference_low": low, "difference_high": high}
-    return VariantScore(variant=name, n=9, test="McNemar exact", **zeros, **own)
+    return VariantScore(variant=name, n=9, test="McNemar exact", p_value=p, **zeros, **own)
 
 
 def training(swapped: float, constant: float) -> TrainedArm:
@@ -58,6 +58,20 @@ def beaten(low: float | None) -> SeedScores:
 def test_the_rule(trained: list[tuple[float, float]], against: list[float | None], said: bool | None) -> None:
     arms = {seed: training(*one) for seed, one in enumerate(trained)}
     assert matters(arms, {str(number): beaten(low) for number, low in enumerate(against)}) is said
+
+
+def test_an_interval_alone_is_not_enough() -> None:
+    """With few changed items it is too narrow, and the test says so."""
+    sure = training(-0.1, -0.1)
+    unsure = sure.model_copy(update={"variants": [*sure.variants[:2], variant("constant", -0.2, -0.1, p=0.125)]})
+    assert matters({0: sure}, {"a": beaten(0.1)}) is True
+    assert matters({0: sure, 1: unsure}, {"a": beaten(0.1)}) is False
+    assert matters({0: sure}, {"a": beaten(0.1).model_copy(update={"p_value": 0.06})}) is False
+
+
+def test_a_seed_that_failed_leaves_open_what_the_others_do_not_refuse() -> None:
+    assert matters({0: training(-0.1, -0.1)}, {"a": beaten(0.1)}, whole=False) is None
+    assert matters({0: training(-0.1, 0.01)}, {"a": beaten(0.1)}, whole=False) is False
 
 
 def test_without_latents_there_is_nothing_to_say() -> None:
