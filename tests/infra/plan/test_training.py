@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.loading import base_folder
@@ -20,10 +20,17 @@ from amvl_core.data.encode import IGNORED, Encoder
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
 from benchmarks.trial import configuration, dataset, sample
-from infra.plan.training import ON_CPU, training_flops
+from infra.plan.training import training_flops
 
 ROWS = 24
 """Of the dataset's training split."""
+SHAPES = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+"""Torch knows no formula for a CPU's attention; its counter gives these the shapes."""
 
 
 def checkpoint(config: RunConfig, uri: str) -> CheckpointRecord:
@@ -44,7 +51,7 @@ def stock_step(model: Any, encoder: Encoder, number: int, slots: int = 0) -> flo
     ids = torch.cat([batch.input_ids_N[:first], batch.input_ids_N[:1].expand(slots), batch.input_ids_N[first:]])
     labels = batch.labels_N[first:]
     asked = torch.arange(len(ids) - len(labels), len(ids))[labels != IGNORED] - 1
-    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+    with FlopCounterMode(display=False, custom_mapping=SHAPES) as counter:
         hidden = model.model(
             input_ids=ids[None], pixel_values=batch.pixel_values, image_grid_thw=batch.image_grid_thw
         ).last_hidden_state[0]
