@@ -368,8 +368,16 @@ def register(
 def _gate(
     config: RunConfig, dataset: DatasetRecord, new: EvalRecord, run_id: str, processes: Processes
 ) -> registry.Decision:
-    """The alias of a new version; the champion and the best version so far are asked its items first, if need be."""
+    """The alias of a new version; the champion and the best version so far are asked its items first, if need be.
+
+    Neither is asked where it is of other data.
+    """
     present, best = registry.champion(config), registry.best(config)
+    sources = registry.sources(config, dataset)
+    if present and (left := registry.unasked(present, sources)):
+        return registry.of_other_data(config, present, best, left)
+    if best and registry.unasked(best, sources):
+        best = None
     scored: dict[int, EvalRecord] = {}
     trouble = ""
     held = present.version if present else 0

@@ -24,10 +24,12 @@ from amvl_core.contracts.records import (
     save_record,
 )
 from amvl_core.contracts.records import fingerprint as canonical_fingerprint
+from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.eval.pairing import compare_evaluations
 from amvl_core.eval.significance import Comparison, p_text
 from infra.mlflow_client import AS_TRAINING, address, client, metric_name
 from infra.provenance import UNKNOWN, installed, provenance
+from infra.tracking import data_name
 
 VERSION = 4
 MAX_DESCRIPTION, MAX_TABLE = 5000, 4000
@@ -55,11 +57,19 @@ BEST = "best_version"
 """The tag of a registered model that names the version which scored best so far."""
 
 
+SOURCES = "sources"
+"""The tag of a version that names the sources whose questions it was asked."""
+
+
 class Champion(NamedTuple):
-    """A version that a new one is held against; `checkpoint` is None where its files are not to be found any more."""
+    """A version that a new one is held against; `checkpoint` is None where its files are not to be found any more.
+
+    `sources` is its tag, empty where an earlier release registered it.
+    """
 
     version: int
     checkpoint: CheckpointRecord | None
+    sources: str = ""
 
 
 class Decision(NamedTuple):
@@ -109,7 +119,8 @@ def _held(config: RunConfig, find: Callable[[Any], Any]) -> Champion | None:
     fingerprint = found.tags.get("checkpoint_fingerprint", "")
     here = storage.join(storage.absolute(config.storage), "train", fingerprint)
     checkpoints = (_checkpoint(uri, fingerprint) for uri in (here, found.tags.get("checkpoint_uri", here)))
-    return Champion(int(found.version), next((c for c in checkpoints if c is not None), None))
+    checkpoint = next((c for c in checkpoints if c is not None), None)
+    return Champion(int(found.version), checkpoint, found.tags.get(SOURCES, ""))
 
 
 def _found(config: RunConfig, find: Callable[[Any], Any]) -> Any:
@@ -130,6 +141,37 @@ def _checkpoint(uri: str, fingerprint: str) -> CheckpointRecord | None:
     except StorageError:
         return None
     return record if record is not None and record.fingerprint == fingerprint else None
+
+
+def sources(config: RunConfig, dataset: DatasetRecord) -> str:
+    """The sources that have questions in the test split, by kind and name: `chat_jsonl/cups, microworld/turn`.
+
+    Own data that has no name is called by its folder. Microworld is named task by task, each asks other questions.
+    """
+    tested = {report.source for report in dataset.reports if report.split == "test" and report.kept}
+    found: set[str] = set()
+    for source in config.data.sources:
+        if isinstance(source, MicroworldSource):
+            found |= {f"{source.kind}/{task}" for task in source.tasks if source.kind in tested}
+        elif source.name in tested:
+            found.add(f"{source.kind}/{data_name(source)}")
+    return ", ".join(sorted(found))
+
+
+def unasked(held: Champion, asked: str) -> list[str]:
+    """The sources of `held` that are not among those which a new version was `asked`."""
+    return sorted(set(held.sources.split(", ")) - {*asked.split(", "), ""})
+
+
+def of_other_data(config: RunConfig, present: Champion, leader: Champion | None, left: list[str]) -> Decision:
+    """The gate's answer to a version that was asked nothing of the sources `left`, which the champion was asked."""
+    alias = config.tracking.alias
+    reason = (
+        f"not compared with the present {alias}, version {present.version}: it answers questions of "
+        f"{', '.join(left)}, of which this version was asked none; set tracking.registered_model to another name, or "
+        "move the alias by hand"
+    )
+    return Decision(CHALLENGER, reason, "not compared", (leader or present).version)
 
 
 def decide(
@@ -222,7 +264,7 @@ def register(
 
     try:
         version = _log(config, run_id, checkpoint, evaluated(config, dataset))
-        tags = _tags(dataset, checkpoint, evaluations)
+        tags = _tags(dataset, checkpoint, evaluations) | {SOURCES: sources(config, dataset)}
         tags |= {"gate": decision.alias, "gate_margin": f"{config.tracking.margin:g}"}
         for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, metric_name(key), value)

@@ -63,12 +63,13 @@ def run_name(config: RunConfig, what: str = "") -> str:
     `what` stands for the methods where the run is no pipeline. Own data is called by its folder or archive.
     """
     methods = "+".join(dict.fromkeys(stage.method.kind for stage in config.stages.values()))
-    data = [_data_name(source) for source in config.data.sources]
+    data = [data_name(source) for source in config.data.sources]
     shown = "+".join(data[:SHOWN_SOURCES]) + (f" and {len(data) - SHOWN_SOURCES} more" if data[SHOWN_SOURCES:] else "")
     return f"{what or methods} on {shown[:MAX_DATA_NAME]}, seed {config.seed}, {datetime.now():%Y-%m-%d %H:%M}"
 
 
-def _data_name(source: Source) -> str:
+def data_name(source: Source) -> str:
+    """What people call a source: its name, own data without one by its folder or archive."""
     if isinstance(source, MicroworldSource):
         return source.kind
     own = isinstance(source, ChatJsonlSource | LlavaJsonSource)

@@ -23,6 +23,7 @@ from amvl_core.contracts.records import (
     FeaturesRecord,
     ReadingScore,
     Shard,
+    SourceReport,
     TaskScore,
     save_record,
 )
@@ -259,6 +260,46 @@ def test_a_version_that_cannot_be_asked_is_asked_once_and_stays_the_best(
     )
     assert (decision.alias, decision.best, asked) == ("challenger", 2, ["champion-2"])
     assert "it cannot be evaluated on these items (gone for a while)" in decision.reason
+
+
+def test_a_champion_of_other_data_is_neither_asked_nor_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixture that holds its source as well is compared; a best version of other data is left out."""
+    there = cast(CheckpointRecord, object())
+    versions = {"champion": registry.Champion(2, there, "nlvr/nlvr"), "best": registry.Champion(1, there, "nlvr/nlvr")}
+    asked = []
+
+    def evaluate(config: RunConfig, label: str, *_: object) -> list[EvalRecord]:
+        asked.append(label)
+        return [held]
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tasks, "evaluate", evaluate)
+    for name in versions:
+        monkeypatch.setattr(registry, name, lambda _, name=name: versions[name])
+    config, held, new = override(demo(), {"storage": str(tmp_path)}), *(answers(str(tmp_path / x), 150) for x in "hn")
+
+    def gate(*kinds: str) -> registry.Decision:
+        about = {"split": "test", "read": 1, "kept": 1, "dropped": {}, "examples": {}}
+        reports = [SourceReport.model_validate({"source": kind, **about}) for kind in kinds]
+        data = dataset("d", "test", 200).model_copy(update={"reports": reports})
+        sources = [{"kind": kind, "uri": "x.zip"} for kind in kinds]
+        given = override(config, {"data": {"sources": sources}, "tracking": {"margin": 5}})
+        return tasks._gate(given, data, new, "run", Processes(config))
+
+    other = gate("easy_vqa")
+    assert (other.alias, other.best, asked) == ("challenger", 1, [])
+    assert other.reason == (
+        "not compared with the present champion, version 2: it answers questions of nlvr/nlvr, of which this version "
+        "was asked none; set tracking.registered_model to another name, or move the alias by hand"
+    )
+    assert other.against_best == "not compared"
+    mixture = gate("easy_vqa", "nlvr")
+    assert (mixture.alias, asked) == ("champion", ["champion-2", "best-1"])
+    versions["best"] = registry.Champion(1, there, "easy_vqa/easy_vqa")  # before somebody moved the alias
+    alone = gate("nlvr")
+    assert (alone.alias, alone.best, asked[2:]) == ("champion", 2, ["champion-2"])
 
 
 def answers(uri: str, right: int) -> EvalRecord:

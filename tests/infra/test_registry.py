@@ -42,6 +42,8 @@ from infra.provenance import UNKNOWN, installed
 from infra.tracking import Tracker
 from tests.tiny import amvl_model
 
+SOURCES = "microworld/colour, microworld/compare, microworld/count, microworld/jigsaw, microworld/maze, "
+SOURCES += "microworld/odd_one_out, microworld/relation, microworld/shape"
 TABLE = "| task | AMVL |\n| --- | --- |\n| all | 80.0% |"
 FORMS: dict[str, Callable[[list[dict[str, str]]], dict[str, Any]]] = {
     "dataframe_records": lambda rows: {"dataframe_records": rows},
@@ -94,6 +96,8 @@ def registered(
             run_id = tracker.start()
             scores = [evaluation("sft", 5), evaluation("amvl", 8)]
             model = checkpoint(uri=str(folder))
+            asked = [*dataset.reports, dataset.reports[0].model_copy(update={"split": "test"})]
+            dataset = dataset.model_copy(update={"reports": asked})
             uri = f"{tracked.storage}/register/r1"
             first = registry.decide(tracked, scores[-1], registry.champion(tracked), None)
             short = override(tracked, {"evaluation": {"max_new_tokens": 4}})
@@ -123,11 +127,40 @@ def test_the_version_says_where_it_comes_from(tracked: RunConfig, registered: Mo
             "n": "20",
             "gate": "champion",
             "gate_margin": "1",
+            "sources": SOURCES,
         }.items()
     )
     assert len(tags["commit"]) in (7, 40)
     known = "accuracy n gate gate_margin commit dirty method checkpoint_uri checkpoint_fingerprint data_fingerprint"
-    assert tags.keys() == set(known.split())
+    assert tags.keys() == {*known.split(), "sources"}
+
+
+def test_sources_are_those_with_test_questions_by_kind_and_name(tracked: RunConfig, dataset: DatasetRecord) -> None:
+    """Own data without a name is called by its folder; two mixtures of microworld's tasks are not one source."""
+    nlvr = {"kind": "nlvr", "uri": "n.zip"}
+    own, named = ({"kind": "chat_jsonl", "uri": "s3://b/Cups/", **name} for name in ({}, {"name": "cups"}))
+    world = {"kind": "microworld", "tasks": ["turn", "chain"]}
+    for sources, tested, expected in (
+        (
+            [own, world, nlvr],
+            {"chat": 1, "microworld": 1, "nlvr": 0},
+            "chat_jsonl/Cups, microworld/chain, microworld/turn",
+        ),
+        ([named, nlvr], {"cups": 1, "nlvr": 1}, "chat_jsonl/cups, nlvr/nlvr"),
+        ([nlvr], {}, ""),
+    ):
+        fields = [{"source": name, "split": "test", "read": kept, "kept": kept} for name, kept in tested.items()]
+        reports = [dataset.reports[0].model_copy(update={**each, "dropped": {}}) for each in fields]
+        given = dataset.model_copy(update={"reports": [*dataset.reports, *reports]})
+        assert registry.sources(override(tracked, {"data": {"sources": sources}}), given) == expected
+
+
+def test_a_version_is_held_against_a_champion_whose_sources_it_was_all_asked() -> None:
+    held = registry.Champion(3, None, "chat_jsonl/cups, nlvr/nlvr")
+    assert registry.unasked(held, "chat_jsonl/cups, microworld/turn") == ["nlvr/nlvr"]
+    assert registry.unasked(held, "") == ["chat_jsonl/cups", "nlvr/nlvr"]
+    assert registry.unasked(held, "chat_jsonl/cups, microworld/turn, nlvr/nlvr") == []
+    assert registry.unasked(registry.Champion(3, None), "") == []  # of an earlier release
 
 
 def test_the_version_is_described_by_the_gate_and_the_scores(tracked: RunConfig, registered: ModelRecord) -> None:
@@ -409,17 +442,17 @@ def test_a_champion_that_cannot_be_evaluated_is_not_replaced(
 def test_the_champion_is_found_with_its_checkpoint_here_or_where_it_was(
     tracked: RunConfig, registered: ModelRecord, folder: Path, checkpoint: Callable[..., CheckpointRecord]
 ) -> None:
-    assert registry.champion(tracked) == registry.Champion(1, None)  # no record was written there
+    assert registry.champion(tracked) == registry.Champion(1, None, SOURCES)  # no record was written there
     there = checkpoint(uri=str(folder))
     save_record(there)
-    assert registry.champion(tracked) == registry.Champion(1, there)
+    assert registry.champion(tracked) == registry.Champion(1, there, SOURCES)
     here = checkpoint(uri=f"{tracked.storage}/train/c1")
     save_record(here)
-    assert registry.champion(tracked) == registry.Champion(1, here)
+    assert registry.champion(tracked) == registry.Champion(1, here, SOURCES)
     other = checkpoint(uri=f"{tracked.storage}/train/c1", fingerprint="c2")
     save_record(other)
-    assert registry.champion(tracked) == registry.Champion(1, there)
-    assert registry.best(tracked) == registry.Champion(1, there)
+    assert registry.champion(tracked) == registry.Champion(1, there, SOURCES)
+    assert registry.best(tracked) == registry.Champion(1, there, SOURCES)
     assert registry.champion(override(tracked, {"tracking": {"alias": "nobody"}})) is None
     unknown = override(tracked, {"tracking": {"registered_model": "unknown"}})
     assert (registry.champion(unknown), registry.best(unknown)) == (None, None)
