@@ -92,6 +92,7 @@ class Tracker:
         self.refused: list[str] = []
         self._client: Any = None
         self._taken: dict[str, tuple[str, ...]] = {}
+        self._tables: dict[str, dict[str, str]] = {}
         self._metrics: deque[Any] = deque()
         self._calls: deque[tuple[str, str, dict[str, Any]]] = deque()
         self._closing = threading.Event()
@@ -257,11 +258,16 @@ class Tracker:
         self._values("analysis", metrics)
 
     def table(self, name: str, columns: dict[str, list[Any]]) -> None:
-        """Logs a table (equal-length columns) that the run's page shows, and the same as CSV."""
+        """Logs a table (equal-length columns) that the run's page shows, and the same as CSV.
+
+        File and tag are those of MLflow's `log_table`, which adds the rows once more where a call is repeated.
+        """
         import pandas as pd
 
-        frame = pd.DataFrame(columns)
-        self.call(name, "log_table", data=frame, artifact_file=f"tables/{name}.json")
+        frame, file = pd.DataFrame(columns), f"tables/{name}.json"
+        self.text(file, frame.to_json(orient="split", index=False, date_format="iso"))
+        self._tables[file] = {"path": file, "type": "table"}
+        self.tag({"mlflow.loggedArtifacts": json.dumps(list(self._tables.values()))})
         self.text(f"tables/{name}.csv", frame.to_csv(index=False))
 
     def text(self, path: str, text: str) -> None:

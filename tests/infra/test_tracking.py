@@ -257,6 +257,51 @@ def test_an_object_store_that_fails_for_a_while_costs_no_entry(
     assert not any("metrics" in message for message in caplog.messages)
 
 
+class Late:
+    """The real client, of which every call of one kind is done, and answers the first time with a timeout."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.answered = inner, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            found = getattr(self.inner, name)(*given, **named)
+            if name not in self.answered and name != "log_batch":
+                self.answered.add(name)
+                raise ReadTimeoutError(endpoint_url="http://127.0.0.1:9")
+            return found
+
+        return call
+
+
+def test_a_table_that_is_sent_again_after_a_timeout_has_its_rows_once(
+    tracked: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the file that MLflow itself would write, and its page and `load_table` find it."""
+    monkeypatch.setattr("infra.tracking.SEND_EVERY_S", 0.02)
+    tables = {"first": {"task": ["a", "\u989c"], "n": [1, 2], "share": [0.1, None]}, "second": {"text": ["x/y"]}}
+    with Tracker(other(tracked, 13)) as tracker:
+        run_id = tracker.start()
+        assert tracker.flush()
+        tracker._client = Late(tracker._client)
+        for name, columns in tables.items():
+            tracker.table(name, columns)
+    assert tracker.refused == []
+    mlflow = client(tracked)
+    run = mlflow.get_run(run_id)
+    twin = mlflow.create_run(run.info.experiment_id).info.run_id
+    for name, columns in tables.items():
+        file = f"tables/{name}.json"
+        mlflow.log_table(twin, columns, file)
+        texts = [Path(mlflow.download_artifacts(one, file)).read_text() for one in (run_id, twin)]
+        assert texts[0] == texts[1]
+        loaded = mlflow.load_table(run.info.experiment_id, file, run_ids=[run_id])
+        assert loaded.columns.tolist() == list(columns) and len(loaded) == len(next(iter(columns.values())))
+    tag = "mlflow.loggedArtifacts"
+    assert run.data.tags[tag] == mlflow.get_run(twin).data.tags[tag]
+    mlflow.set_terminated(twin)
+
+
 @pytest.mark.parametrize("error", [NoCredentialsError(), upload_failed(403), TypeError("a bug"), KeyError("x")])
 def test_an_error_that_will_not_pass_costs_its_entry_alone(
     tracked: RunConfig, error: Exception, caplog: pytest.LogCaptureFixture
