@@ -355,6 +355,8 @@ def register(
         get_run_logger().info(
             "register: models:/%s/%d, alias %s: %s", record.name, record.version, record.alias, record.reason
         )
+        for said in registry.unservable(dataset):
+            get_run_logger().warning("%s", said)
         return record
 
     def about(record: ModelRecord) -> str:

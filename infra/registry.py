@@ -24,7 +24,9 @@ from amvl_core.contracts.records import (
     save_record,
 )
 from amvl_core.contracts.records import fingerprint as canonical_fingerprint
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, PLACEHOLDER
 from amvl_core.contracts.sources import MicroworldSource
+from amvl_core.data.reader import ShardReader
 from amvl_core.eval.pairing import compare_evaluations
 from amvl_core.eval.significance import Comparison, p_text
 from infra.mlflow_client import AS_TRAINING, address, client, metric_name
@@ -235,6 +237,23 @@ def change(found: Comparison) -> str:
         f"{100 * found.difference:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), n = {found.n:,}, "
         f"{found.gained} gained, {found.lost} lost, {found.test} p {p if p.startswith('<') else f'= {p}'}"
     )
+
+
+def unservable(dataset: DatasetRecord) -> list[str]:
+    """A warning where the registered model takes not all test questions; no image is read.
+
+    Shards that are not there any more are asked nothing: an evaluation that is finished does not need them.
+    """
+    try:
+        questions = ShardReader(dataset, "test").column("question")
+    except StorageError:
+        return []
+    if not (count := sum(PLACEHOLDER.findall(question) != [IMAGE_PLACEHOLDER] for question in questions)):
+        return []
+    return [
+        f"register: {count:,} of {len(questions):,} test questions ({count / len(questions):.0%}) cannot be asked of "
+        "the registered model, which takes one image with each: they have none, several or a video"
+    ]
 
 
 def run_fragment(config: RunConfig, run_id: str, tab: str = "") -> str:

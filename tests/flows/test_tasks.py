@@ -21,6 +21,7 @@ from amvl_core.contracts.records import (
     DatasetRecord,
     EvalRecord,
     FeaturesRecord,
+    ModelRecord,
     ReadingScore,
     Shard,
     SourceReport,
@@ -300,6 +301,23 @@ def test_a_champion_of_other_data_is_neither_asked_nor_replaced(
     versions["best"] = registry.Champion(1, there, "easy_vqa/easy_vqa")  # before somebody moved the alias
     alone = gate("nlvr")
     assert (alone.alias, alone.best, asked[2:]) == ("champion", 2, ["champion-2"])
+
+
+def test_questions_that_the_registered_model_cannot_be_asked_are_said_at_registration(
+    tmp_path: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(str(tmp_path / "0.parquet"), pa.table({"question": ["<image>a", "<image>b", "<image><image>c", "d"]}))
+    about = {"name": "amvl", "version": 1, "alias": "champion", "reason": "r", "run_id": "run", "tracking_uri": "t"}
+    record = ModelRecord(uri="u", fingerprint="f", **about)
+    for name, found in (("start", "run"), ("flush", True)):
+        monkeypatch.setattr(Tracker, name, lambda _, found=found: found)
+    monkeypatch.setattr(tasks, "_gate", lambda *_: registry.Decision("champion", "r"))
+    monkeypatch.setattr(registry, "register", lambda *_: record)
+    config, new = override(demo(), {"storage": str(tmp_path)}), answers(str(tmp_path / "new"), 150)
+    data, task = dataset(str(tmp_path), "test", 4), tasks.register.fn
+    assert task(config, data, CHECKPOINT, [new], [{"task": "all"}], Tracker(config), Processes(config)) == record
+    (warned,) = [one.getMessage() for one in said.records if one.levelno == logging.WARNING]
+    assert warned.startswith("register: 2 of 4 test questions (50%) cannot be asked of the registered model")
 
 
 def answers(uri: str, right: int) -> EvalRecord:

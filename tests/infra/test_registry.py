@@ -155,6 +155,36 @@ def test_sources_are_those_with_test_questions_by_kind_and_name(tracked: RunConf
         assert registry.sources(override(tracked, {"data": {"sources": sources}}), given) == expected
 
 
+@pytest.mark.parametrize(
+    ("questions", "said"),
+    [
+        (["<image>a", "b<image>", "<image>c"], []),
+        (
+            ["<image>a", "<image><image>a", "a", "<video>a", *(["<image><video>a"] * 8)],
+            [
+                "register: 11 of 12 test questions (92%) cannot be asked of the registered model, which takes one "
+                "image with each: they have none, several or a video"
+            ],
+        ),
+    ],
+)
+def test_test_questions_without_exactly_one_image_are_counted(
+    tmp_path: Path, dataset: DatasetRecord, questions: list[str], said: list[str]
+) -> None:
+    """Over all shards; of shards that are gone nothing is said."""
+    halves = [questions[:2], questions[2:]]
+    for number, half in enumerate(halves):
+        pq.write_table(pa.table({"question": half}), tmp_path / f"{number}.parquet")
+    shards = [
+        dataset.shards[0].model_copy(update={"file": f"{number}.parquet", "split": "test", "rows": len(half)})
+        for number, half in enumerate(halves)
+    ]
+    given = dataset.model_copy(update={"uri": str(tmp_path), "shards": [*dataset.shards, *shards]})
+    assert registry.unservable(given) == said
+    gone = given.model_copy(update={"uri": str(tmp_path / "gone")})
+    assert registry.unservable(gone) == []
+
+
 def test_a_version_is_held_against_a_champion_whose_sources_it_was_all_asked() -> None:
     held = registry.Champion(3, None, "chat_jsonl/cups, nlvr/nlvr")
     assert registry.unasked(held, "chat_jsonl/cups, microworld/turn") == ["nlvr/nlvr"]
