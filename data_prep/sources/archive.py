@@ -127,12 +127,16 @@ class _Folder(Archive):
         self._packed: list[str] | None = None
         self._inner: dict[str, Archive] = {}
         self._direct: dict[str, IndexedTar] = {}
+        self._twice: set[str] = set()
 
     @cached_property
     def _names(self) -> list[str]:
         names = set(self._files())
-        for name in self._find_packed():
-            names.update(posixpath.join(posixpath.dirname(name), member) for member in self.inner(name).names())
+        for packed in self._find_packed():
+            folder = posixpath.dirname(packed)
+            inside = {posixpath.join(folder, member) for member in self.inner(packed).names()}
+            self._twice |= names & inside
+            names |= inside
         return sorted(names)
 
     def _find_packed(self) -> list[str]:
@@ -192,12 +196,25 @@ class _Folder(Archive):
         return [stem + number for number in pieces]
 
     def located(self, name: str) -> Ref:
+        """As of every archive. Raises DataError where it is in two places: nobody knows which is meant."""
+        found = self._inside(name)
+        if name in self._twice:
+            places = [packed for packed, _ in found]
+            raise DataError(
+                f"{self.uri}: {name} is in {places[0]} and {places[1] if len(places) > 1 else 'beside it'}, and only "
+                "one can be meant; remove one, such as an archive that is unpacked already"
+            )
+        for packed, member in found:
+            inner = self.inner(packed)
+            return inner.span(packed, member) if isinstance(inner, IndexedTar) else Inner(packed, member)
+        return name
+
+    def _inside(self, name: str) -> Iterator[tuple[str, str]]:
+        """The archives that hold the file `name`, each with what it is called there."""
         for packed in self._find_packed():
             folder = packed[: packed.rfind("/") + 1]
-            inner = self.inner(packed)
-            if name.startswith(folder) and (member := name[len(folder) :]) in inner.members:
-                return inner.span(packed, member) if isinstance(inner, IndexedTar) else Inner(packed, member)
-        return name
+            if name.startswith(folder) and (member := name[len(folder) :]) in self.inner(packed).members:
+                yield packed, member
 
     def read_span(self, span: ByteRange) -> bytes:
         return self._for_spans(span.archive).read_span(span)

@@ -339,6 +339,21 @@ def test_zips_in_a_folder_are_part_of_it(tmp_path: Path, place: str, s3_bucket: 
         assert isinstance(missing, Drop) and missing.reason == MISSING_IMAGE
 
 
+@pytest.mark.parametrize("kind", ["loose", "two zips", "a tar"])
+def test_a_file_that_is_in_two_places_is_not_read_from_either(tmp_path: Path, kind: str) -> None:
+    files = {"train.jsonl": b"old", "readme.txt": b"r", "own.txt": b"o"}
+    (tmp_path / "x").mkdir()
+    as_tar(tmp_path / "x/data.tar", files, "w") if kind == "a tar" else as_zip(tmp_path / "x/data.zip", files)
+    twice = {"train.jsonl": b"new", "readme.txt": b"r"}
+    as_zip(tmp_path / "x/more.zip", twice) if kind == "two zips" else as_folder(tmp_path / "x", twice)
+    places = {"loose": "data.zip and beside it", "two zips": "data.zip and more.zip", "a tar": "data.tar and beside it"}
+    with open_archive(str(tmp_path / "x")) as archive:
+        assert archive.only("own.txt") == "own.txt" and archive.read("own.txt") == b"o"
+        for read in (archive.located, archive.read, archive.open):
+            with pytest.raises(DataError, match=rf"x: train\.jsonl is in {places[kind]}.*; remove one"):
+                read("train.jsonl")
+
+
 def test_a_damaged_zip_in_a_folder_is_named(tmp_path: Path) -> None:
     uri = as_folder(tmp_path / "data", {"a.txt": b"a", "images/x.zip": b"PK not really"})
     with open_archive(uri) as archive, pytest.raises(DataError, match=r"images/x\.zip is damaged"):
