@@ -40,6 +40,9 @@ from data_prep.sources.zip_and_tar import SPOOL_BYTES, IndexedTar, Tar, Zip
 _PIECE = re.compile(r"(?P<stem>.*[._-](?:part[._-]?)?)(?P<number>\d{2,3}|[a-z]{2})")
 """`cot_images_00`, `x.tar.part-001`, `x.tar.aa`: what `split` leaves."""
 
+_OF_TAR = re.compile(r".*[._-]tar[._-](?!(gz|bz2|xz|zst)\b).*(\d\d|a[a-z])")
+"""Names of pieces that say that they are those of a tar which is not compressed."""
+
 
 @contextmanager
 def open_archive(uri: str) -> Iterator[Archive]:
@@ -81,14 +84,21 @@ def is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-def _is_first_piece(name: str) -> bool:
-    found = _PIECE.fullmatch(name)
-    return found is not None and set(found["number"]) in ({"0"}, {"a"})
+def _piece(name: str) -> tuple[str, int] | None:
+    """Piece 0 of what `name` may be a piece of, and which one it is: 3 of `x_03` and of `x_ad`."""
+    if not (found := _PIECE.fullmatch(name)):
+        return None
+    number = found["number"]
+    digits = number.isdigit()
+    place = int(number) if digits else 26 * (ord(number[0]) - ord("a")) + ord(number[1]) - ord("a")
+    return found["stem"] + ("0" if digits else "a") * len(number), place
 
 
-def _piece_number(i: int, first: str) -> str:
-    """The number of piece `i`, written like `first`: 00, 01 ... or aa, ab ..."""
-    return f"{i:0{len(first)}d}" if first.isdigit() else chr(ord("a") + i // 26) + chr(ord("a") + i % 26)
+def _named(zero: str, place: int) -> str:
+    """What the piece in that place is called where piece 0 is `zero`: `x_03` or `x_ad`."""
+    stem = zero.rstrip(zero[-1])
+    digits = len(zero) - len(stem)
+    return stem + (f"{place:0{digits}d}" if zero[-1] == "0" else chr(97 + place // 26) + chr(97 + place % 26))
 
 
 def _opened(uri: str, fs: Any, path: str) -> IO[bytes]:
@@ -142,9 +152,24 @@ class _Folder(Archive):
     def _find_packed(self) -> list[str]:
         """The zips, tars and first pieces of tars in this folder and the folders of it."""
         if self._packed is None:
-            found = [name for name in self._near() if name.endswith((".zip", ".tar")) or _is_first_piece(name)]
-            self._packed = sorted(name for name in found if not _is_first_piece(name) or self._is_tar(name))
+            found = [name for name in self._near() if name.endswith((".zip", ".tar"))]
+            for zero, pieces in self._in_pieces.items():
+                first = min(pieces)
+                if first <= 1 and self._is_tar(pieces[first]):
+                    found.append(pieces[first])
+                elif first and _OF_TAR.fullmatch(pieces[first]):
+                    raise DataError(f"{self.uri} lacks {zero}, the first piece of a tar that has {pieces[first]}")
+            self._packed = sorted(found)
         return self._packed
+
+    @cached_property
+    def _in_pieces(self) -> dict[str, dict[int, str]]:
+        """What may be pieces of something, by what its piece 0 is called and by their places."""
+        found: dict[str, dict[int, str]] = {}
+        for name in self._near():
+            if piece := _piece(name):
+                found.setdefault(piece[0], {})[piece[1]] = name
+        return found
 
     def _files(self, depth: int | None = None) -> Iterator[str]:
         """Names of the files, at most `depth` folders down. Raises StorageError."""
@@ -185,15 +210,14 @@ class _Folder(Archive):
 
     def _pieces(self, first: str) -> list[str]:
         """The pieces of a tar in order. Raises DataError where one in between is not there."""
-        if not (found := _PIECE.fullmatch(first)):
+        if not (found := _piece(first)):
             return [first]
-        stem = found["stem"]
-        numbers = {name[len(stem) :] for name in self._near() if name.startswith(stem) and _PIECE.fullmatch(name)}
-        pieces = sorted(number for number in numbers if len(number) == len(found["number"]))
-        wanted = [_piece_number(i, pieces[0]) for i in range(len(pieces))]
-        if missing := sorted(set(wanted) - set(pieces)):
-            raise DataError(f"{self.uri} lacks {stem}{missing[0]}, a piece of the tar that begins in {first}")
-        return [stem + number for number in pieces]
+        zero, start = found
+        pieces = self._in_pieces[zero]
+        places = range(start, start + len(pieces))
+        if missing := [place for place in places if place not in pieces]:
+            raise DataError(f"{self.uri} lacks {_named(zero, missing[0])}, a piece of the tar that begins in {first}")
+        return [pieces[place] for place in places]
 
     def located(self, name: str) -> Ref:
         """As of every archive. Raises DataError where it is in two places: nobody knows which is meant."""

@@ -376,6 +376,7 @@ PIECES = {
     "a tar": ["images.tar"],
     "numbers": [f"split/cot_images_{i:02d}" for i in range(13)],
     "parts": [f"images.tar.part-{i:03d}" for i in range(3)],
+    "from one": [f"images.tar.part-{i:03d}" for i in range(1, 4)],
     "letters": [f"split/images.tar.a{letter}" for letter in "abcdefg"],
 }
 
@@ -432,6 +433,34 @@ def test_a_piece_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "data/split/cot_images_11").unlink()
     with open_archive(uri) as archive, pytest.raises(DataError, match="damaged or incomplete"):
         archive.names()
+
+
+@pytest.mark.parametrize(
+    ("kind", "gone", "missing"),
+    [
+        ("parts", 1, "images.tar.part-000"),
+        ("letters", 1, "split/images.tar.aa"),
+        ("letters", 2, "split/images.tar.aa"),
+        ("published", 1, "cot_images_tar_split/cot_images_00"),
+        ("published", 3, "cot_images_tar_split/cot_images_00"),
+    ],
+)
+def test_the_first_piece_of_a_tar_is_missed_by_the_name_of_the_others(
+    tmp_path: Path, kind: str, gone: int, missing: str
+) -> None:
+    published = [f"cot_images_tar_split/cot_images_{i:02d}" for i in range(5)]
+    names = published if kind == "published" else PIECES[kind]
+    uri = in_pieces(tmp_path / "data", names, {"a.bin": bytes(50_000)})
+    for name in names[:gone]:
+        (tmp_path / "data" / name).unlink()
+    with open_archive(uri) as archive, pytest.raises(DataError, match=rf"lacks {missing}, the first piece of a tar"):
+        archive.names()
+
+
+def test_names_that_only_look_like_pieces_of_a_tar_are_files(tmp_path: Path) -> None:
+    names = ["x.tar.gz", "x.tar.xz", "y.tar.gz.01", "img_02", "a_tar_b/notes.md", "z.tar.00", "z.tar.01"]
+    with open_archive(as_folder(tmp_path / "data", dict.fromkeys(names, b"x"))) as archive:
+        assert archive.names() == sorted(names)
 
 
 def test_members_of_a_tar_in_a_folder_that_point_outside_do_not_exist(tmp_path: Path) -> None:
