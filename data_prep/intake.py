@@ -48,15 +48,18 @@ def report_lines(reports: list[SourceReport]) -> list[str]:
     for report in reports:
         said.append(f"{report.source}, {report.split}: {report.kept:,} of {report.read:,} rows kept")
         for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1]):
-            example = next((f", such as {one.sample_id}: {one.detail}" for one in report.examples.get(reason, [])), "")
-            said.append(f"  {count:,} dropped: {reason}{example}")
+            said.append(f"  {count:,} dropped: {reason}{_example(report, reason)}")
         said += [f"  note, {count:,} x: {note}" for note, count in report.notes.items()]
     return said
 
 
 def warnings(reports: list[SourceReport]) -> list[str]:
-    """A line for each split of a source that lost more than `WARNED`, with the largest reason and its remedy."""
-    return [_loss(report) for report in reports if _share(report) > WARNED]
+    """A line for each split of a source that lost more than `WARNED`, with the largest reason and its remedy.
+
+    Another for each of which so much is contaminated, though that is no loss.
+    """
+    said = [_loss(report) for report in reports if _share(report) > WARNED]
+    return said + [_contaminated(report) for report in reports if _num_contaminated(report) > WARNED * report.read]
 
 
 def check(record: DatasetRecord) -> None:
@@ -131,6 +134,10 @@ def fitting_tokens(report: SourceReport) -> tuple[int, float] | None:
     raise AssertionError("the longest keeps all")
 
 
+def _example(report: SourceReport, reason: str) -> str:
+    return next((f", such as {one.sample_id}: {one.detail}" for one in report.examples.get(reason, [])), "")
+
+
 def _share(report: SourceReport) -> float:
     return sum(_losses(report).values()) / report.read if report.read else 0.0
 
@@ -147,4 +154,18 @@ def _loss(report: SourceReport) -> str:
     return (
         f"{report.source}, {report.split}: {sum(losses.values()):,} of {report.read:,} rows are dropped "
         f"({_share(report):.0%}), most as {reason} ({losses[reason]:,}): {remedy}"
+    )
+
+
+def _num_contaminated(report: SourceReport) -> int:
+    return report.dropped.get(filters.CONTAMINATED, 0)
+
+
+def _contaminated(report: SourceReport) -> str:
+    count = _num_contaminated(report)
+    return (
+        f"{report.source}, {report.split}: {count:,} of {report.read:,} rows are dropped ({count / report.read:.0%}) "
+        "as contaminated: they show or ask what a test split or a benchmark does"
+        f"{_example(report, filters.CONTAMINATED)}; split the data by image, or set data.drop_contaminated=false to "
+        "train on them"
     )

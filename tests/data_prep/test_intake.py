@@ -100,8 +100,10 @@ def test_the_remedy_of_long_rows_is_the_budget_that_keeps_most() -> None:
         ([report(100, missing_image=51), report(30, "test")], 1, 1),
         ([report(100), report(29, "test")], 0, 1),
         ([report(100), report(62, "test", missing_image=33)], 1, 2),
-        # What was left out on purpose is no loss.
-        ([report(100, duplicate=60, contaminated=30), report(30, "test")], 0, 0),
+        # What was left out on purpose is no loss, but a split that is no split is told of.
+        ([report(100, duplicate=60, contaminated=10), report(30, "test")], 0, 0),
+        ([report(100, contaminated=80), report(30, "test")], 1, 0),
+        ([report(100, contaminated=20, missing_image=20), report(30, "test")], 2, 0),
         # Of several sources each must be sound: a large one must not hide what a small one lost.
         ([report(10, missing_image=6), report(10_000), report(30, "test")], 1, 1),
     ],
@@ -109,6 +111,18 @@ def test_the_remedy_of_long_rows_is_the_budget_that_keeps_most() -> None:
 def test_the_limits(reports: list[SourceReport], warned: int, refused: int) -> None:
     assert len(intake.warnings(reports)) == warned
     assert len(list(intake.refusals(reports))) == refused
+
+
+def test_rows_that_show_test_images_are_told_of_with_what_to_do() -> None:
+    found = "image 1 is image 1 of the test sample own/test/9"
+    example = {"contaminated": [{"sample_id": "own/train/3", "detail": found}]}
+    fields = report(200, contaminated=90, duplicate=10).model_dump() | {"examples": example}
+    (warning,) = intake.warnings([SourceReport.model_validate(fields), report(30, "test")])
+    assert warning == (
+        "own, train: 90 of 200 rows are dropped (45%) as contaminated: they show or ask what a test split or a "
+        f"benchmark does, such as own/train/3: {found}; split the data by image, or set data.drop_contaminated=false "
+        "to train on them"
+    )
 
 
 def test_a_length_that_cuts_right_answers_is_warned_of_and_refused_where_it_cuts_most() -> None:
