@@ -5,7 +5,11 @@ MAX_LINE = 1000
 
 
 def shortened(text: str, limit: int = MAX_DETAIL) -> str:
-    """`text` in at most `limit` characters, its middle left out: a file may hold megabytes where a name is expected."""
+    """`text` in at most `limit` characters, its middle left out: a file may hold megabytes where a name is expected.
+
+    Half of a surrogate pair, as names on disk and rows may hold, is written as its escape: no record takes it.
+    """
+    text = text.encode(errors="backslashreplace").decode()
     if len(text) <= limit:
         return text
     gap = f" ... {len(text):,} characters ... "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,23 @@ def test_an_accent_may_be_a_letter_of_its_own(tmp_path: Path) -> None:
     files = chat(chat_row(images=["pictures/\u00fc.png"])) | {"pictures/u\u0308.png": B}
     (found,) = outcomes(detect(as_zip(tmp_path / "x.zip", files))).values()
     assert isinstance(found, Conversation) and found.images == (B,)
+
+
+def test_names_on_disk_that_are_no_utf8_are_shown_with_their_bytes(tmp_path: Path) -> None:
+    latin = os.fsdecode(b"caf\xe9")
+    rows = json_lines(chat_row(images=["pictures/caf\u00e9.png"]))
+    files = {"train.jsonl": rows, f"pictures/{latin}.png": A, f"test_{latin}.jsonl": b""}
+    source = ChatJsonlSource(uri=as_folder(tmp_path / "s", files))
+    (unit,) = finish(work(source, tmp_path / "out"))
+    (drop,) = unit.report.examples[MISSING_IMAGE]
+    assert drop.detail.endswith(r"pictures/caf\udce9.png exists")
+    assert list(unit.report.notes) == [r"test_caf\udce9.jsonl is not read; the file of the test rows is called test"]
+    for said, names in {
+        r"holds caf\udce9/train.jsonl, x/train.jsonl,": [f"{latin}/train.jsonl", "x/train.jsonl"],
+        r"train_caf\udce9.jsonl is there": [f"train_{latin}.jsonl"],
+    }.items():
+        with pytest.raises(DataError, match=re.escape(said)):
+            detect(as_folder(tmp_path / str(len(names)), dict.fromkeys(names, b"")))
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
