@@ -56,9 +56,11 @@ def report_lines(reports: list[SourceReport]) -> list[str]:
 def warnings(reports: list[SourceReport]) -> list[str]:
     """A line for each split of a source that lost more than `WARNED`, with the largest reason and its remedy.
 
-    Another for each of which so much is contaminated, though that is no loss.
+    Another for each of which so much is contaminated, though that is no loss, and for each without a row.
     """
-    said = [_loss(report) for report in reports if _share(report) > WARNED]
+    remedy = "no row was read; write rows into it, or set train_limit=0 where it is only to test"
+    said = [f"{report.source}, {report.split}: {remedy}" for report in reports if not report.read]
+    said += [_loss(report) for report in reports if _share(report) > WARNED]
     return said + [_contaminated(report) for report in reports if _num_contaminated(report) > WARNED * report.read]
 
 

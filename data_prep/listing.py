@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Iterator
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import DataConfig
+from amvl_core.contracts.records import SourceReport
 from amvl_core.contracts.sample import Split
 from amvl_core.contracts.sources import ArchiveSource, MicroworldSource
 from data_prep import microworld
-from data_prep.sources import list_rows
+from data_prep.sources import list_rows, source_name
 from data_prep.sources.archive import open_archive
 from data_prep.sources.archive_members import Archive
 from data_prep.sources.raw_row import RawRow, read_images
@@ -26,6 +27,20 @@ def units(data: DataConfig, source: int, finished: Collection[str]) -> Iterator[
     else:
         with storage.reaching(config.uri, "read"), open_archive(config.uri) as archive:
             yield from _archived(data, config, archive, source, finished)
+
+
+def complete(data: DataConfig, reports: list[SourceReport]) -> list[SourceReport]:
+    """`reports`, and one of no rows for each source that is to train but has no training row."""
+    reported = {report.source for report in reports if report.split == "train"}
+    named = {
+        source_name(source): source.train if isinstance(source, MicroworldSource) else source.train_limit
+        for source in data.sources
+    }
+    return reports + [
+        SourceReport(source=name, split="train", read=0, kept=0, dropped={}, examples={})
+        for name, most in named.items()
+        if most != 0 and name not in reported
+    ]
 
 
 def _generated(config: MicroworldSource, source: int, size: int) -> Iterator[Unit]:

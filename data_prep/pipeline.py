@@ -138,7 +138,7 @@ def prepare(config: RunConfig, uri: str, on_progress: ProgressFn) -> DatasetReco
     files = [part.keys for part in parts if part.record.shard is not None]
     files += [file for benchmark in benchmarks for file in benchmark.keys]
     repeats = _find_repeats(config, parts, files)
-    reports = _reports(parts, repeats, files)
+    reports = listing.complete(config.data, _reports(parts, repeats, files))
     if not any(found.kept for found in reports if found.split == "train"):
         raise DataError(_nothing_kept(reports))
     record = DatasetRecord(

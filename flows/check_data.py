@@ -67,7 +67,7 @@ def check_data(data: list[str], params: list[str], preset: str) -> int:
         )
         looked = config.model_copy(update={"data": config.data.model_copy(update={"sources": sources})})
         work = _Looking(looked, tuple(f"{folder}/{number}" for number in range(len(sources))))
-        reports = list(_reports(work))
+        reports = listing.complete(work.data, list(_reports(work)))
     for source in config.data.sources:
         console.print("\n".join(_listed(config, source)), highlight=False, soft_wrap=True)
     console.print("\n".join(intake.report_lines(reports)), highlight=False, soft_wrap=True, markup=False)

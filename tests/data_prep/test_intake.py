@@ -10,7 +10,7 @@ from amvl_core.contracts.config import DataConfig, override
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.contracts.records import DatasetRecord, SourceReport
-from amvl_core.contracts.sources import ChatJsonlSource
+from amvl_core.contracts.sources import ChatJsonlSource, MicroworldSource
 from amvl_core.methods.amvl.presets import demo
 from data_prep import filters, intake, listing
 from data_prep.shards import ShardRow
@@ -20,9 +20,9 @@ from tests.data_prep.test_units import Counter
 from tests.shards import row, write
 
 
-def report(read: int, split: str = "train", **dropped: int) -> SourceReport:
+def report(read: int, split: str = "train", source: str = "own", **dropped: int) -> SourceReport:
     kept = read - sum(dropped.values())
-    fields = {"source": "own", "split": split, "read": read, "kept": kept, "dropped": dropped, "examples": {}}
+    fields = {"source": source, "split": split, "read": read, "kept": kept, "dropped": dropped, "examples": {}}
     return SourceReport.model_validate(fields)
 
 
@@ -123,6 +123,19 @@ def test_rows_that_show_test_images_are_told_of_with_what_to_do() -> None:
         f"benchmark does, such as own/train/3: {found}; split the data by image, or set data.drop_contaminated=false "
         "to train on them"
     )
+
+
+def test_a_source_without_a_training_row_is_reported_and_warned_of(tmp_path: Path) -> None:
+    full, empty = (ChatJsonlSource(name=name, uri=str(tmp_path)) for name in ("full", "empty"))
+    tests = ChatJsonlSource(name="tests", uri=str(tmp_path), train_limit=0)
+    sources = (full, empty, tests, MicroworldSource(train=0))
+    reports = [report(9, source="full"), report(30, "test", source="tests")]
+    found = listing.complete(DataConfig(sources=sources), reports)
+    assert found[:2] == reports and [(one.source, one.split, one.read) for one in found[2:]] == [("empty", "train", 0)]
+    assert intake.warnings(found) == [
+        "empty, train: no row was read; write rows into it, or set train_limit=0 where it is only to test"
+    ]
+    assert "empty, train: 0 of 0 rows kept" in intake.report_lines(found)
 
 
 def test_a_length_that_cuts_right_answers_is_warned_of_and_refused_where_it_cuts_most() -> None:

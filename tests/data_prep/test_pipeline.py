@@ -64,7 +64,8 @@ def test_sources_become_one_dataset(ray_cluster: None, tmp_path: Path) -> None:
     chat = ChatJsonlSource(
         uri=as_zip(tmp_path / "chat.zip", archives.chat(*[chat_row(f"<image>{i}?") for i in range(5)]))
     )
-    config = configure(easy, chat, MicroworldSource(train=8, test=8))
+    empty = ChatJsonlSource(name="empty", uri=as_folder(tmp_path / "empty", archives.chat()))
+    config = configure(easy, chat, MicroworldSource(train=8, test=8), empty)
     record, events = run(config, tmp_path / "out")
     assert [(shard.file, shard.rows) for shard in record.files("train")] == [
         ("train-00000.parquet", 4), ("train-00001.parquet", 4), ("train-00002.parquet", 2),
@@ -72,6 +73,7 @@ def test_sources_become_one_dataset(ray_cluster: None, tmp_path: Path) -> None:
         ("train-00005.parquet", 4), ("train-00006.parquet", 4),
     ]  # fmt: skip
     assert (record.rows("train"), record.rows("test"), record.kept, record.dropped) == (23, 11, 34, {})
+    assert [(report.source, report.read) for report in record.reports if not report.kept] == [("empty", 0)]
     assert record.fingerprint == fingerprint(config)
     assert load_record(record.uri, DatasetRecord) == record
     rows = read(record)
