@@ -1,13 +1,14 @@
 """What came in: kept and dropped rows for people to read, and losses that a run warns of or stops at."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.records import DatasetRecord, SourceReport
+from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.reader import ShardReader
 from data_prep import filters
 from data_prep.report import PAGE_NAME
@@ -80,13 +81,19 @@ def check(record: DatasetRecord) -> None:
 
 def check_trainable(config: RunConfig, record: DatasetRecord) -> None:
     """Raises DataError where no training sample has what the latents of a stage's method are trained on."""
+    for line in untrainable(config, ShardReader(record, "train").without_images, record.rows("train")):
+        raise DataError(f"the run stops before training: {line}")
+
+
+def untrainable(config: RunConfig, samples: Callable[[], Iterable[StoredSample]], count: int) -> Iterator[str]:
+    """A line for each stage whose method trains its latents on what none of the `count` training `samples` has."""
     for name, stage in config.stages.items():
-        missing = map(stage.method.lacks, ShardReader(record, "train").without_images())
+        missing = map(stage.method.lacks, samples())
         lack = next(missing, None)
         if lack is not None and all(missing):
-            raise DataError(
-                f"the run stops before training: stages.{name} ({stage.method.kind}) trains its latents on {lack}, and "
-                f"none of the {record.rows('train'):,} training samples has that; add a source that has (data.sources)"
+            yield (
+                f"stages.{name} ({stage.method.kind}) trains its latents on {lack}, and none of the {count:,} "
+                "training samples has that; add a source that has (data.sources)"
             )
 
 

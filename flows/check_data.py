@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +13,7 @@ from rich.table import Table
 from amvl_core.contracts.answer_length import max_new_tokens
 from amvl_core.contracts.config import RunConfig, override
 from amvl_core.contracts.records import DatasetRecord, SourceReport
-from amvl_core.contracts.sample import Conversation, Split
+from amvl_core.contracts.sample import Conversation, Split, StoredSample
 from amvl_core.contracts.sources import ArchiveSource
 from amvl_core.data.encode import TokenCounter
 from data_prep import intake, listing
@@ -39,6 +40,8 @@ class _Looking(Work):
         super().__init__(config.data, TokenCounter.from_model(config.model), folders)
         self.prompts, self.targets = Counter[int](), Counter[int]()
         self.samples, self.pixels = Counter[int](), Counter[int]()
+        self.trained: list[StoredSample] = []
+        """Training samples without their images."""
 
     def row(self, conversation: Conversation, keys: Keys, tally: Tally) -> ShardRow | Drop:
         """As of the preparation."""
@@ -51,6 +54,8 @@ class _Looking(Work):
             self.targets[target] += 1
             self.prompts[found.num_tokens - target] += 1
             self.samples[found.num_tokens] += 1
+            if conversation.split == "train":
+                self.trained.append(replace(found.sample, images=()))
         return found
 
 
@@ -69,19 +74,33 @@ def check_data(data: list[str], params: list[str], preset: str) -> int:
         work = _Looking(looked, tuple(f"{folder}/{number}" for number in range(len(sources))))
         reports = listing.complete(work.data, list(_reports(work)))
     for source in config.data.sources:
-        console.print("\n".join(_listed(config, source)), highlight=False, soft_wrap=True)
+        console.print("\n".join(_listed(config, source)), highlight=False, soft_wrap=True, markup=False)
     console.print("\n".join(intake.report_lines(reports)), highlight=False, soft_wrap=True, markup=False)
     console.print(_lengths(work))
     record = DatasetRecord(
         uri="", fingerprint="", schema_version=SCHEMA_VERSION, shards=[], kept=0, dropped={}, reports=reports
     )
-    wrong = [] if config.data.accept_losses else list(intake.refusals(reports))
+    wrong = list(_refusals(config, reports, work.trained))
     said = [*_proposals(config, work, reports, record), *(f"warning: {line}" for line in intake.warnings(reports))]
     said += [f"warning: {line}" for line in intake.cut_targets(config, record)]
     said += [f"a run would stop before training: {line}" for line in wrong] or ["a run would train on what is kept"]
     said.append("duplicates, and training samples that give away a test sample, are not looked for here")
     console.print("\n".join(said), highlight=False, soft_wrap=True, markup=False)
     return 1 if wrong else 0
+
+
+def _refusals(config: RunConfig, reports: list[SourceReport], trained: list[StoredSample]) -> Iterator[str]:
+    """Why a run would stop before training, a line each."""
+    kept = Counter[Split]()
+    for report in reports:
+        kept[report.split] += report.kept
+    if not kept["train"]:
+        yield "no training row is kept"
+    if not config.data.accept_losses:
+        yield from intake.refusals(reports)
+    elif not kept["test"]:
+        yield "no test row is kept, so there is nothing to evaluate on"
+    yield from intake.untrainable(config, lambda: trained, len(trained))
 
 
 def _limit(source: ArchiveSource, split: Split) -> int:
@@ -145,11 +164,15 @@ def _proposals(config: RunConfig, work: _Looking, reports: list[SourceReport], r
         )
     if work.pixels:
         unit = work.budget.unit**2
-        most, total = -(-_quantile(work.pixels, KEEPS) // unit) * unit, work.pixels.total()
+        least, total = config.data.min_pixels, work.pixels.total()
+        most = max(-(-_quantile(work.pixels, KEEPS) // unit) * unit, least)
+        kept = sum(count for size, count in work.pixels.items() if least <= size <= most)
         larger = sum(count for size, count in work.pixels.items() if size > config.data.max_pixels)
+        smaller = sum(count for size, count in work.pixels.items() if size < least)
         yield (
-            f"data.max_pixels={most} keeps {KEEPS:.0%} of the images at their size, {most // unit:,} tokens at most; "
-            f"it is {config.data.max_pixels}, {larger / total:.0%} are scaled down"
+            f"data.max_pixels={most} keeps {kept / total:.0%} of the images at their size, {most // unit:,} tokens at "
+            f"most; it is {config.data.max_pixels}, {larger / total:.0%} are scaled down, {smaller / total:.0%} are "
+            f"scaled up to data.min_pixels ({least})"
         )
 
 

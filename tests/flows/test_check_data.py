@@ -1,6 +1,7 @@
 """What `python -m flows check` says of data of one's own, good and bad."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,45 @@ def test_a_length_that_cuts_most_answers_is_refused_here_too(tmp_path: Path) -> 
     data = write(tmp_path, [row()] * 40, [row("two words")] * 30)
     with pytest.raises(ConfigError, match="right answers are cut"):
         check_data([data], ["evaluation.max_new_tokens=1"], "demo")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "given", "preset", "said"),
+    [
+        (
+            [row()] * 3,
+            [row()] * 30,
+            [],
+            "lvr-demo",
+            r"stages\.\w+ \(lvr\) .* regions .* none of the 3 training",
+        ),
+        ([row(" ")] * 3, [row()] * 30, ["data.accept_losses=true"], "demo", "no training row is kept"),
+        ([row()] * 3, [row(" ")] * 30, ["data.accept_losses=true"], "demo", "no test row is kept"),
+        ([], [row()] * 30, [], "demo", "no training row is kept"),
+    ],
+)
+def test_what_stops_every_run_stops_this(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    train: list[dict[str, object]],
+    test: list[dict[str, object]],
+    given: list[str],
+    preset: str,
+    said: str,
+) -> None:
+    assert check_data([write(tmp_path, train, test)], given, preset) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "would stop before training" in line)
+    assert re.search(said, line), line
+
+
+def test_the_budget_of_pixels_that_is_proposed_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos[v2]"
+    folder.mkdir()
+    data = write(folder, [row()] * 3, [row()] * 30)
+    given = ["data.min_pixels=50000", "data.max_pixels=60000"]
+    assert check_data([data], given, "demo") == 0
+    said = capsys.readouterr().out
+    assert f"{data} is read as chat_jsonl" in said
+    assert "data.max_pixels=50000 keeps 0% of the images at their size" in said
+    assert "it is 60000, 0% are scaled down, 100% are scaled up to data.min_pixels (50000)" in said
+    assert check_data([data], [given[0], "data.max_pixels=50000"], "demo") == 0
