@@ -58,12 +58,18 @@ def files(archive: Archive, split: Split, ending: str) -> list[str]:
 
 
 def _split(archive: Archive, name: str) -> Split | None:
-    """`train-00000-of-00002.parquet` and `train/0000.parquet` say their split; a file that is all there is trains."""
+    """`train-00000-of-00002.parquet` and `train/0000.parquet` say their split.
+
+    A file that is the source trains whatever it is called, one that is alone in its folder unless it is called test.
+    """
     folder, file = posixpath.split(name)
+    alone = archive.names() == [name]
+    if alone and posixpath.basename(archive.uri) == name:
+        return "train"
     for split in SPLITS:
         if re.match(rf"{split}\b|{split}_", file) or posixpath.basename(folder) == split:
             return split
-    return "train" if archive.names() == [name] else None
+    return "train" if alone else None
 
 
 def likely(archive: Archive) -> list[str]:
@@ -143,8 +149,9 @@ def _rows(own: str, number: str, task: str, split: Split, places: Places, file: 
             [places.member(file, named, where) if isinstance(named, str) else named for where, named in found]
             for found in (chat.images, chat.videos)
         )
-        found = pairs(chat.turns, in_order(chat.turns, images, videos, chat.turns_field), chat.turns_field)
-        if len(found) > 1 and (chat.steps is not None or chat.regions is not None):
+        shown = in_order(chat.turns, chat.steps or [], images, videos, chat.turns_field)
+        found = pairs(chat.turns, shown, chat.turns_field)
+        if len(found) > 1 and (chat.steps or chat.regions):
             raise Rejected(
                 MALFORMED_ROW, f"steps and regions are those of one answer, {chat.turns_field} has {len(found)}"
             )

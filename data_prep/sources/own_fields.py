@@ -40,8 +40,8 @@ KINDS = {IMAGE_PLACEHOLDER: "image", VIDEO_PLACEHOLDER: "video"}
 MAX_ID = 200
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# How JPEG, PNG, WebP and GIF begin in base64.
-_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|UklGR|R0lGOD)[A-Za-z0-9+/=\s]{60,}")
+# How JPEG, PNG, WebP, GIF, BMP and TIFF begin in base64.
+_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|UklGR|R0lGOD|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/=\s]{60,}")
 
 Picture = str | Cell | Inline
 """A path as it stands in the row, or an image that needs none."""

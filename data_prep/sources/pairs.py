@@ -22,18 +22,29 @@ class Pair:
 
 
 def in_order(
-    turns: Sequence[tuple[str, str]], images: Sequence[ImageRef], videos: Sequence[ImageRef], where: str
+    turns: Sequence[tuple[str, str]],
+    steps: Sequence[str],
+    images: Sequence[ImageRef],
+    videos: Sequence[ImageRef],
+    where: str,
 ) -> list[ImageRef]:
-    """The images and videos of a conversation in the order of their places. Raises Rejected where some have none."""
+    """The images and videos of a conversation in the order of their places, those of its steps last.
+
+    Raises Rejected where some have none.
+    """
     if not videos:
         return list(images)
     shown = [place for _, text in turns for place in PLACEHOLDER.findall(text)]
-    for place, found, name in ((IMAGE_PLACEHOLDER, images, "images"), (VIDEO_PLACEHOLDER, videos, "videos")):
-        if shown.count(place) != len(found):
-            detail = f"{where}: {shown.count(place)} {place} for {len(found)} {name}; write one for each where it goes"
+    by_steps = sum(step.count(IMAGE_PLACEHOLDER) for step in steps)
+    for place, found, count, name in (
+        (IMAGE_PLACEHOLDER, images, shown.count(IMAGE_PLACEHOLDER) + by_steps, "images"),
+        (VIDEO_PLACEHOLDER, videos, shown.count(VIDEO_PLACEHOLDER), "videos"),
+    ):
+        if count != len(found):
+            detail = f"{where}: {count} {place} for {len(found)} {name}; write one for each where it goes"
             raise Rejected(PLACEHOLDER_MISMATCH, detail)
     left = {IMAGE_PLACEHOLDER: iter(images), VIDEO_PLACEHOLDER: iter(videos)}
-    return [next(left[place]) for place in shown]
+    return [*[next(left[place]) for place in shown], *left[IMAGE_PLACEHOLDER]]
 
 
 def pairs(turns: Sequence[tuple[str, str]], images: Sequence[ImageRef], where: str) -> list[Pair]:

@@ -64,6 +64,16 @@ def test_images_and_videos_stand_in_the_order_of_their_places(tmp_path: Path) ->
     assert [region.image for region in sample.regions] == [8]
 
 
+@pytest.mark.parametrize(("shown_as", "places"), [("video", "<video>"), ("images", "<image>" * 8)])
+def test_a_step_shows_an_image_beside_a_video(tmp_path: Path, shown_as: str, places: str) -> None:
+    steps = ["Look.", "Here: <image>"]
+    given = row("<video>How many?", videos=["clips/v.mp4"], images=["pictures/a.png"], steps=steps)
+    ((sample,), _) = prepared(tmp_path, given, video=shown_as)
+    assert (sample.question, sample.steps, sample.step_images) == (f"{places}How many?", tuple(steps), (None, 8))
+    assert [number_of(frame) for frame in sample.images[:8]] == uniform_indices(20, 8)
+    assert sample.images[8:] == (FILES["pictures/a.png"],)
+
+
 def test_shown_as_images_a_video_is_as_many_of_them(tmp_path: Path) -> None:
     ((sample,), _) = prepared(tmp_path, row("In <video> two?", videos=["clips/v.mp4"]), video="images")
     assert (sample.question, sample.videos) == (f"In {'<image>' * 8} two?", ())

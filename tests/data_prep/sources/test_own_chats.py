@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Conversation
@@ -20,7 +21,7 @@ from data_prep.filters import MALFORMED_ROW, MISSING_IMAGE, PLACEHOLDER_MISMATCH
 from data_prep.sources import detect
 from data_prep.sources.own_chats import REPEATED
 from tests.data_prep.archives import as_folder, as_tar, as_zip, chat, chat_row, json_lines
-from tests.data_prep.pictures import png
+from tests.data_prep.pictures import encode, png
 from tests.data_prep.sources.reading import listed, outcomes
 from tests.data_prep.test_units import finish, work
 
@@ -97,6 +98,27 @@ def test_what_is_plain_is_read(tmp_path: Path, row: dict[str, Any], name: str) -
     assert isinstance(found, Conversation), found
     place = "line-0000001" if name == "train.jsonl" else "item-0000001"
     assert found == Conversation(f"s/train/{place}", "s", "train", "s", (A,), "<image>What?", (), "This.")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_plain_base64_may_be_of_any_common_form(tmp_path: Path, form: str) -> None:
+    data = encode(Image.new("RGB", (32, 32), "red"), form)
+    found = one(tmp_path / "s", chat_row(images=[base64.b64encode(data).decode()]))
+    assert isinstance(found, Conversation) and found.images == (data,)
+
+
+def test_a_tiff_of_the_other_byte_order_may_be_plain_base64(tmp_path: Path) -> None:
+    text = base64.b64encode(b"MM\0*" + bytes(100)).decode()
+    found = one(tmp_path / "s", chat_row(images=[text]))
+    assert isinstance(found, Conversation) and found.images == (b"MM\0*" + bytes(100),)
+
+
+@pytest.mark.parametrize("empty", [{"steps": []}, {"regions": []}, {"steps": [], "regions": []}])
+def test_empty_steps_and_regions_are_none_also_of_several_questions(tmp_path: Path, empty: dict[str, Any]) -> None:
+    row = {"messages": turns() + turns("And?"), "images": ["pictures/a.png"], **empty}
+    uri = as_folder(tmp_path / "s", IMAGES | {"train.jsonl": json_lines(row)})
+    found = list(outcomes(detect(uri)).values())
+    assert [sample.question for sample in found if isinstance(sample, Conversation)] == ["<image>What?", "<image>And?"]
 
 
 @pytest.mark.parametrize("null", [{"images": None}, {"image": None}, {"images": []}, {"image": ""}, {}])
@@ -377,6 +399,15 @@ def test_parquet_of_ones_own(tmp_path: Path, kind: pa.DataType, of: Any, column:
     assert [sample.images for sample in samples if isinstance(sample, Conversation)] == [(A,), (), (B,), (A,), (B,)]
     assert isinstance(samples[0], Conversation) and samples[0].sample_id == "my_cups/train/row-0000001"
     assert (samples[0].question, samples[0].answer, samples[0].task) == ("<image>What?", "This.", "t")
+
+
+@pytest.mark.parametrize("name", ["test_set.parquet", "test-00000-of-00001.parquet"])
+def test_a_parquet_file_that_is_the_source_trains_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    table(tmp_path / name, parquet_rows([{"bytes": A, "path": None}]), pa.list_(BYTES))
+    (found,) = outcomes(detect(str(tmp_path / name))).values()
+    assert isinstance(found, Conversation) and found.split == "train"
+    with pytest.raises(DataError, match="holds no data that is understood"):  # a folder may lack its training rows
+        detect(str(tmp_path))
 
 
 @pytest.mark.parametrize("pack", [as_folder, as_tar, as_zip])
