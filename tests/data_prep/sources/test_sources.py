@@ -197,7 +197,7 @@ TWICE = turns(("user", "<image>A?"), ("assistant", "a"), ("user", "B?"), ("assis
         (chat_row(regions=[{"label": "x", "box": [1, 2, 3, 4], "image": 1}]), MALFORMED_ROW),
         (chat_row(regions=[{"label": "x", "box": [4, 2, 1, 4]}]), DEGENERATE_BOX),
         (chat_row(messages=TWICE, steps=["s"]), MALFORMED_ROW),
-        (chat_row(messages=TWICE, regions=[]), MALFORMED_ROW),
+        (chat_row(messages=TWICE, regions=[{"label": "x", "box": [1, 2, 3, 4]}]), MALFORMED_ROW),
         (chat_row(messages=TWICE[:3]), MALFORMED_ROW),
         (chat_row(messages=[TWICE[0], TWICE[0], TWICE[1], TWICE[1]]), MALFORMED_ROW),
         (chat_row(messages=TWICE[:2] + turns(("system", "Now be long."))), MALFORMED_ROW),
