@@ -43,7 +43,8 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table; `headline` is the label of the row that is the method as configured, to which others are compared.
+    """A table; `headline` is the label of the row to which others are compared: the method as configured, or the
+    paper's choice of what the table changes.
 
     `base` holds the paper's scores of the model that its rows start from.
     """
