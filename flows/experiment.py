@@ -28,13 +28,13 @@ from amvl_core.eval.seeds import score_row
 from amvl_core.experiments import EXPERIMENTS
 from amvl_core.experiments import experiment as named
 from amvl_core.experiments.experiment import Arm, Experiment, at_rate
+from amvl_core.train.flops import training_flops
 from data_prep import intake
 from flows import experiment_report, outbox, tasks
 from flows.ablations import AblationError, Found, Plan, Result, answers_of, finished, run_rows
 from flows.parameters import Cluster, Tracking, laid_over
 from flows.stage import finished_or, place
 from infra import cluster as ray_cluster
-from infra.plan.training import training_flops
 from infra.processes import Processes
 from infra.tracking import Tracker
 
@@ -215,7 +215,7 @@ def line(
         failed=failed,
         scores=score_row(own, None),
         against=against,
-        matters=matters(trained, against, not failed) if arm.role == "latent" else None,
+        matters=matters(trained, against, whole=not failed) if arm.role == "latent" else None,
     )
 
 

@@ -51,7 +51,7 @@ def mean_probes(arm: ArmRecord) -> list[StepProbe]:
     ]
 
 
-def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores], whole: bool = True) -> bool | None:
+def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores], whole: bool) -> bool | None:
     """Whether the latents of an arm matter: two things must hold.
 
     None: it has no latents, no training finished, or what decides is missing. That is a control without a training to

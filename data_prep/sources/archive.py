@@ -137,17 +137,17 @@ class _Folder(Archive):
         self._packed: list[str] | None = None
         self._inner: dict[str, Archive] = {}
         self._direct: dict[str, IndexedTar] = {}
-        self._twice: set[str] = set()
 
     @cached_property
-    def _names(self) -> list[str]:
-        names = set(self._files())
+    def _listing(self) -> tuple[list[str], set[str]]:
+        """The names, and those that are in two places."""
+        names, twice = set(self._files()), set[str]()
         for packed in self._find_packed():
             folder = posixpath.dirname(packed)
             inside = {posixpath.join(folder, member) for member in self.inner(packed).names()}
-            self._twice |= names & inside
+            twice |= names & inside
             names |= inside
-        return sorted(names)
+        return sorted(names), twice
 
     def _find_packed(self) -> list[str]:
         """The zips, tars and first pieces of tars in this folder and the folders of it."""
@@ -222,16 +222,17 @@ class _Folder(Archive):
     def located(self, name: str) -> Ref:
         """As of every archive. Raises DataError where it is in two places: nobody knows which is meant."""
         found = self._inside(name)
-        if name in self._twice:
-            places = [packed for packed, _ in found]
+        packed, member = next(found, ("", ""))
+        if not packed:
+            return name
+        if name in self._listing[1]:
+            other, _ = next(found, ("beside it", ""))
             raise DataError(
-                f"{self.uri}: {name} is in {places[0]} and {places[1] if len(places) > 1 else 'beside it'}, and only "
-                "one can be meant; remove one, such as an archive that is unpacked already"
+                f"{self.uri}: {name} is in {packed} and {other}, and only one can be meant; remove one, such as an "
+                "archive that is unpacked already"
             )
-        for packed, member in found:
-            inner = self.inner(packed)
-            return inner.span(packed, member) if isinstance(inner, IndexedTar) else Inner(packed, member)
-        return name
+        inner = self.inner(packed)
+        return inner.span(packed, member) if isinstance(inner, IndexedTar) else Inner(packed, member)
 
     def _inside(self, name: str) -> Iterator[tuple[str, str]]:
         """The archives that hold the file `name`, each with what it is called there."""
@@ -244,7 +245,7 @@ class _Folder(Archive):
         return self._for_spans(span.archive).read_span(span)
 
     def names(self) -> list[str]:
-        return self._names
+        return self._listing[0]
 
     def _where(self, name: str) -> str:
         if member_name(name) is None or hidden(name):

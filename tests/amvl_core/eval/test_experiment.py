@@ -57,16 +57,16 @@ def beaten(low: float | None) -> SeedScores:
 )
 def test_the_rule(trained: list[tuple[float, float]], against: list[float | None], said: bool | None) -> None:
     arms = {seed: training(*one) for seed, one in enumerate(trained)}
-    assert matters(arms, {str(number): beaten(low) for number, low in enumerate(against)}) is said
+    assert matters(arms, {str(number): beaten(low) for number, low in enumerate(against)}, whole=True) is said
 
 
 def test_an_interval_alone_is_not_enough() -> None:
     """With few changed items it is too narrow, and the test says so."""
     sure = training(-0.1, -0.1)
     unsure = sure.model_copy(update={"variants": [*sure.variants[:2], variant("constant", -0.2, -0.1, p=0.125)]})
-    assert matters({0: sure}, {"a": beaten(0.1)}) is True
-    assert matters({0: sure, 1: unsure}, {"a": beaten(0.1)}) is False
-    assert matters({0: sure}, {"a": beaten(0.1).model_copy(update={"p_value": 0.06})}) is False
+    assert matters({0: sure}, {"a": beaten(0.1)}, whole=True) is True
+    assert matters({0: sure, 1: unsure}, {"a": beaten(0.1)}, whole=True) is False
+    assert matters({0: sure}, {"a": beaten(0.1).model_copy(update={"p_value": 0.06})}, whole=True) is False
 
 
 def test_a_seed_that_failed_leaves_open_what_the_others_do_not_refuse() -> None:
@@ -75,7 +75,7 @@ def test_a_seed_that_failed_leaves_open_what_the_others_do_not_refuse() -> None:
 
 
 def test_without_latents_there_is_nothing_to_say() -> None:
-    assert matters({0: training(-0.1, -0.1).model_copy(update={"variants": []})}, {}) is None
+    assert matters({0: training(-0.1, -0.1).model_copy(update={"variants": []})}, {}, whole=True) is None
 
 
 def test_tokens_and_slots_are_means_over_replies(tmp_path: Path) -> None:

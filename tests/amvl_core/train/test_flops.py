@@ -19,8 +19,8 @@ from amvl_core.data.batch import collate
 from amvl_core.data.encode import IGNORED, Encoder
 from amvl_core.methods.pause.config import PauseMethod
 from amvl_core.methods.sft.config import SftMethod
+from amvl_core.train.flops import training_flops
 from benchmarks.trial import configuration, dataset, sample
-from infra.plan.training import training_flops
 
 ROWS = 24
 """Of the dataset's training split."""

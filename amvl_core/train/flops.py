@@ -58,21 +58,17 @@ def training_flops(config: RunConfig, stages: list[str], dataset: DatasetRecord,
     The vision encoder, a teacher, frozen encoders and a method's own parts count too. What weights hold says nothing of
     that, so each stage and each teacher begins with those of `base`.
     """
-    total = 0.0
-    for name in stages:
-        stage = config.stages[name]
-        assert stage.steps is not None
-        total += _sample_flops(config, name, dataset, base) * stage.global_batch * stage.steps
-    return total
+    return sum(_stage_flops(config, name, dataset, base) for name in stages)
 
 
-def _sample_flops(config: RunConfig, name: str, dataset: DatasetRecord, base: CheckpointRecord) -> float:
-    """Of one sample in a stage, the mean of the first ones; the schedules of its loss are at their end."""
-    # Not above: what reads this module's records need not load DeepSpeed.
+def _stage_flops(config: RunConfig, name: str, dataset: DatasetRecord, base: CheckpointRecord) -> float:
+    """Of a stage whose samples are as the first ones are; the schedules of its loss are at their end."""
+    # Not above: an experiment that is only shown starts without DeepSpeed, which takes seconds to load.
     from amvl_core.train.engine import set_trainable
     from amvl_core.train.loop import TrainJob, build_method, encoding
 
     stage = config.stages[name]
+    assert stage.steps is not None
     job = TrainJob(
         config=config,
         stage=name,
@@ -88,8 +84,7 @@ def _sample_flops(config: RunConfig, name: str, dataset: DatasetRecord, base: Ch
     reader, encode = ShardReader(dataset, "train"), encoding(job, processor, {})
     count = min(SAMPLES, dataset.rows("train"))
     batch = collate([encode(row, reader[row]) for row in range(count)])
-    assert stage.steps is not None
     clock = Clock(config.seed, stage.steps, max(1.0, method.label_weight(batch)), count)
     with Counter() as counter:
         method(batch, clock).backward()
-    return float(counter.total) / count
+    return float(counter.total) / count * stage.global_batch * stage.steps
