@@ -44,7 +44,7 @@ from amvl_core.rows.flops import rows_flops, sft_rows
 from benchmarks import attention, feedback, patches
 from benchmarks.attention import relative
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes
-from benchmarks.shapes import METHOD, SEVEN_B, SFT, SMALL, build, latent_config, text_batch
+from benchmarks.shapes import METHOD, SEVEN_B, SFT, SMALL, build, latent_config, packed, text_batch
 from benchmarks.step import utilisation
 from benchmarks.trial import Trial
 from infra.plan import memory
@@ -165,10 +165,8 @@ def _prefix_against_passes(dtype: torch.dtype) -> float:
 def _packed(block: bool) -> Batch:
     """All samples in one row."""
     shapes = zip(PROMPTS, LABELS, strict=True)
-    parts = [text_batch(x, y, block=block, vocab_size=int(TEXT["vocab_size"]), seed=x) for x, y in shapes]
-    ids, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("input_ids_N", "labels_N"))
-    names, lengths = [f"sample-{x}" for x in PROMPTS], [part.lengths[0] for part in parts]
-    return Batch(names, lengths, [0] * len(parts), ids, labels, None, None)
+    vocab_size = int(TEXT["vocab_size"])
+    return packed([text_batch(x, y, block=block, vocab_size=vocab_size, seed=x) for x, y in shapes])
 
 
 def _differentiated(output: StepOutput) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,3 +104,11 @@ def text_batch(x: int, y: int, *, block: bool, vocab_size: int, seed: int = 0) -
         ids = torch.cat([ids[: x - 1], torch.tensor([START]), inner, ids[x:]])
         labels = torch.cat([labels[:x], torch.full_like(inner, IGNORED), labels[x:]])
     return Batch(["sample"], [len(ids)], [0], ids, labels, None, None)
+
+
+def packed(parts: Sequence[Batch]) -> Batch:
+    """Text batches as one."""
+    ids, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("input_ids_N", "labels_N"))
+    lengths = [length for part in parts for length in part.lengths]
+    names = [f"sample-{number}" for number in range(len(lengths))]
+    return Batch(names, lengths, [0] * len(lengths), ids, labels, None, None)

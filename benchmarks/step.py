@@ -1,8 +1,9 @@
 """A training step (forward and backward) of AMVL against plain fine-tuning: `python -m benchmarks.step`.
 
 Variants: `sft_stock`, the stock Hugging Face model with its own loss, logits on all rows; `sft`, ours, logits on label
-rows; `amvl_three_pass`, the objective by three whole passes of the stock text stack; `amvl_shared_prefix`, ours. One
-sample per step. The last line is one JSON object; ratios are of medians over interleaved rounds in one process.
+rows; `amvl_three_pass`, the objective by three whole passes of the stock text stack; `amvl_shared_prefix`, ours. A step
+has one sample, or `--samples` of the same shape. The last line is one JSON object; ratios are of medians over
+interleaved rounds in one process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from amvl_core.methods.method import Clock
 from amvl_core.rows.flops import PEAK_BF16_FLOPS
 from benchmarks.measure import Step, device_name, interleaved, peak_bytes
-from benchmarks.shapes import METHOD, SFT, build, latent_config, text_batch
+from benchmarks.shapes import METHOD, SFT, build, latent_config, packed, text_batch
 
 PREFIXES, ANSWERS = (256, 1024, 2048), (32, 128, 256)
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="interleaved rounds per shape")
     parser.add_argument("--x", type=int, nargs="+", default=PREFIXES, help="tokens of context and question")
     parser.add_argument("--y", type=int, nargs="+", default=ANSWERS, help="tokens of the answer")
+    parser.add_argument("--samples", type=int, default=1, help="samples of a step")
     parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
     arguments = parser.parse_args()
     stock, ours = build(SFT), build(METHOD)
@@ -36,16 +38,16 @@ def main() -> None:
     rows = []
     for x in arguments.x:
         for y in arguments.y:
-            rows += measure(stock, ours, x, y, arguments.repeats)
+            rows += measure(stock, ours, x, y, arguments.samples, arguments.repeats)
             for row in rows[-4:]:
                 print(json.dumps(row), file=sys.stderr)
     result = {"rows": rows, "device": device_name(), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
-    print(json.dumps(result | {"checkpointing": arguments.checkpointing}))
+    print(json.dumps(result | {"samples": arguments.samples, "checkpointing": arguments.checkpointing}))
 
 
-def measure(stock: Any, ours: Any, x: int, y: int, repeats: int) -> list[dict[str, Any]]:
+def measure(stock: Any, ours: Any, x: int, y: int, samples: int, repeats: int) -> list[dict[str, Any]]:
     """The four variants at one shape."""
-    steps = _steps(stock, ours, x, y)
+    steps = _steps(stock, ours, x, y, samples)
     seconds = interleaved(steps, repeats)
     peaks = {name: peak_bytes(step) for name, step in steps.items()}
     text, ways = ours.config.text_config, METHOD.cost(latent_config()).ways(x, y)
@@ -70,14 +72,16 @@ def measure(stock: Any, ours: Any, x: int, y: int, repeats: int) -> list[dict[st
     ]
 
 
-def _steps(stock: Any, ours: Any, x: int, y: int) -> dict[str, Step]:
+def _steps(stock: Any, ours: Any, x: int, y: int, samples: int) -> dict[str, Step]:
     """One training step of each variant, with gradients added to those that are there."""
     vocab_size, where = ours.config.text_config.vocab_size, ours.lm_head.weight.device
-    plain = text_batch(x, y, block=False, vocab_size=vocab_size)
-    latent = text_batch(x, y, block=True, vocab_size=vocab_size)
-    clock = Clock(seed=0, step=2000, num_tokens=y, num_samples=1)
+    plain, latent = (
+        packed([text_batch(x, y, block=block, vocab_size=vocab_size, seed=seed) for seed in range(samples)])
+        for block in (False, True)
+    )
+    clock = Clock(seed=0, step=2000, num_tokens=y * samples, num_samples=samples)
     sft, amvl = SFT.implementation()(stock, SFT), METHOD.implementation()(ours, METHOD)
-    ids, labels = plain.input_ids_N[None].to(where), plain.labels_N[None].to(where)
+    ids, labels = (part.view(samples, x + y).to(where) for part in (plain.input_ids_N, plain.labels_N))
     return {
         "sft_stock": lambda: stock(input_ids=ids, labels=labels, use_cache=False).loss.backward(),
         "sft": lambda: sft(plain, clock).backward(),

@@ -57,7 +57,7 @@ SMALLEST = {
     "benchmarks.reading": "--rows 5000 --ranks 2 --batch 8",
     "benchmarks.resume": "--kills 1",
     "benchmarks.stages": "--rounds 1",
-    "benchmarks.step": "--x 16 --y 8 --repeats 1",
+    "benchmarks.step": "--x 16 --y 8 --samples 2 --repeats 1",
     "benchmarks.workers": "--rounds 1 --steps 3 --tiny",
     "amvl_core.eval.benchmarks": "test predictions.parquet",
     "data_prep.microworld": "--export visual_cot cot --train 8 --test 8",
