@@ -97,9 +97,10 @@ def markdown(config: RunConfig, table: Table, record: AblationRecord, dataset: D
         + (" `paper / ours`: the same benchmark, asked of this model; the interval is over items." if beside else ""),
         "All rows start from one base checkpoint, and a seed is that of the stages after it. `over seeds`: Student's "
         "95 % interval of the seeds' means, what another training would score on these questions. `over items`: 95 % "
-        "bootstrap over questions with all seeds of a question together (one seed: Wilson's), what these trainings "
-        "would score on other questions. `n`: questions of each seed. `against headline` and `p`: paired by question, "
-        "seeds pooled, the answers to a question together; the interval is the bootstrap's over questions.",
+        "bootstrap over questions with all seeds of a question together (one seed of independent questions: Wilson's), "
+        "what these trainings would score on other questions. `n`: questions of each seed. `against headline` and "
+        "`p`: paired by question, seeds pooled, the answers to a question together; the interval is the bootstrap's "
+        "over questions.",
         markdown_table(score_rows(record)),
     ]
     if benchmarks := benchmark_rows(record):

@@ -191,11 +191,13 @@ def line(
     """One arm from what its seeds gave."""
     results = finished(found, arm.label)
     own = answers_of(found, arm.label, TEST_SPLIT)
-    against = {
-        control.label: score_row(own, answers_of(found, control.label, TEST_SPLIT))
+    controls = [
+        control.label
         for control in chosen.arms
         if control.role == "control" and control.writes == arm.writes and arm.role == "latent"
-    }
+    ]
+    against = {control: score_row(own, answers_of(found, control, TEST_SPLIT)) for control in controls}
+    whole = not any(isinstance(one, str) for label in (arm.label, *controls) for one in found[label].values())
     trained = {
         seed: trained_arm(one.checkpoint, one.evaluations[0], one.faithfulness, one.linear_probe)
         for seed, one in results.items()
@@ -215,7 +217,7 @@ def line(
         failed=failed,
         scores=score_row(own, None),
         against=against,
-        matters=matters(trained, against, whole=not failed) if arm.role == "latent" else None,
+        matters=matters(trained, against, whole=whole) if arm.role == "latent" else None,
     )
 
 

@@ -5,7 +5,8 @@ from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord
 from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.records import CONSTANT, NO_BLOCK, SWAPPED, VariantScore
 from amvl_core.eval.experiment import mean_probes
-from amvl_core.eval.significance import wilson
+from amvl_core.eval.faithfulness import excludes_zero, points
+from amvl_core.eval.significance import p_text, wilson
 from amvl_core.experiments.experiment import Experiment, difficulty
 from flows.outbox import create_link_artifact, create_markdown_artifact, create_table_artifact
 from flows.pages import mlflow_page
@@ -104,9 +105,10 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
         f"Experiment `{record.name}`, record `{record.fingerprint}`, dataset `{record.dataset}`, seeds "
         f"{', '.join(map(str, seeds))}. All arms start from one checkpoint and train for as many steps.",
         "Accuracy in per cent by the number of dependent steps, mean of the seeds. `over seeds`: Student's 95 % "
-        "interval of the seeds' means. `over items`: 95 % bootstrap over questions, with one seed Wilson's interval. "
-        "`tokens`, `slots`: of a reply, on the average. `FLOPs`: of all matrix products of the arm's own training, the "
-        "cheapest arm being 1. `tried`, where rates were chosen: the accuracy of each on the validation questions.",
+        "interval of the seeds' means. `over items`: 95 % bootstrap over questions, with one seed of independent "
+        "questions Wilson's interval. `tokens`, `slots`: of a reply, on the average. `FLOPs`: of all matrix "
+        "products of the arm's own training, the cheapest arm being 1. `tried`, where rates were chosen: the accuracy "
+        "of each on the validation questions.",
         markdown_table(accuracy_rows(record)),
         "Each training: accuracy in per cent by the number of dependent steps.",
         markdown_table(seed_rows(record)),
@@ -115,7 +117,8 @@ def markdown(chosen: Experiment, record: ExperimentRecord) -> str:
         parts += [
             "What changed latents cost, in points, each seed with its 95 % interval; `posterior` has seen the answer. "
             "Latents matter where `swapped` and `constant` cost accuracy in every seed and the arm beats every "
-            "control that writes as much, each with its interval on one side of 0 and p < 0.05.",
+            "control that writes as much, each with its interval on one side of 0 and p < 0.05. p is given where it "
+            "is not, and the interval is on one side.",
             markdown_table(latents),
             "Latent arms against controls: difference in points with its 95 % interval, paired by question, seeds "
             "pooled.",
@@ -166,18 +169,21 @@ def _of(arm: ArmRecord, change: str) -> list[VariantScore]:
 
 def _each(arm: ArmRecord, change: str) -> str:
     found = _of(arm, change)
-    shown = (
-        f"{100 * r.difference:+.1f} ({100 * r.difference_low:+.1f} to {100 * r.difference_high:+.1f})" for r in found
-    )
-    return "; ".join(shown) or "-"
+    told = (f"{points(row)}{_why(row.difference_low, row.difference_high, row.p_value)}" for row in found)
+    return "; ".join(told) or "-"
 
 
 def _against(arm: ArmRecord, label: str) -> str:
     scores = arm.against.get(label)
-    if scores is None or scores.difference is None or scores.difference_interval is None:
+    if scores is None or scores.difference is None or scores.difference_interval is None or scores.p_value is None:
         return "-"
     low, high = scores.difference_interval
-    return f"{100 * scores.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * scores.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}){_why(low, high, scores.p_value)}"
+
+
+def _why(low: float, high: float, p: float) -> str:
+    """The p of a difference that its interval alone would show."""
+    return f", p {p_text(p)}" if excludes_zero(low, high) and p >= 0.05 else ""
 
 
 def _chance(record: ExperimentRecord) -> dict[str, str]:

@@ -69,29 +69,32 @@ def score_rows(
     by_task = {score.task: score for score in base.scores}
 
     def row(
-        name: str, before: TaskScore | MetricScore | None, after: TaskScore | MetricScore, majority: float, reading: str
+        name: str, before: TaskScore | MetricScore | None, after: TaskScore | MetricScore, of: TaskScore, reading: str
     ) -> dict[str, str]:
+        """`of` has the majority answer, which is shown where it is that of the same questions."""
         task = after.task if isinstance(after, TaskScore) else after.metric
         shown = {first: interval(before) if before else "-", second: interval(after)}
+        if before and before.n != after.n:
+            shown[first] += f", n = {before.n:,}"
         found = compared.get(reading, {}).get(task)
-        about = {"task": name, "n": f"{after.n:,}", "majority": f"{majority:.1%}"}
+        about = {"task": name, "n": f"{after.n:,}", "majority": f"{of.majority:.1%}" if of.n == after.n else "-"}
         return {**about, **shown, **difference(found), "seed": str(seed)}
 
     headline, *others = [reading.reading for reading in final.readings]
     rows = [
-        row(score.task.removeprefix(shared).replace("_", " "), by_task.get(score.task), score, score.majority, headline)
+        row(score.task.removeprefix(shared).replace("_", " "), by_task.get(score.task), score, score, headline)
         for score in final.scores
     ]
     whole = final.overall
     for reading in others:
         before, after = (_metric(record, reading, whole.task) for record in (base, final))
         if after:
-            rows.append(row(f"{whole.task}, {reading}", before, after, whole.majority, reading))
+            rows.append(row(f"{whole.task}, {reading}", before, after, whole, reading))
     if base.cut or final.cut:
         shown = {label: f"{one.cut:,}" for label, one in ((first, base), (second, final))}
         cut = {"task": "answers cut", "n": f"{final.asked:,}", "majority": "-"}
         rows.append({**cut, **shown, **difference(None), "seed": str(seed)})
-    return [*rows, row(whole.task, base.overall, whole, whole.majority, headline)]
+    return [*rows, row(whole.task, base.overall, whole, whole, headline)]
 
 
 def score_line(row: Mapping[str, str], models: Iterable[str]) -> str:

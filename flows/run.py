@@ -20,7 +20,7 @@ FILE_WIDTH = 120
 """Columns of the tables where they go to a file or a pipe, whose width nobody knows."""
 EXPLAINED = {
     "majority": "what always giving the commonest training answer of the task scores",
-    "all, unwrapped": "the final answer is looked for in what the model wrote; all: the whole must be the answer",
+    "all, unwrapped": "the final answer is looked for in what the model wrote; all: the last lines must be the answer",
     "answers cut": "not at their end when the model had written as many tokens as it may",
 }
 """What the columns and rows of the score table are."""

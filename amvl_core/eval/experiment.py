@@ -54,8 +54,8 @@ def mean_probes(arm: ArmRecord) -> list[StepProbe]:
 def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores], whole: bool) -> bool | None:
     """Whether the latents of an arm matter: two things must hold.
 
-    None: it has no latents, no training finished, or what decides is missing. That is a control without a training to
-    compare with, or a seed of the arm where it is not `whole`.
+    None: it has no latents, no training finished, or what decides is missing. That is a control to compare with, or,
+    where the comparison is not `whole`, a seed of the arm or of a control.
 
     - In every seed both the swap and the constant cost accuracy: the 95 % interval of the difference is below 0, and p
       is below 0.05.
@@ -69,4 +69,4 @@ def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores]
     figures = [(one.difference_interval, one.p_value) for one in against.values()]
     compared = [(interval, p) for interval, p in figures if interval is not None and p is not None]
     holds += [interval[0] > 0 and p < 0.05 for interval, p in compared]
-    return None if all(holds) and not (whole and len(compared) == len(against)) else all(holds)
+    return None if all(holds) and not (whole and compared and len(compared) == len(against)) else all(holds)

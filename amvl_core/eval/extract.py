@@ -79,7 +79,7 @@ _ARTICLE = re.compile(
 )
 # What follows a denial up to the end of its clause; the point of "2.5" ends none.
 _DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|neither|nor)\b|n't\b|[不非没沒别別勿]|排除|除了)(.*?)"
+    r"(?:\b(?:not|cannot|never|neither|nor|impossible)\b|n't\b|[不非没沒别別勿]|排除|除了)(.*?)"
     r"(?=[;:!?。\n]|[.,](?!\d)|\b(?:but|so|because|since)\b|[而但因]|所以|$)",
     re.IGNORECASE,
 )

@@ -79,8 +79,7 @@ def effect(row: VariantScore) -> str:
     """What follows from the swap's intervals, in a few words."""
     if shown(row):
         return "the latents matter" if row.difference < 0 else "other items' latents serve better than their own"
-    low, high = row.log_likelihood_difference_low, row.log_likelihood_difference_high
-    if excludes_zero(low, high) and row.log_likelihood_p < 0.05:
+    if read(row):
         return "the latents are read, but no effect on accuracy is shown"
     return "no effect of the latents is shown"
 
@@ -92,6 +91,12 @@ def shown(row: VariantScore) -> bool:
     and p is 0.125.
     """
     return excludes_zero(row.difference_low, row.difference_high) and row.p_value < 0.05
+
+
+def read(row: VariantScore) -> bool:
+    """Whether an effect on the log-likelihood is shown, by the same two signs."""
+    low, high = row.log_likelihood_difference_low, row.log_likelihood_difference_high
+    return excludes_zero(low, high) and row.log_likelihood_p < 0.05
 
 
 def excludes_zero(low: float, high: float) -> bool:

@@ -26,6 +26,9 @@ _WORDS = {
 _DIGITS = re.compile(r"-?\d+(?:\.\d+)?")
 _SCIENTIFIC = re.compile(r"[-+]?(?:\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
 _STANDALONE = re.compile(r"(?<![\w.^])-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+\b)?", re.IGNORECASE)
+_WORD = rf"(?:{'|'.join(_WORDS)})\b"
+_WORDS_IN_A_ROW = re.compile(rf"\b{_WORD}(?:(?:(?<=hundred) and |(?<=thousand) and |[ -]){_WORD})*", re.IGNORECASE)
+_MORE_THAN_WORDS = re.compile(r"\b(?:million|billion|point|minus|half|quarter)\b", re.IGNORECASE)
 _UP_TO_TWENTY = [*_ONES, "twenty"]
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_UP_TO_TWENTY)})\b", re.IGNORECASE)
 _TAGGED = re.compile(rf"<\s*answer\b[^>]*>\s*({_SCIENTIFIC.pattern})(?:[^\d<][^<]*)?<\s*/\s*answer\s*>", re.IGNORECASE)
@@ -80,7 +83,10 @@ def only(text: str) -> float | None:
     """
     said = re.sub(r"(?<=\d),(?=\d{3}\b)", "", folded(text))
     found = {float(number) for number in _STANDALONE.findall(said)}
-    return lmms_eval(said) if not found else found.pop() if len(found) == 1 else None
+    if not found:
+        alone = len(_WORDS_IN_A_ROW.findall(said)) == 1 and not _MORE_THAN_WORDS.search(said)
+        return lmms_eval(said) if alone else None
+    return found.pop() if len(found) == 1 else None
 
 
 def mean_relative_accuracy(prediction: float | None, target: float) -> float:

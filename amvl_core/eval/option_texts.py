@@ -25,9 +25,11 @@ _NUMBER_BEFORE = re.compile(
     r"|\b(?:minus|negative|than)) *\Z"
 )
 _NUMBER_AFTER = re.compile(
-    r"[,:]\d|!(?!=)|\.\.| *(?:[$€£¥%‰×÷^<>°/+\d]|!=|[-*x] *\d|(?:percent|hundred|thousand|million|billion)\b)"
+    r"[,:] *\d|!(?!=)|\.\.| *(?:[$€£¥%‰×÷^<>°/+\d]|!=|[-*x] *\d|(?:percent|hundred|thousand|million|billion)\b)"
     r"| (?:to|or|and|of|out of) [-+.]?\d| and a (?:half|quarter)\b|[十百千万萬亿億兆]|分之|[点點]\d"
 )
+_NO_ANSWER = re.compile(r" (?:doubt|question|way|idea|matter|longer|reason|need|problem|wonder|means|more|less|one)\b")
+"""What makes of "no" a part of another phrase."""
 _STARTS_WITH_NUMBER = re.compile(r"[^\w\s]*(?:\d|[^\W\d] ?[-+*/<>=^])")
 _OPERATORS = "<>=+*/×÷"
 
@@ -74,6 +76,8 @@ def _whole(said: str, start: int, end: int) -> bool:
     """Whether the text at this place is a value of its own."""
     text, before, after = said[start:end], said[:start], said[end:]
     if _BEFORE.search(before[-3:]) or _AFTER.match(after):
+        return False
+    if text == "no" and _NO_ANSWER.match(after):
         return False
     edges = (before[-1:] + text[0], text[-1] + after[:1])
     if not any(map(str.isalnum, text)) and any(re.search(r"\w|[.,:;!?]{2}", edge) for edge in edges):

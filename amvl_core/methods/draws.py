@@ -28,6 +28,11 @@ def moved(size: int, *key: object) -> list[int]:
     return order
 
 
-def mean_of_others(own_BKD: Tensor, donor_1KD: Tensor) -> Tensor:
-    """For each of B items the mean over the other ones and `donor_1KD`, [B, K, D]."""
+def mean_of_others(own_BKD: Tensor, donor_1KD: Tensor, asked: bool) -> Tensor:
+    """For each of B items the mean over the other ones and `donor_1KD`, [B, K, D].
+
+    Where the donor is `asked` it is one of the B items, and counts once.
+    """
+    if asked:
+        return (own_BKD.sum(0, keepdim=True) - own_BKD) / (len(own_BKD) - 1)
     return (own_BKD.sum(0, keepdim=True) + donor_1KD - own_BKD) / len(own_BKD)

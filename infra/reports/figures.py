@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from amvl_core.contracts.config import StageConfig
 from amvl_core.contracts.records import GREEDY, TOKENS, UNCHANGED, EvalRecord, SamplingRecord, VariantScore
-from amvl_core.eval.faithfulness import excludes_zero
+from amvl_core.eval.faithfulness import read, shown
 from amvl_core.pages.charts import BASELINE, COLOURS, GRID, INK, style
 from infra.reports.page import sampled_by
 
@@ -105,25 +105,26 @@ def score_chart(evaluations: dict[str, EvalRecord]) -> Figure:
 def faithfulness_chart(rows: Sequence[VariantScore], verdict: str) -> Figure:
     """What each change of the latents does: paired differences to the unchanged model with 95 % intervals.
 
-    Accuracy on the left, log-likelihood of the answer on the right; an interval that leaves out 0 is coloured.
+    Accuracy on the left, log-likelihood of the answer on the right; what is coloured leaves out 0 and has p < 0.05.
     """
     unchanged = next(row for row in rows if row.variant == UNCHANGED)
-    shown = [row for row in rows if row.variant != UNCHANGED]
-    figure = Figure(figsize=(9.6, 0.32 * len(shown) + 2.0), layout="constrained")
+    changed = [row for row in rows if row.variant != UNCHANGED]
+    figure = Figure(figsize=(9.6, 0.32 * len(changed) + 2.0), layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)
-    for y, row in enumerate(shown):
+    for y, row in enumerate(changed):
         accuracy = [100 * v for v in (row.difference, row.difference_low, row.difference_high)]
         likelihood = [
             row.log_likelihood_difference,
             row.log_likelihood_difference_low,
             row.log_likelihood_difference_high,
         ]
-        for axis, (value, low, high) in zip(axes, (accuracy, likelihood), strict=True):
-            colour = (COLOURS[1] if value < 0 else COLOURS[0]) if excludes_zero(low, high) else BASELINE
+        sides = zip(axes, (accuracy, likelihood), (shown(row), read(row)), strict=True)
+        for axis, (value, low, high), sure in sides:
+            colour = (COLOURS[1] if value < 0 else COLOURS[0]) if sure else BASELINE
             axis.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
             axis.plot([value], [y], "o", color=colour, markersize=6, zorder=3)
-    names = [f"{row.variant}  ({row.accuracy:.1%})" for row in shown]
-    axes[0].set_yticks(range(len(shown)), names)
+    names = [f"{row.variant}  ({row.accuracy:.1%})" for row in changed]
+    axes[0].set_yticks(range(len(changed)), names)
     axes[0].invert_yaxis()
     axes[0].set_xlabel("accuracy, points")
     axes[1].set_xlabel("log-likelihood of the answer, nats")

@@ -17,7 +17,7 @@ from amvl_core.contracts.records import (
     EvalRecord,
     SourceReport,
 )
-from amvl_core.contracts.sample import IMAGE_PLACEHOLDER
+from amvl_core.contracts.sample import IMAGE_PLACEHOLDER, shown_by_question
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.pairing import compare_evaluations
 from amvl_core.eval.stored import read_table
@@ -145,7 +145,8 @@ def answers(dataset: DatasetRecord, base: EvalRecord, final: EvalRecord) -> list
     places = {sample_id: i for i, sample_id in enumerate(reader.column("sample_id"))}
 
     def images(sample_id: str) -> list[bytes]:
-        return list(reader[places[sample_id]].images[:IMAGES_PER_ANSWER])
+        sample = reader[places[sample_id]]
+        return list(sample.images[: shown_by_question(sample.images, sample.steps)][:IMAGES_PER_ANSWER])
 
     return [
         Answered(

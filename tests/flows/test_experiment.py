@@ -111,6 +111,21 @@ def test_the_text_has_every_figure_and_what_failed(record: ExperimentRecord) -> 
         refuse_failures(record)
 
 
+def test_an_interval_that_its_p_does_not_bear_out_has_its_p(record: ExperimentRecord) -> None:
+    arm = record.arms[2]
+    trained = {
+        seed: one.model_copy(update={"variants": [row.model_copy(update={"p_value": 0.0625}) for row in one.variants]})
+        for seed, one in arm.trained.items()
+    }
+    against = {label: one.model_copy(update={"p_value": 0.06}) for label, one in arm.against.items()}
+    unsure = record.model_copy(
+        update={"arms": [arm.model_copy(update={"trained": trained, "against": against, "matters": False})]}
+    )
+    (row,), (beside,) = experiment_report.latent_rows(unsure), experiment_report.control_rows(unsure)
+    assert row["swapped"] == "; ".join(["-20.0 (-30.0 to -10.0), p 0.0625"] * 2)
+    assert beside["pause tokens"] == "+30.0 (+20.0 to +40.0), p 0.0600"
+
+
 def test_the_chart_has_a_line_an_arm_and_every_arm_at_its_tokens(record: ExperimentRecord, tmp_path: Path) -> None:
     figure = chart(record, "Where latents are needed")
     left, right = figure.axes

@@ -22,10 +22,13 @@ def comparison(changed: int) -> Comparison:
     return compare(before, [Unit(str(i), 1.0) for i in range(100)])
 
 
-def evaluation(stage: str, source: str = "microworld", extra: tuple[TaskScore, ...] = ()) -> EvalRecord:
+def evaluation(
+    stage: str, source: str = "microworld", extra: tuple[TaskScore, ...] = (), read: int = 1100
+) -> EvalRecord:
+    """Of 1,200 questions, of which `read` have candidates."""
     score = TaskScore(task=f"{source}/odd_one_out", n=1200, accuracy=0.75, low=0.725, high=0.774, majority=0.3)
     overall = score.model_copy(update={"task": "all"})
-    metric = MetricScore(metric="all", n=1100, value=0.5, low=0.4, high=0.6)
+    metric = MetricScore(metric="all", n=read, value=0.5, low=0.4, high=0.6)
     readings = [
         ReadingScore(reading=name, scores=[metric], unanswered=3, drawn=0) for name in ("exact match", "likelihood")
     ]
@@ -61,6 +64,14 @@ def test_score_rows_hold_both_models_and_never_a_difference_without_interval_p_t
     assert (likely["task"], likely["n"], likely["AMVL"]) == ("all, likelihood", "1,100", "50.0% (40.0-60.0)")
     assert (likely["difference"], likely["p"]) == ("+20.0 (+12.0 to +28.0)", "< 0.0001")
     assert (last["task"], last["difference"], last["p"]) == ("all", "+0.0 (-3.7 to +3.7)", "1.0000")
+
+
+def test_a_reading_of_fewer_questions_has_no_majority_of_others_and_says_how_many_the_base_was_asked() -> None:
+    _, likely, last = report.score_rows(evaluation("sft", read=25), evaluation("amvl", read=50), {}, seed=3)
+    assert (likely["n"], likely["majority"]) == ("50", "-") and last["majority"] == "30.0%"
+    assert (likely["base model (sft)"], likely["AMVL"]) == ("50.0% (40.0-60.0), n = 25", "50.0% (40.0-60.0)")
+    _, all_read, _ = report.score_rows(evaluation("sft", read=1200), evaluation("amvl", read=1200), {}, seed=3)
+    assert all_read["majority"] == "30.0%" and all_read["base model (sft)"] == "50.0% (40.0-60.0)"
 
 
 def test_of_a_mixture_the_source_is_named_and_a_missing_score_is_a_dash() -> None:

@@ -171,7 +171,7 @@ def test_every_probe_is_the_stock_model_on_whole_sequences(mask: str) -> None:
     assert isinstance(prober, MullProber)
     found = {(a.variant, a.sample_id): a.log_likelihood for a in prober(asked, donor, 1, seed=0)}
     own, other, names = prober.states(asked), prober.states([donor]), [item.sample_id for item in asked]
-    changes = list(zip(*(variants(*of, names, 0) for of in zip(own, other, strict=True)), strict=True))
+    changes = list(zip(*(variants(*of, names, donor.sample_id, 0) for of in zip(own, other, strict=True)), strict=True))
     assert len(found) == len(changes) * len(asked)
     for layers in changes:
         for row, item in enumerate(asked):

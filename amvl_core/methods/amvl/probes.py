@@ -73,7 +73,7 @@ class Prober:
         """As `Prober`. Noise is keyed by `seed` and the item; only `constant` depends on what is asked together."""
         batch, reading = self.read(items)
         donor_1KZ = self.read([donor])[1].prior.mean  # and nothing else of it: its keys and values are large
-        chosen = variants(reading, donor_1KZ, [item.sample_id for item in items], seed)
+        chosen = variants(reading, donor_1KZ, [item.sample_id for item in items], donor.sample_id, seed)
         first, *others = [variant for variant in chosen if not only or variant.name in only]
         answers, drafts = self._answers(items, batch, reading, [first], max_new_tokens, ())
         # What one variant has said is what the others are likely to say.
@@ -193,7 +193,9 @@ def question_cache(model: Any, reading: ContextRow, columns: Sequence[int], copi
     return cache
 
 
-def variants(reading: ContextRow, donor_1KZ: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
+def variants(
+    reading: ContextRow, donor_1KZ: Tensor, sample_ids: Sequence[str], donor_id: str, seed: int
+) -> list[Variant]:
     """Every change of the latents of a batch.
 
     - unchanged: mu of the prior; posterior: mu of the posterior, which sees the answer (oracle).
@@ -214,7 +216,7 @@ def variants(reading: ContextRow, donor_1KZ: Tensor, sample_ids: Sequence[str], 
         Variant("zeroed", torch.zeros_like(mean_BKZ)),
         Variant("noise", direction_BKZ * length),
         Variant(SWAPPED, torch.cat([mean_BKZ[1:], donor_1KZ])),
-        Variant(CONSTANT, mean_of_others(mean_BKZ, donor_1KZ)),
+        Variant(CONSTANT, mean_of_others(mean_BKZ, donor_1KZ, donor_id in sample_ids)),
     ]
     if slots > 1:
         shuffled = [z[list(moved(slots, seed, "shuffled", name))] for z, name in zip(mean_BKZ, sample_ids, strict=True)]

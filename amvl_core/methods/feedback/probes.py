@@ -93,7 +93,7 @@ class Prober:
         """As `Prober`. Only the constant input depends on what is asked together."""
         reading = self.read(items)
         donor_1KD = self.read([donor]).inputs_BKD  # and nothing else of it: its keys and values are large
-        chosen = variants(reading.inputs_BKD, donor_1KD, [item.sample_id for item in items], seed)
+        chosen = variants(reading.inputs_BKD, donor_1KD, [item.sample_id for item in items], donor.sample_id, seed)
         answers: list[ProbeAnswer] = []
         for same in _together([variant for variant in chosen if not only or variant.name in only]):
             answers += self._answers(items, reading, same, max_new_tokens)
@@ -233,7 +233,9 @@ def _together(chosen: Sequence[Variant]) -> Iterator[list[Variant]]:
             yield found[first : first + AT_ONCE]
 
 
-def variants(inputs_BKD: Tensor, donor_1KD: Tensor, sample_ids: Sequence[str], seed: int) -> list[Variant]:
+def variants(
+    inputs_BKD: Tensor, donor_1KD: Tensor, sample_ids: Sequence[str], donor_id: str, seed: int
+) -> list[Variant]:
     """Every change of the inputs of a batch's slots.
 
     - unchanged: the states before them. zeroed: 0. noise: a random direction with each input's norm. swapped: another
@@ -250,7 +252,7 @@ def variants(inputs_BKD: Tensor, donor_1KD: Tensor, sample_ids: Sequence[str], s
         Variant("zeroed", torch.zeros_like(inputs_BKD)),
         Variant("noise", direction_BKD * length_BK1),
         Variant(SWAPPED, torch.cat([inputs_BKD[1:], donor_1KD])),
-        Variant(CONSTANT, mean_of_others(inputs_BKD, donor_1KD)),
+        Variant(CONSTANT, mean_of_others(inputs_BKD, donor_1KD, donor_id in sample_ids)),
     ]
     if slots > 1:
         orders = [moved(slots, seed, "shuffled", name) for name in sample_ids]

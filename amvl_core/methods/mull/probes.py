@@ -48,7 +48,7 @@ class MullProber:
         """As `Prober`. Only the constant state depends on what is asked together."""
         names = [item.sample_id for item in items]
         layers = [
-            variants(own_BKD, donor_1KD, names, seed)
+            variants(own_BKD, donor_1KD, names, donor.sample_id, seed)
             for own_BKD, donor_1KD in zip(self.states(items), self.states([donor]), strict=True)
         ]
         end = self.processor.tokenizer.eos_token

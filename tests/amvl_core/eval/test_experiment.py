@@ -74,6 +74,11 @@ def test_a_seed_that_failed_leaves_open_what_the_others_do_not_refuse() -> None:
     assert matters({0: training(-0.1, 0.01)}, {"a": beaten(0.1)}, whole=False) is False
 
 
+def test_without_a_control_the_verdict_is_open() -> None:
+    assert matters({0: training(-0.1, -0.1)}, {}, whole=True) is None
+    assert matters({0: training(-0.1, 0.01)}, {}, whole=True) is False
+
+
 def test_without_latents_there_is_nothing_to_say() -> None:
     assert matters({0: training(-0.1, -0.1).model_copy(update={"variants": []})}, {}, whole=True) is None
 

@@ -147,6 +147,38 @@ def test_an_option_that_holds_a_denial_itself() -> None:
     assert unwrapped("No, there is not", {"A": "yes", "B": "no"}) == Extraction("B")
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("There is no doubt that the cat is on the bench.", None),
+        ("No doubt the cat is on the bench.", None),
+        ("There is no question that it is, so yes", "A"),
+        ("There's no way to tell", None),
+        ("I have no idea.", None),
+        ("It is impossible to say yes", None),
+        ("There are no dogs", "B"),
+        ("No.", "B"),
+    ],
+)
+def test_a_no_that_is_a_part_of_another_phrase(text: str, letter: str | None) -> None:
+    assert unwrapped(text, {"A": "yes", "B": "no"}) == Extraction(letter)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("1, 2, 3", None),
+        ("I count 1, 2, 3 dogs", None),
+        ("3, 4 or 12", None),
+        ("3", "A"),
+        ("3, and no more", "A"),
+        ("The answer is 3, since I count 1, 2, 3.", "A"),
+    ],
+)
+def test_a_number_of_a_list_is_no_answer(text: str, letter: str | None) -> None:
+    assert unwrapped(text, {"A": "3", "B": "4", "C": "12", "D": "1"}) == Extraction(letter)
+
+
 def test_free_text_is_the_last_line_of_the_final_answer() -> None:
     assert unwrapped("The circle is left.\nyes", {}) == Extraction("yes")
     assert unwrapped("It is left.\nAnswer: yes\n", {}) == Extraction("yes")
@@ -247,6 +279,25 @@ def test_numbers() -> None:
 def test_numbers_in_words_as_lmms_eval_reads_them(text: str, number: float | None) -> None:
     """The values are those of its `extract_number` (VSI-Bench) at the commit of the recorded outputs."""
     assert numerals.lmms_eval(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("three hundred and twenty-one", 321),
+        ("forty two cups", 42),
+        ("1,200", 1200),
+        ("2 (two)", 2),
+        ("one or two", None),
+        ("there is one of two", None),
+        ("one, two", None),
+        ("2 or 3", None),
+        ("two million", None),
+        ("two point five", None),
+    ],
+)
+def test_our_own_reading_gives_up_where_several_numbers_are_named(text: str, number: float | None) -> None:
+    assert numerals.only(text) == number
 
 
 def test_relative_accuracy_of_no_answer_and_of_target_zero() -> None:

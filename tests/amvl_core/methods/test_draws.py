@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amvl_core.methods.draws import moved, normal
+from amvl_core.methods.draws import mean_of_others, moved, normal
 
 
 def test_noise_depends_on_its_key_and_on_nothing_else() -> None:
@@ -19,3 +19,10 @@ def test_nothing_stays_in_its_place(size: int) -> None:
     order = moved(size, 0, "a")
     assert sorted(order) == list(range(size)) and all(there != here for here, there in enumerate(order))
     assert moved(size, 0, "a") == order
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(True, [55.0, 50.5, 5.5]), (False, [37.0, 34.0, 4.0])])
+def test_no_item_is_in_its_own_mean_and_none_counts_twice(asked: bool, expected: list[float]) -> None:
+    """The donor is the first of the three items, or another one that has the same values."""
+    own = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1)
+    assert mean_of_others(own, own[:1], asked).flatten().tolist() == expected

@@ -142,7 +142,7 @@ def variant(name: str, accuracy: float, width: float, likelihood: float) -> Vari
         difference=accuracy,
         difference_low=accuracy - width,
         difference_high=accuracy + width,
-        p_value=0.5,
+        p_value=0.01,
         test="McNemar exact",
         log_likelihood=-3.0 + likelihood,
         log_likelihood_low=-4.0,
@@ -154,7 +154,7 @@ def variant(name: str, accuracy: float, width: float, likelihood: float) -> Vari
     )
 
 
-def test_faithfulness_colours_what_leaves_out_zero() -> None:
+def test_faithfulness_colours_what_leaves_out_zero_and_has_a_small_p() -> None:
     rows = [variant("unchanged", 0, 0, 0), variant("swapped", -0.1, 0.05, 0.0), variant("tau 1", 0.1, 0.2, 0.5)]
     left, right = figures.faithfulness_chart(rows, "a verdict").axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["swapped  (40.0%)", "tau 1  (60.0%)"]
@@ -165,3 +165,7 @@ def test_faithfulness_colours_what_leaves_out_zero() -> None:
     assert colours[1] not in figures.COLOURS
     shown = [line for line in right.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
     assert [line.get_color() in figures.COLOURS for line in shown] == [False, True]
+    unsure = rows[1].model_copy(update={"p_value": 0.0625, "log_likelihood_difference_low": 0.1})
+    unsure = unsure.model_copy(update={"log_likelihood_difference_high": 0.2, "log_likelihood_p": 0.06})
+    for axis in figures.faithfulness_chart([rows[0], unsure], "a verdict").axes:
+        assert [line.get_color() for line in axis.lines if line.get_linewidth() > 2] == [figures.BASELINE]

@@ -117,7 +117,7 @@ def test_every_variant_is_the_stock_model_on_the_changed_sequence(
     with torch.no_grad():
         batch, reading = prober.read(asked)
         _, other = prober.read([donor])
-        chosen = variants(reading, other.prior.mean, [item.sample_id for item in asked], seed=3)
+        chosen = variants(reading, other.prior.mean, [item.sample_id for item in asked], donor.sample_id, seed=3)
         assert [answer.variant for answer in answers] == [v.name for v in chosen for _ in asked]
         found = iter(answers)
         texts = set()
@@ -196,7 +196,7 @@ def test_the_changes_are_what_they_are_called() -> None:
         _, reading = prober.read(items()[:3])
     mean = reading.prior.mean
     names = ["sample-0", "sample-1", "sample-2"]
-    found = {v.name: v for v in variants(reading, mean[:1], names, seed=0)}
+    found = {v.name: v for v in variants(reading, mean[:1], names, "another", seed=0)}
     assert list(found) == [
         "unchanged", "zeroed", "noise", "swapped", "constant", "shuffled", "dropped 1", "dropped 2", "dropped 3",
         "posterior", "tau 0.2", "tau 0.5", "tau 0.8", "tau 1", "no block",
@@ -222,7 +222,7 @@ def test_the_changes_are_what_they_are_called() -> None:
     ]
     for other in noises[1:]:
         torch.testing.assert_close(other, noises[0])
-    other_seed = {v.name: v for v in variants(reading, mean[:1], names, seed=1)}
+    other_seed = {v.name: v for v in variants(reading, mean[:1], names, "another", seed=1)}
     assert not torch.equal(other_seed["noise"].latent_BKZ, noise)
 
 

@@ -150,7 +150,7 @@ def expected(mask: str) -> list[tuple[str, str, float, str]]:
     natural, other = torch.cat([one.inputs() for one in naive]), Naive(model, processor, DONOR).inputs()
     return [
         (variant.name, item.sample_id, one.log_likelihood(variant, row), one.text(processor, variant, row))
-        for variant in variants(natural, other, [item.sample_id for item in asked], seed=3)
+        for variant in variants(natural, other, [item.sample_id for item in asked], DONOR.sample_id, seed=3)
         for row, (item, one) in enumerate(zip(asked, naive, strict=True))
     ]
 
@@ -213,7 +213,7 @@ def test_the_changes_are_what_they_are_called() -> None:
     inputs = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
     donor = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1))
     names = ["a", "b", "c"]
-    found = {v.name: v for v in variants(inputs, donor, names, seed=0)}
+    found = {v.name: v for v in variants(inputs, donor, names, "d", seed=0)}
     assert list(found) == [
         "unchanged", "zeroed", "noise", "swapped", "constant", "shuffled",
         "dropped 1", "dropped 2", "dropped 3", "dropped 4", "markers alone", "no block",
@@ -231,7 +231,7 @@ def test_the_changes_are_what_they_are_called() -> None:
         assert sorted(order) == [0, 1, 2, 3] and all(order[slot] != slot for slot in range(4))
     assert [found[f"dropped {slot}"].kept for slot in (1, 4)] == [(1, 2, 3), (0, 1, 2)]
     assert found["markers alone"].inputs_BKD.shape == (3, 0, 8) and found["no block"].inputs_BKD is None
-    other = {v.name: v for v in variants(inputs, donor, names, seed=1)}
+    other = {v.name: v for v in variants(inputs, donor, names, "d", seed=1)}
     assert not torch.equal(other["noise"].inputs_BKD, noise)
 
 
