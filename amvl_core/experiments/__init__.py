@@ -16,6 +16,7 @@ from amvl_core.experiments.latents import (
     latents_quick,
     latents_small,
     latents_small_bottleneck,
+    latents_small_long,
     latents_wording,
 )
 from amvl_core.experiments.written import written
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "latents-small": latents_small,
     **{f"latents-small-{task}": partial(latents_small, task) for task in DEPENDENT_TASKS if task != "chain"},
     "latents-small-bottleneck": latents_small_bottleneck,
+    "latents-small-long": latents_small_long,
     "latents-wording": latents_wording,
     **{f"written-{task}": partial(written, task) for task in DEPENDENT_TASKS},
 }

@@ -32,6 +32,8 @@ STEPS, TRIED = 5400, 1080
 """Optimiser steps of each arm behind the shared ones, and of each training that only tries a learning rate."""
 SMALL_STEPS = 1920
 """Of each arm where questions have one to three dependent steps."""
+LONG_LAST = 3840
+"""Of the last stage of a curriculum where it is long: four times that of `latents-small`."""
 QUICK_SHARED, QUICK_STEPS = 1000, 1080
 """Where questions have one or two."""
 MIX = 0.3
@@ -201,6 +203,26 @@ def latents_small(task: DependentTask = "chain") -> Experiment:
     """A few arms of `latents-medium`, on any task: the whole in about half an hour on two cores."""
     arms = tuple(arm for arm in latents_medium().arms if arm.label in SHOWN)
     return _up_to_three(f"Where latents are needed, small: {task}", arms, task)
+
+
+def latents_small_long() -> Experiment:
+    """A few arms of `latents-small` that stay in the last stage for longer: whether a third step only wants time."""
+    shown = (
+        "SFT, steps in words",
+        "SFT, curriculum",
+        "pause tokens, curriculum",
+        "Coconut",
+        "VaLR, bare answers, no alignment",
+    )
+    arms = [_with_long_last(arm) for arm in latents_small().arms if arm.label in shown]
+    return _up_to_three("Where latents are needed, small, with a long last stage", tuple(arms))
+
+
+def _with_long_last(arm: Arm) -> Arm:
+    """The last stage of a curriculum has `LONG_LAST` steps; an arm of one stage has as many steps in all."""
+    *before, last = arm.stages
+    steps = LONG_LAST if before else LONG_LAST + 2 * (SMALL_STEPS // 4)
+    return arm._replace(stages={**arm.stages, last: arm.stages[last].model_copy(update={"steps": steps})})
 
 
 def latents_quick() -> Experiment:

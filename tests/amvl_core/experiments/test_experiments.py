@@ -125,6 +125,18 @@ def test_medium_and_small_share_their_trainings() -> None:
     assert all(arm in medium.arms for arm in small.arms)
 
 
+def test_the_long_arms_have_equal_steps_and_share_all_stages_but_the_last() -> None:
+    small, found = experiment("latents-small"), experiment("latents-small-long")
+    assert found._replace(title=small.title, arms=small.arms) == small
+    plain = {arm.label: arm for arm in small.arms}
+    for arm in found.arms:
+        assert sum(stage.steps or 0 for stage in arm.stages.values()) == 4800
+        *before, last = arm.stages
+        assert all(arm.stages[name] == plain[arm.label].stages[name] for name in before)
+        short = plain[arm.label].stages[last]
+        assert arm.stages[last] == short.model_copy(update={"steps": arm.stages[last].steps})
+
+
 def test_up_to_eight_steps_it_is_the_small_arms_as_the_whole_experiment_trains_them() -> None:
     whole, found = experiment("latents"), experiment("latents-eight")
     assert found.shared == whole.shared
