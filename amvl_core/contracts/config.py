@@ -126,7 +126,7 @@ else:
 class LrScale(Settings):
     """Factors on a stage's learning rate, for parts of the model that want one of their own."""
 
-    latent: float = Field(1.0, gt=0, description="of the method's own parts (AMVL's heads and injector)")
+    latent: float = Field(1.0, gt=0, description="of the method's own parts, where there are some")
     embeddings: float = Field(1.0, gt=0, description="of the token embeddings, new rows included, and the output layer")
     vision: float = Field(1.0, gt=0, description="of the vision encoder")
 

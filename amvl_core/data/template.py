@@ -13,6 +13,12 @@ def end_prompts_with(processor: Any, text: str) -> None:
     processor.chat_template = processor.tokenizer.chat_template = base_template(processor) + addition
 
 
+def end_prompts_plainly(processor: Any) -> None:
+    """Makes them end with nothing that was added."""
+    if MARK in (processor.chat_template or ""):
+        processor.chat_template = processor.tokenizer.chat_template = base_template(processor)
+
+
 def base_template(processor: Any) -> str:
     """The processor's chat template without what a method has added. Raises ValueError where it has none."""
     template = processor.chat_template or processor.tokenizer.chat_template

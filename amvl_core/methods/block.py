@@ -12,6 +12,8 @@ from amvl_core.data.template import end_prompts_with
 
 BLOCK_START = "<abs_token>"
 BLOCK_END = "</abs_token>"
+BLOCK_FIELDS = ("block_start_token_id", "block_end_token_id", "slot_token_ids")
+"""Of a model's configuration: the block's token ids."""
 
 
 class BlockMethod(MethodConfig):
@@ -58,8 +60,4 @@ def add_latent_tokens(processor: Any, slots: Sequence[str]) -> None:
 def token_ids(processor: Any, slots: Sequence[str]) -> dict[str, Any]:
     """The block's token ids, as fields of a model's configuration."""
     convert = processor.tokenizer.convert_tokens_to_ids
-    return {
-        "block_start_token_id": convert(BLOCK_START),
-        "block_end_token_id": convert(BLOCK_END),
-        "slot_token_ids": convert(list(slots)),
-    }
+    return dict(zip(BLOCK_FIELDS, (convert(BLOCK_START), convert(BLOCK_END), convert(list(slots))), strict=True))

@@ -15,7 +15,8 @@ from amvl_core.backbones.patches import project_patches
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.method import MethodConfig, configurations
-from amvl_core.methods.block import add_latent_tokens, token_ids
+from amvl_core.data.template import end_prompts_plainly
+from amvl_core.methods.block import BLOCK_FIELDS, add_latent_tokens, token_ids
 from amvl_core.methods.exact import exact_mean
 
 
@@ -39,6 +40,8 @@ def load_stock(
 ) -> Any:
     """A stock model. With `slots`, it and `processor` get the tokens of a block of these, or of no slot.
 
+    Without them, neither has the block that another method gave them.
+
     `like` as in `grow`.
 
     A CheckpointError names weights that do not fit.
@@ -46,7 +49,12 @@ def load_stock(
     config = AutoConfig.from_pretrained(folder)
     model, report = family(config.model_type).model_class.from_pretrained(folder, output_loading_info=True, **kwargs)
     check_weights(folder, report)
-    if slots is not None:
+    if slots is None:
+        end_prompts_plainly(processor)
+        for name in BLOCK_FIELDS:
+            if hasattr(model.config, name):
+                delattr(model.config, name)
+    else:
         old_tokens = len(processor.tokenizer)
         add_latent_tokens(processor, slots)
         model.config.update(token_ids(processor, slots))

@@ -9,7 +9,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts.errors import CheckpointError
-from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.encode import chat
 from amvl_core.methods.amvl.config import AmvlMethod
 from amvl_core.methods.amvl.method import Amvl
@@ -43,7 +42,9 @@ def steps(number: int) -> dict[str, int]:
     return {"max_new_tokens": number, "min_new_tokens": number}
 
 
-@pytest.mark.parametrize("latent", [{}, {"tau": 0.7, "latent_noise": NOISE}], ids=["mean", "drawn"])
+@pytest.mark.parametrize(
+    "latent", [{}, {"tau": 0.7, "latent_noise": NOISE}, {"tau": 0.7}], ids=["mean", "given noise", "drawn"]
+)
 @pytest.mark.parametrize(
     "mode",
     [
@@ -191,6 +192,17 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients() -> None:
         assert (gradient - gradients[1][name]).norm() <= 1e-6 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("samples", [SAMPLES[:1], SAMPLES[2:3], SAMPLES[:1] * 2], ids=["image", "text", "two"])
+def test_prompts_without_padding_are_answered_behind_the_bottleneck(samples) -> None:
+    """The library drops a mask that hides nothing, so there is none to begin with."""
+    model, processor = amvl_model()
+    model.config.bottleneck = True
+    model.eval()
+    given = inputs(processor, samples)
+    outputs = [model.generate(**given, **steps(4), do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_static_cache_generates_what_a_growing_one_does(bottleneck: bool) -> None:
     model, processor = amvl_model()
@@ -276,12 +288,16 @@ def test_a_stock_checkpoint_keeps_its_weights_and_gets_mean_rows() -> None:
         torch.testing.assert_close(embedding[row], embedding[:old].mean(0))
 
 
-def test_a_checkpoint_with_another_number_of_slots_is_refused(tmp_path) -> None:
+def test_a_checkpoint_with_another_block_is_refused(tmp_path) -> None:
     model, processor = amvl_model()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="has 3 latent slots, the run asks for 5"):
-        load_amvl(str(tmp_path), processor, LatentConfig(num_slots=5, dim=8, head_hidden=32))
+    other = LATENT.model_copy(update={"num_slots": 5, "head": "mlp", "token_init": ":"})
+    with pytest.raises(
+        CheckpointError,
+        match=r"has latent\.num_slots 3 and not 5, latent\.head 'native' and not 'mlp': take its values",
+    ):
+        load_amvl(str(tmp_path), processor, other)
 
 
 def test_missing_weights_are_refused(tmp_path) -> None:

@@ -88,11 +88,14 @@ def test_loss_and_every_gradient_equal_the_stock_model_in_two_passes(
 
 
 def test_stage_1_without_weights_is_fine_tuning() -> None:
-    """On the samples whose images steps show; markers of images carry a label there. Worst seen: 0."""
+    """On samples whose steps show images, and on one without. Worst seen: 0."""
     ours, processor = method(1, observation_weight=1.0)
-    some = [items()[2]]
+    some = items()[:3]
     plain = Sft(ours.model, SftMethod())
     data = batch(ours, processor, some)
+    tuned = [laid_out_to_train(Encoder(processor), plain.config, LATENT, item, {}) for item in some]
+    assert data.input_ids_N.tolist() == [token for one in tuned for token in one.input_ids]
+    assert data.labels_N.tolist() == [label for one in tuned for label in one.labels]
     torch.testing.assert_close(ours(data, CLOCK).loss, plain(data, CLOCK).loss, rtol=1e-12, atol=0)
     assert ours.label_weight(data) == data.num_label_tokens
 

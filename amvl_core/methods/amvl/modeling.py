@@ -289,7 +289,7 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         if tau > 0 and latent_noise is None and beams > 1:
             latent_noise = self._noise(len(prompts), generator)
         if tau > 0:
-            kwargs |= {"tau": tau, "latent_noise": latent_noise, "generator": generator}
+            kwargs |= {"tau": tau, "latent_noise": latent_noise, "generator": _OneDraw(generator)}
         if latents is not None:
             kwargs |= {"latents": latents}
         return super().generate(inputs, generation_config, **kwargs)
@@ -299,8 +299,8 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
     ) -> Any:
         """As the base model's; what is written behind a prompt does not see its images, where `forward` hides them."""
         if has_bottleneck(self) and past_key_values is not None and past_key_values.get_seq_length() > 0:
-            images_BS = backbone_of(self).stands_for_features(self, input_ids)
-            attention_mask = attention_mask * ~images_BS
+            seen_BS = ~backbone_of(self).stands_for_features(self, input_ids)
+            attention_mask = seen_BS.long() if attention_mask is None else attention_mask * seen_BS
         return super().prepare_inputs_for_generation(
             input_ids, *args, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
         )
@@ -322,7 +322,7 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
         return create_masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs)
 
     def _latent(
-        self, hidden_BKD: Tensor, tau: float, noise_BKZ: Tensor | None, generator: torch.Generator | None
+        self, hidden_BKD: Tensor, tau: float, noise_BKZ: Tensor | None, generator: torch.Generator | _OneDraw | None
     ) -> Tensor:
         """Z from the prior, mu + tau sigma eps (App. I), [B, K, Z]."""
         prior = self.prior(hidden_BKD)
@@ -342,8 +342,12 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
             raise ValueError(f"latents are given and tau is {tau}: draw them first, or leave one of the two out")
         return latents_BKZ
 
-    def _noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+    def _noise(self, rows: int, generator: torch.Generator | _OneDraw | None) -> Tensor:
         """Standard normal noise [rows, K, Z], drawn on the CPU or the generator's device."""
+        if isinstance(generator, _OneDraw):
+            if generator.noise_BKZ is None:
+                generator.noise_BKZ = self._noise(rows, generator.generator)
+            return generator.noise_BKZ
         shape = (rows, self.config.num_slots, int((self.config.latent or {})["dim"]))
         return torch.randn(shape, generator=generator, device=None if generator is None else generator.device)
 
@@ -398,6 +402,14 @@ class AMVLForConditionalGeneration(LatentParts, Qwen2_5_VLForConditionalGenerati
 
 def _head(latent: LatentConfig, size: int) -> VariationalHead:
     return VariationalHead(latent.head, size, latent.head_hidden, latent.dim, latent.logvar_min, latent.logvar_max)
+
+
+class _OneDraw:
+    """The noise of one call of `generate`, drawn when it is first asked for: without a cache every step asks again."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = generator
+        self.noise_BKZ: Tensor | None = None
 
 
 class _Tail:
@@ -472,8 +484,10 @@ def load_amvl(folder: str, processor: AMVLProcessor, latent: LatentConfig, **kwa
     own = {kind.config_class.model_type: kind for kind in MODELS.values()}
     if config.model_type not in own:
         raise CheckpointError(f"{folder} holds a {config.model_type!r} model; AMVL starts from: {', '.join(MODELS)}")
-    if config.num_slots != latent.num_slots:
-        raise CheckpointError(f"{folder} has {config.num_slots} latent slots, the run asks for {latent.num_slots}")
+    found = LatentConfig.model_validate(config.latent).model_dump(exclude={"token_init"})  # of new rows alone
+    if other := {name: value for name, value in found.items() if value != getattr(latent, name)}:
+        said = ", ".join(f"latent.{name} {value!r} and not {getattr(latent, name)!r}" for name, value in other.items())
+        raise CheckpointError(f"{folder} has {said}: take its values, or start from a model without latents")
     if base_template(processor) == processor.chat_template:
         raise CheckpointError(
             f"{folder} was written by an earlier version, whose prompts end in another way; train again"

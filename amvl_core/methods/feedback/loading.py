@@ -9,6 +9,8 @@ from transformers import AutoConfig, Qwen2_5_VLConfig
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.errors import CheckpointError
 from amvl_core.contracts.latent import LatentConfig
+from amvl_core.data.template import end_prompts_plainly
+from amvl_core.methods.block import BLOCK_FIELDS
 from amvl_core.methods.feedback.modeling import FeedbackForConditionalGeneration
 from amvl_core.methods.loading import block_ids, check_weights, grow, quiet
 from amvl_core.methods.reply_blocks import LATENT_END, LATENT_START, SLOT
@@ -57,7 +59,9 @@ def _from_base(
     old_tokens = len(tokenizer)
     tokens = [LATENT_START, SLOT, LATENT_END]
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
-    fields = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
+    end_prompts_plainly(processor)  # a base that another method has trained may have its block
+    skipped = ("model_type", "architectures", *BLOCK_FIELDS)
+    fields = {key: value for key, value in base.to_dict().items() if key not in skipped}
     config = kind.config_class(
         **fields, **token_ids(processor), num_slots=latent.num_slots, line_end_token_ids=line_ends(tokenizer)
     )
