@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
+from collections import Counter
 from typing import Any
 
 import matplotlib
@@ -31,13 +32,15 @@ DARK = 55
 
 def chart(record: ExperimentRecord, title: str) -> Figure:
     """Left: a line an arm whose replies are bare answers, with Student's band over its seeds, written steps as the
-    ceiling and the commonest answer as the floor. Right: every arm at the tokens that its replies have.
+    ceiling and the commonest answer as the floor. Right: every arm at the tokens that its replies have; beside arms
+    that hide each other stands how many they are.
     """
     figure = Figure(figsize=(12.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
     tasks = sorted(record.chance, key=difficulty)
     steps = [difficulty(task) for task in tasks]
     looks = _looks(record)
+    places: Counter[tuple[float, float]] = Counter()
     for arm in record.arms:
         if not arm.trained:
             continue
@@ -45,6 +48,10 @@ def chart(record: ExperimentRecord, title: str) -> Figure:
             _line(left, arm, tasks, steps, looks[arm.label])
         tokens = statistics.fmean(one.tokens for one in arm.trained.values())
         right.plot([tokens], [100 * arm.scores.mean], linestyle="", markersize=7, **looks[arm.label])
+        places[round(tokens, 1), round(100 * arm.scores.mean, 1)] += 1
+    for place, count in places.items():
+        if count > 1:
+            right.annotate(f"{count} arms", place, (0, -14), textcoords="offset points", ha="center", fontsize=8)
     floor = [100 * record.chance[task] for task in tasks]
     left.plot(steps, floor, color=INK, linewidth=1, linestyle=(0, (3, 2)), label="commonest answer")
     right.axhline(statistics.fmean(floor), color=INK, linewidth=1, linestyle=(0, (3, 2)), label="commonest answer")

@@ -136,6 +136,9 @@ def test_the_chart_has_a_line_an_arm_and_every_arm_at_its_tokens(record: Experim
     tokens = {line.get_label(): line.get_xdata()[0] for line in right.lines[:3]}
     assert tokens == {"SFT, steps in words": 12.0, "pause tokens": 2.0, "Coconut": 2.0}
     assert len(left.collections) == 3  # a band an arm
+    assert not right.texts
+    hidden = record.model_copy(update={"arms": [*record.arms, record.arms[1].model_copy(update={"label": "other"})]})
+    assert [text.get_text() for text in chart(hidden, "twice").axes[1].texts] == ["2 arms"]
     figure.savefig(tmp_path / "chart.png")
 
 
