@@ -60,9 +60,14 @@ class MixedStages(MethodConfig):
         return drawn.model_copy(update={self.steps_field: None}) if beyond else drawn
 
     def problem(self, latent: LatentConfig, num_layers: int | None, zero_stage: int) -> str | None:
-        """More slots than the last stage has, or a mixture whose stages look alike."""
+        """More slots than the last stage has, none at all, or a mixture whose stages look alike."""
         if self.stage_mix and self.slots_per_step is None:
             return "stage_mix needs slots_per_step: where all stages have one block, nothing says what is to be written"
+        if self.slots_per_step is not None and getattr(self, self.steps_field) == 0:
+            return (
+                f"slots_per_step needs {self.steps_field}: where no step is gone, a block has no slot; set "
+                f"{self.steps_field}, or leave slots_per_step out"
+            )
         if (found := self.block_length(latent)) > latent.num_slots:
             return (
                 f"{getattr(self, self.steps_field)} steps of {self.slots_per_step} slots are {found} slots, but all "

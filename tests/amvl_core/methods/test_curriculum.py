@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,16 @@ def test_a_mixture_whose_stages_look_alike_is_refused() -> None:
     stages = {"amvl": {"method": {"kind": "pause", "stage_mix": 0.3}}}
     with pytest.raises(ConfigError, match="amvl: stage_mix needs slots_per_step"):
         override(PRESETS["demo"](), {"stages": {**stages, "embedding_adaptation": {"method": {"kind": "pause"}}}})
+
+
+@pytest.mark.parametrize("fields", [{}, {"mask": "bottleneck"}, {"stage_mix": 0.5}])
+def test_slots_for_steps_where_no_step_is_gone_are_refused(fields: dict[str, Any]) -> None:
+    method = {"kind": "pause", "slots_per_step": 2, **fields}
+    config = PRESETS["coconut-demo"]()
+    with pytest.raises(ConfigError, match="coconut_1: slots_per_step needs replaced_steps"):
+        override(config, {"stages": {"coconut_1": {"method": method}}})
+    for gone in (1, None):
+        assert PauseMethod.model_validate({**method, "replaced_steps": gone}).problem(LATENT, None, 0) is None
 
 
 def test_controls_keep_the_curriculum_or_its_steps() -> None:
