@@ -110,10 +110,18 @@ class ReplyBlocks(StepsReplaced, FeedbackBlocks):
         """Slots and markers of as many blocks as there may be."""
         return (1 if self.blocks == "first_step" else self.max_blocks) * (len(self.slots(latent)) + 2)
 
+    def lacks(self, sample: StoredSample) -> str | None:
+        """Images in the steps that are left, where blocks take their places and no other."""
+        alone = self.blocks == "interleaved" and not self._steps_show(sample)
+        return "images that steps show" if alone else super().lacks(sample)
+
+    def _steps_show(self, sample: StoredSample) -> bool:
+        return any(IMAGE_PLACEHOLDER in step for step in sample.steps[self._gone(sample) :])
+
     def _places(self, sample: StoredSample) -> str:
         if self.blocks != "paper":
             return self.blocks
-        if any(IMAGE_PLACEHOLDER in step for step in sample.steps[self._gone(sample) :]):
+        if self._steps_show(sample):
             return "interleaved"
         return "every_step" if sample.question.count(IMAGE_PLACEHOLDER) > 1 else "first_step"
 

@@ -67,6 +67,18 @@ def test_the_images_of_steps_leave_the_input_where_blocks_take_their_place() -> 
     assert list(ValrMethod(blocks="every_step", replaced_steps=1).shown(of)) == [0]
 
 
+@pytest.mark.parametrize("kind", [ValrMethod, MarkersMethod])
+def test_a_sample_whose_steps_show_no_image_lacks_them_where_blocks_take_their_places_alone(kind: Any) -> None:
+    with_one, without = sample("<image>q", ("a <image>", "b"), (1, 0), 2), sample("<image>q", ("a", "b"), (0, 0), 1)
+    for fields, expected in (
+        ({}, [None, None]),
+        ({"blocks": "every_step"}, [None, None]),
+        ({"blocks": "interleaved"}, [None, "images that steps show"]),
+        ({"blocks": "interleaved", "replaced_steps": 1}, ["images that steps show"] * 2),
+    ):
+        assert [kind(**fields).lacks(of) for of in (with_one, without)] == expected
+
+
 def test_a_step_about_an_image_that_is_not_there_is_an_error() -> None:
     with pytest.raises(DataError, match="i: step 1 is about image 3, but the sample has 1; prepare"):
         ValrMethod().layout(sample("<image>q", ("a",), (2,), 1), LATENT)
