@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from amvl_core.contracts.config import RunConfig
 from amvl_core.contracts.frozen import Seed
 from amvl_core.contracts.records import CheckpointRecord
 from flows import outbox, pages, tasks
@@ -73,15 +74,12 @@ def full_pipeline(
             trained: dict[str, CheckpointRecord] = {}
             for stage in config.stages:
                 trained[stage] = tasks.train(config, stage, dataset, trained, tracker, processes, features)
-            *earlier, final = trained.values()
-            # What the final model is compared with: the last one without latents before it, else the untrained base.
-            plain = [name for name, stage in config.stages.items() if not stage.method.has_latents]
-            base = next((c for c in reversed(earlier) if c.stage in plain), None)
+            final, plain = trained[stage], compared_with(config)
+            base = trained[plain] if plain else None
 
-            name = base.stage if base else "base"
             asked = [dataset, *benchmarks]
-            before, *before_on = tasks.evaluate(config, name, asked, base, tracker, processes)
-            after, *after_on = tasks.evaluate(config, final.stage, asked, final, tracker, processes)
+            before, *before_on = tasks.evaluate(config, plain or "base", asked, base, tracker, processes)
+            after, *after_on = tasks.evaluate(config, stage, asked, final, tracker, processes)
             rows = pages.show_scores(config, before, after, tracker)
             tables = pages.show_benchmarks(benchmarks, before_on, after_on, tracker) if benchmarks else {}
 
@@ -92,7 +90,7 @@ def full_pipeline(
             if config.method.has_latents:  # what has latents must show that they matter
                 if enough := tasks.swappable(config, asked):
                     controls = tasks.train_controls(config, dataset, trained, tracker, processes)
-                    controls += [(f"without latents ({base.stage})", base)] if base else []
+                    controls += [(f"without latents ({plain})", base)] if base else []
                     suites = tasks.faithfulness(config, enough, final, controls, tracker, processes)
                 if config.method.analysis() and config.evaluation.analysis_items:
                     analysis = tasks.analyse(config, dataset, final, tracker, processes)
@@ -121,3 +119,12 @@ def full_pipeline(
     finally:
         ray_cluster.disconnect()
     return pages.outcome(run, page, report, str(flow_run.id))
+
+
+def compared_with(config: RunConfig) -> str | None:
+    """The stage whose model the final one is compared with: the last one without latents before it.
+
+    None: it is compared with the untrained base. A checkpoint may be of another run, which called its stage otherwise.
+    """
+    *earlier, _ = config.stages.items()
+    return next((name for name, stage in reversed(earlier) if not stage.method.has_latents), None)

@@ -143,10 +143,10 @@ def train(
 
     def found(record: CheckpointRecord) -> None:
         remove_resume_state(record.uri)
-        tracker.reused(record)
+        tracker.reused(stage, record)
 
     record = finished_or(f"train {stage}", where, CheckpointRecord, make, found)
-    tracker.checkpoint(record)
+    tracker.checkpoint(stage, record)
     return record
 
 
@@ -208,7 +208,7 @@ def evaluate(
     records = all_finished_or(f"evaluate {name}", list(places), EvalRecord, make, about=about)
     for record in records:
         tracker.evaluation(record)
-    return records
+    return [record.model_copy(update={"stage": name}) for record in records]  # another run may have called it otherwise
 
 
 def swappable(config: RunConfig, asked: Sequence[DatasetRecord]) -> list[DatasetRecord]:
@@ -372,13 +372,14 @@ def _gate(
 ) -> registry.Decision:
     """The alias of a new version; the champion and the best version so far are asked its items first, if need be.
 
-    Neither is asked where it is of other data.
+    Neither is asked where it is of other data, nor is a best version that is the new one, which is decided again.
     """
     present, best = registry.champion(config), registry.best(config)
     sources = registry.sources(config, dataset)
     if present and (left := registry.unasked(present, sources)):
         return registry.of_other_data(config, present, best, left)
-    if best and registry.unasked(best, sources):
+    itself = best and best.checkpoint and best.checkpoint.fingerprint == new.checkpoint
+    if best and (itself or registry.unasked(best, sources)):
         best = None
     scored: dict[int, EvalRecord] = {}
     trouble = ""

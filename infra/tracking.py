@@ -204,16 +204,19 @@ class Tracker:
         self.text("plan/plan.txt", note + show.text(found))
         self.text("plan/plan.json", json.dumps(asdict(found), indent=2))
 
-    def checkpoint(self, record: CheckpointRecord) -> None:
+    def checkpoint(self, stage: str, record: CheckpointRecord) -> None:
         """Logs which checkpoint a stage gave."""
-        self.tag({f"amvl.checkpoint.{record.stage}": record.fingerprint})
+        self.tag({f"amvl.checkpoint.{stage}": record.fingerprint})
 
-    def reused(self, record: CheckpointRecord) -> None:
-        """Logs that a stage is not trained in this run, and its curve, which no step will bring."""
-        self.tag({f"amvl.reused.{record.stage}": "true"})
+    def reused(self, stage: str, record: CheckpointRecord) -> None:
+        """Logs that a stage is not trained in this run, and its curve, which no step will bring.
+
+        The run that trained it may have called it otherwise.
+        """
+        self.tag({f"amvl.reused.{stage}": "true"})
         for event in record.history():
-            self.metrics(record.stage, event.done, event.metrics)
-        self.metrics(record.stage, record.step, record.metrics)
+            self.metrics(stage, event.done, event.metrics)
+        self.metrics(stage, record.step, record.metrics)
 
     def evaluation(self, record: EvalRecord) -> None:
         """Logs accuracy, interval and majority answer of every task, and every metric under every reading."""

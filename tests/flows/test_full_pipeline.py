@@ -19,10 +19,13 @@ from pathlib import Path
 
 import pytest
 
+from amvl_core.contracts.config import validate
 from amvl_core.contracts.fingerprints import evaluate_fingerprint
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, load_record
 from amvl_core.eval.benchmarks.__main__ import main
+from amvl_core.methods.amvl.presets import demo
 from flows.ablations import planned
+from flows.full_pipeline import compared_with
 from flows.parameters import resolve
 from tests.amvl_core.eval.benchmarks import published
 
@@ -41,6 +44,15 @@ SMALL = [
 PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
 """Where nobody listens: whatever asks this machine's own servers through a proxy fails."""
 pytestmark = pytest.mark.timeout(600)
+
+
+def test_the_final_model_is_compared_with_the_last_one_without_latents_whatever_its_stage_is_called() -> None:
+    fields = demo().model_dump(mode="json")
+    stages = fields.pop("stages")
+    latent = ("embedding_adaptation", "amvl")
+    for names, expected in ((("warm", *latent), "warm"), (latent, None)):
+        own = dict(zip(names, list(stages.values())[-len(names) :], strict=True))
+        assert compared_with(validate({**fields, "stages": own})) == expected
 
 
 def free_ports(count: int) -> list[int]:

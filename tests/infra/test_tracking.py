@@ -69,8 +69,8 @@ def test_a_run_holds_parameters_metrics_data_and_tables(
         tracker.dataset(dataset)
         for step in range(1, 1502):  # more than one batch
             tracker.metrics("amvl", step, {"loss": 1 / step, "grad (norm)": 1.0})
-        tracker.checkpoint(checkpoint(stage="sft"))
-        tracker.reused(checkpoint(stage="sft"))
+        tracker.checkpoint("sft", checkpoint(stage="sft"))
+        tracker.reused("sft", checkpoint(stage="sft"))
         tracker.evaluation(evaluation("amvl", 9))
         tracker.table("scores", {"task": ["a"], "n": [1]})
         tracker.figure("figures/curves.png", figures.curves(tracker.history, tracked.stages))
@@ -439,14 +439,14 @@ def test_tasks_whose_names_mlflow_takes_alike_have_metrics_of_their_own(
 def test_a_stage_that_is_reused_is_drawn_from_its_own_curve(
     tracked: RunConfig, checkpoint: Callable[..., CheckpointRecord]
 ) -> None:
-    """Also one of an earlier version, of which the last step alone is known."""
-    events = [Progress("sft", step, 3, "steps", metrics={"loss": 4.0 - step, "seconds_left": 9.0}) for step in (1, 2)]
-    trained = checkpoint(stage="sft", fingerprint="c2")
+    """Also one of an earlier version, of which the last step alone is known, and one that another run called `warm`."""
+    events = [Progress("warm", step, 3, "steps", metrics={"loss": 4.0 - step, "seconds_left": 9.0}) for step in (1, 2)]
+    trained = checkpoint(stage="warm", fingerprint="c2")
     storage.write_bytes(f"{trained.uri}/history.json", history_to_json(events))
     with Tracker(other(tracked, 11)) as tracker:
         run_id = tracker.start()
-        tracker.reused(trained)
-        tracker.reused(checkpoint(stage="amvl", fingerprint="c3"))
+        tracker.reused("sft", trained)
+        tracker.reused("amvl", checkpoint(stage="amvl", fingerprint="c3"))
     points = client(tracked).get_metric_history(run_id, "sft/loss")
     assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0), (3, 0.5)]
     first, second = figures.curves(tracker.history, tracked.stages).axes[:2]
