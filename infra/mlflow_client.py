@@ -6,11 +6,14 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import LOGIN, RunConfig
+from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.credentials import shown
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.loopback import past_proxies
 
@@ -20,10 +23,14 @@ KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 """The tag that says that an experiment is model training, and no GenAI application."""
 AS_TRAINING = "?workflowType=machine_learning"
 """The end of an address of MLflow's pages that shows them for model training: 3.17 goes by it before the tag."""
+TIME_LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+"""MLflow's variable: seconds that a server may take to answer a request."""
+UPLOAD_S = 600
+"""A server that has been sent a file of a model answers when it has handed it on to its store: at least so long."""
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # the default of 7 blocks a call for minutes when the server is down
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    TIME_LIMIT: "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -52,7 +59,7 @@ def _logged_in(uri: str, where: str) -> str:
     """The server's address without user and password, which MLflow's errors would show: it has them as settings."""
     try:
         parts = urlsplit(uri)
-        malformed = parts.port == 0 or not parts.hostname or "@" in parts.path + parts.query + parts.fragment
+        malformed = parts.port == 0 or not parts.hostname or "@" in parts.path or parts.query or parts.fragment
     except ValueError:
         malformed = True
     if malformed:
@@ -67,8 +74,8 @@ def _logged_in(uri: str, where: str) -> str:
 
 
 def address(config: RunConfig) -> str:
-    """`tracking_uri` without user and password, as it is shown and recorded."""
-    return LOGIN.sub("://", tracking_uri(config))
+    """`tracking_uri` without user, password and other secrets, as it is shown and recorded."""
+    return shown(tracking_uri(config))
 
 
 def check_reachable(config: RunConfig) -> None:
@@ -139,6 +146,17 @@ def client(config: RunConfig) -> Any:
     except UnsupportedModelRegistryStoreURIException as error:
         known = ", ".join(filter(None, error.supported_uri_schemes))
         raise ConfigError(f"MLflow knows no store {address(config)}; begin it with one of {known}") from None
+
+
+@contextmanager
+def uploading() -> Iterator[None]:
+    """Gives requests `UPLOAD_S` or more, as the environment says, while a model's files are sent; behind `client`."""
+    short = os.environ[TIME_LIMIT]
+    os.environ[TIME_LIMIT] = str(max(UPLOAD_S, int(short)))
+    try:
+        yield
+    finally:
+        os.environ[TIME_LIMIT] = short
 
 
 def experiment(config: RunConfig, mlflow_client: Any) -> str:

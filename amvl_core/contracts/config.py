@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.credentials import LOGIN, SAID, Uri, holds_secret
 from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.frozen import Seed, Settings
@@ -108,7 +109,7 @@ class TinyConfig(Settings):
 class ModelConfig(Settings):
     """The base model. Both ways lead through the same `from_pretrained`."""
 
-    base: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="a Hub id, a folder, or `tiny`")
+    base: Uri = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="a Hub id, a folder, or `tiny`")
     tiny: TinyConfig = TinyConfig()
 
     @field_validator("base")
@@ -265,7 +266,7 @@ class BenchmarkSource(Settings):
     """A published benchmark and where its files are (`amvl_core/eval/benchmarks/`)."""
 
     name: BenchmarkName
-    uri: str = Field(description="the folder or file that its reader takes (docs/evaluation.md)")
+    uri: Uri = Field(description="the folder or file that its reader takes (docs/evaluation.md)")
 
 
 class EvaluationConfig(Settings):
@@ -339,10 +340,6 @@ CHALLENGER = "challenger"
 """The alias of a registered version that did not pass the gate (`infra/registry.py`)."""
 
 
-LOGIN = re.compile(r"://[^:/]*(?P<password>:[^@]*)?@([^/?#]*@)?")
-"""User and password in an address. As SQLAlchemy reads them, / and ? may be in a password."""
-
-
 class TrackingConfig(Settings):
     """Where MLflow writes. Without `uri`: MLFLOW_TRACKING_URI, else SQLite below a local storage root."""
 
@@ -361,10 +358,11 @@ class TrackingConfig(Settings):
     @field_validator("uri")
     @classmethod
     def _without_password(cls, uri: str | None) -> str | None:
-        if uri and (login := LOGIN.search(uri)) and login["password"]:
+        login = LOGIN.search(uri) if uri else None
+        if uri and (holds_secret(uri) or (login and login["password"])):
             raise ValueError(
-                "it holds a password, and a configuration is kept with every checkpoint and shown on MLflow's page; "
-                "leave it out and set MLFLOW_TRACKING_URI, for a server also MLFLOW_TRACKING_USERNAME and _PASSWORD"
+                f"{SAID} on MLflow's page; leave it out and set MLFLOW_TRACKING_URI, for a server also "
+                "MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN"
             )
         return uri
 
@@ -391,7 +389,7 @@ class Parents(NamedTuple):
 class RunConfig(Settings):
     """Everything that a run is. Every default is the paper's; the preset `paper` adds its stages."""
 
-    storage: str = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")
+    storage: Uri = Field("s3://amvl/runs", description="root of data, checkpoints and records: path, file:// or s3://")
     seed: Seed = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

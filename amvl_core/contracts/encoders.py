@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, SerializationInfo, field_serializer, field_validator
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.credentials import Uri
 from amvl_core.contracts.frozen import Settings
 
 BASE = "base"
@@ -22,7 +23,7 @@ class EncoderConfig(Settings):
     """Where an encoder comes from, and the size of what it is shown."""
 
     name: str = Field(description="what tables and logged terms call it")
-    source: str = Field(
+    source: Uri = Field(
         description="a Hub id or a folder of a DINOv3, DINOv2, SigLIP, SigLIP2 or CLIP model; `base`: the base model's "
         "own vision encoder; `tiny:KIND`: one that is built offline; `features:URI`: features that were computed "
         "elsewhere (docs/valr.md)"

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
+from amvl_core.contracts.credentials import Uri
 from amvl_core.contracts.frozen import Seed, Settings
 
 _ShortTask = Literal["colour", "shape", "count", "compare", "relation", "odd_one_out", "jigsaw", "maze"]
@@ -53,7 +54,7 @@ class ArchiveSource(Settings):
     """Whether what is published has no test rows."""
 
     name: str = Field(description="what sample ids begin with, and what reports and score tables call this source")
-    uri: str = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
+    uri: Uri = Field(description="folder, .tar.gz, .zip or .parquet; local or s3://")
     train_limit: int | None = Field(None, ge=0, description="at most this many training samples, drawn by the seed")
     test_limit: int | None = Field(None, ge=0, description="at most this many test samples, drawn by the seed")
 

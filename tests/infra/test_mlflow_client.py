@@ -11,6 +11,9 @@ from threading import Thread
 
 import mlflow as mlflow_package
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.utils import rest_utils
 from mlflow.utils.validation import _validate_metric_name, _validate_model_version_tag
 
 from amvl_core.contracts.config import RunConfig, TrackingConfig, override
@@ -21,6 +24,7 @@ from infra import registry
 from infra.mlflow_client import (
     AS_TRAINING,
     KIND,
+    TIME_LIMIT,
     TRAINING,
     address,
     check_names,
@@ -29,6 +33,7 @@ from infra.mlflow_client import (
     experiment,
     metric_name,
     tracking_uri,
+    uploading,
 )
 from infra.tracking import Tracker
 
@@ -101,6 +106,7 @@ MALFORMED = [
     "http://mlflow:s3cret/@mlflow.invalid",
     "http://mlflow:1?s3cret@mlflow.invalid",
     "http://mlflow:1#s3cret@mlflow.invalid",
+    "http://mlflow:1?token=s3cret",
     "http://mlflow:s3cret@[::1",
     "http://mlflow:s3cret@:5000",
     " http:/mlflow:s3cret@mlflow.invalid",
@@ -139,6 +145,7 @@ def test_what_does_not_speak_http_is_no_server(named: Callable[[str], RunConfig]
         ("postgresql://mlflow:s3cret@db:5432/mlflow?ssl=1", "postgresql://db:5432/mlflow?ssl=1"),
         ("postgresql://mlflow:s3cret/?#x@db/mlflow", "postgresql://db/mlflow"),
         ("postgresql://mlflow@home:s3@cret@db/mlflow?x=a@b", "postgresql://db/mlflow?x=a@b"),
+        ("postgresql://db/m?user=u&password=s3cret&x=1", "postgresql://db/m?user=u&password=***&x=1"),
         ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
     ],
 )
@@ -156,6 +163,34 @@ def test_a_database_that_mlflow_does_not_know_is_refused_without_the_password(
     with pytest.raises(ConfigError, match="MLflow knows no store postgres://db/mlflow; begin it with one of") as caught:
         client(config)
     assert "s3" not in _told(caught.value)
+
+
+@pytest.mark.parametrize(("set_to", "rest", "upload"), [(None, 20, 600), ("5", 5, 600), ("900", 900, 900)])
+def test_an_upload_has_more_time_than_other_requests(
+    set_to: str | None, rest: int, upload: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TIME_LIMIT, "")
+    if set_to is None:
+        monkeypatch.delenv(TIME_LIMIT)
+    else:
+        monkeypatch.setenv(TIME_LIMIT, set_to)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    given: list[float] = []
+
+    def answer(*_: object, timeout: float, **__: object) -> None:
+        given.append(timeout)
+        raise OSError
+
+    monkeypatch.setattr(rest_utils, "_get_http_response_with_retries", answer)
+    (tmp_path / "weights").write_bytes(b"0")
+    store = HttpArtifactRepository("http://127.0.0.1:1/api/2.0/mlflow-artifacts/artifacts/0")
+    ask = client(paper()).get_experiment_by_name
+    for _ in range(2):
+        with pytest.raises(MlflowException), uploading():
+            store.log_artifact(str(tmp_path / "weights"))
+        with pytest.raises(MlflowException):
+            ask("x")
+    assert given == [upload, rest] * 2
 
 
 def test_a_server_that_is_down_is_refused_before_anything_is_computed(unused_port: int) -> None:

@@ -82,8 +82,26 @@ TINY_SIZES = [name for name, field in TinyConfig.model_fields.items() if field.a
         ({"seed": "one"}, "seed: Input should be a valid integer"),
         *(
             ({"tracking": {"uri": uri}}, "tracking.uri: Value error, it holds a password")
-            for uri in ("postgresql://u:hunter2@db/m", "postgresql://u:/hunter2@db/m", "http://u:?hunter2@host")
+            for uri in (
+                "postgresql://u:hunter2@db/m",
+                "postgresql://u:/hunter2@db/m",
+                "postgresql://db/m?user=u&password=hunter2",
+                "mysql+pymysql://u@db/m?passwd=hunter2",
+                "http://u:?hunter2@host",
+                "http://host:5000?token=hunter2",
+                "https://hunter2@host",
+            )
         ),
+        *(
+            (changes, f"{path}: Value error, it holds a password, a token or a signature")
+            for uri in ("https://u:hunter2@h/x.zip", "s3://u:hunter2@b/x", "https://b.s3.eu/x?X-Amz-Signature=hunter2")
+            for path, changes in (
+                ("storage", {"storage": uri}),
+                ("data.sources.0.uri", {"data": {"sources": [{"kind": "nlvr", "uri": uri}]}}),
+                ("evaluation.benchmarks.0.uri", {"evaluation": {"benchmarks": [{"name": "mmvp", "uri": uri}]}}),
+            )
+        ),
+        ({"model": {"base": "https://u:hunter2@h/x"}}, "model.base: Value error, it holds a password"),
         *(
             ({"model": {"tiny": {name: size}}}, f"model.tiny.{name}: Input should be greater than or equal to 1")
             for name in TINY_SIZES
