@@ -29,7 +29,7 @@ from amvl_core.contracts.sources import MicroworldSource
 from amvl_core.data.reader import ShardReader
 from amvl_core.eval.pairing import compare_evaluations
 from amvl_core.eval.significance import Comparison, p_text
-from infra.mlflow_client import AS_TRAINING, address, client, metric_name
+from infra.mlflow_client import AS_TRAINING, TIME_LIMIT, address, client, metric_name, uploading
 from infra.provenance import UNKNOWN, installed, provenance
 from infra.tracking import data_name
 
@@ -63,6 +63,10 @@ SOURCES = "sources"
 """The tag of a version that names the sources whose questions it was asked."""
 
 
+MARGIN = "gate_margin"
+"""The tag of a version that says under which margin the gate decided."""
+
+
 class Champion(NamedTuple):
     """A version that a new one is held against; `checkpoint` is None where its files are not to be found any more.
 
@@ -87,13 +91,26 @@ class Decision(NamedTuple):
 def is_current(config: RunConfig, new: EvalRecord, record: ModelRecord) -> bool:
     """Whether the registry still holds the version that `record` names, and has a champion: it may have been emptied.
 
-    A version whose answers were mostly cut (`new`) may be there without one.
+    A version whose answers were mostly cut (`new`) may be there without one. A version that the gate refused under
+    another margin is not current.
 
     Whether that version is still the champion is not asked: a finished pipeline that is run again must not take the
     alias back from a newer one.
     """
-    version = _found(config, lambda asked: asked.get_model_version(record.name, str(record.version)))
-    return version is not None and version.run_id == record.run_id and (new.mostly_cut or champion(config) is not None)
+    version = _version(config, record)
+    if version is None or (record.alias == CHALLENGER and version.tags.get(MARGIN) != _margin(config)):
+        return False
+    return new.mostly_cut or champion(config) is not None
+
+
+def _margin(config: RunConfig) -> str:
+    return f"{config.tracking.margin:g}"
+
+
+def _version(config: RunConfig, record: ModelRecord) -> Any:
+    """The version that `record` names, or None where the registry does not hold it any more."""
+    found = _found(config, lambda asked: asked.get_model_version(record.name, str(record.version)))
+    return found if found is not None and found.run_id == record.run_id else None
 
 
 def champion(config: RunConfig) -> Champion | None:
@@ -274,6 +291,7 @@ def register(
 ) -> ModelRecord:
     """Logs the model with the run `run_id`, registers it as a new version with its alias, writes the record.
 
+    A version that the record at `uri` names and the registry still holds is kept: only its alias is decided anew.
     `evaluations` end with the model's own. `scores` is their table in Markdown: the version's description has it below
     the reason of the decision. Raises StorageError where the registry or its artifact store does not take the model.
     """
@@ -281,10 +299,17 @@ def register(
     mlflow_client = client(config)
     from mlflow.exceptions import MlflowException
 
+    before = load_record(uri, ModelRecord)
+    known = _version(config, before) if before else None
     try:
-        version = _log(config, run_id, checkpoint, evaluated(config, dataset))
+        if known:
+            version, run_id = known.version, known.run_id
+            for alias in {*known.aliases} & {CHALLENGER} - {decision.alias}:
+                mlflow_client.delete_registered_model_alias(name, alias)
+        else:
+            version = _log(config, run_id, checkpoint, evaluated(config, dataset))
         tags = _tags(dataset, checkpoint, evaluations) | {SOURCES: sources(config, dataset)}
-        tags |= {"gate": decision.alias, "gate_margin": f"{config.tracking.margin:g}"}
+        tags |= {"gate": decision.alias, MARGIN: _margin(config)}
         for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, metric_name(key), value)
         described = f"**{decision.alias}**: {decision.reason}\n\nAgainst the best so far: {decision.against_best}"
@@ -294,7 +319,8 @@ def register(
     except (MlflowException, OSError) as error:
         raise StorageError(
             f"the model registry at {address(config)} did not take {name}: {error}; the checkpoint at "
-            f"{checkpoint.uri} is complete, so a second run only registers it"
+            f"{checkpoint.uri} is complete, so a second run only registers it. Where an upload takes too long, set "
+            f"{TIME_LIMIT} to more seconds"
         ) from error
     record = ModelRecord(
         uri=uri,
@@ -321,7 +347,7 @@ def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord, settings:
         inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "question")]),
         outputs=Schema([ColSpec(DataType.string)]),
     )
-    with tempfile.TemporaryDirectory() as temporary, _quiet(), mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as temporary, _quiet(), mlflow.start_run(run_id=run_id), uploading():
         folder = storage.download(checkpoint.model_uri, Path(temporary))
         info = mlflow.pyfunc.log_model(
             name=LOGGED_MODEL,

@@ -46,7 +46,8 @@ class RunResult:
 
     @property
     def fingerprint(self) -> str:
-        """Names the page by the registration, the evaluations on benchmarks and the analyses that it shows."""
+        """Names the page by the gate's decision, the evaluations on benchmarks and the analyses that it shows."""
         records = [*self.published, *self.suites, *(one for one in (self.analysis, self.sampling) if one)]
         shown, model = [record.fingerprint for record in records], self.model
-        return record_fingerprint("report", VERSION, model=model.fingerprint, version=model.version, records=shown)
+        gate = [model.version, model.alias, model.reason]
+        return record_fingerprint("report", VERSION, model=model.fingerprint, gate=gate, records=shown)

@@ -504,6 +504,43 @@ def test_a_version_is_current_while_it_is_there_and_there_is_a_champion(
     assert mlflow_client.get_registered_model("amvl").tags == {"best_version": "1"}
 
 
+def test_a_challenger_is_decided_again_under_another_margin_and_stays_the_same_version(
+    tracked: RunConfig,
+    dataset: DatasetRecord,
+    checkpoint: Callable[..., CheckpointRecord],
+    answered: Callable[..., EvalRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One question of twenty lost, -5 points: not shown within 1 point, and within 30."""
+    strict = override(tracked, {"tracking": {"registered_model": "margins"}})
+    wide, mlflow_client = override(strict, {"tracking": {"margin": 30}}), client(strict)
+    mlflow_client.create_registered_model("margins")
+    logged: list[str] = []
+
+    def log(_: object, run_id: str, *__: object) -> str:
+        logged.append(run_id)
+        return str(mlflow_client.create_model_version("margins", "nowhere", run_id=run_id).version)
+
+    monkeypatch.setattr(registry, "_log", log)
+
+    def register(config: RunConfig, run_id: str, new: EvalRecord, held: EvalRecord | None) -> ModelRecord:
+        decision = registry.decide(config, new, registry.champion(config), held)
+        uri = f"{config.storage}/register/{new.fingerprint}"
+        return registry.register(config, run_id, dataset, checkpoint(), [new], decision, uri, TABLE)
+
+    held, new = answered("held", set(range(16))), answered("new", set(range(15)))
+    first, second = register(strict, "1" * 32, held, None), register(strict, "2" * 32, new, held)
+    assert (first.alias, second.alias) == ("champion", "challenger")
+    assert registry.is_current(wide, held, first)  # a champion is not asked again
+    assert [registry.is_current(config, new, second) for config in (strict, wide)] == [True, False]
+    third = register(wide, "3" * 32, new, held)
+    assert (third.version, third.run_id, third.alias) == (2, "2" * 32, "champion")
+    assert third.reason.startswith("not worse than the former champion, version 1: -5.0 points (")
+    assert registry.is_current(wide, new, third) and logged == ["1" * 32, "2" * 32]
+    assert client(wide).get_model_version("margins", "2").aliases == ["champion"]
+    assert client(wide).get_model_version("margins", "2").tags["gate_margin"] == "30"
+
+
 def test_the_alias_of_the_gate_cannot_be_that_of_the_worse(tracked: RunConfig) -> None:
     with pytest.raises(ConfigError, match="alias 'challenger' is that of versions that are worse"):
         override(tracked, {"tracking": {"alias": "challenger"}})
