@@ -45,7 +45,8 @@ def base_folder(model: ModelConfig) -> Iterator[str]:
     from amvl_core.backbones.tiny import save_tiny_base
 
     with tempfile.TemporaryDirectory(prefix="amvl-tiny-") as folder:
-        save_tiny_base(model.tiny, Path(folder))
+        with storage.reaching(tempfile.gettempdir(), "write"):
+            save_tiny_base(model.tiny, Path(folder))
         yield folder
 
 

@@ -6,6 +6,7 @@ for a while is asked again, with growing pauses, for some 20 seconds; what it re
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -21,6 +22,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
+from safetensors import SafetensorError
 
 from amvl_core.contracts.errors import StorageError
 from amvl_core.contracts.loopback import past_proxies
@@ -87,8 +89,10 @@ def local_folder(source: str) -> str:
     return absolute(source) if here and os.path.isdir(local_path(source)) else source  # noqa: PTH112  Path's raises
 
 
-REFUSED = (OSError, BotoCoreError, ClientError)
-"""What a disk or an object store refuses with."""
+REFUSED = (OSError, BotoCoreError, ClientError, SafetensorError)
+"""What a disk or an object store refuses with; safetensors has an error of its own for a full disk."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that has no room. An object store never does: where one is written or read, the disk is ours."""
 
 
 @contextmanager
@@ -102,9 +106,12 @@ def reaching(uri: str, action: str = "reach") -> Iterator[None]:
 
 def refused(uri: str, action: str, error: Exception) -> StorageError:
     """What to tell a user of one of `REFUSED`."""
+    if getattr(error, "errno", None) in _FULL and not is_local(uri):
+        uri, action = tempfile.gettempdir(), "write"
+    hint = "; set TMPDIR to a disk with room" if uri == tempfile.gettempdir() else ""
     missing = isinstance(error, FileNotFoundError)
     said = "it does not exist" if missing else getattr(error, "strerror", None) or error
-    return StorageError(f"cannot {action} {uri}: {said}")
+    return StorageError(f"cannot {action} {uri}: {said}{hint}")
 
 
 class RemoteFile(io.RawIOBase):

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -47,22 +45,13 @@ def save_model(engine: Engine, processor: Any, uri: str) -> int:
     def write() -> None:
         for number in mine:
             tensors = {on_disk[name]: weights.pop(name) for name in files[number]}
-            with storage.writing(storage.join(uri, _name(number, len(files)))) as file, _refusing():
+            with storage.writing(storage.join(uri, _name(number, len(files)))) as file:
                 save_file(tensors, file, metadata={"format": "pt"})
 
     from_all(write)
     if len(files) > 1:
         from_first(lambda: _write_index(files, on_disk, sum(sizes.values()), uri))
     return engine.num_parameters()
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """A full disk is an OSError, as of any other file: safetensors has an error of its own for it."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
 
 
 def division(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -96,7 +85,7 @@ def _write_the_rest(model: Any, processor: Any, uri: str) -> dict[str, str]:
     """
     names = [name for name, _ in model.named_parameters()]
     numbers: dict[str, Tensor] = {name: torch.tensor(number) for number, name in enumerate(names)}
-    with storage.reaching(tempfile.gettempdir(), "write"), _refusing(), tempfile.TemporaryDirectory() as name:
+    with storage.reaching(tempfile.gettempdir(), "write"), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.config.dtype = model.dtype
         model.save_pretrained(folder, state_dict=numbers)

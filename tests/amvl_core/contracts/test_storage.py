@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.errors import StorageError
@@ -20,6 +21,29 @@ def test_a_failed_write_leaves_the_old_file_and_no_fragment(tmp_path, monkeypatc
         storage.write_bytes(target, b"new")
     assert storage.read_bytes(target) == b"old"
     assert storage.list_names(str(tmp_path)) == ["file"]
+
+
+def test_a_full_disk_of_this_machine_is_not_taken_for_the_store(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    memory, _ = storage.filesystem("memory://bucket")
+    memory.pipe_file("/bucket/full/model", b"x")
+    full = OSError(28, "No space left on device")
+
+    def get_file(*_: object) -> None:
+        raise full
+
+    monkeypatch.setattr(type(memory), "get_file", get_file)
+    said = rf"cannot write {tmp_path}: No space left on device; set TMPDIR to a disk with room"
+    with pytest.raises(StorageError, match=said):
+        storage.download("memory://bucket/full", tmp_path)
+    for error in (full, SafetensorError("No space left on device")):
+        with pytest.raises(StorageError, match=said), storage.reaching(str(tmp_path), "write"):
+            raise error
+    with pytest.raises(StorageError, match=said), storage.writing("memory://bucket/full/model"):
+        raise full
+    full = OSError(5, "Input/output error")
+    with pytest.raises(StorageError, match=r"cannot read memory://bucket/full: Input/output error$"):
+        storage.download("memory://bucket/full", tmp_path)
 
 
 def test_what_a_killed_writer_left_is_removed_once_it_is_old(tmp_path) -> None:
