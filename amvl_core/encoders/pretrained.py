@@ -5,7 +5,7 @@ Shape suffixes: B images, S pixels along a side, P patches in rows, D width, C p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,6 +196,22 @@ def tiny(kind: str) -> Any:
     return model
 
 
+def check_size(config: EncoderConfig, fields: Mapping[str, Any] | None = None) -> None:
+    """Raises as `load_encoder` does, without weights. `fields` are a model's config.json; None: it is a tiny one."""
+    if fields is None:
+        fields = _TINY[config.source.removeprefix(TINY)].to_dict()
+    kind = _known(config, fields.get("model_type"))
+    patch_grid(config, kind.model.config_class.from_dict(fields.get("vision_config") or fields).patch_size)
+
+
+def _known(config: EncoderConfig, model_type: str | None) -> Kind:
+    if model_type not in KINDS:
+        raise CheckpointError(
+            f"encoder {config.name}: {config.source} is a {model_type!r} model; known are {', '.join(KINDS)}"
+        )
+    return KINDS[model_type]
+
+
 def _kind(config: EncoderConfig, folder: str) -> Kind:
     said = ""
     try:
@@ -207,11 +223,7 @@ def _kind(config: EncoderConfig, folder: str) -> Kind:
             f"encoder {config.name}: {config.source!r} is no folder with a model's config.json, and no model that is "
             f"in the Hugging Face cache or can be read from the Hub{said}; download it first, or give a folder"
         )
-    if model_type not in KINDS:
-        raise CheckpointError(
-            f"encoder {config.name}: {config.source} is a {model_type!r} model; known are {', '.join(KINDS)}"
-        )
-    return KINDS[model_type]
+    return _known(config, model_type)
 
 
 def _normalisation(kind: Kind, folder: str) -> tuple[Sequence[float], Sequence[float]]:

@@ -1,5 +1,6 @@
 """What is refused before anything is computed."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub
@@ -10,7 +11,7 @@ from amvl_core.contracts.config import BenchmarkSource, EvaluationConfig, ModelC
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import paper
-from flows.checks import check_benchmarks, check_encoders, check_tested, check_tokens
+from flows.checks import check_base, check_benchmarks, check_encoders, check_tested, check_tokens
 from tests.amvl_core.eval.benchmarks import published
 
 
@@ -75,9 +76,9 @@ def test_training_rows_alone_are_refused_before_anything_is_read() -> None:
     check_tested(override(paper(), {"data": {"sources": [monet, {**chat, "train_limit": 0}]}}))
 
 
-def aligned(source: str) -> RunConfig:
+def aligned(source: str, **encoder: int) -> RunConfig:
     """A run whose last stage is aligned with one encoder."""
-    method = {"kind": "valr", "encoders": [{"name": "e", "source": source}]}
+    method = {"kind": "valr", "encoders": [{"name": "e", "source": source, **encoder}]}
     return override(
         paper(),
         {
@@ -91,17 +92,83 @@ def test_an_encoder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "model").mkdir()
-    for there in ("tiny:clip", "base"):
-        check_encoders(aligned(there))
+    check_encoders(aligned("tiny:clip"))
     where = "stages.embedding_adaptation: encoder e: "
     with pytest.raises(ConfigError, match=f"{where}the folder .*model holds no config.json"):
         check_encoders(aligned(str(tmp_path / "model")))
-    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "dinov2", "patch_size": 14}')
     check_encoders(aligned(str(tmp_path / "model")))
     with pytest.raises(ConfigError, match=f"{where}'some/encoder' is no folder, is not in the Hugging Face cache"):
         check_encoders(aligned("some/encoder"))
     with pytest.raises(ConfigError, match=f"{where}.*model holds no features; give the folder with features.json"):
         check_encoders(aligned(f"features:{tmp_path}/model"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "patch", "proposed"),
+    [
+        ({"model_type": "dinov2", "patch_size": 14}, 225, 14, "224 or 238"),
+        ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, 20, 16, "16 or 32"),
+        ({"model_type": "clip", "vision_config": {"patch_size": 32}}, 225, 32, "224 or 256"),
+    ],
+)
+def test_a_size_that_does_not_fit_the_patches_of_an_encoder_is_refused(
+    fields: dict[str, object], size: int, patch: int, proposed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    said = rf"stages\..*: encoder e: size {size} is no multiple of {patch} pixels.*; set size to {proposed}"
+    with pytest.raises(ConfigError, match=said):
+        check_encoders(aligned(str(tmp_path), size=size))
+
+
+def test_a_size_that_does_not_fit_the_patches_of_a_tiny_encoder_or_of_the_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"encoder e: size 60 is no multiple of 8 pixels.*; set size to 56 or 64"):
+        check_encoders(aligned("tiny:dinov3", size=60))
+    mull = override(PRESETS["mull-demo"](), {"stages": {"mull_guided": {"method": {"image_size": 65}}}})
+    based = override(mull, {"model": {"base": str(tmp_path)}})
+    vision = {"patch_size": 14, "spatial_merge_size": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": vision}))
+    for run, patch in ((mull, 16), (based, 28)):
+        with pytest.raises(ConfigError, match=rf"mull_guided: encoder base: size 65 is no multiple of {patch} pixels"):
+            check_encoders(run)
+    check_encoders(PRESETS["mull-demo"]())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "layers", "said"),
+    [
+        ("qwen2_5_vl", 12, None),
+        ("valr", 12, r"model\.base: .* is a 'valr' model, and stages\.sft \(sft\) starts from .* qwen2_5_vl;"),
+        ("qwen3_vl", 12, r"model\.base: .* is a 'qwen3_vl' model.*; give such a base model"),
+        (None, 12, r"model\.base: .* is a None model"),
+        ("qwen2_5_vl", 11, r"stages\.valr: align_layer is 12, the base model has 11 layers"),
+        ("qwen2_5_vl", None, None),
+    ],
+)
+def test_a_base_that_no_stage_can_load_or_that_lacks_a_layer_is_refused(
+    kind: str | None, layers: int | None, said: str | None, nested: bool, tmp_path: Path
+) -> None:
+    text = {} if layers is None else {"num_hidden_layers": layers}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": kind, **({"text_config": text} if nested else text)})
+    )
+    run = override(
+        PRESETS["valr-demo"](),
+        {"model": {"base": str(tmp_path)}, "stages": {"valr": {"method": {"align_layer": 12}}}},
+    )
+    if said is None:
+        check_base(run)
+    else:
+        with pytest.raises(ConfigError, match=said):
+            check_base(run)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_config_of_a_base_that_cannot_be_read_is_said(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"model\.base: .*config\.json (is no JSON|holds no fields).*; download it"):
+        check_base(override(PRESETS["demo"](), {"model": {"base": str(tmp_path)}}))
 
 
 def test_a_text_that_is_not_one_token_of_the_base_model_is_refused() -> None:

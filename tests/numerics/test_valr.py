@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amvl_core.backbones.processor import AMVLProcessor, load_processor
 from amvl_core.contracts.encoders import Patches
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.contracts.sample import StoredSample, Video
 from amvl_core.data.batch import Batch, collate
@@ -66,6 +66,12 @@ def equipped(**fields: Any) -> Valr:
 def batch(method: Valr, chosen: list[StoredSample] | None = None) -> Batch:
     encoder = Encoder(loaded()[1])
     return collate([laid_out_to_train(encoder, method.config, LATENT, sample, {}) for sample in chosen or samples()])
+
+
+def test_a_layer_that_is_not_there_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ConfigError, match="align_layer is 3, the model has 2 layers; set it lower"):
+        equipped(align_layer=3)
+    equipped(align_layer=3, encoders=[])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])

@@ -75,7 +75,7 @@ class ValrMethod(LaterMaskedMethod, ReplyBlocks):
                 "(or set interpolation to linear)"
             )
         if self.aligned_with and num_layers is not None and self.align_layer > num_layers:
-            return f"align_layer is {self.align_layer}, the base model has {num_layers} layers"
+            return f"align_layer is {self.align_layer}, the base model has {num_layers} layers; set it lower"
         if zero_stage == 3:
             return (
                 "zero_stage 3 gathers all weights anew for every fed-back slot, and ranks whose samples have unequally "

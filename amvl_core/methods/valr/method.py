@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amvl_core.backbones.processor import AMVLProcessor
 from amvl_core.contracts.encoders import BASE, EncoderConfig, Patches
-from amvl_core.contracts.errors import CheckpointError, DataError
+from amvl_core.contracts.errors import CheckpointError, ConfigError, DataError
 from amvl_core.contracts.latent import LatentConfig
 from amvl_core.data.batch import Batch
 from amvl_core.encoders.base import BaseEncoder
@@ -52,7 +52,13 @@ class Valr(FeedbackMethod):
         return model
 
     def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches], teacher: Method | None = None) -> None:
-        """The encoders whose features have not been `computed`, and a new projector for each encoder."""
+        """The encoders whose features have not been `computed`, and a new projector for each encoder.
+
+        Raises ConfigError where the layer that is aligned is not there.
+        """
+        layers = self.model.config.text_config.num_hidden_layers
+        if self.config.aligned_with and self.config.align_layer > layers:
+            raise ConfigError(f"align_layer is {self.config.align_layer}, the model has {layers} layers; set it lower")
         size = self.model.config.text_config.hidden_size
         weight = self.model.get_input_embeddings().weight
         for config in self.config.aligned_with:
