@@ -92,13 +92,16 @@ def is_current(config: RunConfig, new: EvalRecord, record: ModelRecord) -> bool:
     """Whether the registry still holds the version that `record` names, and has a champion: it may have been emptied.
 
     A version whose answers were mostly cut (`new`) may be there without one. A version that the gate refused under
-    another margin is not current.
+    another margin is not current, unless somebody gave it the alias by hand.
 
     Whether that version is still the champion is not asked: a finished pipeline that is run again must not take the
     alias back from a newer one.
     """
     version = _version(config, record)
-    if version is None or (record.alias == CHALLENGER and version.tags.get(MARGIN) != _margin(config)):
+    if version is None:
+        return False
+    refused = record.alias == CHALLENGER and config.tracking.alias not in version.aliases
+    if refused and version.tags.get(MARGIN) != _margin(config):
         return False
     return new.mostly_cut or champion(config) is not None
 

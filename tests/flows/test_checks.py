@@ -164,6 +164,13 @@ def test_a_base_that_no_stage_can_load_or_that_lacks_a_layer_is_refused(
             check_base(run)
 
 
+def test_a_base_that_is_in_the_cache_is_asked_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    with pytest.raises(ConfigError, match=r"model\.base: some/model is a 'llava' model"):
+        check_base(override(PRESETS["demo"](), {"model": {"base": "some/model"}}))
+
+
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_a_config_of_a_base_that_cannot_be_read_is_said(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)

@@ -533,6 +533,9 @@ def test_a_challenger_is_decided_again_under_another_margin_and_stays_the_same_v
     assert (first.alias, second.alias) == ("champion", "challenger")
     assert registry.is_current(wide, held, first)  # a champion is not asked again
     assert [registry.is_current(config, new, second) for config in (strict, wide)] == [True, False]
+    mlflow_client.set_registered_model_alias("margins", "champion", "2")
+    assert registry.is_current(wide, new, second)  # somebody moved the alias by hand
+    mlflow_client.set_registered_model_alias("margins", "champion", "1")
     third = register(wide, "3" * 32, new, held)
     assert (third.version, third.run_id, third.alias) == (2, "2" * 32, "champion")
     assert third.reason.startswith("not worse than the former champion, version 1: -5.0 points (")
