@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from typing import IO, Any
 
 import fsspec
@@ -87,6 +88,13 @@ def local_folder(source: str) -> str:
     """A folder of this machine by its absolute path; what is none, such as a Hub id, as it is."""
     here = get_protocol(source) in LocalFileSystem.protocol
     return absolute(source) if here and os.path.isdir(local_path(source)) else source  # noqa: PTH112  Path's raises
+
+
+def own_folder(folder: Path) -> bool:
+    """Makes the folder. Whether it is this user's alone; another's may hold what that user planted there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    return S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 REFUSED = (OSError, BotoCoreError, ClientError, SafetensorError)

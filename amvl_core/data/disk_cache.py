@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from stat import S_ISDIR
 
 import pyarrow as pa
 
+from amvl_core.contracts import storage
 from amvl_core.contracts.errors import StorageError
 
 
@@ -57,11 +57,9 @@ class DiskCache:
         if self.foreign:
             return False
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self.folder.lstat()
+            self.foreign = not storage.own_folder(self.folder)
         except OSError as error:
             raise self._refused(error) from error
-        self.foreign = not (S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022)
         if self.foreign:
             warnings.warn(
                 f"{self.folder} is a link, another user's, or may be written to by others, so no row group is kept "

@@ -140,6 +140,18 @@ def _lr_scales(method: Method, stage: StageConfig) -> dict[nn.Parameter, float]:
     }
 
 
+def _partition(method: Method, config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Shares the weights between the ranks, one after the other: no GPU ever holds more than one of them whole.
+
+    DeepSpeed would move the whole model to the GPU first. What it then leaves out is done here: weights in other
+    precisions than the engine's are cast, and buffers are moved.
+    """
+    for parameter in method.parameters():
+        parameter.data = parameter.data.to(dtype)
+    deepspeed.init_distributed(dist_init_required=False)
+    method.to(deepspeed.zero.Init(module=method, config_dict_or_path=config).local_device)
+
+
 class Engine:
     """One DeepSpeed engine: forward, backward, step, and the state that a checkpoint holds.
 
@@ -155,11 +167,11 @@ class Engine:
         optimizer = (
             PlainAdamW(groups, stage.clip, **options) if _plain(trainer) else torch.optim.AdamW(groups, **options)
         )
+        config = deepspeed_config(stage, trainer)
+        if trainer.zero_stage == 3:
+            _partition(method, config, DTYPES[trainer.precision])
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=method,
-            optimizer=optimizer,
-            config=deepspeed_config(stage, trainer),
-            dist_init_required=False,
+            model=method, optimizer=optimizer, config=config, dist_init_required=False
         )
         self.method = method
         self.device = self.engine.device

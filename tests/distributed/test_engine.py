@@ -11,12 +11,13 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from amvl_core.backbones.processor import load_processor
@@ -150,8 +151,23 @@ def exported(rank: int, case: tuple[int, str, str], start: str, folder: Path) ->
     return found
 
 
+def moved_at_start(offload: str, precision: str) -> list[int]:
+    """Of each call that moves a module while an engine of ZeRO-3 starts, elements of the module's largest weight."""
+    moved, before = [], nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        moved.append(max(parameter.numel() for parameter in module.parameters()))
+        return before(module, *args, **kwargs)
+
+    with mock.patch.object(nn.Module, "to", to):
+        engine, _ = new_engine(3, offload, precision)
+    engine.close()
+    return moved
+
+
 def find(rank: int, folder: Path, tied: str) -> dict[str, Any]:
     found: dict[str, Any] = {"exported": {}}
+    found["moved"] = [moved_at_start("none", "fp32"), moved_at_start("parameters", "bf16")]
     for case in EXPORTED:
         found["exported"][name(*case)] = exported(rank, case, stock_folder(), folder / name(*case))
     found["exported"]["tied"] = exported(rank, (3, "none", "bf16"), tied, folder / "tied")
@@ -214,6 +230,11 @@ def test_weights_are_those_of_adamw_in_one_process(found, reference, stage: int,
         worst = max(worst, float((ours["weights"][key] - expected).abs().max()))
     # Measured worst case: 3e-7 below stage 3, 3.3e-6 at it, of steps up to 6e-3: a gradient near zero is all rounding.
     assert worst < 2e-5
+
+
+def test_zero_3_shares_the_weights_before_the_model_is_moved(found) -> None:
+    """Buffers are moved alone: of the weights nothing is left in the module."""
+    assert found["moved"] == [[0], [0]]
 
 
 @pytest.mark.parametrize(("stage", "offload", "precision"), [case for case in CASES if case[1] != "none"])
