@@ -21,7 +21,7 @@ from infra.plan.workload import assumed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 where every stage fits, 1 where one does not or a message says what is wrong."""
+    """The exit code: 0 where all stages and the evaluation fit, 1 where one does not or a message says what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m infra.plan", description=__doc__)
     parser.add_argument("--preset", choices=list(PRESETS), default="paper")
     parser.add_argument("--param", action="append", default=[], metavar="FIELD=JSON", help="a field of RunConfig")
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(asdict(found)))
     else:
         Console().print(tables(found), highlight=False, soft_wrap=True)
-    return 0 if all(stage.fits for stage in found.stages.values()) else 1
+    return 0 if found.fits else 1
 
 
 def _count(text: str) -> int:

@@ -265,6 +265,16 @@ def states(
     )
 
 
+def evaluation(text: TextShape, total: int, width: int, tokens: int, written: int) -> float:
+    """Bytes of a model that answers prompts of `tokens` tokens with `written` more, all on one GPU.
+
+    These are all weights, the keys and values, and what one layer makes of the prompts.
+    """
+    cached = 2 * text.num_hidden_layers * text.kv_size * (tokens + written)
+    made = (3 * text.intermediate_size + 2 * text.hidden_size) * tokens
+    return float(width * (total + cached + made))
+
+
 def joined(samples: Sequence[Rows]) -> Rows:
     """The rows of some samples in one micro-batch."""
     return [list(chain.from_iterable(spans)) for spans in zip(*samples, strict=True)]

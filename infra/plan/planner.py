@@ -12,6 +12,7 @@ from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
 from amvl_core.contracts import ablations
+from amvl_core.contracts.answer_length import PUBLISHED
 from amvl_core.contracts.config import RunConfig, StageConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
@@ -73,10 +74,11 @@ class StagePlan:
     """One stage. Memory is of its longest samples in GiB; FLOPs, tokens and seconds are of one optimiser step.
 
     `sent_gb` is what each GPU sends to others in a step, `checkpoint_gb` what it writes of a checkpoint (GB of 10^9
-    bytes). `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `change` makes a
-    stage fit that does not; each of `less_network` fits and sends less, where the network limits a stage. `sent_twice`:
-    the gradients of its layers go out twice a micro-batch, once after each part of backward. FLOPs and hours are by
-    way: the first is how the stage is run, the others are what its method compares it with.
+    bytes). `host_gib` is what the workers of one node keep in its CPUs' memory (`trainer.offload`). `start_gib` is what
+    a GPU holds while the weights come, `start_host_gib` what a node's CPUs then hold of them. `change` makes a stage
+    fit that does not; each of `less_network` fits and sends less, where the network limits a stage. `sent_twice`: the
+    gradients of its layers go out twice a micro-batch, once after each part of backward. FLOPs and hours are by way:
+    the first is how the stage is run, the others are what its method compares it with.
     """
 
     method: str
@@ -86,6 +88,8 @@ class StagePlan:
     memory_gib: dict[str, float]
     needed_gib: float
     host_gib: float
+    start_gib: float
+    start_host_gib: float
     peak_at: str
     fits: bool
     change: Change | None
@@ -106,7 +110,9 @@ class StagePlan:
 class Plan:
     """A whole run; `hours` by the way that each stage is run, `hours_by_way` with that way wherever a stage has it.
 
-    `control_hours` come on top: training of `evaluation.controls`, by label.
+    `control_hours` come on top: training of `evaluation.controls`, by label. `evaluation_gib` is what an evaluation
+    needs on one GPU, whatever ZeRO shares. Where that is too much, `evaluation_tokens` is an `evaluation.batch_tokens`
+    with which it fits, if there is one.
     """
 
     base: str
@@ -120,6 +126,18 @@ class Plan:
     hours: float
     hours_by_way: dict[str, float]
     control_hours: dict[str, float]
+    evaluation_gib: float
+    evaluation_tokens: int | None
+
+    @property
+    def evaluation_fits(self) -> bool:
+        """Whether one GPU holds the whole model and what it answers."""
+        return self.evaluation_gib <= self.machines.memory_gib
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage and the evaluation fit."""
+        return self.evaluation_fits and all(stage.fits for stage in self.stages.values())
 
 
 def plan(
@@ -158,6 +176,8 @@ def plan(
             label: sum(_Job(control, shape, workload, machines, utilisation).hours(config))
             for label, control in ablations.controls(config).items()
         },
+        evaluation_gib=round(job.evaluation(config.evaluation.batch_tokens), 2),
+        evaluation_tokens=next(job.fitting_batches(), None),
     )
 
 
@@ -214,6 +234,7 @@ class _Job:
             memory_gib={part: round(gib, 3) for part, gib in parts.items()},
             needed_gib=round(needed, 2),
             host_gib=round(self.states(stage, how).host / GIB * min(how.workers, self.machines.gpus_per_node), 2),
+            **self.start(stage, how),
             peak_at=peak_at,
             fits=fits,
             change=None if fits else self.smallest_change(name, how),
@@ -261,8 +282,40 @@ class _Job:
         """What outlives a step."""
         total, trained = sum(self.parameters(stage).values()), sum(self.trained(stage).values())
         total *= 1 + self.cost(stage).frozen_models
-        largest = self.shape.text.vocab_size * self.shape.text.hidden_size
-        return memory.states(total, trained, self.width, how.zero_stage, how.workers, how.offload, largest)
+        return memory.states(total, trained, self.width, how.zero_stage, how.workers, how.offload, self.largest)
+
+    def start(self, stage: StageConfig, how: _How) -> dict[str, float]:
+        """What a stage needs while its weights come.
+
+        ZeRO-3 shares one weight after the other, so one of them is whole beside the shares; else the whole model moves.
+        The workers of a node map one file. In float32 each makes its own of it, because bases are published in bf16.
+        """
+        states, whole = self.states(stage, how), self.width * sum(self.parameters(stage).values())
+        whole *= 1 + self.cost(stage).frozen_models
+        copies = 1 if self.width == 2 else min(how.workers, self.machines.gpus_per_node)
+        gpu = states.weights + self.width * self.largest if how.zero_stage == 3 else whole
+        return {"start_gib": round(gpu / GIB, 2), "start_host_gib": round(copies * whole / GIB, 2)}
+
+    def evaluation(self, batch_tokens: int) -> float:
+        """GiB on one GPU: the largest model of a stage, and as many questions at once as the settings allow."""
+        settings, longest = self.config.evaluation, self.workload.longest
+        total = max(sum(self.parameters(stage).values()) for stage in self.config.stages.values())
+        tokens = max(longest, min(batch_tokens, settings.batch_size * longest))
+        written = settings.batch_size * (settings.max_new_tokens or PUBLISHED)
+        return memory.evaluation(self.shape.text, total, self.width, tokens, written) / GIB + RESERVE_GIB
+
+    def fitting_batches(self) -> Iterator[int]:
+        """Of `evaluation.batch_tokens` and its halves those with which an evaluation fits, the largest first."""
+        tokens = self.config.evaluation.batch_tokens
+        while tokens >= self.workload.longest:
+            if self.evaluation(tokens) <= self.machines.memory_gib:
+                yield tokens
+            tokens //= 2
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest weight."""
+        return self.shape.text.vocab_size * self.shape.text.hidden_size
 
     @property
     def width(self) -> int:

@@ -47,6 +47,8 @@ def _memory(plan: Plan) -> Table:
     if any(stage.host_gib for stage in stages):
         table.add_row("in the memory of a node's CPUs", *(f"{stage.host_gib:.2f}" for stage in stages))
     table.add_row("at", *(stage.peak_at for stage in stages))
+    table.add_row("while the weights come", *(f"{stage.start_gib:.2f}" for stage in stages))
+    table.add_row("and of a node's CPUs, at most", *(f"{stage.start_host_gib:.2f}" for stage in stages))
     table.add_row("largest micro_tokens that fits", *(f"{stage.largest_micro_tokens:,}" for stage in stages))
     return table
 
@@ -76,10 +78,26 @@ def _time(plan: Plan) -> Table:
 
 def _conclusions(plan: Plan) -> list[str]:
     found = [f"{name}: {_conclusion(stage, plan)}" for name, stage in plan.stages.items()]
+    found.append(_evaluation(plan))
     if plan.control_hours:
         each = ", ".join(f"{label} {hours:.3g} h" for label, hours in plan.control_hours.items())
         found.append(f"controls, trained besides: {each}; --param 'evaluation.controls=[]' leaves them out")
     return found
+
+
+def _evaluation(plan: Plan) -> str:
+    needed = f"{plan.evaluation_gib:.1f} GiB, with the whole model, whatever ZeRO shares"
+    if plan.evaluation_fits:
+        return f"evaluation fits one GPU ({needed})"
+    change = (
+        f"--param evaluation.batch_tokens={plan.evaluation_tokens}"
+        if plan.evaluation_tokens
+        else "no evaluation.batch_tokens"
+    )
+    return (
+        f"evaluation does not fit one GPU: it needs {needed}, the GPU has {plan.machines.memory_gib:g}; "
+        f"{change} makes it fit"
+    )
 
 
 SENT_TWICE = (

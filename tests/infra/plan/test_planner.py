@@ -83,6 +83,34 @@ def test_gradients_that_wait_are_not_shared_by_any_zero_stage_and_amvl_has_none(
     assert amvl(changed("cluster.num_workers", 32, large)).fits
 
 
+def test_zero_3_starts_with_one_whole_weight_beside_the_shares() -> None:
+    """In float32 each of the 8 workers of a node makes its own weights."""
+    whole, largest = 8_302_398_465 * 2 / 2**30, 152064 * 3584 * 2 / 2**30
+    below, shared = amvl(paper()), amvl(changed("trainer.zero_stage", 3))
+    assert below.start_gib == below.start_host_gib == shared.start_host_gib == pytest.approx(whole, abs=0.01)
+    assert shared.start_gib == pytest.approx(whole / 16 + largest, abs=0.01)
+    assert amvl(changed("trainer.precision", "fp32")).start_host_gib == pytest.approx(16 * whole, abs=0.01)
+
+
+def test_an_evaluation_has_the_whole_model_on_one_gpu() -> None:
+    """Weights, keys and values of 16 questions with 512 tokens each, one layer of 32,768 tokens, the reserve."""
+    found = plan(paper(), workload=LOAD)
+    cached, made = 2 * 28 * 512 * (32768 + 16 * 512), (3 * 18944 + 2 * 3584) * 32768
+    assert found.evaluation_gib == pytest.approx((8_302_398_465 + cached + made) * 2 / 2**30 + 3, abs=0.01)
+    assert found.fits and "evaluation fits one GPU (24.6 GiB" in text(found)
+    tight = plan(paper(), replace(MACHINES["A100-80GB"], memory_gib=24), workload=LOAD)
+    assert tight.evaluation_tokens == 16384 and not tight.evaluation_fits
+    assert "evaluation does not fit one GPU: it needs 24.6 GiB" in text(tight)
+    assert "--param evaluation.batch_tokens=16384 makes it fit" in text(tight, width=300)
+
+
+def test_a_run_whose_stages_fit_and_whose_evaluation_does_not_does_not_fit() -> None:
+    large = override(paper(), {**SEVENTY_TWO, "trainer": {"zero_stage": 3}, "cluster": {"num_workers": 64}})
+    found = plan(large, workload=LOAD)
+    assert all(stage.fits for stage in found.stages.values()) and not found.fits
+    assert "no evaluation.batch_tokens makes it fit" in text(found, width=300)
+
+
 def test_checkpointing_trades_memory_for_flops() -> None:
     without = amvl(changed("trainer.gradient_checkpointing", False))
     with_it = amvl(paper())

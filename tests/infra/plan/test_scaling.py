@@ -12,7 +12,14 @@ from infra.plan.__main__ import main
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text()
 HEAD = "| `python -m infra.plan` with |"
-BASE_32B = ["--param", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "--param", "trainer.zero_stage=3"]
+BASE_32B = [
+    "--param",
+    "model.base=Qwen/Qwen2.5-VL-32B-Instruct",
+    "--param",
+    "trainer.zero_stage=3",
+    "--param",
+    "evaluation.batch_tokens=16384",
+]
 """What the page calls 32B."""
 BASE_72B = ["--param", "model.base=Qwen/Qwen2.5-VL-72B-Instruct", "--param", "trainer.zero_stage=3"]
 BATCH_256 = [
@@ -88,22 +95,49 @@ def test_what_a_rank_writes_of_72b(number: int, workers: int, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("base", "arguments"),
+    "arguments",
     [
-        (BASE_32B, ""),
-        (BASE_72B, "--gpu H200-141GB"),
-        (BASE_72B, "--param cluster.num_workers=64"),
-        (BASE_72B, "--param cluster.num_workers=32"),
-        (BASE_72B, "--param trainer.offload=optimizer"),
+        "--gpu H200-141GB",
+        "--param cluster.num_workers=64",
+        "--param cluster.num_workers=32",
+        "--param trainer.offload=optimizer",
     ],
 )
-def test_what_large_models_fit(base: list[str], arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"`{shlex.join(base)}`" in PAGE.replace("\n", " ")
-    fits, found = planned(capsys, *base, *shlex.split(arguments))
+def test_what_the_training_of_72b_fits_and_its_evaluation_does_not(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"`{shlex.join(BASE_72B)}`" in PAGE
+    fits, found = planned(capsys, *BASE_72B, *shlex.split(arguments))
+    assert not fits and all(stage["fits"] for stage in found["stages"].values())
+    assert f"`{arguments}`, {found['stages']['amvl']['needed_gib']:.1f} GiB)" in PAGE
+    assert f"are {found['evaluation_gib']:.1f} GiB." in PAGE
+
+
+def test_no_batch_makes_the_evaluation_of_72b_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["--param", "evaluation.batch_size=1", "--param", "evaluation.batch_tokens=4096"]
+    _, found = planned(capsys, *BASE_72B, *one, "--gpu", "H200-141GB")
+    assert found["evaluation_gib"] > found["machines"]["memory_gib"]
+    assert found["evaluation_tokens"] is None
+
+
+def test_what_the_start_of_72b_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = planned(capsys, *BASE_72B, "--param", "cluster.num_workers=64")
+    stage = found["stages"]["amvl"]
+    assert f"{stage['start_gib']:.1f} GiB of 72B on 64 GPUs" in PAGE
+    assert f"memory once: {stage['start_host_gib']:.1f} GiB of 72B" in PAGE.replace("\n", " ")
+    assert f"once ({2 * sum(found['parameters'].values()) / 1e9:.0f} GB of 72B)" in PAGE
+
+
+def test_32b_fits_with_a_smaller_batch_in_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"`{shlex.join(BASE_32B)}`" in PAGE
+    fits, found = planned(capsys, *BASE_32B)
     assert fits
-    said = f"`{arguments}`, " if arguments else ""
-    assert f"{said}{found['stages']['amvl']['needed_gib']:.1f} GiB)" in PAGE
+    _, default = planned(capsys, *BASE_32B[:4])
+    assert default["evaluation_tokens"] == 16384
+    assert f"{found['stages']['amvl']['needed_gib']:.1f} GiB). Its evaluation needs" in PAGE
+    needed = (found["evaluation_gib"], default["evaluation_gib"])
+    assert "needs {:.1f} GiB with that batch, and {:.1f} with the default one".format(*needed) in PAGE
 
 
 def test_72b_needs_more_than_16_gpus_of_80_gb(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not planned(capsys, *BASE_72B)[0]
+    assert not planned(capsys, *BASE_72B)[1]["stages"]["amvl"]["fits"]
