@@ -21,7 +21,7 @@ from infra.plan.workload import assumed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 where all stages and the evaluation fit, 1 where one does not or a message says what is wrong."""
+    """The exit code: 0 where stages and evaluation fit, 1 where one does not or a message says what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m infra.plan", description=__doc__)
     parser.add_argument("--preset", choices=list(PRESETS), default="paper")
     parser.add_argument("--param", action="append", default=[], metavar="FIELD=JSON", help="a field of RunConfig")
