@@ -69,13 +69,11 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     torch.distributed is up, and every rank calls this. Rank 0 calls `on_progress` for each logged step and each
     warning. The logged steps of the checkpoint that it goes on from come first. Once `interrupted` is true on any rank,
     all ranks write a checkpoint at the end of the step and return False. If the storage fails, they try again after the
-    next step.
+    next step. Where another run has finished the stage meanwhile, they end with that and touch nothing of its model.
     """
     config, stage = job.config, job.config.stages[job.stage]
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    if load_record(job.uri, CheckpointRecord) is not None:  # started again after its last step
-        if rank == 0:
-            remove_resume_state(job.uri)
+    if from_first(lambda: _finished(job.uri)):  # started again after its last step
         return True
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -135,7 +133,13 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
                 repeated = repeats(len(sizes.heldout), world_size, rank)
                 terms |= _heldout(engine, next(batches), config.seed, done, repeated)
             metrics = log.step(done, terms, _of_all_ranks(log.pace(engine.memory()), engine.device))
-        if (stop or done >= due.next) and done < total:
+        if not (stop or done >= due.next or done == total):
+            continue
+        if from_first(lambda: _finished(job.uri)):
+            log.warn(done, [Advice("finished", "another run in this storage has finished the stage; its model is kept")])
+            engine.close()
+            return True
+        if done < total:
             written = checkpoints.save(engine, done, history)
             due.tried(done, written)
             if written and stop:
@@ -157,6 +161,14 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
     )
     from_first(lambda: _finish(record, history))
     return True
+
+
+def _finished(uri: str) -> bool:
+    """Whether the stage has its record; then what it would be resumed from goes."""
+    found = load_record(uri, CheckpointRecord) is not None
+    if found:
+        remove_resume_state(uri)
+    return found
 
 
 def _finish(record: CheckpointRecord, history: list[Progress]) -> None:

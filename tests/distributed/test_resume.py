@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from amvl_core.contracts import storage
+from amvl_core.contracts.progress import Progress
 from amvl_core.methods.method import Method
+from amvl_core.train import loop
 from benchmarks import local
 from benchmarks.trial import Trial
 
@@ -75,6 +78,33 @@ def test_a_finished_stage_keeps_its_model_and_no_resume_state(trial) -> None:
     count = len(trial.lines("whole"))
     assert trial.run("whole") == [0, 0]
     assert trial.lines("whole")[count:] == [{"finished": True}], "nothing finished is done again"
+
+
+def overtaken(rank: int, job: str, other: str, at: int) -> None:
+    """While it has taken `at` steps, the `other` run of its stage finishes in the same storage."""
+    parsed, events = loop.TrainJob.model_validate_json(job), list[Progress]()
+
+    def report(event: Progress) -> None:
+        events.append(event)
+        if event.metrics and event.done == at:
+            shutil.copytree(other, parsed.uri, dirs_exist_ok=True)
+
+    assert loop.train_stage(parsed, report, lambda: False)
+    if rank == 0:
+        assert [event.done for event in events if event.metrics][-1] == at + at % 2, "it ends where it would write"
+        assert [warning.kind for warning in events[-1].warnings] == ["finished"]
+
+
+@pytest.mark.parametrize("at", [5, STEPS])
+def test_a_run_that_is_overtaken_keeps_the_model_of_the_other(trial, at: int) -> None:
+    """Its own would be in the place of one that has its record, and half of it where the run is killed."""
+    if not (trial.root / "whole" / "record.json").exists():
+        assert trial.run("whole") == [0, 0]
+    late, whole = trial.root / f"late-{at}", trial.root / "whole"
+    local.run(overtaken, 2, trial.job(late.name), str(whole), at)
+    assert storage.list_names(str(late)) == ["history.json", "model", "record.json"]
+    times = [{f.name: f.stat().st_mtime_ns for f in (run / "model").iterdir()} for run in (late, whole)]
+    assert times[0] == times[1]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
