@@ -152,30 +152,31 @@ def disconnect() -> None:
 
 
 def resources(config: ClusterConfig) -> Workers:
-    """The device and the number of workers; call `connect` first.
+    """The device, and as many of `num_workers` as the cluster holds; call `connect` first.
 
-    `auto` takes a GPU each if there are enough, and CPUs only where the cluster has no GPU at all: an accidental
-    CPU run of a large model would take weeks. Raises ClusterError with both numbers if the cluster is too small.
+    `auto` takes GPUs where there are any, and CPUs only where the cluster has no GPU at all: an accidental CPU run of a
+    large model would take weeks. Raises ClusterError with both numbers where not even `min_workers` find room.
     """
     import ray
 
     total = _capacity(config, ray.cluster_resources())
-    gpus, cpus, wanted = int(total.get("GPU", 0)), total.get("CPU", 0.0), config.num_workers
+    gpus, cpus = int(total.get("GPU", 0)), total.get("CPU", 0.0)
     device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
-    if device == "cuda" and gpus < wanted:
-        fewer = f"set cluster.num_workers to at most {gpus}, " if gpus else "set "
+    found = gpus if device == "cuda" else int(cpus / CPUS_PER_WORKER)
+    least, field = config.min_workers or config.num_workers, "min_workers" if config.min_workers else "num_workers"
+    if device == "cuda" and found < least:
+        fewer = f"set cluster.{field} to at most {gpus}, " if gpus else "set "
         raise ClusterError(
-            f"the run needs {wanted} workers with a GPU each, the cluster has {gpus} GPUs; "
+            f"the run needs {least} workers with a GPU each, the cluster has {gpus} GPUs; "
             f"{fewer}cluster.device to cpu, or RAY_ADDRESS to a larger cluster"
         )
-    fitting = int(cpus / CPUS_PER_WORKER)
-    if device == "cpu" and fitting < wanted:
+    if found < least:
         raise ClusterError(
-            f"the run needs {wanted} workers with {CPUS_PER_WORKER} CPU each ({wanted * CPUS_PER_WORKER:g} CPUs), "
-            f"the cluster has {cpus:g} CPUs; set cluster.num_workers to at most {max(fitting, 1)}, "
+            f"the run needs {least} workers with {CPUS_PER_WORKER} CPU each ({least * CPUS_PER_WORKER:g} CPUs), "
+            f"the cluster has {cpus:g} CPUs; set cluster.{field} to at most {max(found, 1)}, "
             "or RAY_ADDRESS to a larger cluster"
         )
-    return Workers(device=device, num_workers=wanted)
+    return Workers(device=device, num_workers=min(found, config.num_workers))
 
 
 def room(workers: Workers) -> int:

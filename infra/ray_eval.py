@@ -33,7 +33,6 @@ from amvl_core.eval.questions import Questions
 from amvl_core.eval.sampling import Sampling, SamplingWorker
 from amvl_core.eval.suite import ANSWERS, ProbingWorker, Suite
 from infra.actors import Actors
-from infra.cluster import resources
 
 Made = TypeVar("Made", covariant=True)
 
@@ -79,7 +78,7 @@ def faithfulness(
 ) -> Iterator[FaithfulnessRecord]:
     """`model` under every change of its latents, and the `controls`, on the same questions; each is loaded once."""
     suites = [Suite(config, dataset, model, place) for dataset, place in asked]
-    parts = [suite.parts(resources(config.cluster).num_workers) for suite in suites]
+    parts = [suite.parts(config.cluster.num_workers) for suite in suites]
     answers = []
     for label, one in [("", model), *controls]:
         make = partial(ProbingWorker, config, one, label)

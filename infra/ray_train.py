@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ class WorkerGroup:
             "teacher": teacher.model_uri if teacher else None,
             "features": [record.model_dump(mode="json") for record in features],
         }
-        found = _Room(resources(self.config.cluster), self.config.cluster.min_workers, stage)
+        found = _Room(_wanted(self.config), self.config.cluster.min_workers, stage)
         controllers = 0
         while True:
             news = self._follow(job, on_progress, found)
@@ -150,7 +151,7 @@ class _Run(threading.Thread):
         self.error: Exception | None = None
         ray.get(self.mailbox.post.remote(first))
         settings = {"mailbox": self.mailbox, "jobs": jobs, "loaders": config.trainer.loader_workers}
-        self.trainer = _trainer(config, resources(config.cluster), settings)
+        self.trainer = _trainer(config, _wanted(config), settings)
         self.start()
 
     def run(self) -> None:
@@ -180,8 +181,13 @@ def _mailbox() -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
 
 
+def _wanted(config: RunConfig) -> Workers:
+    """All workers of the run, also those that the cluster has no room for yet."""
+    return replace(resources(config.cluster), num_workers=config.cluster.num_workers)
+
+
 def _trainer(config: RunConfig, workers: Workers, settings: dict[str, Any]) -> TorchTrainer:
-    least = min(config.cluster.min_workers or workers.num_workers, workers.num_workers)
+    least = config.cluster.min_workers or workers.num_workers
     elastic = least < workers.num_workers
     return TorchTrainer(
         _worker,

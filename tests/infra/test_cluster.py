@@ -54,6 +54,20 @@ def test_auto_prefers_gpus_and_never_falls_back_to_cpus_silently(monkeypatch: py
         cluster.resources(ClusterConfig(num_workers=16))
 
 
+def test_only_fewer_than_min_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that lost machines went on with 8; so do the next stage, the evaluation and the same command."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 96.0, "GPU": 8.0})
+    config = ClusterConfig(address="head:6379", num_workers=16, min_workers=8)
+    assert cluster.resources(config) == cluster.Workers("cuda", 8)
+    assert cluster.jobs_at_once(config) == 1
+    with pytest.raises(ClusterError, match=r"needs 9 .* has 8 GPUs; set cluster\.min_workers to at most 8"):
+        cluster.resources(config.model_copy(update={"min_workers": 9}))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    assert cluster.resources(config) == cluster.Workers("cpu", 8)
+    with pytest.raises(ClusterError, match=r"needs 9 workers with 0\.5 CPU .*set cluster\.min_workers to at most 8"):
+        cluster.resources(config.model_copy(update={"min_workers": 9}))
+
+
 def test_on_a_head_of_ray_up_the_nodes_count_that_are_still_to_come(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -97,6 +97,14 @@ def test_a_stage_whose_workers_left_or_whose_controller_was_lost_goes_on_with_ot
         trained(RayActorError(), "left", RayActorError(), "left", max_failures=1)
 
 
+def test_a_group_begins_with_the_workers_that_there_are_and_may_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_train, "resources", lambda _: Workers("cpu", 1))
+    config = configuration(str(tmp_path), cluster={"num_workers": 2, "min_workers": 1})
+    assert ray_train._trainer(config, ray_train._wanted(config), {}).scaling_config.num_workers == (1, 2)
+
+
 def test_an_error_of_the_job_is_raised_as_it_is(trained: Any) -> None:
     with pytest.raises(DataError, match="two images"):
         trained("running", DataError("two images, one placeholder"))
