@@ -30,6 +30,7 @@ class Mailbox:
         self.posted = self.taken = self.ended = 0
         """Numbers of jobs: the last that came, that a worker has, and that is over."""
         self.starts = 0
+        self.controller: Any = None
         self.closed = False
         self.events: list[Progress] = []
         self.fault: AmvlError | None = None
@@ -47,13 +48,16 @@ class Mailbox:
         events, self.events = self.events, []
         return News(events, self.ended == self.posted, self.fault)
 
-    def close(self) -> None:
-        """No worker takes another job."""
-        self.closed = True
+    def close(self) -> Any:
+        """No worker takes another job. Gives the group's controller, and forgets it: it would outlive the group here."""
+        self.closed, controller, self.controller = True, self.controller, None
+        return controller
 
-    def started(self) -> None:
-        """The first worker of a group says it, each time that the group is started."""
+    def started(self, controller: Any) -> None:
+        """The first worker of a group says it, each time that its `controller` starts the group."""
         self.starts += 1
+        if not self.closed:
+            self.controller = controller
 
     def take(self, last: int, leaving: bool) -> tuple[int, Job | None] | None:
         """The number of a job, and the job or None where there is none yet; None where the worker is to leave.

@@ -33,8 +33,11 @@ class Processes:
             self.close()
 
     def close(self) -> None:
-        """Ends all of them; they start again where they are asked for."""
-        for found in (self._trainers, self._evaluators):
+        """Ends all of them; they start again where they are asked for.
+
+        Evaluators end at once. So they come first: trainers that lost a machine may wait for the room that they take.
+        """
+        for found in (self._evaluators, self._trainers):
             if found is not None:
                 found.close()
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+LEAVE_SECONDS = 60.0
 ROOM_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 
@@ -111,12 +112,19 @@ class WorkerGroup:
                 log.warning("training stage %s: a worker's machine is taken away; goes on from its checkpoint", stage)
 
     def close(self) -> Exception | None:
-        """Lets the workers go, if there are any, and waits for it; the error that they ended with."""
+        """Lets the workers go, if there are any, and waits for it; the error that they ended with.
+
+        Workers that wait for a job are gone within seconds. Where a machine of theirs was lost, Ray would start them
+        again first, however long there is no room for them.
+        """
         run, self._run = self._run, None
         if run is None:
             return None
         run.leave()
-        run.join()
+        run.join(LEAVE_SECONDS)
+        if run.is_alive():
+            log.warning("the workers of training have not ended within %.0f s; they are given up", LEAVE_SECONDS)
+            run.kill()
         return run.error
 
     def _follow(self, job: Job, on_progress: ProgressFn, found: _Room) -> News:
@@ -148,6 +156,7 @@ class _Run(threading.Thread):
     def __init__(self, config: RunConfig, jobs: int, first: Job) -> None:
         super().__init__(name="ray-train", daemon=True)
         self.mailbox = _mailbox()
+        self.controller: Any = None
         self.error: Exception | None = None
         ray.get(self.mailbox.post.remote(first))
         settings = {"mailbox": self.mailbox, "jobs": jobs, "loaders": config.trainer.loader_workers}
@@ -172,7 +181,12 @@ class _Run(threading.Thread):
 
     def leave(self) -> None:
         """Tells the workers to go after the job that they have."""
-        self.mailbox.close.remote()
+        self.controller = self.mailbox.close.remote()
+
+    def kill(self) -> None:
+        """Ends Ray's controller, which has been told to leave, and with it the workers and what it waits for."""
+        if (controller := ray.get(self.controller)) is not None:
+            ray.kill(controller)
 
 
 def _mailbox() -> Any:
@@ -211,6 +225,7 @@ def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     import torch
     import torch.distributed as dist
+    from ray.train.v2._internal.execution.context import get_train_context
     from transformers.utils import logging as hf_logging
 
     from amvl_core.train.loop import train_stage
@@ -222,7 +237,7 @@ def _worker(settings: dict[str, Any]) -> None:
     hf_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if dist.get_rank() == 0:
-        ray.get(mailbox.started.remote())
+        ray.get(mailbox.started.remote(get_train_context().controller_actor))
     for number, job in _jobs(mailbox):
         try:
             finished = train_stage(job, lambda event: mailbox.put.remote(event), _interrupted)

@@ -43,10 +43,10 @@ def test_a_worker_that_leaves_takes_the_others_along_or_takes_what_they_have_tak
 
 def test_workers_that_are_started_again_take_the_job_again_and_the_next_job_goes_to_others() -> None:
     box = Mailbox()
-    box.started()
+    box.started("controller")
     assert box.post(FIRST)
     assert box.take(0, False) == (1, FIRST)
-    box.started()
+    box.started("controller")
     assert box.take(0, False) == (1, FIRST)
     box.finish(1)
     assert box.take(0, False) == (0, None), "done, though another process did it"
@@ -62,3 +62,14 @@ def test_an_error_of_the_job_ends_it_and_the_group() -> None:
     assert box.news() == News([], True, error)
     assert box.take(0, False) is None
     assert not box.post(SECOND)
+
+
+def test_it_gives_the_controller_of_a_group_once_and_never_keeps_it_after_that() -> None:
+    """Two actors that hold each other would live as long as the driver."""
+    box = Mailbox()
+    assert box.close() is None
+    box.started("controller")
+    assert box.close() is None
+    box = Mailbox()
+    box.started("controller")
+    assert (box.close(), box.close()) == ("controller", None)

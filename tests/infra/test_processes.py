@@ -26,4 +26,4 @@ def test_what_has_no_room_ends_before_the_other_starts(
         assert processes.trainers() is trainers
         assert closed == [*ended, *ended[:1]]
         closed.clear()
-    assert closed == ["trainers", "evaluators"]
+    assert closed == ["evaluators", "trainers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,37 @@ def test_a_group_begins_with_the_workers_that_there_are_and_may_grow(
     monkeypatch.setattr(ray_train, "resources", lambda _: Workers("cpu", 1))
     config = configuration(str(tmp_path), cluster={"num_workers": 2, "min_workers": 1})
     assert ray_train._trainer(config, ray_train._wanted(config), {}).scaling_config.num_workers == (1, 2)
+
+
+def test_workers_that_cannot_leave_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of a lost machine are started again before they can; here the thread waits for that until it is killed."""
+
+    class Stuck(threading.Thread):
+        error: Exception | None = None
+
+        def __init__(self) -> None:
+            super().__init__(daemon=True)
+            self.left, self.killed = False, threading.Event()
+
+        def run(self) -> None:
+            self.killed.wait()
+
+        def leave(self) -> None:
+            self.left = True
+
+        def kill(self) -> None:
+            self.killed.set()
+
+    monkeypatch.setattr(ray_train, "LEAVE_SECONDS", 0.01)
+    group = WorkerGroup(configuration(str(tmp_path)))
+    stuck: Any = Stuck()
+    stuck.start()
+    group._run = stuck
+    assert group.close() is None and group._run is None
+    assert stuck.left and stuck.killed.is_set()
+    assert "have not ended within" in caplog.text
 
 
 def test_an_error_of_the_job_is_raised_as_it_is(trained: Any) -> None:
