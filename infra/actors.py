@@ -9,14 +9,15 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util import ActorPool
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
@@ -24,11 +25,15 @@ from amvl_core.contracts.errors import AmvlError, ClusterError
 from amvl_core.contracts.parts import Part, Worker
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.eval.stored import read_table, write_table
-from infra.cluster import resources
+from infra.cluster import Room, Workers, resources
 
 RESTARTS = 3
 IN_FLIGHT = 2
 """Parts that an actor has at once: one is worked on, the next one may be made ready."""
+ASK_SECONDS = 5.0
+"""How often an actor is asked whether it is there."""
+LOST_SECONDS = 60.0
+"""An actor that has not answered for so long has no machine. Its parts go to others, until it answers."""
 
 
 class Actor:
@@ -48,6 +53,8 @@ class Actor:
 
     def work(self, make: list[ray.ObjectRef], asked: Any, number: int, part: Part, uri: str) -> int:
         """Writes what the worker that `make` refers to makes of a part; the part's own `number`."""
+        if storage.exists(uri):  # it was given to another one, while this one had no machine
+            return number
         with self.preparing:
             worker = self._worker(*make)
             ready = worker.prepare(asked, part)
@@ -56,8 +63,9 @@ class Actor:
         write_table(uri, pa.Table.from_pylist(rows))
         return number
 
+    @ray.method(concurrency_group="asked")
     def restarted(self) -> bool:
-        """Whether it died before."""
+        """Whether it died before. It answers while it works."""
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def _worker(self, make: ray.ObjectRef) -> Worker:
@@ -69,6 +77,38 @@ class Actor:
             torch.cuda.empty_cache()
             self.worker, self.made_by = ray.get(make)(), make
         return self.worker
+
+
+class _Hand:
+    """An actor, the parts that it has, and the question that it has not answered `since` it was asked."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.parts: dict[ray.ObjectRef, int] = {}
+        self.question: ray.ObjectRef | None = actor.restarted.remote()
+        self.since = time.monotonic()
+
+    def ask(self) -> None:
+        """Asks whether it is there, unless it has just answered or is still to answer."""
+        if self.question is None and time.monotonic() - self.since > ASK_SECONDS:
+            self.question, self.since = self.actor.restarted.remote(), time.monotonic()
+
+    def answered(self) -> None:
+        """It is there."""
+        self.question, self.since = None, time.monotonic()
+
+    def lost(self) -> bool:
+        """Whether it has not answered for too long."""
+        late = self.question is not None and time.monotonic() - self.since > LOST_SECONDS
+        return late and not ray.wait([self.question], timeout=0)[0]
+
+
+def _restarted(call: ray.ObjectRef) -> bool:
+    """What an actor answered; one that has died for good was so too."""
+    try:
+        return bool(ray.get(call))
+    except RayActorError:
+        return True
 
 
 class Actors:
@@ -135,10 +175,31 @@ class Actors:
         if not waiting:
             return
         shared = ray.put(asked)
-        tasks = [([self.made_by], shared, number, *task) for number, task in enumerate(waiting)]
-        pool = ActorPool(self._start(len(tasks)) * IN_FLIGHT)
+        hands = [_Hand(actor) for actor in self._start(len(waiting))]
+        room = Room(Workers(resources(self.config.cluster).device, len(hands)), 1, about)
+        queue, left = deque(range(len(waiting))), len(waiting)
         try:
-            yield from pool.map_unordered(lambda actor, task: actor.work.remote(*task), tasks)
+            while left:
+                here = [hand for hand in hands if not hand.lost()]
+                for hand in hands:
+                    hand.ask()
+                    if here and hand.lost():
+                        queue.extend(hand.parts.values())
+                        hand.parts = {}
+                for held, hand in product(range(IN_FLIGHT), here):  # all have one before one has two
+                    if queue and len(hand.parts) == held:
+                        number = queue.popleft()
+                        hand.parts[hand.actor.work.remote([self.made_by], shared, number, *waiting[number])] = number
+                calls = {call: hand for hand in hands for call in (*hand.parts, hand.question) if call is not None}
+                for call in ray.wait(list(calls), timeout=ASK_SECONDS)[0]:
+                    ray.get(call)
+                    number = calls[call].parts.pop(call, None)
+                    if number is None:
+                        calls[call].answered()
+                    else:
+                        left -= 1
+                        yield number
+                room.look()
         except RayTaskError as error:
             if isinstance(error.cause, AmvlError):
                 raise error.cause from None
@@ -150,18 +211,23 @@ class Actors:
             ) from error
 
     def _start(self, tasks: int) -> list[Any]:
-        """The actors. One that died before is not kept, because Ray counts its deaths as long as it lives."""
-        if any(ray.get([actor.restarted.remote() for actor in self.started])):
-            self.close()
+        """The actors. One that is not there is not kept, nor one that died before: Ray counts its deaths for ever."""
+        calls = {actor.restarted.remote(): actor for actor in self.started}
+        answers = ray.wait(list(calls), num_returns=len(calls), timeout=LOST_SECONDS)[0] if calls else []
+        for call, actor in calls.items():
+            if call not in answers or _restarted(call):
+                ray.kill(actor)
+                self.started.remove(actor)
         workers = resources(self.config.cluster)
         options = {
             "num_cpus": workers.resources["CPU"],
             "num_gpus": workers.resources.get("GPU", 0),
             "max_concurrency": IN_FLIGHT,
+            "concurrency_groups": {"asked": 1},
             "max_restarts": RESTARTS,
             "max_task_retries": RESTARTS,
         }
-        kind = ray.remote(Actor).options(**options)
+        kind = ray.remote(**options)(Actor)
         while len(self.started) < min(workers.num_workers, tasks):
             self.started.append(kind.remote())
         return self.started

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from amvl_core.contracts.errors import ClusterError
 
 CPUS_PER_WORKER = 0.5
 """What a CPU worker asks of Ray: with a whole CPU each, two workers on two cores leave none for anything else."""
+
+ROOM_SECONDS = 5.0
+REPEAT_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -185,6 +191,43 @@ def room(workers: Workers) -> int:
 
     total = ray.cluster_resources()
     return min(workers.num_workers, *(int(total.get(name, 0.0) / need) for name, need in workers.resources.items()))
+
+
+class Room:
+    """Says when machines are missing for the workers of a piece of work, again every minute, and when they are back.
+
+    `least` of them can do it; None: it waits for all.
+    """
+
+    def __init__(self, workers: Workers, least: int | None, about: str) -> None:
+        self.workers, self.least, self.about = workers, least or workers.num_workers, about
+        self.said: str | None = None
+        self.checked = self.said_at = 0.0
+
+    def look(self) -> None:
+        """Asks Ray every few seconds what the cluster has."""
+        import ray
+
+        now = time.monotonic()
+        if now - self.checked < ROOM_SECONDS:
+            return
+        self.checked = now
+        message = self._message(room(self.workers), len([node for node in ray.nodes() if node["Alive"]]))
+        if message != self.said or (message and now - self.said_at > REPEAT_SECONDS):
+            log.warning("%s: %s", self.about, message or "there is room for all workers again")
+            self.said, self.said_at = message, now
+
+    def _message(self, found: int, nodes: int) -> str | None:
+        wanted = self.workers.num_workers
+        if found >= wanted:
+            return None
+        missing = f"the cluster has room for {found} of {wanted} workers on {nodes} nodes"
+        if found >= self.least:
+            return f"{missing}; it goes on with {found} until more machines come"
+        return (
+            f"{missing}, and waits for {self.least} (each takes {self.workers.resources}); bring the lost machines "
+            f"back, or run again with cluster.num_workers={max(found, 1)}: it goes on from what is stored"
+        )
 
 
 def jobs_at_once(config: ClusterConfig) -> int:

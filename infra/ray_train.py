@@ -30,7 +30,7 @@ from amvl_core.contracts.errors import AmvlError, ClusterError, StorageError
 from amvl_core.contracts.progress import ProgressFn
 from amvl_core.contracts.records import BASE, CheckpointRecord, DatasetRecord, FeaturesRecord, load_record
 from amvl_core.train.preemption import Sigterm
-from infra.cluster import Workers, cores, resources, room
+from infra.cluster import Room, Workers, cores, resources
 from infra.mailbox import Job, Mailbox, News
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LEAVE_SECONDS = 60.0
-ROOM_SECONDS = 5.0
-REPEAT_SECONDS = 60.0
 
 
 class WorkerGroup:
@@ -86,7 +84,7 @@ class WorkerGroup:
             "teacher": teacher.model_uri if teacher else None,
             "features": [record.model_dump(mode="json") for record in features],
         }
-        found = _Room(_wanted(self.config), self.config.cluster.min_workers, stage)
+        found = Room(_wanted(self.config), self.config.cluster.min_workers, f"training stage {stage}")
         controllers = 0
         while True:
             news = self._follow(job, on_progress, found)
@@ -127,7 +125,7 @@ class WorkerGroup:
             run.kill()
         return run.error
 
-    def _follow(self, job: Job, on_progress: ProgressFn, found: _Room) -> News:
+    def _follow(self, job: Job, on_progress: ProgressFn, found: Room) -> News:
         """Gives the job to the workers and hands on what they report, until it is over or they have ended before."""
         if self._run is not None and not self._run.post(job):
             self.close()
@@ -295,38 +293,6 @@ class _Torch(TorchConfig):
     @property
     def backend_cls(self) -> type[_Backend]:
         return _Backend
-
-
-class _Room:
-    """Says when machines are missing for the workers, again every minute, and when they are back."""
-
-    def __init__(self, workers: Workers, least: int | None, stage: str) -> None:
-        self.workers, self.least, self.stage = workers, least or workers.num_workers, stage
-        self.said: str | None = None
-        self.checked = self.said_at = 0.0
-
-    def look(self) -> None:
-        """Asks Ray every few seconds what the cluster has."""
-        now = time.monotonic()
-        if now - self.checked < ROOM_SECONDS:
-            return
-        self.checked = now
-        message = self._message(room(self.workers), len([node for node in ray.nodes() if node["Alive"]]))
-        if message != self.said or (message and now - self.said_at > REPEAT_SECONDS):
-            log.warning("training stage %s: %s", self.stage, message or "there is room for all workers again")
-            self.said, self.said_at = message, now
-
-    def _message(self, found: int, nodes: int) -> str | None:
-        wanted = self.workers.num_workers
-        if found >= wanted:
-            return None
-        missing = f"the cluster has room for {found} of {wanted} workers on {nodes} nodes"
-        if found >= self.least:
-            return f"{missing}; it goes on with {found} until more machines come"
-        return (
-            f"{missing}, and waits for {self.least} (each takes {self.workers.resources}); bring the lost machines "
-            f"back, or run again with cluster.num_workers={max(found, 1)}: it goes on from the last checkpoint"
-        )
 
 
 def _ray_storage(root: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from amvl_core.contracts.parts import Part
 from amvl_core.contracts.progress import Progress
 from amvl_core.methods.amvl.presets import demo
 from infra.actors import Actors
+from infra.cluster import Workers
 
 PARTS = [Part("odd" if number % 2 else "even", (number,), 1) for number in range(5)]
 
@@ -111,3 +112,25 @@ def test_what_keeps_dying_is_named(ray_cluster: None, config: RunConfig, tmp_pat
         pytest.raises(ClusterError, match=r"^squares: a worker died"),
     ):
         actors.tables(partial(Squares, deaths, 99), 0, PARTS[2:3], str(tmp_path / "parts"), "squares", lambda _: None)
+
+
+def test_the_parts_of_an_actor_that_has_no_machine_are_done_by_another(
+    ray_cluster: None,
+    config: RunConfig,
+    tmp_path: Path,
+    deaths: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of two actors the cluster has room for one, as after the loss of a machine; the next work does not wait either."""
+    monkeypatch.setattr("infra.cluster.CPUS_PER_WORKER", 2.0)
+    monkeypatch.setattr("infra.actors.resources", lambda _: Workers("cpu", 2))
+    monkeypatch.setattr("infra.actors.LOST_SECONDS", 1.0)
+    with Actors(config) as actors:
+        for name in ("first", "second"):
+            tables = actors.tables(partial(Squares, deaths, 0), 0, PARTS, str(tmp_path / name), name, lambda _: None)
+            assert {kind: table["square"].to_pylist() for kind, table in tables.items()} == {
+                "even": [0, 4, 16],
+                "odd": [1, 9],
+            }
+    assert "first: the cluster has room for 1 of 2 workers on 1 nodes; it goes on with 1" in caplog.text

@@ -69,7 +69,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(ray_train, "_Run", Run)
     monkeypatch.setattr(ray_train, "_publish_base", lambda *_: "base")
     monkeypatch.setattr(ray_train, "resources", lambda _: Workers("cpu", 1))
-    monkeypatch.setattr(ray_train._Room, "look", lambda _: None)
+    monkeypatch.setattr(ray_train.Room, "look", lambda _: None)
 
     def train(*ends: str | Exception, stages: int = 2, **trainer: Any) -> int:
         Run.ends, Run.started = [*ends], 0
