@@ -193,12 +193,12 @@ class Actors:
                 calls = {call: hand for hand in hands for call in (*hand.parts, hand.question) if call is not None}
                 for call in ray.wait(list(calls), timeout=ASK_SECONDS)[0]:
                     ray.get(call)
-                    number = calls[call].parts.pop(call, None)
-                    if number is None:
-                        calls[call].answered()
+                    hand = calls[call]
+                    if call == hand.question:
+                        hand.answered()
                     else:
                         left -= 1
-                        yield number
+                        yield hand.parts.pop(call)
                 room.look()
         except RayTaskError as error:
             if isinstance(error.cause, AmvlError):

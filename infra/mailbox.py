@@ -49,7 +49,7 @@ class Mailbox:
         return News(events, self.ended == self.posted, self.fault)
 
     def close(self) -> Any:
-        """No worker takes another job. Gives the group's controller, and forgets it: it would outlive the group here."""
+        """No worker takes another job. Gives the group's controller, and forgets it: kept here, it would never end."""
         self.closed, controller, self.controller = True, self.controller, None
         return controller
 

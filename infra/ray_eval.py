@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from amvl_core.contracts import storage
 from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.errors import StorageError
 from amvl_core.contracts.fingerprints import Controls
 from amvl_core.contracts.parts import Part, Worker
 from amvl_core.contracts.progress import ProgressFn
@@ -24,7 +26,9 @@ from amvl_core.contracts.records import (
     FaithfulnessRecord,
     LinearProbeRecord,
     Place,
+    R,
     SamplingRecord,
+    load_record,
 )
 from amvl_core.eval.analysis import LatentAnalysis
 from amvl_core.eval.evaluation import Evaluation, EvaluationWorker
@@ -65,7 +69,7 @@ def evaluate_with(
     actors: Actors, make: Callable[[], Worker], evaluation: Evaluation, on_progress: ProgressFn
 ) -> EvalRecord:
     """One evaluation by actors that hold its model, or load it with `make`."""
-    return _recorded(actors, make, evaluation, evaluation.parts(), on_progress)
+    return _recorded(EvalRecord, actors, make, evaluation, evaluation.parts(), on_progress)
 
 
 def faithfulness(
@@ -79,16 +83,21 @@ def faithfulness(
     """`model` under every change of its latents, and the `controls`, on the same questions; each is loaded once."""
     suites = [Suite(config, dataset, model, place) for dataset, place in asked]
     parts = [suite.parts(config.cluster.num_workers) for suite in suites]
-    answers = []
+    answers: dict[Suite, list[pa.Table]] = {suite: [] for suite in suites}
+    elsewhere: dict[Suite, FaithfulnessRecord] = {}
     for label, one in [("", model), *controls]:
         make = partial(ProbingWorker, config, one, label)
         for suite, cut in zip(suites, parts, strict=True):
+            if suite in elsewhere:
+                continue
             folder = storage.join(_parts(suite.place), one.fingerprint)
             name = suite.asked.name(f"faithfulness {label or model.stage}")
-            answers.append(actors.tables(make, suite.asked, cut, folder, name, on_progress)[ANSWERS])
-    for number, suite in enumerate(suites):
-        yield suite.finish(answers[number :: len(suites)])
-        storage.remove(_parts(suite.place))
+            try:
+                answers[suite].append(actors.tables(make, suite.asked, cut, folder, name, on_progress)[ANSWERS])
+            except StorageError as error:
+                elsewhere[suite] = _elsewhere(FaithfulnessRecord, suite.place, error)
+    for suite, found in answers.items():
+        yield elsewhere.get(suite) or _made(FaithfulnessRecord, suite.place, partial(suite.finish, found))
 
 
 def analyse(
@@ -102,7 +111,7 @@ def analyse(
     """What the model's method measures of its latents on test samples."""
     analysis = LatentAnalysis(config, dataset, model, place)
     make = partial(ProbingWorker, config, model, "")
-    return _recorded(actors, make, analysis, analysis.parts(), on_progress)
+    return _recorded(AnalysisRecord, actors, make, analysis, analysis.parts(), on_progress)
 
 
 def linear_probe(
@@ -116,7 +125,7 @@ def linear_probe(
     """What linear probes read of the written steps from the model's slots."""
     probe = LinearProbe(dataset, model, place)
     make = partial(ProbingWorker, config, model, "")
-    return _recorded(actors, make, probe, probe.parts(config), on_progress)
+    return _recorded(LinearProbeRecord, actors, make, probe, probe.parts(config), on_progress)
 
 
 def sample(
@@ -130,16 +139,46 @@ def sample(
     """Several answers of `model` to each question, by drawn latents and by drawn tokens."""
     sampling = Sampling(config, dataset, model, place)
     make = partial(SamplingWorker, config, model)
-    return _recorded(actors, make, sampling, sampling.parts(), on_progress)
+    return _recorded(SamplingRecord, actors, make, sampling, sampling.parts(), on_progress)
 
 
 def _recorded(
-    actors: Actors, make: Callable[[], Worker], stage: Stage[Made], parts: list[Part], on_progress: ProgressFn
-) -> Made:
-    """The record that a stage makes of what the actors give for `parts`, whose files are then gone."""
+    kind: type[R],
+    actors: Actors,
+    make: Callable[[], Worker],
+    stage: Stage[R],
+    parts: list[Part],
+    on_progress: ProgressFn,
+) -> R:
+    """The record that a stage makes of what the actors give for `parts`."""
     folder = _parts(stage.place)
-    record = stage.finish(actors.tables(make, stage.asked, parts, folder, stage.name, on_progress))
-    storage.remove(folder)
+    return _made(
+        kind,
+        stage.place,
+        lambda: stage.finish(actors.tables(make, stage.asked, parts, folder, stage.name, on_progress)),
+    )
+
+
+def _made(kind: type[R], place: Place, make: Callable[[], R]) -> R:
+    """The record that `make` writes at `place`. The files of its parts are then gone."""
+    try:
+        record = make()
+        storage.remove(_parts(place))
+        return record
+    except StorageError as error:
+        return _elsewhere(kind, place, error)
+
+
+def _elsewhere(kind: type[R], place: Place, error: StorageError) -> R:
+    """The record of another run in the same storage, which removes the files of this one's parts when it has made it.
+
+    Where there is none, `error` is raised.
+    """
+    record = load_record(place.uri, kind)
+    if record is None:
+        raise error
+    with suppress(StorageError):
+        storage.remove(_parts(place))
     return record
 
 

@@ -136,7 +136,9 @@ def train_stage(job: TrainJob, on_progress: ProgressFn, interrupted: Callable[[]
         if not (stop or done >= due.next or done == total):
             continue
         if from_first(lambda: _finished(job.uri)):
-            log.warn(done, [Advice("finished", "another run in this storage has finished the stage; its model is kept")])
+            log.warn(
+                done, [Advice("finished", "another run in this storage has finished the stage; its model is kept")]
+            )
             engine.close()
             return True
         if done < total:

@@ -122,7 +122,7 @@ def test_the_parts_of_an_actor_that_has_no_machine_are_done_by_another(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of two actors the cluster has room for one, as after the loss of a machine; the next work does not wait either."""
+    """There is room for one actor of two, as after the loss of a machine. The next work does not wait either."""
     monkeypatch.setattr("infra.cluster.CPUS_PER_WORKER", 2.0)
     monkeypatch.setattr("infra.actors.resources", lambda _: Workers("cpu", 2))
     monkeypatch.setattr("infra.actors.LOST_SECONDS", 1.0)

@@ -7,17 +7,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts import storage
+from amvl_core.contracts.errors import DataError, StorageError
+from amvl_core.contracts.parts import Part
 from amvl_core.contracts.progress import Progress
-from amvl_core.contracts.records import DatasetRecord, EvalRecord, load_record
+from amvl_core.contracts.records import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvalRecord,
+    FaithfulnessRecord,
+    Place,
+    load_record,
+    save_record,
+)
 from amvl_core.eval.benchmarks.prepared import question
 from amvl_core.eval.predict import Answerer
+from infra import ray_eval
 from tests.infra import evaluations
 from tests.tiny import stock_folder
 
@@ -118,3 +131,68 @@ def test_an_error_of_a_worker_is_the_users_own(data: DatasetRecord, ray_cluster:
     with pytest.raises(DataError, match=r"^the image cannot be read"):
         evaluations.run(evaluations.config(), damaged, str(tmp_path / "evaluation"))
     assert not (tmp_path / "evaluation" / "record.json").exists()
+
+
+class Overtaken:
+    """Actors whose files of parts another run removes at the end of the work `at`, when it has made the record."""
+
+    def __init__(self, at: str, record: EvalRecord | FaithfulnessRecord | None) -> None:
+        self.at, self.record, self.worked = at, record, list[str]()
+
+    def tables(self, make: Any, asked: Any, parts: Any, folder: str, name: str, on_progress: Any) -> dict[str, str]:
+        self.worked.append(name)
+        storage.write_bytes(f"{folder}/part", b"")
+        if name == self.at:
+            if self.record is not None:
+                save_record(self.record)
+            raise StorageError("cannot read the part: it does not exist")
+        return {"answers": name}
+
+
+class Asked:
+    """A stage at its last argument, and its questions; its tables are its record."""
+
+    def __init__(self, *given: Any) -> None:
+        self.place, self.asked = given[-1], self
+
+    def name(self, work: str) -> str:
+        return f"{work} on {self.place.fingerprint}"
+
+    def parts(self, workers: int) -> list[Part]:
+        return []
+
+    def finish(self, tables: Any) -> Any:
+        return tables
+
+
+def test_the_slower_of_two_runs_takes_the_record_of_the_other(
+    tmp_path: Path, evaluation: Callable[..., EvalRecord]
+) -> None:
+    record = evaluation("amvl", 5).model_copy(update={"uri": str(tmp_path)})
+    stage: Any = Asked(Place(str(tmp_path), "e1"))
+    slower: Any = Overtaken(stage.name, None)
+    with pytest.raises(StorageError, match="cannot read the part"):
+        ray_eval._recorded(EvalRecord, slower, Asked, stage, [], lambda _: None)
+    slower.record = record
+    assert ray_eval._recorded(EvalRecord, slower, Asked, stage, [], lambda _: None) == record
+    assert storage.list_names(str(tmp_path)) == ["record.json"]
+
+
+def test_the_slower_of_two_suites_does_so_and_goes_on_with_the_other_questions(
+    tmp_path: Path, checkpoint: Callable[..., CheckpointRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_eval, "Suite", Asked)
+    record = FaithfulnessRecord(
+        uri=str(tmp_path / "a"), fingerprint="a", benchmark="b", checkpoint="c", stage="amvl", dataset="d", rows=[],
+        verdict="made elsewhere",
+    )  # fmt: skip
+    places = [Place(str(tmp_path / name), name) for name in "ab"]
+    slower: Any = Overtaken("faithfulness sft on a", record)
+    controls = [(label, checkpoint(label)) for label in ("sft", "pause")]
+    data: Any = None
+    asked = [(data, place) for place in places]
+    found = list(ray_eval.faithfulness(slower, evaluations.config(), asked, checkpoint(), controls, lambda _: None))
+    works = [f"faithfulness {label}" for label in ("amvl", "sft", "pause")]
+    assert found == [record, [f"{work} on b" for work in works]]
+    assert slower.worked == [*[f"{work} on {name}" for work in works for name in "ab"][:-2], f"{works[-1]} on b"]
+    assert storage.list_names(str(tmp_path / "b")) == []
