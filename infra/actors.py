@@ -183,7 +183,7 @@ class Actors:
                 here = [hand for hand in hands if not hand.lost()]
                 for hand in hands:
                     hand.ask()
-                    if here and hand.lost():
+                    if here and hand not in here:
                         queue.extend(hand.parts.values())
                         hand.parts = {}
                 for held, hand in product(range(IN_FLIGHT), here):  # all have one before one has two
