@@ -122,7 +122,7 @@ class WorkerGroup:
         run.join(LEAVE_SECONDS)
         if run.is_alive():
             log.warning("the workers of training have not ended within %.0f s; they are given up", LEAVE_SECONDS)
-            run.kill()
+            run.abort()
         return run.error
 
     def _follow(self, job: Job, on_progress: ProgressFn, found: Room) -> News:
@@ -181,10 +181,10 @@ class _Run(threading.Thread):
         """Tells the workers to go after the job that they have."""
         self.controller = self.mailbox.close.remote()
 
-    def kill(self) -> None:
-        """Ends Ray's controller, which has been told to leave, and with it the workers and what it waits for."""
+    def abort(self) -> None:
+        """Has Ray's controller give back what the workers hold and wait for, and end; a killed one would not."""
         if (controller := ray.get(self.controller)) is not None:
-            ray.kill(controller)
+            controller.abort.remote()
 
 
 def _mailbox() -> Any:

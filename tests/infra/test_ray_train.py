@@ -109,23 +109,23 @@ def test_a_group_begins_with_the_workers_that_there_are_and_may_grow(
 def test_workers_that_cannot_leave_are_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those of a lost machine are started again before they can; here the thread waits for that until it is killed."""
+    """Those of a lost machine are started again before they can; here the thread waits for that until it is aborted."""
 
     class Stuck(threading.Thread):
         error: Exception | None = None
 
         def __init__(self) -> None:
             super().__init__(daemon=True)
-            self.left, self.killed = False, threading.Event()
+            self.left, self.aborted = False, threading.Event()
 
         def run(self) -> None:
-            self.killed.wait()
+            self.aborted.wait()
 
         def leave(self) -> None:
             self.left = True
 
-        def kill(self) -> None:
-            self.killed.set()
+        def abort(self) -> None:
+            self.aborted.set()
 
     monkeypatch.setattr(ray_train, "LEAVE_SECONDS", 0.01)
     group = WorkerGroup(configuration(str(tmp_path)))
@@ -133,7 +133,7 @@ def test_workers_that_cannot_leave_are_given_up(
     stuck.start()
     group._run = stuck
     assert group.close() is None and group._run is None
-    assert stuck.left and stuck.killed.is_set()
+    assert stuck.left and stuck.aborted.is_set()
     assert "have not ended within" in caplog.text
 
 
