@@ -41,6 +41,10 @@ LAST_LINES_S = 3.0
 
 Send = Callable[[SyncPrefectClient], object]
 
+# pydantic completes these when they are first used, and a run that is told to end meanwhile would end with its error.
+for _model in (LinkArtifact, MarkdownArtifact, ProgressArtifact, TableArtifact, ArtifactCreate, ArtifactUpdate):
+    _model.model_rebuild()
+
 
 class Outbox:
     """The queues and the thread that empties them. There is one, `OUTBOX`: Prefect's hooks are the process's."""

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -250,7 +250,7 @@ def test_a_version_that_cannot_be_asked_is_asked_once_and_stays_the_best(
         asked.append(label)
         raise ClusterError("gone for a while")
 
-    held = registry.Champion(2, checkpoint=cast(CheckpointRecord, object()))
+    held = registry.Champion(2, checkpoint=CheckpointRecord.model_construct(fingerprint="held"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(tasks, "evaluate", evaluate)
     monkeypatch.setattr(registry, "champion", lambda _: held)
@@ -267,7 +267,7 @@ def test_a_champion_of_other_data_is_neither_asked_nor_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mixture that holds its source as well is compared; a best version of other data is left out."""
-    there = cast(CheckpointRecord, object())
+    there = CheckpointRecord.model_construct(fingerprint="held")
     versions = {"champion": registry.Champion(2, there, "nlvr/nlvr"), "best": registry.Champion(1, there, "nlvr/nlvr")}
     asked = []
 

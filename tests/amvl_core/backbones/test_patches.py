@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from amvl_core.backbones.patches import PatchProjection, project_patches
+from amvl_core.backbones.processor import load_processor
 from amvl_core.methods.loading import load_model
 from amvl_core.methods.sft.config import SftMethod
 from amvl_core.methods.sft.method import Sft
-from tests.tiny import stock_folder
+from tests.tiny import LATENT, stock_folder
 
 
 def pair(bias: bool) -> tuple[nn.Sequential, nn.Sequential]:
@@ -51,7 +52,7 @@ def test_a_convolution_that_is_no_patch_embedding_stays() -> None:
 
 
 def test_models_that_are_trained_and_asked_have_it_and_keep_their_names() -> None:
-    stock = Sft.load(stock_folder(), None, None)  # type: ignore[arg-type]
+    stock = Sft.load(stock_folder(), load_processor(stock_folder()), LATENT)
     names = list(stock.state_dict())
     Sft(stock, SftMethod())
     for model in (stock, load_model(stock_folder())):
