@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 
 LOGIN = re.compile(r"://[^:/]*(?P<password>:[^@]*)?@([^/?#]*@)?")
 """User and password in the address of a database. As SQLAlchemy reads them, / and ? may be in a password."""
-_LOGIN = re.compile(r"://[^/?#:@]*:[^/?#]*@|https?://[^/?#]*@", re.IGNORECASE)
+_BEFORE_HOST = re.compile(r"://[^/?#:@]*:[^/?#]*@|https?://[^/?#]*@", re.IGNORECASE)
 """A password in any other address, or what stands before a web server's name: it may be a token."""
 _QUERY = re.compile(
     r"([?&;](?:[^=&;#]*(?:passw|pwd|secret|token|signature|credential|api_?key|accesskey)[^=&;#]*|key|sig)=)[^&;#]+",
@@ -26,7 +26,7 @@ def shown(uri: str) -> str:
 
 def holds_secret(uri: str) -> bool:
     """Whether an address has a password, or a query that gives access. Paths and Hub ids may have any character."""
-    return _of_a_server(uri) and bool(_LOGIN.search(uri) or _QUERY.search(uri))
+    return _of_a_server(uri) and bool(_BEFORE_HOST.search(uri) or _QUERY.search(uri))
 
 
 def _of_a_server(uri: str) -> bool:

@@ -100,7 +100,7 @@ def own_folder(folder: Path) -> bool:
 REFUSED = (OSError, BotoCoreError, ClientError, SafetensorError)
 """What a disk or an object store refuses with; safetensors has an error of its own for a full disk."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk says that has no room. An object store never does: where one is written or read, the disk is ours."""
+"""What a disk says that has no room. An object store never does, and safetensors writes to none: the disk is ours."""
 
 
 @contextmanager
@@ -114,7 +114,8 @@ def reaching(uri: str, action: str = "reach") -> Iterator[None]:
 
 def refused(uri: str, action: str, error: Exception) -> StorageError:
     """What to tell a user of one of `REFUSED`."""
-    if getattr(error, "errno", None) in _FULL and not is_local(uri):
+    ours = isinstance(error, SafetensorError) or getattr(error, "errno", None) in _FULL
+    if ours and not is_local(uri):
         uri, action = tempfile.gettempdir(), "write"
     hint = "; set TMPDIR to a disk with room" if uri == tempfile.gettempdir() else ""
     missing = isinstance(error, FileNotFoundError)

@@ -69,7 +69,7 @@ def batch(method: Valr, chosen: list[StoredSample] | None = None) -> Batch:
 
 
 def test_a_layer_that_is_not_there_is_refused_before_the_first_step() -> None:
-    with pytest.raises(ConfigError, match="align_layer is 3, the model has 2 layers; set it lower"):
+    with pytest.raises(ConfigError, match="align_layer is 3, the base model has 2 layers; set it lower"):
         equipped(align_layer=3)
     equipped(align_layer=3, encoders=[])
 

@@ -54,12 +54,12 @@ class Valr(FeedbackMethod):
     def equip(self, processor: AMVLProcessor, computed: Mapping[str, Patches], teacher: Method | None = None) -> None:
         """The encoders whose features have not been `computed`, and a new projector for each encoder.
 
-        Raises ConfigError where the layer that is aligned is not there.
+        Raises ConfigError where the method has a problem with the model, such as a layer that is not there.
         """
-        layers = self.model.config.text_config.num_hidden_layers
-        if self.config.aligned_with and self.config.align_layer > layers:
-            raise ConfigError(f"align_layer is {self.config.align_layer}, the model has {layers} layers; set it lower")
-        size = self.model.config.text_config.hidden_size
+        text, latent = self.model.config.text_config, LatentConfig(num_slots=self.model.config.num_slots)
+        if problem := self.config.problem(latent, text.num_hidden_layers, zero_stage=0):
+            raise ConfigError(problem)
+        size = text.hidden_size
         weight = self.model.get_input_embeddings().weight
         for config in self.config.aligned_with:
             if config.name in computed:

@@ -39,8 +39,8 @@ def test_a_full_disk_of_this_machine_is_not_taken_for_the_store(tmp_path, monkey
     for error in (full, SafetensorError("No space left on device")):
         with pytest.raises(StorageError, match=said), storage.reaching(str(tmp_path), "write"):
             raise error
-    with pytest.raises(StorageError, match=said), storage.writing("memory://bucket/full/model"):
-        raise full
+        with pytest.raises(StorageError, match=said), storage.writing("memory://bucket/full/model"):
+            raise error
     full = OSError(5, "Input/output error")
     with pytest.raises(StorageError, match=r"cannot read memory://bucket/full: Input/output error$"):
         storage.download("memory://bucket/full", tmp_path)
