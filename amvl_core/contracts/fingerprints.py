@@ -12,11 +12,11 @@ from amvl_core.contracts.content_identity import content_identity, encoder_ident
 from amvl_core.contracts.records import CheckpointRecord, DatasetRecord, fingerprint
 
 TRAIN_VERSION = 2
-EVALUATE_VERSION = 6
-FAITHFULNESS_VERSION = 4
+EVALUATE_VERSION = 7
+FAITHFULNESS_VERSION = 5
 ANALYSE_VERSION = 2
 LINEAR_PROBE_VERSION = 1
-SAMPLING_VERSION = 1
+SAMPLING_VERSION = 2
 ABLATION_VERSION = 3
 EXPERIMENT_VERSION = 3
 
