@@ -135,7 +135,8 @@ def faithfulness_chart(rows: Sequence[VariantScore], verdict: str) -> Figure:
         axis.grid(axis="x", color=GRID, linewidth=0.8)
     figure.suptitle(textwrap.fill(verdict, 112), x=0.01, ha="left", fontsize=10, color=INK)
     axes[0].set_title(
-        f"difference to the unchanged model ({unchanged.accuracy:.1%}, n = {unchanged.n:,}), 95 % interval",
+        f"difference to the unchanged model ({unchanged.accuracy:.1%}, n = {unchanged.n:,}), 95 % interval; "
+        "in colour: p < 0.05 too",
         loc="left",
         fontsize=9,
         color=INK,
