@@ -15,10 +15,10 @@ def written_mask(model: Any, ids_T: Tensor) -> Tensor | None:
     if not has_bottleneck(model):
         return None
     config = model.config
-    mask = torch.zeros(1, 1, len(ids_T), len(ids_T), dtype=model.dtype, device=model.device)
+    mask = torch.zeros(1, 1, len(ids_T), len(ids_T), dtype=model.dtype)
     images, slots = (config.image_token_id, config.video_token_id), getattr(config, "slot_token_ids", None) or []
     for asks, asking in enumerate(ids_T.tolist()):
         for seen, token in enumerate(ids_T.tolist()):
             if seen > asks or (token in images and asking not in (*images, *slots)):
                 mask[0, 0, asks, seen] = -torch.inf
-    return mask
+    return mask.to(model.device)

@@ -40,8 +40,8 @@ class Context:
     spans: Sequence[Span]
     layers: list[KeyValues]
     tapped: dict[int, Tensor]
-    blocks: dict[tuple[tuple[Piece, ...], ...], _Block] = field(default_factory=dict)
-    """What spans of one row each have seen of it, for the next ones that see the same."""
+    blocks: dict[tuple[torch.device, tuple[tuple[Piece, ...], ...]], _Block] = field(default_factory=dict)
+    """What spans of one row each have seen of it on a device, for the next ones that see the same."""
 
 
 def plan_row(
@@ -159,10 +159,10 @@ class _OneRowSpans(Plan):
         chains = [(*spans[number].context, Piece(self.own_row, number, 0, 1)) for number in self.rows]
         self.blocks: dict[int, _Block] = {}
         for row in sorted({piece.row for pieces in chains for piece in pieces if piece.rows}):
-            seen = tuple(tuple(piece for piece in pieces if piece.row == row) for pieces in chains)
-            kept = {} if row == self.own_row else self.before[row].blocks
+            pieces_seen = tuple(tuple(piece for piece in pieces if piece.row == row) for pieces in chains)
+            kept, seen = {} if row == self.own_row else self.before[row].blocks, (like.device, pieces_seen)
             if seen not in kept:
-                ranges = [[range(*located(rows, piece)) for piece in pieces] for pieces in seen]
+                ranges = [[range(*located(rows, piece)) for piece in pieces] for pieces in pieces_seen]
                 kept[seen] = _Block([list(chain.from_iterable(of_span)) for of_span in ranges], like)
             self.blocks[row] = kept[seen]
         masks = [block.mask_BS for block in self.blocks.values()]

@@ -195,7 +195,7 @@ def _written(
             break
         kept = torch.tensor(going, device=position_B.device)
         if len(going) < len(rows):
-            start.cache.batch_select_indices(kept)
+            start.cache.batch_select_indices(torch.tensor(going))  # its layers may lie on several devices
             position_B, mask_B11S = position_B[kept], mask_B11S[kept]
             ids_BT = None if ids_BT is None else ids_BT[kept]
             rows = [rows[number] for number in going]

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from amvl_core.backbones.backbone import Rope, TextStack
+from amvl_core.backbones.spread import device_of
 from amvl_core.rows.attention import Context, KeyValues, Plan, plan_row
 from amvl_core.rows.spans import Span
 
@@ -49,23 +50,28 @@ def run_row(
     if sum(span.rows for span in spans) != len(embeds_ND):
         raise ValueError(f"the spans have {sum(span.rows for span in spans)} rows, the embeddings {len(embeds_ND)}")
     rope, repeats = text.rope(embeds_ND, positions_3N), text.query_groups
-    taps, depth = taps or {}, len(text.layers)
-    everywhere = plan_row(spans, before, [span.rows for span in spans], repeats, embeds_ND)
-    at_the_end = plan_row(spans, before, _reaching(spans, taps.get(depth, ())), repeats, embeds_ND)
+    taps, depth, home = taps or {}, len(text.layers), embeds_ND.device
+    everywhere, at_the_end = [span.rows for span in spans], _reaching(spans, taps.get(depth, ()))
+    plans: dict[tuple[torch.device, bool], Plan] = {}
     hidden_ND, layers, tapped = embeds_ND, [], {}
     for number, layer in enumerate(text.layers):
         if number in taps:
-            tapped[number] = _picked(hidden_ND, taps[number])
-        now = at_the_end if number == depth - 1 else everywhere
+            tapped[number] = _picked(hidden_ND, taps[number]).to(home)
+        hidden_ND = hidden_ND.to(device_of(layer, hidden_ND))
+        rope = Rope(*(part.to(hidden_ND.device) for part in rope))
+        kind = (hidden_ND.device, number == depth - 1)
+        if kind not in plans:
+            plans[kind] = plan_row(spans, before, at_the_end if kind[1] else everywhere, repeats, hidden_ND)
+        now = plans[kind]
         arguments = (text, layer, hidden_ND, rope, now, now.earlier(number), around or nullcontext())
         if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
             hidden_ND, key_values = checkpoint(_run_layer, *arguments, use_reentrant=False)
         else:
             hidden_ND, key_values = _run_layer(*arguments)
         layers.append(key_values)
-    hidden_RD = text.final_norm(hidden_ND)
+    hidden_RD = text.final_norm(hidden_ND.to(home))
     if depth in taps:
-        places = {row: place for place, row in enumerate(at_the_end.rows)}
+        places = {row: place for place, row in enumerate(now.rows)}
         tapped[depth] = _picked(hidden_RD, [places[row] for row in taps[depth]])
         ends = zip(accumulate(span.rows for span in spans), spans, strict=True)
         hidden_RD = _picked(hidden_RD, [places[row] for end, span in ends for row in range(end - span.read, end)])

@@ -37,7 +37,9 @@ def samples(model: Any, data: Batch) -> Iterator[tuple[str, Tensor, Tensor, Tens
     """Name, ids, labels, embeddings [1, T, D] and M-RoPE positions [3, 1, T] of each sample."""
     patches = images = start = 0
     for name, length, count in zip(data.sample_ids, data.lengths, data.num_images, strict=True):
-        ids, labels = data.input_ids_N[start : start + length], data.labels_N[start : start + length]
+        ids, labels = (
+            part[start : start + length].to(model.device) for part in (data.input_ids_N, data.labels_N)
+        )
         start += length
         embeds = model.get_input_embeddings()(ids)[None]
         if count and data.image_grid_thw is not None and data.pixel_values is not None:
@@ -46,13 +48,14 @@ def samples(model: Any, data: Batch) -> Iterator[tuple[str, Tensor, Tensor, Tens
             pixels = data.pixel_values[patches : patches + int(grid.prod(-1).sum())]
             patches += len(pixels)
             with torch.no_grad():
-                features = torch.cat(model.model.get_image_features(pixels, grid).pooler_output).to(embeds.dtype)
+                given = pixels.to(model.device), grid.to(model.device)
+                features = torch.cat(model.model.get_image_features(*given).pooler_output).to(embeds.dtype)
             embeds = embeds.clone()
             embeds[0, ids == model.config.image_token_id] = features
             is_image = (ids == model.config.image_token_id).int()[None]
-            positions, _ = model.model.get_rope_index(ids[None], is_image, image_grid_thw=grid)
+            positions, _ = model.model.get_rope_index(ids[None], is_image, image_grid_thw=given[1])
         else:
-            positions = torch.arange(length).expand(3, 1, -1)
+            positions = torch.arange(length, device=model.device).expand(3, 1, -1)
         yield name, ids, labels, embeds, positions
 
 
@@ -69,7 +72,7 @@ def three_pass(model: Any, data: Batch, config: AmvlMethod, clock: Clock) -> tup
         prior = model.prior(stock_hidden(model, torch.cat([x, slots], 1), positions[..., : start + k], mask)[:, -k:])
         # Without the block before it y stands k + 1 places earlier; the slots follow it.
         before, after = positions[..., :start], positions[..., start + k + 1 :] - k - 1
-        behind = after.max() + 1 + torch.arange(k).expand(3, 1, -1)
+        behind = after.max() + 1 + torch.arange(k, device=model.device).expand(3, 1, -1)
         if config.posterior_positions == "aligned":
             behind = positions[..., start : start + k]
         placed = torch.cat([before, after, behind], -1)

@@ -51,7 +51,7 @@ def token_loss(model: Any, read: Read) -> Tensor:
     kept = read.labels_T[1:] != IGNORED
     logits = model.lm_head(read.final_TD[:-1][kept])
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(logits, read.labels_T[1:][kept], reduction="sum")
+    return functional.cross_entropy(logits, read.labels_T[1:][kept].to(logits.device), reduction="sum")
 
 
 def _states(

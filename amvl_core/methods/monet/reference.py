@@ -49,7 +49,8 @@ def objective(method: Monet, batch: Batch, clock: Clock) -> Tensor:
         ntp = torch.zeros_like(loss)
         for token in range(1, len(student.ids_T)):
             if student.labels_T[token] != IGNORED:
-                log_p = method.model.lm_head(layers[-1][token - 1]).log_softmax(-1)[student.labels_T[token]]
+                (logits_V,) = method.model.lm_head(layers[-1][token - 1 : token])
+                log_p = logits_V.log_softmax(-1)[student.labels_T[token]]
                 weight = config.weight_of_observations if token in student.observed else 1.0
                 ntp = ntp - weight * log_p / clock.num_tokens
         loss = loss + ntp

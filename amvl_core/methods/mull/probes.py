@@ -89,7 +89,7 @@ class MullProber:
         with at_layers(self.model, lambda _, hidden_BTD: found.append(hidden_BTD)):
             prefill(self.model, inputs)
         slots_BT = self._slots(inputs["input_ids"])
-        return [hidden_BTD[slots_BT].unflatten(0, (len(items), -1)) for hidden_BTD in found]
+        return [hidden_BTD[slots_BT.to(hidden_BTD.device)].unflatten(0, (len(items), -1)) for hidden_BTD in found]
 
     def _start(self, items: Sequence[StoredSample], variant: Sequence[Variant]) -> Prefilled:
         """Behind the prompts; `variant` has the slots' states of each layer."""
@@ -105,7 +105,7 @@ class MullProber:
             hidden_BT = slots_BT & ~torch.isin(slots_BT.cumsum(1) - 1, torch.tensor(kept, device=slots_BT.device))
 
         def replace(layer: int, hidden_BTD: Tensor) -> Tensor:
-            return hidden_BTD.masked_scatter(slots_BT[..., None], given[layer])
+            return hidden_BTD.masked_scatter(slots_BT[..., None].to(hidden_BTD.device), given[layer])
 
         with at_layers(self.model, replace):
             return prefill(self.model, inputs, hidden_BT)

@@ -32,7 +32,8 @@ def objective(method: Mull, batch: Batch, clock: Clock) -> Tensor:
             use_cache=False,
         ).last_hidden_state[0]
         logits_TV = model.lm_head(states_TD)
-        answer = functional.cross_entropy(logits_TV[:-1], labels_T[1:], ignore_index=IGNORED, reduction="sum")
+        after_T = labels_T[1:].to(logits_TV.device)
+        answer = functional.cross_entropy(logits_TV[:-1], after_T, ignore_index=IGNORED, reduction="sum")
         loss = loss + answer / clock.num_tokens
         if targets_ID is None:
             continue

@@ -1,0 +1,77 @@
+"""A model on several devices, for one that is larger than a GPU's memory: layer after layer, each device a stretch.
+
+Only decoder layers leave the first device. Embeddings, vision encoder, last norm, LM head and what a method adds stay
+there, so a model's inputs and outputs lie where they would with one device. It is for inference: in training the model
+is shared by ZeRO. A library's device map moves what a layer's `forward` is given; packed rows (`amvl_core/rows`) call
+the parts of a layer and ask `device_of` themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from amvl_core.backbones.backbone import backbone_of
+
+_DEVICE = "_device_of_its_own"
+
+
+def spread(model: Any, devices: Sequence[torch.device]) -> Any:
+    """Moves `model`, whose weights are on the CPU, to `devices`, so that each holds as many bytes to within one layer.
+
+    The first device holds as many layers as it has room for beside the rest of the model.
+    """
+    language = backbone_of(model).language_model(model)
+    layers = language.layers
+    sizes = [_bytes(layer) for layer in layers]
+    share, before = _bytes(model) / len(devices), _bytes(model) - sum(sizes)
+    kept: dict[torch.device, WeakTensorKeyDictionary] = {device: WeakTensorKeyDictionary() for device in devices}
+    for layer, size in zip(layers, sizes, strict=True):
+        device = devices[min(int(before / share), len(devices) - 1)]
+        layer.to(device)
+        setattr(layer, _DEVICE, device)
+        if len(devices) > 1:
+            layer.register_forward_pre_hook(partial(_bring, device, kept[device]), with_kwargs=True)
+        before += size
+    language.layers = nn.ModuleList()
+    model.to(devices[0])
+    language.layers = layers
+    if len(devices) > 1:
+        layers[-1].register_forward_hook(lambda _, given, output: _moved(output, devices[0], kept[devices[0]]))
+    return model
+
+
+def device_of(layer: nn.Module, hidden: Tensor) -> torch.device:
+    """Where a layer of a model that is spread takes its inputs; of any other model where they are."""
+    device: torch.device = getattr(layer, _DEVICE, hidden.device)
+    return device
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _bring(
+    device: torch.device, kept: WeakTensorKeyDictionary, layer: nn.Module, given: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The layer's arguments on its device."""
+    return _moved(given, device, kept), {name: _moved(value, device, kept) for name, value in options.items()}
+
+
+def _moved(value: Any, device: torch.device, kept: WeakTensorKeyDictionary) -> Any:
+    """Tensors and tuples of them on the device, all else as it is.
+
+    A mask or a rotary embedding is given to every layer. Its copy is `kept` for the next one, as long as it is there.
+    """
+    if isinstance(value, tuple):
+        return tuple(_moved(part, device, kept) for part in value)
+    if not isinstance(value, Tensor) or value.device == device:
+        return value
+    if value not in kept:
+        kept[value] = value.to(device)
+    return kept[value]
