@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,7 @@ from amvl_core.contracts.errors import AmvlError, ClusterError
 from amvl_core.contracts.parts import Part, Worker
 from amvl_core.contracts.progress import Progress, ProgressFn
 from amvl_core.eval.stored import read_table, write_table
-from infra.cluster import Room, Workers, resources
+from infra.cluster import Room, evaluators
 
 RESTARTS = 3
 IN_FLIGHT = 2
@@ -112,7 +113,7 @@ def _restarted(call: ray.ObjectRef) -> bool:
 
 
 class Actors:
-    """Up to `cluster.num_workers` actors, for one model after another: `with Actors(config) as actors`."""
+    """Actors on all devices of the run, for one model after another: `with Actors(config) as actors`."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -176,7 +177,7 @@ class Actors:
             return
         shared = ray.put(asked)
         hands = [_Hand(actor) for actor in self._start(len(waiting))]
-        room = Room(Workers(resources(self.config.cluster).device, len(hands)), 1, about)
+        room = Room(replace(evaluators(self.config.cluster), num_workers=len(hands)), 1, about)
         queue, left = deque(range(len(waiting))), len(waiting)
         try:
             while left:
@@ -218,7 +219,7 @@ class Actors:
             if call not in answers or _restarted(call):
                 ray.kill(actor)
                 self.started.remove(actor)
-        workers = resources(self.config.cluster)
+        workers = evaluators(self.config.cluster)
         options = {
             "num_cpus": workers.resources["CPU"],
             "num_gpus": workers.resources.get("GPU", 0),

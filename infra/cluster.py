@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from amvl_core.contracts.config import ClusterConfig
 from amvl_core.contracts.errors import ClusterError
@@ -42,15 +42,16 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 @dataclass(frozen=True)
 class Workers:
-    """What training and generation run on: `num_workers` processes, one device each."""
+    """What training and generation run on: `num_workers` processes with a CPU device or `gpus` GPUs each."""
 
     device: Literal["cuda", "cpu"]
     num_workers: int
+    gpus: int = 1
 
     @property
     def resources(self) -> dict[str, float]:
         """What one worker asks of Ray."""
-        return {"CPU": 1.0, "GPU": 1.0} if self.device == "cuda" else {"CPU": CPUS_PER_WORKER}
+        return {"CPU": 1.0, "GPU": float(self.gpus)} if self.device == "cuda" else {"CPU": CPUS_PER_WORKER}
 
 
 def address(config: ClusterConfig) -> str | None:
@@ -182,7 +183,22 @@ def resources(config: ClusterConfig) -> Workers:
             f"the cluster has {cpus:g} CPUs; set cluster.{field} to at most {max(found, 1)}, "
             "or RAY_ADDRESS to a larger cluster"
         )
+    each = config.evaluation_gpus
+    if device == "cuda" and each > 1 and each > (largest := max(_gpus_by_machine(config))):
+        raise ClusterError(
+            f"cluster.evaluation_gpus is {each}, and no machine of the cluster has more than {largest} GPUs; a model "
+            "lies on those of one machine, so set it lower"
+        )
     return Workers(device=device, num_workers=min(found, config.num_workers))
+
+
+def evaluators(config: ClusterConfig) -> Workers:
+    """What evaluations run on: the GPUs of `resources`, `evaluation_gpus` for each model."""
+    workers, each = resources(config), config.evaluation_gpus
+    if workers.device == "cpu" or each == 1:
+        return workers
+    models = sum(gpus // each for gpus in _gpus_by_machine(config))
+    return Workers("cuda", max(1, min(models, workers.num_workers // each)), each)
 
 
 def room(workers: Workers) -> int:
@@ -248,16 +264,30 @@ def _capacity(config: ClusterConfig, now: dict[str, float]) -> dict[str, float]:
     return {name: max(now.get(name, 0.0), limit.get(name, 0.0)) for name in {*now, *limit}}
 
 
-def _limit() -> dict[str, float]:
-    """What all machines that the autoscaler may start have together; empty where this is not a head of `ray up`."""
+def _gpus_by_machine(config: ClusterConfig) -> list[int]:
+    """Of those that the cluster has, or can grow to."""
+    import ray
+
+    there = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    kinds = [] if address(config) is None else _kinds()
+    limit = [
+        int((kind.get("resources") or {}).get("GPU", 0)) for kind in kinds for _ in range(kind.get("max_workers", 0))
+    ]
+    return max(there, limit, key=sum)
+
+
+def _kinds() -> list[dict[str, Any]]:
+    """Of machines that the autoscaler may start; none where this is not a head of `ray up`."""
     import yaml
 
     file = BOOTSTRAP.expanduser()
-    if not file.is_file():
-        return {}
-    kinds = yaml.safe_load(file.read_text())["available_node_types"].values()
+    return list(yaml.safe_load(file.read_text())["available_node_types"].values()) if file.is_file() else []
+
+
+def _limit() -> dict[str, float]:
+    """What all machines that the autoscaler may start have together."""
     total: Counter[str] = Counter()
-    for kind in kinds:
+    for kind in _kinds():
         for name, amount in (kind.get("resources") or {}).items():
             total[name] += amount * kind.get("max_workers", 0)
     return {name: float(amount) for name, amount in total.items()}

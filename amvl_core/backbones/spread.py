@@ -24,26 +24,38 @@ _DEVICE = "_device_of_its_own"
 def spread(model: Any, devices: Sequence[torch.device]) -> Any:
     """Moves `model`, whose weights are on the CPU, to `devices`, so that each holds as many bytes to within one layer.
 
-    The first device holds as many layers as it has room for beside the rest of the model.
+    The first device holds layers beside the rest of the model, unless that rest is more than its share.
     """
     language = backbone_of(model).language_model(model)
     layers = language.layers
     sizes = [_bytes(layer) for layer in layers]
-    share, before = _bytes(model) / len(devices), _bytes(model) - sum(sizes)
     kept: dict[torch.device, WeakTensorKeyDictionary] = {device: WeakTensorKeyDictionary() for device in devices}
-    for layer, size in zip(layers, sizes, strict=True):
-        device = devices[min(int(before / share), len(devices) - 1)]
+    for layer, number in zip(layers, stretches(_bytes(model) - sum(sizes), sizes, len(devices)), strict=True):
+        device = devices[number]
         layer.to(device)
         setattr(layer, _DEVICE, device)
         if len(devices) > 1:
             layer.register_forward_pre_hook(partial(_bring, device, kept[device]), with_kwargs=True)
-        before += size
     language.layers = nn.ModuleList()
     model.to(devices[0])
     language.layers = layers
     if len(devices) > 1:
         layers[-1].register_forward_hook(lambda _, given, output: _moved(output, devices[0], kept[devices[0]]))
     return model
+
+
+def stretches(rest: float, layers: Sequence[float], devices: int) -> list[int]:
+    """Which of the `devices` each layer lies on: `layers` are their sizes, `rest` is what else the first one holds.
+
+    A device takes layers until it holds its share of what those before it left.
+    """
+    numbers, device, held, left = [], 0, rest, rest + sum(layers)
+    for size in layers:
+        if device < devices - 1 and held >= left / (devices - device):
+            device, held, left = device + 1, 0.0, left - held
+        numbers.append(device)
+        held += size
+    return numbers
 
 
 def device_of(layer: nn.Module, hidden: Tensor) -> torch.device:

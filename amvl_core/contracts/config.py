@@ -240,9 +240,20 @@ class ClusterConfig(Settings):
         None, ge=1, description="where machines are lost, go on with as few until they are back; else wait for them"
     )
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    evaluation_gpus: int = Field(
+        1,
+        ge=1,
+        description="GPUs of one machine that hold one model in an evaluation; more than 1 where one is too small for "
+        "it, as for 72B (`python -m infra.plan` says so)",
+    )
 
     @model_validator(mode="after")
     def _fewer(self) -> ClusterConfig:
+        if self.evaluation_gpus > self.num_workers:
+            raise ValueError(
+                f"evaluation_gpus ({self.evaluation_gpus}) must be at most num_workers ({self.num_workers}), the GPUs "
+                "of the run"
+            )
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
         return self

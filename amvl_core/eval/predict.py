@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from amvl_core.backbones.processor import load_processor
+from amvl_core.backbones.spread import spread
 from amvl_core.contracts.answer_length import PUBLISHED
 from amvl_core.contracts.errors import DataError
 from amvl_core.contracts.sample import Video, placed
@@ -64,13 +65,16 @@ class Answerer:
         self.method = method_of_model(model.config.model_type)
 
     @classmethod
-    def from_pretrained(cls, folder: str, latent_mode: str | None = None, latent_steps: int | None = None) -> Answerer:
-        """From a folder (or Hub id) of a method's model or a stock one; on the GPU where there is one.
+    def from_pretrained(
+        cls, folder: str, latent_mode: str | None = None, latent_steps: int | None = None, gpus: int = 1
+    ) -> Answerer:
+        """From a folder (or Hub id) of a method's model or a stock one; on `gpus` GPUs where there are some.
 
         `latent_mode` and `latent_steps` are those of the evaluation. A model that writes no blocks has no use for them.
         """
         model = load_model(folder, dtype="auto")
-        answerer = cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(folder))
+        devices = [torch.device("cuda", number) for number in range(gpus)] if torch.cuda.is_available() else []
+        answerer = cls(spread(model, devices or [torch.device("cpu")]), load_processor(folder))
         if answerer.method:
             answerer.method.implementation().set_blocks(model, latent_mode, latent_steps)
         return answerer

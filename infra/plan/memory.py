@@ -7,11 +7,13 @@ the text stack runs), and the allocator's fragmentation, for which the planner k
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+from amvl_core.backbones.spread import stretches
 from amvl_core.rows.spans import Piece, Rows, Span, of_one_row
 from infra.plan.shapes import TextShape, VisionShape
 
@@ -265,14 +267,18 @@ def states(
     )
 
 
-def evaluation(text: TextShape, total: int, width: int, tokens: int, written: int) -> float:
-    """Bytes of a model that answers prompts of `tokens` tokens with `written` more, all on one GPU.
+def evaluation(text: TextShape, total: int, width: int, tokens: int, written: int, gpus: int) -> float:
+    """Bytes on the fullest of `gpus` GPUs with one model, which answers prompts of `tokens` tokens with `written` more.
 
-    These are all weights, the keys and values, and what one layer makes of the prompts.
+    These are the weights, the keys and values of its layers (`amvl_core/backbones/spread.py`), and what one layer makes
+    of the prompts.
     """
-    cached = 2 * text.num_hidden_layers * text.kv_size * (tokens + written)
+    rest, layers = total - text.num_hidden_layers * text.layer, [text.layer] * text.num_hidden_layers
+    on = Counter(stretches(rest, layers, gpus))
+    layer = text.layer + 2 * text.kv_size * (tokens + written)
+    held = max(rest + on[0] * layer, *(on[gpu] * layer for gpu in range(gpus)))
     made = (3 * text.intermediate_size + 2 * text.hidden_size) * tokens
-    return float(width * (total + cached + made))
+    return float(width * (held + made))
 
 
 def joined(samples: Sequence[Rows]) -> Rows:

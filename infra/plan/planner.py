@@ -111,8 +111,8 @@ class Plan:
     """A whole run; `hours` by the way that each stage is run, `hours_by_way` with that way wherever a stage has it.
 
     `control_hours` come on top: training of `evaluation.controls`, by label. `evaluation_gib` is what an evaluation
-    needs on one GPU, whatever ZeRO shares. Where that is too much, `evaluation_tokens` is an `evaluation.batch_tokens`
-    with which it fits, if there is one.
+    needs on the fullest of `evaluation_gpus`, whatever ZeRO shares. `fitting_tokens` is an `evaluation.batch_tokens`
+    with which it fits there, and `fitting_gpus` is a number of GPUs with which it fits, if there is one.
     """
 
     base: str
@@ -127,11 +127,13 @@ class Plan:
     hours_by_way: dict[str, float]
     control_hours: dict[str, float]
     evaluation_gib: float
-    evaluation_tokens: int | None
+    evaluation_gpus: int
+    fitting_tokens: int | None
+    fitting_gpus: int | None
 
     @property
     def evaluation_fits(self) -> bool:
-        """Whether one GPU holds the whole model and what it answers."""
+        """Whether the GPUs of an evaluation hold the whole model and what it answers."""
         return self.evaluation_gib <= self.machines.memory_gib
 
     @property
@@ -177,7 +179,9 @@ def plan(
             for label, control in ablations.controls(config).items()
         },
         evaluation_gib=round(job.evaluation(config.evaluation.batch_tokens), 2),
-        evaluation_tokens=next(job.fitting_batches(), None),
+        evaluation_gpus=config.cluster.evaluation_gpus,
+        fitting_tokens=next(job.fitting_batches(), None),
+        fitting_gpus=next(job.fitting_gpus(), None),
     )
 
 
@@ -296,13 +300,14 @@ class _Job:
         gpu = states.weights + self.width * self.largest if how.zero_stage == 3 else whole
         return {"start_gib": round(gpu / GIB, 2), "start_host_gib": round(copies * whole / GIB, 2)}
 
-    def evaluation(self, batch_tokens: int) -> float:
-        """GiB on one GPU: the largest model of a stage, and as many questions at once as the settings allow."""
+    def evaluation(self, batch_tokens: int, gpus: int | None = None) -> float:
+        """GiB on the fullest GPU: the largest model of a stage, and as many questions at once as the settings allow."""
         settings, longest = self.config.evaluation, self.workload.longest
         total = max(sum(self.parameters(stage).values()) for stage in self.config.stages.values())
         tokens = max(longest, min(batch_tokens, settings.batch_size * longest))
         written = settings.batch_size * (settings.max_new_tokens or PUBLISHED)
-        return memory.evaluation(self.shape.text, total, self.width, tokens, written) / GIB + RESERVE_GIB
+        gpus = gpus or self.config.cluster.evaluation_gpus
+        return memory.evaluation(self.shape.text, total, self.width, tokens, written, gpus) / GIB + RESERVE_GIB
 
     def fitting_batches(self) -> Iterator[int]:
         """Of `evaluation.batch_tokens` and its halves those with which an evaluation fits, the largest first."""
@@ -311,6 +316,12 @@ class _Job:
             if self.evaluation(tokens) <= self.machines.memory_gib:
                 yield tokens
             tokens //= 2
+
+    def fitting_gpus(self) -> Iterator[int]:
+        """How many GPUs of a machine hold an evaluation, the fewest first."""
+        for gpus in range(1, min(self.machines.gpus_per_node, self.config.cluster.num_workers) + 1):
+            if self.evaluation(self.config.evaluation.batch_tokens, gpus) <= self.machines.memory_gib:
+                yield gpus
 
     @property
     def largest(self) -> int:

@@ -86,17 +86,16 @@ def _conclusions(plan: Plan) -> list[str]:
 
 
 def _evaluation(plan: Plan) -> str:
-    needed = f"{plan.evaluation_gib:.1f} GiB, with the whole model, whatever ZeRO shares"
+    gpus = plan.evaluation_gpus
+    needed = f"{plan.evaluation_gib:.1f} GiB{' each' * (gpus > 1)}; ZeRO shares nothing there"
+    on = "one GPU" if gpus == 1 else f"{gpus} GPUs a model"
     if plan.evaluation_fits:
-        return f"evaluation fits one GPU ({needed})"
-    change = (
-        f"--param evaluation.batch_tokens={plan.evaluation_tokens}"
-        if plan.evaluation_tokens
-        else "no evaluation.batch_tokens"
-    )
+        return f"evaluation fits {on} ({needed})"
+    fields = {"evaluation.batch_tokens": plan.fitting_tokens, "cluster.evaluation_gpus": plan.fitting_gpus}
+    changes = " or ".join(f"--param {path}={value}" for path, value in fields.items() if value)
     return (
-        f"evaluation does not fit one GPU: it needs {needed}, the GPU has {plan.machines.memory_gib:g}; "
-        f"{change} makes it fit"
+        f"evaluation does not fit {on}: it needs {needed}, and the GPU has {plan.machines.memory_gib:g}; "
+        f"{changes or 'no evaluation.batch_tokens and no cluster.evaluation_gpus'} makes it fit"
     )
 
 

@@ -13,10 +13,12 @@ import torch
 
 from amvl_core.backbones.spread import spread
 from amvl_core.backbones.tiny import save_tiny_base
+from amvl_core.contracts.encoders import EncoderConfig
 from amvl_core.contracts.method import configurations
 from amvl_core.contracts.records import SWAPPED, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch
+from amvl_core.encoders.pretrained import load_encoder
 from amvl_core.eval.controls import Control
 from amvl_core.eval.predict import Answerer
 from amvl_core.methods.amvl.config import AmvlMethod
@@ -60,7 +62,7 @@ def made(kind: str) -> tuple[Any, Any, Batch, list[StoredSample]]:
 def same(one: Any, other: Any) -> bool:
     """To 1e-9, whatever they hold."""
     if isinstance(one, float):
-        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9) or math.isnan(one) and math.isnan(other)
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -96,7 +98,9 @@ def test_a_model_on_two_devices_says_what_it_says_on_one(kind: str) -> None:
 
     def probed() -> Any:
         if kind in WITHOUT_PROBES:
-            return [tuple(answer) for answer in Control(Answerer(model, processor), method.config, LATENT)(items, "", 2)]
+            return [
+                tuple(answer) for answer in Control(Answerer(model, processor), method.config, LATENT)(items, "", 2)
+            ]
         prober = type(method).prober(model, processor, method.config)
         slots_BKD, prompt_BD = prober.held(items[:2])
         asked = prober(items[:2], items[2], 2, seed=0, only=(UNCHANGED, SWAPPED, "dropped 1"))
@@ -124,6 +128,17 @@ def test_generate_and_the_analysis_run_on_two_devices() -> None:
     with simulated():
         spread(model, DEVICES)
         assert same(found(), expected)
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "dinov2", "siglip", "clip"])
+def test_a_frozen_encoder_runs_where_it_is(kind: str) -> None:
+    """Float32. Worst seen: 1e-6."""
+    encoder = load_encoder(EncoderConfig(name=kind, source=f"tiny:{kind}", size=64))
+    pixels_B3SS = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = encoder(pixels_B3SS)
+    with simulated():
+        found = encoder.to(DEVICES[0])(pixels_B3SS.to(DEVICES[0]))
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -1,4 +1,4 @@
-"""Accelerators that are simulated: their tensors' values lie in this machine's memory, and no operation takes two devices.
+"""Accelerators that are simulated: values lie in this machine's memory, and no operation takes two devices.
 
 `with simulated():` a tensor or module can be moved to `DEVICES`. Where a tensor was left on the CPU, or lies on the
 other device, the operation is refused as CUDA would refuse it: only scalars and indices may come from the CPU. PyTorch

@@ -124,7 +124,7 @@ def test_the_parts_of_an_actor_that_has_no_machine_are_done_by_another(
 ) -> None:
     """There is room for one actor of two, as after the loss of a machine. The next work does not wait either."""
     monkeypatch.setattr("infra.cluster.CPUS_PER_WORKER", 2.0)
-    monkeypatch.setattr("infra.actors.resources", lambda _: Workers("cpu", 2))
+    monkeypatch.setattr("infra.actors.evaluators", lambda _: Workers("cpu", 2))
     monkeypatch.setattr("infra.actors.LOST_SECONDS", 1.0)
     with Actors(config) as actors:
         for name in ("first", "second"):

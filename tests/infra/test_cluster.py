@@ -68,6 +68,25 @@ def test_only_fewer_than_min_workers_are_refused(monkeypatch: pytest.MonkeyPatch
         cluster.resources(config.model_copy(update={"min_workers": 9}))
 
 
+def test_a_model_lies_on_gpus_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three on each of 8: the other two are left over."""
+    nodes = [{"Alive": True, "Resources": {"GPU": 8.0}}] * 2 + [{"Alive": False, "Resources": {"GPU": 16.0}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 96.0, "GPU": 16.0})
+    config = ClusterConfig(address="head:6379", num_workers=16, evaluation_gpus=3)
+    assert cluster.resources(config) == cluster.Workers("cuda", 16)
+    assert cluster.evaluators(config) == cluster.Workers("cuda", 4, 3)
+    assert cluster.evaluators(config).resources == {"CPU": 1.0, "GPU": 3.0}
+    assert cluster.evaluators(config.model_copy(update={"num_workers": 5})) == cluster.Workers("cuda", 1, 3)
+    assert cluster.evaluators(config.model_copy(update={"evaluation_gpus": 1})) == cluster.Workers("cuda", 16)
+    with pytest.raises(ClusterError, match="evaluation_gpus is 9, and no machine of the cluster has more than 8 GPUs"):
+        cluster.resources(config.model_copy(update={"evaluation_gpus": 9}))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 16.0})
+    assert cluster.evaluators(config) == cluster.Workers("cpu", 16)
+    with pytest.raises(ValueError, match=r"evaluation_gpus \(4\) must be at most num_workers \(2\)"):
+        ClusterConfig(num_workers=2, evaluation_gpus=4)
+
+
 def test_on_a_head_of_ray_up_the_nodes_count_that_are_still_to_come(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -78,6 +97,8 @@ def test_on_a_head_of_ray_up_the_nodes_count_that_are_still_to_come(
     monkeypatch.setattr("ray.cluster_resources", dict)
     workers = cluster.resources(ClusterConfig(num_workers=16))
     assert workers == cluster.Workers(device="cuda", num_workers=16)
+    monkeypatch.setattr("ray.nodes", list)
+    assert cluster.evaluators(ClusterConfig(num_workers=16, evaluation_gpus=3)) == cluster.Workers("cuda", 4, 3)
     with pytest.raises(ClusterError, match=r"the cluster has 16 GPUs; set cluster\.num_workers to at most 16"):
         cluster.resources(ClusterConfig(num_workers=17))
     monkeypatch.delenv("RAY_ADDRESS")  # a Ray of its own on the same machine has no autoscaler

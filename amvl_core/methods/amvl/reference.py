@@ -37,9 +37,7 @@ def samples(model: Any, data: Batch) -> Iterator[tuple[str, Tensor, Tensor, Tens
     """Name, ids, labels, embeddings [1, T, D] and M-RoPE positions [3, 1, T] of each sample."""
     patches = images = start = 0
     for name, length, count in zip(data.sample_ids, data.lengths, data.num_images, strict=True):
-        ids, labels = (
-            part[start : start + length].to(model.device) for part in (data.input_ids_N, data.labels_N)
-        )
+        ids, labels = (part[start : start + length].to(model.device) for part in (data.input_ids_N, data.labels_N))
         start += length
         embeds = model.get_input_embeddings()(ids)[None]
         if count and data.image_grid_thw is not None and data.pixel_values is not None:

@@ -11,7 +11,7 @@ from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import demo, paper
 from infra.plan.__main__ import main
 from infra.plan.planner import MACHINES, Plan, _Job, plan
-from infra.plan.shapes import model_shape
+from infra.plan.shapes import PUBLISHED, model_shape
 from infra.plan.show import text
 from infra.plan.workload import Workload
 
@@ -99,7 +99,7 @@ def test_an_evaluation_has_the_whole_model_on_one_gpu() -> None:
     assert found.evaluation_gib == pytest.approx((8_302_398_465 + cached + made) * 2 / 2**30 + 3, abs=0.01)
     assert found.fits and "evaluation fits one GPU (24.6 GiB" in text(found)
     tight = plan(paper(), replace(MACHINES["A100-80GB"], memory_gib=24), workload=LOAD)
-    assert tight.evaluation_tokens == 16384 and not tight.evaluation_fits
+    assert tight.fitting_tokens == 16384 and not tight.evaluation_fits
     assert "evaluation does not fit one GPU: it needs 24.6 GiB" in text(tight)
     assert "--param evaluation.batch_tokens=16384 makes it fit" in text(tight, width=300)
 
@@ -108,7 +108,22 @@ def test_a_run_whose_stages_fit_and_whose_evaluation_does_not_does_not_fit() -> 
     large = override(paper(), {**SEVENTY_TWO, "trainer": {"zero_stage": 3}, "cluster": {"num_workers": 64}})
     found = plan(large, workload=LOAD)
     assert all(stage.fits for stage in found.stages.values()) and not found.fits
-    assert "no evaluation.batch_tokens makes it fit" in text(found, width=300)
+    assert "it needs 158.7 GiB; ZeRO shares nothing there" in text(found, width=300)
+    assert "the GPU has 79.2; --param cluster.evaluation_gpus=3 makes it fit" in text(found, width=300)
+    small = text(plan(large, replace(MACHINES["A100-80GB"], memory_gib=20), workload=LOAD), width=300)
+    assert "no evaluation.batch_tokens and no cluster.evaluation_gpus makes it fit" in small
+
+
+def test_an_evaluation_on_several_gpus_has_its_layers_on_them() -> None:
+    """Embeddings, LM head, vision encoder and heads lie on the first of three with 25 layers, which is the fullest."""
+    large = override(paper(), {**SEVENTY_TWO, "trainer": {"zero_stage": 3}, "cluster": {"num_workers": 64}})
+    config = override(large, {"cluster": {"evaluation_gpus": 3}})
+    found, shape = plan(config, workload=LOAD), PUBLISHED["Qwen/Qwen2.5-VL-72B-Instruct"].text
+    cached, made = 2 * shape.kv_size * (32768 + 16 * 512), (3 * shape.intermediate_size + 2 * 8192) * 32768
+    rest = sum(found.parameters.values()) - 80 * shape.layer
+    needed = rest + 25 * (shape.layer + cached) + made
+    assert found.evaluation_gib == pytest.approx(needed * 2 / 2**30 + 3, abs=0.01)
+    assert found.fits and "evaluation fits 3 GPUs a model (60.2 GiB each; ZeRO" in text(found, width=300)
 
 
 def test_checkpointing_trades_memory_for_flops() -> None:

@@ -95,29 +95,30 @@ def test_what_a_rank_writes_of_72b(number: int, workers: int, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "gpus"),
     [
-        "--gpu H200-141GB",
-        "--param cluster.num_workers=64",
-        "--param cluster.num_workers=32",
-        "--param trainer.offload=optimizer",
+        ("--gpu H200-141GB", 2),
+        ("--param cluster.num_workers=64", 3),
+        ("--param cluster.num_workers=32", 3),
+        ("--param trainer.offload=optimizer", 3),
     ],
 )
-def test_what_the_training_of_72b_fits_and_its_evaluation_does_not(
-    arguments: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_72b_fits(arguments: str, gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"`{shlex.join(BASE_72B)}`" in PAGE
     fits, found = planned(capsys, *BASE_72B, *shlex.split(arguments))
-    assert not fits and all(stage["fits"] for stage in found["stages"].values())
-    assert f"`{arguments}`, {found['stages']['amvl']['needed_gib']:.1f} GiB)" in PAGE
-    assert f"are {found['evaluation_gib']:.1f} GiB." in PAGE
+    assert not fits and all(stage["fits"] for stage in found["stages"].values()) and found["fitting_gpus"] == gpus
+    assert f"need {found['evaluation_gib']:.1f} GiB" in PAGE
+    fits, found = planned(capsys, *BASE_72B, *shlex.split(arguments), "--param", f"cluster.evaluation_gpus={gpus}")
+    assert fits
+    cells = f"{gpus} | {found['stages']['amvl']['needed_gib']:.1f} | {found['evaluation_gib']:.1f} |"
+    assert f"`{arguments}` | {cells}" in PAGE
 
 
-def test_no_batch_makes_the_evaluation_of_72b_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_batch_makes_the_evaluation_of_72b_fit_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     one = ["--param", "evaluation.batch_size=1", "--param", "evaluation.batch_tokens=4096"]
     _, found = planned(capsys, *BASE_72B, *one, "--gpu", "H200-141GB")
     assert found["evaluation_gib"] > found["machines"]["memory_gib"]
-    assert found["evaluation_tokens"] is None
+    assert found["fitting_tokens"] is None
 
 
 def test_what_the_start_of_72b_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +134,7 @@ def test_32b_fits_with_a_smaller_batch_in_evaluation(capsys: pytest.CaptureFixtu
     fits, found = planned(capsys, *BASE_32B)
     assert fits
     _, default = planned(capsys, *BASE_32B[:4])
-    assert default["evaluation_tokens"] == 16384
+    assert default["fitting_tokens"] == 16384 and default["fitting_gpus"] == 2
     assert f"{found['stages']['amvl']['needed_gib']:.1f} GiB). Its evaluation needs" in PAGE
     needed = (found["evaluation_gib"], default["evaluation_gib"])
     assert "needs {:.1f} GiB with that batch, and {:.1f} with the default one".format(*needed) in PAGE
