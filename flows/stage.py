@@ -8,7 +8,7 @@ from typing import TypeVar
 from prefect import get_run_logger
 
 from amvl_core.contracts import storage
-from amvl_core.contracts.config import RunConfig
+from amvl_core.contracts.config import ClusterConfig, RunConfig
 from amvl_core.contracts.records import Place, Record, check_unchanged, load_record
 from flows.outbox import progress_page
 from flows.reporter import Reporter
@@ -69,14 +69,19 @@ def unchanged(name: str, where: Place, record: R) -> R:
 
 
 @contextmanager
-def working(config: RunConfig, tracker: Tracker, name: str) -> Iterator[Reporter]:
-    """A stage that has work to do: the tracking run is open, Ray is connected and large enough."""
+def working(
+    config: RunConfig,
+    tracker: Tracker,
+    name: str,
+    workers_of: Callable[[ClusterConfig], cluster.Workers] = cluster.resources,
+) -> Iterator[Reporter]:
+    """A stage that has work to do for workers: the tracking run is open, Ray is connected and large enough."""
     tracker.start()
     cluster.connect(config.cluster)
-    workers = cluster.resources(config.cluster)
+    workers = workers_of(config.cluster)
     log = get_run_logger()
-    many = workers.num_workers
-    log.info("%s: starts, %d worker%s on %s", name, many, "s" * (many > 1), workers.device)
+    many, device = workers.num_workers, workers.device if workers.gpus == 1 else f"{workers.gpus} GPUs each"
+    log.info("%s: starts, %d worker%s on %s", name, many, "s" * (many > 1), device)
     started = time.monotonic()
     yield Reporter(tracker, log, progress_page(name))
     log.info("%s: done in %.0f s", name, time.monotonic() - started)

@@ -195,7 +195,7 @@ def evaluate(
     }
 
     def make(missing: list[Place]) -> Iterator[EvalRecord]:
-        with working(config, tracker, f"evaluate-{name}") as on_progress:
+        with working(config, tracker, f"evaluate-{name}", cluster.evaluators) as on_progress:
             from infra import ray_eval
 
             todo = [(places[where], where) for where in missing]
@@ -242,7 +242,7 @@ def faithfulness(
     }
 
     def make(missing: list[Place]) -> Iterator[FaithfulnessRecord]:
-        with working(config, tracker, f"faithfulness-{model.stage}") as on_progress:
+        with working(config, tracker, f"faithfulness-{model.stage}", cluster.evaluators) as on_progress:
             from infra import ray_eval
 
             todo = [(places[where], where) for where in missing]
@@ -265,7 +265,7 @@ def linear_probe(
     where = place(config, "linear_probe", fingerprints.linear_probe_fingerprint(dataset, model))
 
     def make() -> LinearProbeRecord:
-        with working(config, tracker, f"linear-probe-{model.stage}") as on_progress:
+        with working(config, tracker, f"linear-probe-{model.stage}", cluster.evaluators) as on_progress:
             from infra import ray_eval
 
             return ray_eval.linear_probe(processes.evaluators(), config, dataset, model, where, on_progress)
@@ -285,7 +285,7 @@ def sample(
     where = place(config, "sampling", fingerprints.sampling_fingerprint(config, dataset, model))
 
     def make() -> SamplingRecord:
-        with working(config, tracker, f"sample-{model.stage}") as on_progress:
+        with working(config, tracker, f"sample-{model.stage}", cluster.evaluators) as on_progress:
             from infra import ray_eval
 
             return ray_eval.sample(processes.evaluators(), config, dataset, model, where, on_progress)
@@ -316,7 +316,7 @@ def analyse(
     where = place(config, "analyse", fingerprints.analyse_fingerprint(config, dataset, model))
 
     def make() -> AnalysisRecord:
-        with working(config, tracker, f"analyse-{model.stage}") as on_progress:
+        with working(config, tracker, f"analyse-{model.stage}", cluster.evaluators) as on_progress:
             from infra import ray_eval
 
             return ray_eval.analyse(processes.evaluators(), config, dataset, model, where, on_progress)

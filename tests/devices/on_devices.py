@@ -14,7 +14,6 @@ import torch
 from amvl_core.backbones.spread import spread
 from amvl_core.backbones.tiny import save_tiny_base
 from amvl_core.contracts.encoders import EncoderConfig
-from amvl_core.contracts.method import configurations
 from amvl_core.contracts.records import SWAPPED, UNCHANGED
 from amvl_core.contracts.sample import StoredSample
 from amvl_core.data.batch import Batch
@@ -35,8 +34,8 @@ PEERS: dict[str, Any] = {"coconut": test_coconut, "codi": test_codi, "lvr": test
 QUESTIONS = [question for question, *_ in SAMPLES]
 IMAGES = [[picture(10 * n + i, *size) for i, size in enumerate(sizes)] for n, (_, _, sizes) in enumerate(SAMPLES)]
 CANDIDATES = [["red", "green square"], ["yes"], [], ["A", "zyxwv?"]]
-KINDS = list(configurations())
 WITHOUT_PROBES = ("sft", "pause", "markers")
+KINDS = [*WITHOUT_PROBES, *PEERS, "amvl", "monet", "valr"]
 
 
 def made(kind: str) -> tuple[Any, Any, Batch, list[StoredSample]]:
