@@ -113,7 +113,7 @@ def _restarted(call: ray.ObjectRef) -> bool:
 
 
 class Actors:
-    """Actors on all devices of the run, for one model after another: `with Actors(config) as actors`."""
+    """As many actors as the run has room for, for one model after another: `with Actors(config) as actors`."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,28 +184,46 @@ def resources(config: ClusterConfig) -> Workers:
             f"the cluster has {cpus:g} CPUs; set cluster.{field} to at most {max(found, 1)}, "
             "or RAY_ADDRESS to a larger cluster"
         )
-    each = config.evaluation_gpus
-    if device == "cuda" and each > 1 and each > (largest := max(_gpus_by_machine(config))):
-        raise ClusterError(
-            f"cluster.evaluation_gpus is {each}, and no machine of the cluster has more than {largest} GPUs; a model "
-            "lies on those of one machine, so set it lower"
-        )
+    if device == "cuda" and not config.min_workers:
+        _models(config)
     return Workers(device=device, num_workers=min(found, config.num_workers))
 
 
 def evaluators(config: ClusterConfig) -> Workers:
-    """What evaluations run on: the GPUs of `resources`, `evaluation_gpus` for each model."""
+    """What evaluations run on: the GPUs of `resources`, `evaluation_gpus` for each model.
+
+    Raises ClusterError where no machine has so many.
+    """
     workers, each = resources(config), config.evaluation_gpus
-    if workers.device == "cpu" or each == 1:
+    if workers.device == "cpu":
         return workers
-    models = sum(gpus // each for gpus in _gpus_by_machine(config))
-    return Workers("cuda", max(1, min(models, workers.num_workers // each)), each)
+    return Workers("cuda", min(_models(config), workers.num_workers // each), each)
+
+
+def _models(config: ClusterConfig) -> int:
+    """How many models the cluster holds on `evaluation_gpus` each. Raises ClusterError where it is none."""
+    if config.evaluation_gpus == 1:
+        return config.num_workers
+    machines = _gpus_by_machine(config)
+    if not (found := _whole(machines, config.evaluation_gpus)):
+        raise ClusterError(
+            f"cluster.evaluation_gpus is {config.evaluation_gpus}, and no machine of the cluster has more than "
+            f"{max(machines)} GPUs; a model lies on those of one machine, so set it lower"
+        )
+    return found
+
+
+def _whole(machines: Sequence[int], gpus: int) -> int:
+    """How many models with so many GPUs of one machine each the machines hold."""
+    return sum(there // gpus for there in machines)
 
 
 def room(workers: Workers) -> int:
     """How many of the workers the machines that are alive can hold."""
     import ray
 
+    if workers.gpus > 1:
+        return min(workers.num_workers, _whole(_gpus_there(), workers.gpus))
     total = ray.cluster_resources()
     return min(workers.num_workers, *(int(total.get(name, 0.0) / need) for name, need in workers.resources.items()))
 
@@ -240,9 +259,10 @@ class Room:
         missing = f"the cluster has room for {found} of {wanted} workers on {nodes} nodes"
         if found >= self.least:
             return f"{missing}; it goes on with {found} until more machines come"
+        fewer = max(found, 1) * self.workers.gpus
         return (
             f"{missing}, and waits for {self.least} (each takes {self.workers.resources}); bring the lost machines "
-            f"back, or run again with cluster.num_workers={max(found, 1)}: it goes on from what is stored"
+            f"back, or run again with cluster.num_workers={fewer}: it goes on from what is stored"
         )
 
 
@@ -266,14 +286,19 @@ def _capacity(config: ClusterConfig, now: dict[str, float]) -> dict[str, float]:
 
 def _gpus_by_machine(config: ClusterConfig) -> list[int]:
     """Of those that the cluster has, or can grow to."""
-    import ray
-
-    there = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    there = _gpus_there()
     kinds = [] if address(config) is None else _kinds()
     limit = [
         int((kind.get("resources") or {}).get("GPU", 0)) for kind in kinds for _ in range(kind.get("max_workers", 0))
     ]
     return max(there, limit, key=sum)
+
+
+def _gpus_there() -> list[int]:
+    """Of each machine that is alive."""
+    import ray
+
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def _kinds() -> list[dict[str, Any]]:

@@ -25,17 +25,17 @@ class AmvlModel(mlflow.pyfunc.PythonModel):
     """Columns `image` (an encoded picture: bytes, or base64 text) and `question` -> a list of answers.
 
     The model's configuration in MLflow has the settings it was evaluated with: `max_new_tokens`, `tau`, `seed`,
-    and for a model that writes latent blocks `latent_mode` and `latent_steps`.
+    and for a model that writes latent blocks `latent_mode` and `latent_steps`. `gpus` is how many GPUs it lies on.
     """
 
     def load_context(self, context: Any) -> None:
         """Loads the weights and the settings, once."""
         from amvl_core.eval.predict import Answerer
 
-        blocks = ("latent_mode", "latent_steps")
-        given = {name: context.model_config.get(name) for name in blocks}
+        loading = {"latent_mode": None, "latent_steps": None, "gpus": 1}
+        given = {name: context.model_config.get(name, default) for name, default in loading.items()}
         self.answerer = Answerer.from_pretrained(context.artifacts["model"], **given)
-        self.settings = {name: value for name, value in context.model_config.items() if name not in blocks}
+        self.settings = {name: value for name, value in context.model_config.items() if name not in loading}
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One answer a row; an MlflowException (status 400) names the row that cannot be answered."""

@@ -356,7 +356,10 @@ def _log(config: RunConfig, run_id: str, checkpoint: CheckpointRecord, settings:
             name=LOGGED_MODEL,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(folder)},
-            model_config={name: value for name, value in settings.items() if value is not None},
+            model_config={
+                **{name: value for name, value in settings.items() if value is not None},
+                "gpus": config.cluster.evaluation_gpus,
+            },
             code_paths=[str(Path(amvl_core.__file__).parent)],
             signature=signature,
             pip_requirements=_requirements(),

@@ -22,9 +22,9 @@ _DEVICE = "_device_of_its_own"
 
 
 def spread(model: Any, devices: Sequence[torch.device]) -> Any:
-    """Moves `model`, whose weights are on the CPU, to `devices`, so that each holds as many bytes to within one layer.
+    """Moves `model`, whose weights are on the CPU, to `devices`. Each holds as many bytes to within a layer.
 
-    The first device holds layers beside the rest of the model, unless that rest is more than its share.
+    The first device also holds all that is not a layer. If that alone is more than its share, it has no layer.
     """
     language = backbone_of(model).language_model(model)
     layers = language.layers

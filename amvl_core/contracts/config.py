@@ -244,12 +244,12 @@ class ClusterConfig(Settings):
         1,
         ge=1,
         description="GPUs of one machine that hold one model in an evaluation; more than 1 where one is too small for "
-        "it, as for 72B (`python -m infra.plan` says so)",
+        "it, as for 72B (`python -m infra.plan` says so). Workers on CPUs have no use for it",
     )
 
     @model_validator(mode="after")
     def _fewer(self) -> ClusterConfig:
-        if self.evaluation_gpus > self.num_workers:
+        if self.device != "cpu" and self.evaluation_gpus > self.num_workers:
             raise ValueError(
                 f"evaluation_gpus ({self.evaluation_gpus}) must be at most num_workers ({self.num_workers}), the GPUs "
                 "of the run"

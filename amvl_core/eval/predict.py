@@ -14,7 +14,7 @@ from PIL import Image
 from amvl_core.backbones.processor import load_processor
 from amvl_core.backbones.spread import spread
 from amvl_core.contracts.answer_length import PUBLISHED
-from amvl_core.contracts.errors import DataError
+from amvl_core.contracts.errors import ClusterError, DataError
 from amvl_core.contracts.sample import Video, placed
 from amvl_core.data.batch import Visual, visual_inputs
 from amvl_core.data.encode import PixelBudget, chat, fitted, in_places
@@ -68,13 +68,18 @@ class Answerer:
     def from_pretrained(
         cls, folder: str, latent_mode: str | None = None, latent_steps: int | None = None, gpus: int = 1
     ) -> Answerer:
-        """From a folder (or Hub id) of a method's model or a stock one; on `gpus` GPUs where there are some.
+        """From a folder (or Hub id) of a method's model or a stock one; on `gpus` GPUs, or the CPU where there is none.
+
+        Raises ClusterError where there are fewer.
 
         `latent_mode` and `latent_steps` are those of the evaluation. A model that writes no blocks has no use for them.
         """
+        there = torch.cuda.device_count()
+        if 0 < there < gpus:
+            raise ClusterError(f"the model is to lie on {gpus} GPUs, and there are {there}; set their number lower")
+        devices = [torch.device("cuda", number) for number in range(gpus)] if there else [torch.device("cpu")]
         model = load_model(folder, dtype="auto")
-        devices = [torch.device("cuda", number) for number in range(gpus)] if torch.cuda.is_available() else []
-        answerer = cls(spread(model, devices or [torch.device("cpu")]), load_processor(folder))
+        answerer = cls(spread(model, devices), load_processor(folder))
         if answerer.method:
             answerer.method.implementation().set_blocks(model, latent_mode, latent_steps)
         return answerer

@@ -133,8 +133,8 @@ class Plan:
 
     @property
     def evaluation_fits(self) -> bool:
-        """Whether the GPUs of an evaluation hold the whole model and what it answers."""
-        return self.evaluation_gib <= self.machines.memory_gib
+        """Whether the GPUs of an evaluation are of one machine, and hold the whole model and what it answers."""
+        return self.evaluation_gpus <= self.machines.gpus_per_node and self.evaluation_gib <= self.machines.memory_gib
 
     @property
     def fits(self) -> bool:

@@ -91,6 +91,8 @@ def _evaluation(plan: Plan) -> str:
     on = "one GPU" if gpus == 1 else f"{gpus} GPUs a model"
     if plan.evaluation_fits:
         return f"evaluation fits {on} ({needed})"
+    if gpus > (most := plan.machines.gpus_per_node):
+        return f"evaluation does not fit: {on}, and a node has {most}; set cluster.evaluation_gpus lower"
     fields = {"evaluation.batch_tokens": plan.fitting_tokens, "cluster.evaluation_gpus": plan.fitting_gpus}
     changes = " or ".join(f"--param {path}={value}" for path, value in fields.items() if value)
     return (

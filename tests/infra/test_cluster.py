@@ -79,6 +79,15 @@ def test_a_model_lies_on_gpus_of_one_machine(monkeypatch: pytest.MonkeyPatch) ->
     assert cluster.evaluators(config).resources == {"CPU": 1.0, "GPU": 3.0}
     assert cluster.evaluators(config.model_copy(update={"num_workers": 5})) == cluster.Workers("cuda", 1, 3)
     assert cluster.evaluators(config.model_copy(update={"evaluation_gpus": 1})) == cluster.Workers("cuda", 16)
+    few = config.model_copy(update={"evaluation_gpus": 9, "min_workers": 2})
+    assert cluster.resources(few).num_workers == 16  # what trains goes on with fewer machines, and they may come back
+    with pytest.raises(ClusterError, match="no machine of the cluster has more than 8 GPUs"):
+        cluster.evaluators(few)
+    nodes.pop(0)
+    lost = cluster.evaluators(config.model_copy(update={"num_workers": 15}))
+    assert cluster.room(cluster.Workers("cuda", 4, 3)) == 2 and lost == cluster.Workers("cuda", 2, 3)
+    said = cluster.Room(cluster.Workers("cuda", 4, 3), None, "evaluate")._message(2, 1)
+    assert said is not None and "room for 2 of 4 workers on 1 nodes" in said and "cluster.num_workers=6" in said
     with pytest.raises(ClusterError, match="evaluation_gpus is 9, and no machine of the cluster has more than 8 GPUs"):
         cluster.resources(config.model_copy(update={"evaluation_gpus": 9}))
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 16.0})

@@ -101,7 +101,8 @@ def test_an_evaluation_has_the_whole_model_on_one_gpu() -> None:
     tight = plan(paper(), replace(MACHINES["A100-80GB"], memory_gib=24), workload=LOAD)
     assert tight.fitting_tokens == 16384 and not tight.evaluation_fits
     assert "evaluation does not fit one GPU: it needs 24.6 GiB" in text(tight)
-    assert "--param evaluation.batch_tokens=16384 makes it fit" in text(tight, width=300)
+    change = "--param evaluation.batch_tokens=16384 or --param cluster.evaluation_gpus=2 makes it fit"
+    assert change in text(tight, width=300)
 
 
 def test_a_run_whose_stages_fit_and_whose_evaluation_does_not_does_not_fit() -> None:
@@ -124,6 +125,8 @@ def test_an_evaluation_on_several_gpus_has_its_layers_on_them() -> None:
     needed = rest + 25 * (shape.layer + cached) + made
     assert found.evaluation_gib == pytest.approx(needed * 2 / 2**30 + 3, abs=0.01)
     assert found.fits and "evaluation fits 3 GPUs a model (60.2 GiB each; ZeRO" in text(found, width=300)
+    more = plan(override(large, {"cluster": {"evaluation_gpus": 12}}), workload=LOAD)
+    assert not more.fits and "12 GPUs a model, and a node has 8; set cluster" in text(more, width=300)
 
 
 def test_checkpointing_trades_memory_for_flops() -> None:
