@@ -256,9 +256,9 @@ def test_the_served_model_answers_with_the_settings_it_was_evaluated_with(
     version = client(config).get_model_version("qwen2.5-vl-amvl", "1")
     assert len(version.description) == registry.MAX_DESCRIPTION == SqlModelVersion.description.type.length
     served = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion")
-    assert served.model_config == given
+    assert served.model_config == {**given, "gpus": 1}
     changed = mlflow.pyfunc.load_model("models:/qwen2.5-vl-amvl@champion", model_config={"max_new_tokens": 64})
-    assert changed.model_config == {**given, "max_new_tokens": 64}
+    assert changed.model_config == {**given, "max_new_tokens": 64, "gpus": 1}
     answers = served.predict(pd.DataFrame({"image": [picture()], "question": ["What colour?"]}))
 
     def answer(**settings: Any) -> list[str]:
