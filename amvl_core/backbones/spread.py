@@ -26,6 +26,8 @@ def spread(model: Any, devices: Sequence[torch.device]) -> Any:
 
     The first device also holds all that is not a layer. If that alone is more than its share, it has no layer.
     """
+    if len(devices) == 1:
+        return model.to(devices[0])
     language = backbone_of(model).language_model(model)
     layers = language.layers
     sizes = [_bytes(layer) for layer in layers]
@@ -34,13 +36,11 @@ def spread(model: Any, devices: Sequence[torch.device]) -> Any:
         device = devices[number]
         layer.to(device)
         setattr(layer, _DEVICE, device)
-        if len(devices) > 1:
-            layer.register_forward_pre_hook(partial(_bring, device, kept[device]), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(_bring, device, kept[device]), with_kwargs=True)
     language.layers = nn.ModuleList()
     model.to(devices[0])
     language.layers = layers
-    if len(devices) > 1:
-        layers[-1].register_forward_hook(lambda _, given, output: _moved(output, devices[0], kept[devices[0]]))
+    layers[-1].register_forward_hook(lambda _, given, output: _moved(output, devices[0], kept[devices[0]]))
     return model
 
 

@@ -247,6 +247,11 @@ class ClusterConfig(Settings):
         "it, as for 72B (`python -m infra.plan` says so). Workers on CPUs have no use for it",
     )
 
+    @property
+    def gpus_of_a_model(self) -> int:
+        """Of one in an evaluation; 0 where workers run on CPUs, whatever the machine has."""
+        return 0 if self.device == "cpu" else self.evaluation_gpus
+
     @model_validator(mode="after")
     def _fewer(self) -> ClusterConfig:
         if self.device != "cpu" and self.evaluation_gpus > self.num_workers:

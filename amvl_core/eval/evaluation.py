@@ -76,7 +76,7 @@ class EvaluationWorker:
         self.config, self.checkpoint = config, model.fingerprint if model else config.model.base
         with base_folder(config.model) if model is None else model_folder(model.model_uri) as folder:
             settings = config.evaluation
-            gpus = config.cluster.evaluation_gpus
+            gpus = config.cluster.gpus_of_a_model
             self.answerer = Answerer.from_pretrained(folder, settings.latent_mode, settings.latent_steps, gpus)
         self.method = trained_by(model.config, model.stage)[0] if model else None
         self.readers = Readers()

@@ -74,7 +74,7 @@ class Answerer:
 
         `latent_mode` and `latent_steps` are those of the evaluation. A model that writes no blocks has no use for them.
         """
-        there = torch.cuda.device_count()
+        there = torch.cuda.device_count() if gpus else 0
         if 0 < there < gpus:
             raise ClusterError(f"the model is to lie on {gpus} GPUs, and there are {there}; set their number lower")
         devices = [torch.device("cuda", number) for number in range(gpus)] if there else [torch.device("cpu")]

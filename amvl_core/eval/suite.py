@@ -94,7 +94,7 @@ class ProbingWorker:
 
         self.config, self.label, self.readers = config, label, Readers()
         with model_folder(model.model_uri) as folder:
-            answerer = Answerer.from_pretrained(folder, gpus=config.cluster.evaluation_gpus)
+            answerer = Answerer.from_pretrained(folder, gpus=config.cluster.gpus_of_a_model)
         self.processor = answerer.processor
         method, latent = trained_by(model.config, model.stage)
         if label:
