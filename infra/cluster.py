@@ -185,7 +185,7 @@ def resources(config: ClusterConfig) -> Workers:
             "or RAY_ADDRESS to a larger cluster"
         )
     if device == "cuda" and not config.min_workers:
-        _models(config)
+        _models(config)  # raises where it is none; with `min_workers` lost machines may be back until then
     return Workers(device=device, num_workers=min(found, config.num_workers))
 
 

@@ -60,9 +60,8 @@ class Processes:
         return self._evaluators
 
     def _room_for_both(self) -> bool:
-        if (
-            self.config.cluster.evaluation_gpus > 1
-        ):  # how many GPUs of one machine are free depends on where trainers lie
+        # How many GPUs of one machine are free depends on where the trainers lie.
+        if self.config.cluster.evaluation_gpus > 1:
             return False
         workers = resources(self.config.cluster)
         both = Workers(workers.device, 2 * self.jobs * workers.num_workers)

@@ -72,7 +72,10 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_and_its_reference_run_where_the_model_is(kind: str) -> None:
-    """The batch is on the CPU, as the loader gives it. VaLR's frozen encoders are in float32: worst seen 2e-9."""
+    """The batch is on the CPU, as the loader gives it.
+
+    Worst seen: 1e-7 in gradients of VaLR, whose frozen encoders are in float32, and 7e-16 in all others.
+    """
     method, _, data, _ = made(kind)
     held.trained(method)
     ways: list[Callable[[], Any]] = [lambda: method(data, held.CLOCK), lambda: method.reference(data, held.CLOCK)]
@@ -156,17 +159,16 @@ def test_a_frozen_encoder_runs_where_it_is(kind: str) -> None:
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_each_device_holds_as_much_to_within_a_layer(devices: int, tmp_path: Path) -> None:
+def test_each_device_holds_as_much_to_within_a_layer(tmp_path: Path) -> None:
     save_tiny_base(TINY.model_copy(update={"num_layers": 12}), tmp_path)
     model = load_model(str(tmp_path))
     layers = model.model.language_model.layers
     large = max(sum(p.nbytes for p in layer.parameters()) for layer in layers)
     with simulated():
-        spread(model, DEVICES[:devices])
-        held_by = dict.fromkeys(DEVICES[:devices], 0)
+        spread(model, DEVICES)
+        held_by = dict.fromkeys(DEVICES, 0)
         for parameter in model.parameters():
             held_by[parameter.device] += parameter.nbytes
-        assert max(held_by.values()) - sum(held_by.values()) / devices <= large
+        assert max(held_by.values()) - sum(held_by.values()) / len(DEVICES) <= large
         first = {parameter.device for name, parameter in model.named_parameters() if ".layers." not in name}
         assert first == {DEVICES[0]}
