@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord
 from amvl_core.contracts.records import StepProbe
 from amvl_core.eval.experiment import mean_probes
-from amvl_core.eval.seeds import over_seeds
 from amvl_core.experiments.experiment import difficulty
 from amvl_core.pages.charts import BASELINE, INK, style
 
@@ -31,9 +30,10 @@ DARK = 55
 
 
 def chart(record: ExperimentRecord, title: str) -> Figure:
-    """Left: a line an arm whose replies are bare answers, with Student's band over its seeds, written steps as the
-    ceiling and the commonest answer as the floor. Right: every arm at the tokens that its replies have; beside arms
-    that hide each other stands how many they are.
+    """Left: a line an arm whose replies are bare answers, written steps as the ceiling and the commonest answer as the
+    floor. The line is the mean of an arm's trainings, each of them is a thin line, and the band has all of them: an
+    interval of the mean would hide that a training either learns a step or does not. Right: every arm at the tokens
+    that its replies have; beside arms that hide each other stands how many they are.
     """
     figure = Figure(figsize=(12.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
@@ -63,7 +63,7 @@ def chart(record: ExperimentRecord, title: str) -> Figure:
     for axis in (left, right):
         style(axis)
     seeds = max((len(arm.trained) for arm in record.arms), default=0)
-    bands = f"bands: 95 % over {seeds} seeds" if seeds > 1 else "one seed"
+    bands = f"mean of {seeds} trainings, each of them as a thin line" if seeds > 1 else "one training each"
     left.set_title(f"Bare answers, and steps in words as the ceiling\n({bands})", loc="left", fontsize=10, color=INK)
     right.set_title("All arms", loc="left", fontsize=10, color=INK)
     handles, labels = right.get_legend_handles_labels()
@@ -135,11 +135,12 @@ def _looks(record: ExperimentRecord) -> dict[str, dict[str, Any]]:
 
 
 def _line(axis: Any, arm: ArmRecord, tasks: list[str], steps: list[int], look: dict[str, Any]) -> None:
-    values = [[100 * one.accuracies[task] for one in arm.trained.values()] for task in tasks]
-    means = [statistics.fmean(found) for found in values]
-    width = 5.0 if arm.role == "ceiling" else 1.6  # it is seen behind an arm that reaches it
-    axis.plot(steps, means, linewidth=width, markersize=width + 3.4, **look)
-    if len(arm.trained) > 1:
-        bands = [over_seeds([value / 100 for value in found]) or (found[0] / 100,) * 2 for found in values]
-        low, high = ([100 * band[side] for band in bands] for side in (0, 1))
-        axis.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    trainings = [[100 * one.accuracies[task] for task in tasks] for one in arm.trained.values()]
+    by_task = list(zip(*trainings, strict=True))
+    width = 5.0 if arm.role == "ceiling" else 1.8  # it is seen behind an arm that reaches it
+    axis.plot(steps, [statistics.fmean(found) for found in by_task], linewidth=width, markersize=width + 3.4, **look)
+    if len(trainings) > 1:
+        for found in trainings:
+            axis.plot(steps, found, color=look["color"], alpha=0.6, linewidth=0.8)
+        low, high = [min(found) for found in by_task], [max(found) for found in by_task]
+        axis.fill_between(steps, low, high, color=look["color"], alpha=0.09, linewidth=0)

@@ -129,13 +129,19 @@ def test_an_interval_that_its_p_does_not_bear_out_has_its_p(record: ExperimentRe
 def test_the_chart_has_a_line_an_arm_and_every_arm_at_its_tokens(record: ExperimentRecord, tmp_path: Path) -> None:
     figure = chart(record, "Where latents are needed")
     left, right = figure.axes
-    lines = {line.get_label(): list(line.get_ydata()) for line in left.lines}
+    named = [line for line in left.lines if not line.get_label().startswith("_")]
+    lines = {line.get_label(): list(line.get_ydata()) for line in named}
     assert lines["Coconut"] == [pytest.approx(95.0), pytest.approx(60.5)]
     assert lines["commonest answer"] == [10.0, 8.0]
     assert list(lines) == ["SFT, steps in words", "pause tokens", "Coconut", "commonest answer"]
     tokens = {line.get_label(): line.get_xdata()[0] for line in right.lines[:3]}
     assert tokens == {"SFT, steps in words": 12.0, "pause tokens": 2.0, "Coconut": 2.0}
     assert len(left.collections) == 3  # a band an arm
+    trainings = [list(line.get_ydata()) for line in left.lines if line not in named]
+    coconut = next(arm for arm in record.arms if arm.label == "Coconut")
+    for one in coconut.trained.values():
+        assert [100 * accuracy for accuracy in one.accuracies.values()] in trainings
+    assert len(trainings) == sum(len(arm.trained) for arm in record.arms)
     assert not right.texts
     hidden = record.model_copy(update={"arms": [*record.arms, record.arms[1].model_copy(update={"label": "other"})]})
     assert [text.get_text() for text in chart(hidden, "twice").axes[1].texts] == ["2 arms"]
