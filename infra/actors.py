@@ -226,7 +226,7 @@ class Actors:
             "max_concurrency": IN_FLIGHT,
             "concurrency_groups": {"asked": 1},
             "max_restarts": RESTARTS,
-            "max_task_retries": RESTARTS,
+            "max_task_retries": -1,  # as long as it is started again: one death may fail a task more than once
         }
         kind = ray.remote(**options)(Actor)
         while len(self.started) < min(workers.num_workers, tasks):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from amvl_core.contracts.config import RunConfig, override
@@ -52,11 +54,20 @@ def deaths(tmp_path: Path) -> Path:
 def test_a_part_whose_actor_dies_is_done_by_the_next_and_none_is_done_twice(
     ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path
 ) -> None:
+    """Its cluster learns of the death three seconds later; meanwhile every call of it fails."""
     events: list[Progress] = []
     make = partial(Squares, deaths, 1)
+
+    def note(event: Progress) -> None:
+        if event.done == 1:  # the next part that is given out is the one at which it dies
+            (informed,) = (p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")
+            informed.suspend()
+            threading.Timer(3, informed.resume).start()
+        events.append(event)
+
     with Actors(config) as actors:
         for _ in range(2):
-            tables = actors.tables(make, 0, PARTS, str(tmp_path / "parts"), "squares", events.append)
+            tables = actors.tables(make, 0, PARTS, str(tmp_path / "parts"), "squares", note)
             squares = {kind: table["square"].to_pylist() for kind, table in tables.items()}
             assert squares == {"even": [0, 4, 16], "odd": [1, 9]}
     assert len(list(deaths.iterdir())) == 1
@@ -106,10 +117,13 @@ def test_an_actor_that_died_is_not_kept_for_the_next_work(
     assert len(list(deaths.iterdir())) == 2
 
 
-def test_what_keeps_dying_is_named(ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path) -> None:
+def test_what_keeps_dying_is_named(
+    ray_cluster: None, config: RunConfig, tmp_path: Path, deaths: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.actors.RESTARTS", 1)
     with (
         Actors(config) as actors,
-        pytest.raises(ClusterError, match=r"^squares: a worker died"),
+        pytest.raises(ClusterError, match=r"^squares: a worker died 2 times"),
     ):
         actors.tables(partial(Squares, deaths, 99), 0, PARTS[2:3], str(tmp_path / "parts"), "squares", lambda _: None)
 
