@@ -22,6 +22,7 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from amvl_core.contracts import storage
@@ -201,7 +202,7 @@ def _wanted(config: RunConfig) -> Workers:
 def _trainer(config: RunConfig, workers: Workers, settings: dict[str, Any]) -> TorchTrainer:
     least = config.cluster.min_workers or workers.num_workers
     elastic = least < workers.num_workers
-    return TorchTrainer(
+    return _Trainer(
         _worker,
         train_loop_config=settings,
         torch_config=_Torch(backend="nccl" if workers.device == "cuda" else "gloo"),
@@ -287,6 +288,13 @@ class _Backend(_TorchBackend):
         """Runs before training starts."""
         super().on_start(worker_group, backend_config)
         worker_group.execute(_listen)
+
+
+class _Trainer(TorchTrainer):
+    """Without the actor that hands out Ray's datasets: our workers read their rows, and wait two seconds less."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [found for found in super()._create_default_callbacks() if not isinstance(found, DatasetsCallback)]
 
 
 class _Torch(TorchConfig):
