@@ -108,6 +108,40 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return Checkout(tmp_path_factory.mktemp("checkout"))
 
 
+def test_a_run_that_is_told_to_end_puts_its_server_away_and_marks_its_runs(checkout: Checkout) -> None:
+    """The first in its folder: the server makes its database, which takes longer than all else that it does."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows", "demo", *SMALL],
+        cwd=checkout.folder,
+        env=checkout.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stderr is not None
+    lines = []
+    for line in run.stderr:
+        lines.append(line)
+        if "prepare: starts" in line:
+            break
+    run.send_signal(signal.SIGTERM)
+    rest = run.stderr.read()
+    assert run.wait(timeout=60) == 130, "".join(lines) + rest
+    assert rest.splitlines()[-1].startswith("interrupted; the next run goes on")
+    assert "Traceback" not in rest
+    page = next(line for line in lines if "View at" in line).split("127.0.0.1:")[1]
+    deadline = time.monotonic() + 20
+    while _listens(int(page.split("/")[0])) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _listens(int(page.split("/")[0]))
+    states = {"prefect/prefect.db": "SELECT state_type FROM flow_run", "storage/mlflow.db": "SELECT status FROM runs"}
+    found = {}
+    for name, query in states.items():
+        with sqlite3.connect(checkout.folder / ".amvl" / name) as database:
+            found[name] = database.execute(query).fetchall()
+        database.close()
+    assert found == {"prefect/prefect.db": [("CRASHED",)], "storage/mlflow.db": [("KILLED",)]}
+
+
 @pytest.fixture(scope="module")
 def first(checkout: Checkout) -> subprocess.CompletedProcess[str]:
     done = checkout.command("flows", "demo", *checkout.small, **PROXIES)
@@ -398,40 +432,6 @@ def test_a_port_in_use_is_one_message(checkout: Checkout) -> None:
     assert done.returncode == 1
     assert f"port {port}, which Prefect needs, is in use" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_run_that_is_told_to_end_puts_its_server_away_and_marks_its_runs(tmp_path: Path) -> None:
-    checkout = Checkout(tmp_path)
-    run = subprocess.Popen(
-        [sys.executable, "-m", "flows", "demo", *SMALL],
-        cwd=tmp_path,
-        env=checkout.environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert run.stderr is not None
-    lines = []
-    for line in run.stderr:
-        lines.append(line)
-        if "prepare: starts" in line:
-            break
-    run.send_signal(signal.SIGTERM)
-    rest = run.stderr.read()
-    assert run.wait(timeout=60) == 130, "".join(lines) + rest
-    assert rest.splitlines()[-1].startswith("interrupted; the next run goes on")
-    assert "Traceback" not in rest
-    page = next(line for line in lines if "View at" in line).split("127.0.0.1:")[1]
-    deadline = time.monotonic() + 20
-    while _listens(int(page.split("/")[0])) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _listens(int(page.split("/")[0]))
-    states = {"prefect/prefect.db": "SELECT state_type FROM flow_run", "storage/mlflow.db": "SELECT status FROM runs"}
-    found = {}
-    for name, query in states.items():
-        with sqlite3.connect(tmp_path / ".amvl" / name) as database:
-            found[name] = database.execute(query).fetchall()
-        database.close()
-    assert found == {"prefect/prefect.db": [("CRASHED",)], "storage/mlflow.db": [("KILLED",)]}
 
 
 def test_a_storage_root_that_cannot_be_written_is_one_message(checkout: Checkout, tmp_path: Path) -> None:
