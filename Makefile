@@ -4,12 +4,14 @@ BIN := $(VENV)/bin
 
 .PHONY: demo serve test check clean
 
-# The stamp is newer than what it was installed from, or the environment is brought up to date.
+# The stamp is newer than what it was installed from, or the environment is brought up to date. Bytecode is made on all
+# cores, where pip would take one; some files are for newer versions of Python.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); choose one: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 	@mkdir -p .amvl
 	@touch $@
 
