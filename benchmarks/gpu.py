@@ -48,7 +48,7 @@ from benchmarks.shapes import METHOD, SEVEN_B, SFT, SMALL, build, latent_config,
 from benchmarks.step import utilisation
 from benchmarks.trial import Trial
 from infra.plan import memory
-from infra.plan.planner import RESERVE_GIB
+from infra.plan.machines import RESERVE_GIB
 from infra.plan.shapes import TextShape, VisionShape
 
 EXACT = {torch.float32: 1e-4, torch.bfloat16: 0.05}

@@ -14,7 +14,8 @@ from amvl_core.contracts.config import override
 from amvl_core.contracts.errors import AmvlError
 from amvl_core.contracts.overrides import parse
 from amvl_core.contracts.presets import PRESETS
-from infra.plan.planner import MACHINES, UTILISATION, plan
+from infra.plan.machines import MACHINES, UTILISATION
+from infra.plan.planner import plan
 from infra.plan.shapes import model_shape
 from infra.plan.show import tables
 from infra.plan.workload import assumed

@@ -12,46 +12,20 @@ from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
 from amvl_core.contracts import ablations
-from amvl_core.contracts.answer_length import PUBLISHED
 from amvl_core.contracts.config import RunConfig, StageConfig, override
 from amvl_core.contracts.errors import ConfigError
 from amvl_core.contracts.overrides import parse
 from amvl_core.data.heldout import evaluations, interval, num_heldout
 from amvl_core.data.order import num_steps, rows_of_share
 from amvl_core.methods.cost import Cost, RowsOfStep
-from amvl_core.rows.flops import PEAK_BF16_FLOPS, vision_flops
-from infra.plan import memory
+from amvl_core.rows.flops import vision_flops
+from infra.plan import evaluation, memory
+from infra.plan.evaluation import EvaluationPlan
+from infra.plan.machines import GIB, MACHINES, NVLINK_GB_S, RESERVE_GIB, UTILISATION, Machines
 from infra.plan.memory import OFFLOADS, Moment, Offload, States, Step
 from infra.plan.shapes import ModelShape, model_shape, parameters
 from infra.plan.workload import Workload, assumed
 
-GIB = 2**30
-RESERVE_GIB = 3.0
-"""CUDA context, NCCL's buffers and the allocator's fragmentation."""
-UTILISATION = 0.4
-"""Share of a GPU's peak that its matrix products reach, recomputation counted: what eager PyTorch with SDPA reaches on
-rows of a thousand tokens at 7B. Tuned code reaches 0.5 to 0.6; measure your own with `python -m benchmarks.step`."""
-
-
-@dataclass(frozen=True)
-class Machines:
-    """A kind of GPU and how it is connected: `node_gb_s` is what a node sends to others, in GB/s."""
-
-    gpu: str
-    memory_gib: float
-    peak_flops: float
-    gpus_per_node: int = 8
-    node_gb_s: float = 12.5
-
-
-MACHINES = {
-    name: Machines(name, gib, PEAK_BF16_FLOPS[name.split("-")[0]])
-    for name, gib in (("A100-40GB", 39.4), ("A100-80GB", 79.2), ("H100-80GB", 79.2), ("H200-141GB", 139.8))
-}
-"""Memory as torch reports it. The network is one interface of 100 Gbit/s, what NCCL has over TCP in the stock image;
-with EFA set up p4d and p4de send 50 GB/s."""
-NVLINK_GB_S = 200.0
-"""Within one node."""
 CHECKPOINT_BYTES = 12
 """Of a trained parameter: its float32 weight and AdamW's two moments (docs/decisions/17)."""
 
@@ -110,9 +84,7 @@ class StagePlan:
 class Plan:
     """A whole run; `hours` by the way that each stage is run, `hours_by_way` with that way wherever a stage has it.
 
-    `control_hours` come on top: training of `evaluation.controls`, by label. `evaluation_gib` is what an evaluation
-    needs on the fullest of `evaluation_gpus`, whatever ZeRO shares. `fitting_tokens` is an `evaluation.batch_tokens`
-    with which it fits there, and `fitting_gpus` is a number of GPUs with which it fits, if there is one.
+    `control_hours` come on top: training of `evaluation.controls`, by label.
     """
 
     base: str
@@ -126,20 +98,12 @@ class Plan:
     hours: float
     hours_by_way: dict[str, float]
     control_hours: dict[str, float]
-    evaluation_gib: float
-    evaluation_gpus: int
-    fitting_tokens: int | None
-    fitting_gpus: int | None
-
-    @property
-    def evaluation_fits(self) -> bool:
-        """Whether the GPUs of an evaluation are of one machine, and hold the whole model and what it answers."""
-        return self.evaluation_gpus <= self.machines.gpus_per_node and self.evaluation_gib <= self.machines.memory_gib
+    evaluation: EvaluationPlan
 
     @property
     def fits(self) -> bool:
         """Whether every stage and the evaluation fit."""
-        return self.evaluation_fits and all(stage.fits for stage in self.stages.values())
+        return self.evaluation.fits and all(stage.fits for stage in self.stages.values())
 
 
 def plan(
@@ -178,10 +142,7 @@ def plan(
             label: sum(_Job(control, shape, workload, machines, utilisation).hours(config))
             for label, control in ablations.controls(config).items()
         },
-        evaluation_gib=round(job.evaluation(config.evaluation.batch_tokens), 2),
-        evaluation_gpus=config.cluster.evaluation_gpus,
-        fitting_tokens=next(job.fitting_batches(), None),
-        fitting_gpus=next(job.fitting_gpus(), None),
+        evaluation=evaluation.plan(config, shape.text, job.largest_model(), job.width, workload.longest, machines),
     )
 
 
@@ -300,28 +261,9 @@ class _Job:
         gpu = states.weights + self.width * self.largest if how.zero_stage == 3 else whole
         return {"start_gib": round(gpu / GIB, 2), "start_host_gib": round(copies * whole / GIB, 2)}
 
-    def evaluation(self, batch_tokens: int, gpus: int | None = None) -> float:
-        """GiB on the fullest GPU: the largest model of a stage, and as many questions at once as the settings allow."""
-        settings, longest = self.config.evaluation, self.workload.longest
-        total = max(sum(self.parameters(stage).values()) for stage in self.config.stages.values())
-        tokens = max(longest, min(batch_tokens, settings.batch_size * longest))
-        written = settings.batch_size * (settings.max_new_tokens or PUBLISHED)
-        gpus = gpus or self.config.cluster.evaluation_gpus
-        return memory.evaluation(self.shape.text, total, self.width, tokens, written, gpus) / GIB + RESERVE_GIB
-
-    def fitting_batches(self) -> Iterator[int]:
-        """Of `evaluation.batch_tokens` and its halves those with which an evaluation fits, the largest first."""
-        tokens = self.config.evaluation.batch_tokens
-        while tokens >= self.workload.longest:
-            if self.evaluation(tokens) <= self.machines.memory_gib:
-                yield tokens
-            tokens //= 2
-
-    def fitting_gpus(self) -> Iterator[int]:
-        """How many GPUs of a machine hold an evaluation, the fewest first."""
-        for gpus in range(1, min(self.machines.gpus_per_node, self.config.cluster.num_workers) + 1):
-            if self.evaluation(self.config.evaluation.batch_tokens, gpus) <= self.machines.memory_gib:
-                yield gpus
+    def largest_model(self) -> int:
+        """Parameters of the largest model of a stage."""
+        return max(sum(self.parameters(stage).values()) for stage in self.config.stages.values())
 
     @property
     def largest(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console, Group
 from rich.table import Table
 
-from infra.plan.planner import GIB, Change, Plan, StagePlan
+from infra.plan.machines import GIB
+from infra.plan.planner import Change, Plan, StagePlan
 
 
 def text(plan: Plan, width: int = 120) -> str:
@@ -86,14 +87,15 @@ def _conclusions(plan: Plan) -> list[str]:
 
 
 def _evaluation(plan: Plan) -> str:
-    gpus = plan.evaluation_gpus
-    needed = f"{plan.evaluation_gib:.1f} GiB{' each' * (gpus > 1)}; ZeRO shares nothing there"
+    asked = plan.evaluation
+    gpus = asked.gpus
+    needed = f"{asked.needed_gib:.1f} GiB{' each' * (gpus > 1)}; ZeRO shares nothing there"
     on = "one GPU" if gpus == 1 else f"{gpus} GPUs a model"
-    if plan.evaluation_fits:
+    if asked.fits:
         return f"evaluation fits {on} ({needed})"
     if gpus > (most := plan.machines.gpus_per_node):
         return f"evaluation does not fit: {on}, and a node has {most}; set cluster.evaluation_gpus lower"
-    fields = {"evaluation.batch_tokens": plan.fitting_tokens, "cluster.evaluation_gpus": plan.fitting_gpus}
+    fields = {"evaluation.batch_tokens": asked.fitting_tokens, "cluster.evaluation_gpus": asked.fitting_gpus}
     changes = " or ".join(f"--param {path}={value}" for path, value in fields.items() if value)
     return (
         f"evaluation does not fit {on}: it needs {needed}, and the GPU has {plan.machines.memory_gib:g}; "

@@ -10,7 +10,8 @@ import yaml
 
 from amvl_core.methods.amvl.presets import paper
 from infra.cluster import _ENVIRONMENT, Workers
-from infra.plan.planner import MACHINES, plan
+from infra.plan.machines import MACHINES
+from infra.plan.planner import plan
 
 FILE = Path(__file__).resolve().parents[2] / "ray_cluster.yaml"
 

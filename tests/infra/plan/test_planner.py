@@ -10,7 +10,8 @@ from amvl_core.contracts.overrides import parse
 from amvl_core.contracts.presets import PRESETS
 from amvl_core.methods.amvl.presets import demo, paper
 from infra.plan.__main__ import main
-from infra.plan.planner import MACHINES, Plan, _Job, plan
+from infra.plan.machines import MACHINES
+from infra.plan.planner import Plan, _Job, plan
 from infra.plan.shapes import PUBLISHED, model_shape
 from infra.plan.show import text
 from infra.plan.workload import Workload
@@ -96,10 +97,10 @@ def test_an_evaluation_has_the_whole_model_on_one_gpu() -> None:
     """Weights, keys and values of 16 questions with 512 tokens each, one layer of 32,768 tokens, the reserve."""
     found = plan(paper(), workload=LOAD)
     cached, made = 2 * 28 * 512 * (32768 + 16 * 512), (3 * 18944 + 2 * 3584) * 32768
-    assert found.evaluation_gib == pytest.approx((8_302_398_465 + cached + made) * 2 / 2**30 + 3, abs=0.01)
+    assert found.evaluation.needed_gib == pytest.approx((8_302_398_465 + cached + made) * 2 / 2**30 + 3, abs=0.01)
     assert found.fits and "evaluation fits one GPU (24.6 GiB" in text(found)
     tight = plan(paper(), replace(MACHINES["A100-80GB"], memory_gib=24), workload=LOAD)
-    assert tight.fitting_tokens == 16384 and not tight.evaluation_fits
+    assert tight.evaluation.fitting_tokens == 16384 and not tight.evaluation.fits
     assert "evaluation does not fit one GPU: it needs 24.6 GiB" in text(tight)
     change = "--param evaluation.batch_tokens=16384 or --param cluster.evaluation_gpus=2 makes it fit"
     assert change in text(tight, width=300)
@@ -123,7 +124,7 @@ def test_an_evaluation_on_several_gpus_has_its_layers_on_them() -> None:
     cached, made = 2 * shape.kv_size * (32768 + 16 * 512), (3 * shape.intermediate_size + 2 * 8192) * 32768
     rest = sum(found.parameters.values()) - 80 * shape.layer
     needed = rest + 25 * (shape.layer + cached) + made
-    assert found.evaluation_gib == pytest.approx(needed * 2 / 2**30 + 3, abs=0.01)
+    assert found.evaluation.needed_gib == pytest.approx(needed * 2 / 2**30 + 3, abs=0.01)
     assert found.fits and "evaluation fits 3 GPUs a model (60.2 GiB each; ZeRO" in text(found, width=300)
     more = plan(override(large, {"cluster": {"evaluation_gpus": 12}}), workload=LOAD)
     assert not more.fits and "12 GPUs a model, and a node has 8; set cluster" in text(more, width=300)

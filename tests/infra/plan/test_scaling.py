@@ -106,19 +106,23 @@ def test_what_a_rank_writes_of_72b(number: int, workers: int, capsys: pytest.Cap
 def test_what_72b_fits(arguments: str, gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"`{shlex.join(BASE_72B)}`" in PAGE
     fits, found = planned(capsys, *BASE_72B, *shlex.split(arguments))
-    assert not fits and all(stage["fits"] for stage in found["stages"].values()) and found["fitting_gpus"] == gpus
-    assert f"need {found['evaluation_gib']:.1f} GiB" in PAGE
+    assert (
+        not fits
+        and all(stage["fits"] for stage in found["stages"].values())
+        and found["evaluation"]["fitting_gpus"] == gpus
+    )
+    assert f"need {found['evaluation']['needed_gib']:.1f} GiB" in PAGE
     fits, found = planned(capsys, *BASE_72B, *shlex.split(arguments), "--param", f"cluster.evaluation_gpus={gpus}")
     assert fits
-    cells = f" {gpus} | {found['stages']['amvl']['needed_gib']:.1f} | {found['evaluation_gib']:.1f} |"
+    cells = f" {gpus} | {found['stages']['amvl']['needed_gib']:.1f} | {found['evaluation']['needed_gib']:.1f} |"
     assert any(line.startswith(f"| `{arguments}` |") and line.endswith(cells) for line in PAGE.splitlines())
 
 
 def test_no_batch_makes_the_evaluation_of_72b_fit_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     one = ["--param", "evaluation.batch_size=1", "--param", "evaluation.batch_tokens=4096"]
     _, found = planned(capsys, *BASE_72B, *one, "--gpu", "H200-141GB")
-    assert found["evaluation_gib"] > found["machines"]["memory_gib"]
-    assert found["fitting_tokens"] is None
+    assert found["evaluation"]["needed_gib"] > found["machines"]["memory_gib"]
+    assert found["evaluation"]["fitting_tokens"] is None
 
 
 def test_what_the_start_of_72b_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,9 +138,9 @@ def test_32b_fits_with_a_smaller_batch_in_evaluation(capsys: pytest.CaptureFixtu
     fits, found = planned(capsys, *BASE_32B)
     assert fits
     _, default = planned(capsys, *BASE_32B[:4])
-    assert default["fitting_tokens"] == 16384 and default["fitting_gpus"] == 2
+    assert default["evaluation"]["fitting_tokens"] == 16384 and default["evaluation"]["fitting_gpus"] == 2
     assert f"{found['stages']['amvl']['needed_gib']:.1f} GiB). Its evaluation needs" in PAGE
-    needed = (found["evaluation_gib"], default["evaluation_gib"])
+    needed = (found["evaluation"]["needed_gib"], default["evaluation"]["needed_gib"])
     assert "needs {:.1f} GiB with that batch, and {:.1f} with the default one".format(*needed) in PAGE
 
 
