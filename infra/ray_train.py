@@ -291,7 +291,7 @@ class _Backend(_TorchBackend):
 
 
 class _Trainer(TorchTrainer):
-    """Without the actor that hands out Ray's datasets: our workers read their rows, and wait two seconds less."""
+    """Without the actor that hands out Ray's datasets: our workers read their rows, and wait a second less."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [found for found in super()._create_default_callbacks() if not isinstance(found, DatasetsCallback)]
