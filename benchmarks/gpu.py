@@ -52,7 +52,7 @@ from infra.plan.machines import RESERVE_GIB
 from infra.plan.shapes import TextShape, VisionShape
 
 EXACT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""Limits of the relative difference of a loss with its gradient. Measured worst case on a CPU: 3e-7 and 5e-3."""
+"""Limits of the relative difference of a loss with its gradient. Measured worst case on a CPU: 3e-7 and 4e-3."""
 TEXT: dict[str, Any] = {
     **SMALL,
     "num_hidden_layers": 2,

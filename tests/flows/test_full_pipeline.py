@@ -109,7 +109,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def test_a_run_that_is_told_to_end_puts_its_server_away_and_marks_its_runs(checkout: Checkout) -> None:
-    """The first in its folder: the server makes its database, which takes longer than all else that it does."""
+    """It comes first in the folder: Prefect's server makes its database here, and all later ones find it."""
     run = subprocess.Popen(
         [sys.executable, "-m", "flows", "demo", *SMALL],
         cwd=checkout.folder,

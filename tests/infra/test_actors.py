@@ -60,7 +60,7 @@ def test_a_part_whose_actor_dies_is_done_by_the_next_and_none_is_done_twice(
 
     def note(event: Progress) -> None:
         if event.done == 1:  # the next part that is given out is the one at which it dies
-            (informed,) = (p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")
+            (informed,) = (p for p in psutil.Process().children() if p.name() == "gcs_server")
             informed.suspend()
             threading.Timer(3, informed.resume).start()
         events.append(event)
