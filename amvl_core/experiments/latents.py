@@ -48,6 +48,7 @@ SHOWN = (
     "SFT, curriculum",
     "pause tokens, curriculum",
     "Coconut",
+    "CODI",
     "VaLR, bare answers",
     "VaLR, bare answers, no alignment",
     "AMVL, hidden steps, curriculum",
