@@ -204,15 +204,16 @@ def line(
     }
     config = next(iter(plan[arm.label].values()))
     failed = {seed: result for seed, result in sorted(found[arm.label].items()) if isinstance(result, str)}
+    own_stages = [name for name in config.stages if name not in chosen.shared.stages]
+    flops = training_flops(config, own_stages, dataset, base)
+    get_run_logger().info("%s: %.2g FLOPs", arm.label, flops)  # seconds for each arm
     return ArmRecord(
         label=arm.label,
         role=arm.role,
         writes=arm.writes,
         rate=best(chosen, rates[arm.label]),
         validated=rates[arm.label],
-        flops=training_flops(
-            config, [name for name in config.stages if name not in chosen.shared.stages], dataset, base
-        ),
+        flops=flops,
         trained=trained,
         failed=failed,
         scores=score_row(own, None),
