@@ -65,8 +65,12 @@ def matters(trained: Mapping[int, TrainedArm], against: Mapping[str, SeedScores]
     changed = [{row.variant: row for row in one.variants} for one in trained.values()]
     if not changed or not all(changed):
         return None
-    holds = [shown(rows[name]) and rows[name].difference < 0 for rows in changed for name in (SWAPPED, CONSTANT)]
+    if not all(shown(rows[name]) and rows[name].difference < 0 for rows in changed for name in (SWAPPED, CONSTANT)):
+        return False
+    if not whole:  # the seed that is missing may turn any comparison
+        return None
     figures = [(one.difference_interval, one.p_value) for one in against.values()]
     compared = [(interval, p) for interval, p in figures if interval is not None and p is not None]
-    holds += [interval[0] > 0 and p < 0.05 for interval, p in compared]
-    return None if all(holds) and not (whole and compared and len(compared) == len(against)) else all(holds)
+    if not all(interval[0] > 0 and p < 0.05 for interval, p in compared):
+        return False
+    return True if compared and len(compared) == len(against) else None

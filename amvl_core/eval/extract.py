@@ -38,6 +38,7 @@ _ANSWER_LINE = re.compile(
     r"\W*[:\uff1a](?:\*\*|__)?\W*?(\S.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
+_TAG = re.compile(r"</?[A-Za-z]\w*>")
 _MATH = re.compile(r"(?<!\w)\$(?=\S)([^$\n]*?\S)\$(?!\d)|\\\((.+?)\\\)")
 
 # A letter that is a word of its own: not of "C++", "B-52", "U.S.A", "R&B", "P(A)", "A's", "c < 3".
@@ -70,11 +71,14 @@ _LABELLED = re.compile(
 )
 _BARE = re.compile(rf"[\W_]*(?:(?:option|选项|選項)[\W_]*)?{_LETTER}[\W_]*", re.IGNORECASE)
 _STANDALONE = re.compile(_LETTER)
-# A at the start of a sentence and before a small letter, but for a word that follows no article: "A is closer than B".
+# A at the start of a sentence, before a small letter, a number, a quotation or a name ("A Ford car"), but for a word
+# that follows no article: "A is closer than B", "A Because it is red".
 _ARTICLE = re.compile(
-    r"(?<!\w)(?<![\w,;] )A(?= [a-z])(?! (?:or|and|nor|vs|versus|but|to|over|rather|instead|than|because|since|so|as|if"
+    r"(?<!\w)(?<![\w,;] )A(?= (?:[a-z\d\"']|[A-Z][\w-]* [a-z]))"
+    r"(?! (?i:or|and|nor|vs|versus|but|to|over|rather|instead|than|because|since|so|as|if"
     r"|that|which|who|is|isn't|was|wasn't|has|hasn't|does|doesn't|would|should|could|cannot|seems|appears|looks|fits"
     r"|matches|shows|follows|completes|contains|represents|corresponds|for|from|with|without|in|on|at|by"
+    r"|the|this|that's|it|its|it's|there|we|i"
     r"|(?:can|may|might|must|will) be)\b)"
 )
 # What follows a denial up to the end of its clause; the point of "2.5" ends none.
@@ -83,8 +87,9 @@ _DENIED = re.compile(
     r"(?=[;:!?。\n]|[.,](?!\d)|\b(?:but|so|because|since)\b|[而但因]|所以|$)",
     re.IGNORECASE,
 )
-_WRONG = r"(?:is|looks|seems) (?:wrong|incorrect|false)\b"
-_RULED_OUT = re.compile(rf"[\s\"'*)\]]*{_WRONG}", re.IGNORECASE)
+_WRONG = r"(?:is|are|looks?|seems?) (?:wrong|incorrect|false)\b"
+# Of a list it rules out all: "A, C and D are wrong".
+_RULED_OUT = re.compile(rf"(?:(?:[\s,&]|\b(?:and|or)\b)+[A-Z]\b)*[\s\"'*)\]]*{_WRONG}", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
     r"[\s\"'*)\]]*(?:(?:is|was|can|could|does|would|must)(?:n't| not)\b|cannot\b"
     rf"|{_WRONG}"
@@ -100,7 +105,7 @@ def final_answer(text: str) -> str:
     the rest of the last "Answer:" line, else all of it.
     """
     span, labelled = _span(text)
-    return span.splitlines()[0] if labelled else span
+    return (span.splitlines() or [""])[0] if labelled else span
 
 
 def unwrapped(text: str, options: Mapping[str, str], gold: str = "") -> Extraction:
@@ -114,11 +119,12 @@ def unwrapped(text: str, options: Mapping[str, str], gold: str = "") -> Extracti
     span = _MATH.sub(lambda found: found[1] or found[2], written)
     claims = [found[1] for found in _CLAIMED.finditer(span) if not _denied(found.start(1), found.start(1), span)]
     for said in (written, span, *reversed(claims)):
-        by_text, by_letter = same(said, options), _bare(said, options)
+        by_text, by_letter = same(said, options), _bare(_TAG.sub("", said), options)
         if by_text or by_letter:
             agreed = by_text == by_letter or None in (by_text, by_letter)
             return Extraction(by_text or by_letter) if agreed else NOTHING
-    return Extraction(_letter(span, options) or _by_text(span, options) or _only_letter(span, options))
+    untagged = _TAG.sub("", span)
+    return Extraction(_letter(untagged, options) or _by_text(span, options) or _only_letter(untagged, options))
 
 
 def _free_text(text: str, gold: str) -> str:

@@ -5,6 +5,7 @@ A method's `Prober` makes the outputs (`amvl_core/methods/probing.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,16 @@ def score_variants(items: Iterable[Mapping[str, Any]], seed: int = 0) -> list[Va
     """One row per variant in order of first appearance, the unchanged model first.
 
     An item has `sample_id`, `variant`, `group` (items of one group are not independent), `score` (0 to 1)
-    and `log_likelihood`. Raises DataError where a variant was not asked what the unchanged model was.
+    and `log_likelihood`. Raises DataError where a variant was not asked what the unchanged model was, or where a
+    log-likelihood is no finite number.
     """
     by_variant: dict[str, list[Mapping[str, Any]]] = {UNCHANGED: []}
     for item in items:
+        if not math.isfinite(item["log_likelihood"]):
+            raise DataError(
+                f"{item['sample_id']}: the log-likelihood of its answer is {item['log_likelihood']} "
+                f"({item['variant']}); the model's weights or its precision are at fault"
+            )
         by_variant.setdefault(item["variant"], []).append(item)
     if not (unchanged := by_variant[UNCHANGED]):
         raise DataError("there is no item of the unchanged model to compare with; run the faithfulness stage again")

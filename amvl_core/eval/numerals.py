@@ -29,6 +29,11 @@ _STANDALONE = re.compile(r"(?<![\w.^])-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+\b)?", re
 _WORD = rf"(?:{'|'.join(_WORDS)})\b"
 _WORDS_IN_A_ROW = re.compile(rf"\b{_WORD}(?:(?:(?<=hundred) and |(?<=thousand) and |[ -]){_WORD})*", re.IGNORECASE)
 _MORE_THAN_WORDS = re.compile(r"\b(?:million|billion|point|minus|half|quarter)\b", re.IGNORECASE)
+_MORE_THAN_DIGITS = re.compile(
+    r"\d ?(?:hundred|thousand|million|billion)\b|\d(?: and)?(?: an?| one)? (?:half|quarter)\b|\b(?:minus|negative) \d"
+    r"|\d ?[x×*^] ?\d",
+    re.IGNORECASE,
+)
 _UP_TO_TWENTY = [*_ONES, "twenty"]
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_UP_TO_TWENTY)})\b", re.IGNORECASE)
 _TAGGED = re.compile(rf"<\s*answer\b[^>]*>\s*({_SCIENTIFIC.pattern})(?:[^\d<][^<]*)?<\s*/\s*answer\s*>", re.IGNORECASE)
@@ -79,14 +84,15 @@ def vlmevalkit(text: str) -> float | None:
 def only(text: str) -> float | None:
     """Our own reading: the one number that a text names in digits, else in English words; None where it names several.
 
-    The comma of "1,200" parts thousands. The 2 of "12 m2" or "12 m^2" is no number.
+    None also where words change it ("1.5 million", "3 and a half", "minus 3"). The comma of "1,200" parts thousands.
+    The 2 of "12 m2" or "12 m^2" is no number.
     """
     said = re.sub(r"(?<=\d),(?=\d{3}\b)", "", folded(text))
     found = {float(number) for number in _STANDALONE.findall(said)}
     if not found:
         alone = len(_WORDS_IN_A_ROW.findall(said)) == 1 and not _MORE_THAN_WORDS.search(said)
         return lmms_eval(said) if alone else None
-    return found.pop() if len(found) == 1 else None
+    return found.pop() if len(found) == 1 and not _MORE_THAN_DIGITS.search(said) else None
 
 
 def mean_relative_accuracy(prediction: float | None, target: float) -> float:

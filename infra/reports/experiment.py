@@ -25,6 +25,8 @@ CELL, MARGIN = 0.34, 0.9
 """Inches of a heat map's column, and of the names of its rows beside it."""
 TITLE_DENSITY = 10
 """Letters of a heat map's title in an inch."""
+TITLE_INCHES = 3.8
+"""The least width of the picture of heat maps, which its own title needs."""
 DARK = 55
 """Per cent above which a cell is too dark for dark letters."""
 
@@ -86,17 +88,18 @@ def slots_chart(record: ExperimentRecord) -> Figure | None:
     tallest = max(len(probes[0].slots) for probes in arms.values()) + 2
     widest = max(len(probes) for probes in arms.values())
     width = MARGIN + CELL * widest
-    size = (0.6 + columns * width, 1.2 + rows * (0.8 + 0.24 * tallest))
+    size = (max(TITLE_INCHES, 0.6 + columns * width), 1.2 + rows * (0.8 + 0.24 * tallest))
     figure = Figure(figsize=size, layout="constrained")
     panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for (label, probes), axis in zip(arms.items(), panels, strict=False):
         _heat_map(axis, probes)
         shown = textwrap.fill(label, int(TITLE_DENSITY * width))
         # It begins above the names of the rows: from the cells on it would leave the picture.
-        axis.set_title(shown, loc="left", x=-0.55 * MARGIN / (CELL * widest), fontsize=9, fontweight="bold", color=INK)
+        start = -0.55 * MARGIN / (size[0] / columns - MARGIN)
+        axis.set_title(shown, loc="left", x=start, fontsize=9, fontweight="bold", color=INK)
     for axis in panels[len(arms) :]:
         axis.set_visible(False)
-    seeds = max(len(arm.trained) for arm in record.arms)
+    seeds = max(len(arm.trained) for arm in record.arms if arm.label in arms)
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
     said = f"What a linear probe reads of each written step\nheld-out accuracy, per cent{over}"
     figure.suptitle(said, x=0.01, ha="left", fontsize=11, color=INK)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.text import Text
 
 from amvl_core.contracts.comparisons import ArmRecord, ExperimentRecord, SeedScores, TrainedArm
 from amvl_core.contracts.records import (
@@ -160,6 +161,9 @@ def test_the_heat_map_has_the_means_of_every_slot_and_step(record: ExperimentRec
     ]  # fmt: skip
     assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "3"]
     figure.savefig(tmp_path / "slots.png")
+    said = [text.get_window_extent() for text in figure.findobj(Text) if text.get_text()]
+    width, height = figure.get_size_inches() * figure.dpi
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in said)
     assert slots_chart(record.model_copy(update={"arms": record.arms[:2]})) is None
 
 

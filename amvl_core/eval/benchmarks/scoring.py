@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,11 +74,19 @@ def exact_match(row: Mapping[str, Any]) -> Extraction:
 
 
 def likeliest(row: Mapping[str, Any]) -> Extraction | None:
-    """The candidate with the highest log p, the first of equals; a row without candidates is not read."""
+    """The candidate with the highest log p, the first of equals; a row without candidates is not read.
+
+    Raises DataError where one of the log p is no finite number.
+    """
     candidates: list[str] = json.loads(row.get("candidates") or "[]")
     if not candidates:
         return None
     scores: list[float] = json.loads(row["log_likelihoods"])
+    if not all(map(math.isfinite, scores)):
+        raise DataError(
+            f"{row['sample_id']}: the log-likelihoods of its options are {scores}; "
+            "the model's weights or its precision are at fault"
+        )
     return Extraction(candidates[scores.index(max(scores))])
 
 

@@ -72,6 +72,9 @@ def test_an_interval_alone_is_not_enough() -> None:
 def test_a_seed_that_failed_leaves_open_what_the_others_do_not_refuse() -> None:
     assert matters({0: training(-0.1, -0.1)}, {"a": beaten(0.1)}, whole=False) is None
     assert matters({0: training(-0.1, 0.01)}, {"a": beaten(0.1)}, whole=False) is False
+    # A control that is not beaten by these seeds may be beaten by all.
+    assert matters({0: training(-0.1, -0.1)}, {"a": beaten(-0.1)}, whole=False) is None
+    assert matters({0: training(-0.1, -0.1)}, {"a": beaten(-0.1)}, whole=True) is False
 
 
 def test_without_a_control_the_verdict_is_open() -> None:

@@ -97,6 +97,13 @@ COLOURS = {"A": "red", "B": "blue", "C": "dark green", "D": "green"}
         *[(text, None) for text in ("blue-green", "red/blue", "B is wrong")],
         *[(text, None) for text in ("blue is not the colour", "B cannot be right")],
         ("<answer></answer>", None),
+        *[(text, None) for text in ("Three stripes.\n\n**Answer:**", "Answer: **", "### Answer:\n**", "答案:**")],
+        *[(text, "B") for text in ("<b>B</b>", "the answer is <b>B</b>", "<CONCLUSION>B</CONCLUSION>")],
+        *[(text, None) for text in ('A "stop" sign is there.', "A 2-story house", "A Ford car is shown.")],
+        *[(text, "A") for text in ("A Because it is there", "A The picture shows it")],
+        ("Options A and B are incorrect. Option C is correct.", "C"),
+        ("Option B is correct; options A, C and D are incorrect.", "B"),
+        ("A and B are wrong", None),
     ],
 )
 def test_our_own_reading_of_an_option(text: str, letter: str | None) -> None:
@@ -197,6 +204,7 @@ LIST = "- cup\n- plate"
         *[(text, LIST, LIST) for text in (f"**Answer:** {LIST}", f"```\n{LIST}\n```")],
         *[(text, LIST, LIST) for text in (f"<think>- a\n- b</think>{LIST}",)],
         ("Answer: 5\nbecause of that", "5", "5"),
+        ("**Answer:**", "5", None),
         *[(text, "yes", "yes") for text in ("**Answer:** yes", "**Answer: yes**", "答案：yes", "yes\n---")],
         *[(f"Answer: {gold}", gold, gold) for gold in ("-5", ".5", "?", "...", "5%", "2**3")],
         ("so \\boxed{50\\%}", "50%", "50%"),
@@ -206,7 +214,7 @@ LIST = "- cup\n- plate"
         *[(gold, gold, gold) for gold in ("<answer>5</answer>", "Answer: 5")],
     ],
 )
-def test_free_text_is_as_long_as_the_gold_answer(text: str, gold: str, read: str) -> None:
+def test_free_text_is_as_long_as_the_gold_answer(text: str, gold: str, read: str | None) -> None:
     assert unwrapped(text, {}, gold) == Extraction(read)
 
 
@@ -294,6 +302,12 @@ def test_numbers_in_words_as_lmms_eval_reads_them(text: str, number: float | Non
         ("2 or 3", None),
         ("two million", None),
         ("two point five", None),
+        *[
+            (text, None)
+            for text in ("4x5 meters", "5 x 5", "2^3", "3 and a half", "1.5 million", "5 thousand", "minus 3")
+        ],
+        *[(text, 12) for text in ("12 m2", "12 m^2", "12 m from this point", "12, half of the room")],
+        ("-3", -3),
     ],
 )
 def test_our_own_reading_gives_up_where_several_numbers_are_named(text: str, number: float | None) -> None:

@@ -57,6 +57,13 @@ def test_rows_hold_the_counts_and_intervals_of_the_items() -> None:
     assert swapped.log_likelihood_difference_high == pytest.approx(changes.mean() + half, abs=0.1 * half)
 
 
+def test_a_likelihood_that_is_no_number_is_refused() -> None:
+    items = data(lost=4, gained=1, shift=0.0, noise=1.0)
+    items[7]["log_likelihood"] = math.nan
+    with pytest.raises(DataError, match=r"s0007: the log-likelihood of its answer is nan \(swapped\)"):
+        score_variants(items)
+
+
 @pytest.mark.parametrize(
     ("effect", "said"),
     [

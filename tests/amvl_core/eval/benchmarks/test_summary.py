@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from amvl_core.contracts.errors import DataError
 from amvl_core.eval.benchmarks import BENCHMARKS
 from amvl_core.eval.benchmarks.benchmark import Question
 from amvl_core.eval.benchmarks.prepared import test_split as whole_split
@@ -74,6 +75,8 @@ def test_the_likeliest_candidate_is_a_reading_of_its_own() -> None:
     rows = [row(0, "A", [-1.0, -2.0]), row(1, "A", [-3.0, -0.5]), row(2, "B", [-3.0, -0.5]), row(3, "A", [-1.0, -1.0])]
     found = score_benchmark(vstar, rows)
     assert (found[LIKELIHOOD].scores["overall"].n, found[LIKELIHOOD].scores["overall"].value) == (4, 0.75)
+    with pytest.raises(DataError, match=r"q1: the log-likelihoods of its options are \[nan, -0.5\]"):
+        score_benchmark(vstar, [row(1, "A", [float("nan"), -0.5])])
     # A row without candidates (a free-text question) is not among them.
     without = {**rows[1], "sample_id": "q4", "candidates": "[]", "log_likelihoods": "[]"}
     found = score_benchmark(vstar, [*rows, without])
